@@ -1,0 +1,310 @@
+"""The command line, ``risfast-train``: the only place that prints.
+
+One function per subcommand, and one frozen dataclass with its options. Degrees and dB stop here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TextIO
+
+import torch
+from torch import Tensor
+
+from risfast import __version__
+from risfast.array_file import read_array
+from risfast.demo import GRIDS, DemoOptions, explanation, format_scores, run_demo
+from risfast.detect import DetectionOptions, Sources, detect_sources
+from risfast.files import OUTPUT_SUFFIXES, read_covariance, source_rows, write_sources
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.ops import mvdr_spectrum
+from risfast.plots import PICTURE_SUFFIXES, SpectrumPanel, save_figure, spectrum_figure
+from risfast.steering import WAVEFRONTS
+
+__all__ = ["DetectCommand", "build_parser", "main", "search_grid"]
+
+METHODS = ("auto", "dense", "chebyshev", "lag")
+_SCENES_AT_ONCE = 8  # so that a long file shows progress
+
+
+@dataclass(frozen=True)
+class DetectCommand:
+    """Options of ``risfast-train detect``; angles in degrees, as typed."""
+
+    covariance: Path
+    array: Path
+    key: str | None = None
+    grid: str = "reference"
+    azimuth_deg: tuple[float, float, float] | None = None
+    elevation_deg: tuple[float, float, float] | None = None
+    range_m: tuple[float, ...] | None = None
+    wavefront: str = "spherical"
+    loading: float = 1e-2
+    method: str = "auto"
+    max_sources: int | None = None
+    device: str = "cpu"
+    output: Path | None = None
+    picture: Path | None = None
+    picture_scene: int = 0
+
+
+class Progress:
+    """One line on stderr that says how far the work has come; on a terminal it is overwritten in place."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._live = stream.isatty()
+        self._stage = ""
+        self._started = time.monotonic()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Report ``done`` of ``total`` steps of a stage."""
+        if stage != self._stage:
+            self._stage, self._started = stage, time.monotonic()
+        line = f"{stage}: {done}/{total}, {time.monotonic() - self._started:.0f} s"
+        if self._live:
+            self._stream.write(f"\r\x1b[K{line}")
+        elif done in (0, total):
+            self._stream.write(line + "\n")  # a log wants the start and the end of each stage, not every step
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clear the line."""
+        if self._live and self._stage:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
+    """MIN MAX COUNT in degrees as a uniform axis in radians."""
+    low, high, count = limits
+    if not (math.isfinite(low) and math.isfinite(high)) or max(abs(low), abs(high)) > largest_deg:
+        raise ValueError(f"{name}: MIN and MAX must lie within +-{largest_deg:g} degrees, got {low:g} and {high:g}")
+    if count != int(count) or count < 1:
+        raise ValueError(f"{name}: COUNT must be a whole number >= 1, got {count:g}")
+    if high < low or (high == low) != (count == 1):
+        raise ValueError(f"{name}: MIN must be below MAX (or equal to it with COUNT 1), got {low:g} {high:g} {count:g}")
+    return torch.linspace(low, high, int(count), dtype=torch.float64).deg2rad()
+
+
+def search_grid(options: DetectCommand) -> SearchGrid:
+    """The named grid with the axes that were given in its place.
+
+    Raises
+    ------
+    ValueError
+        An axis is not MIN MAX COUNT in degrees, or the ranges are not positive and increasing.
+    """
+    grid = GRIDS[options.grid]()
+    azimuth, elevation, ranges = grid.azimuth_rad, grid.elevation_rad, grid.range_m
+    if options.azimuth_deg is not None:
+        azimuth = _axis_rad("--azimuth-deg", options.azimuth_deg, 180.0)
+    if options.elevation_deg is not None:
+        elevation = _axis_rad("--elevation-deg", options.elevation_deg, 90.0)
+    if options.range_m is not None:
+        ranges = torch.tensor(options.range_m, dtype=torch.float64)
+    return SearchGrid(azimuth, elevation, ranges)
+
+
+def _check_output(path: Path | None, option: str, suffixes: Sequence[str]) -> None:
+    """Refuse a result that could not be written, before the work is done."""
+    if path is None:
+        return
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"{option}: the folder {path.parent} does not exist; make it first")
+
+
+def check_device(name: str) -> torch.device:
+    """The device of that name, if torch can use it here; ValueError otherwise."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name!r} cannot be used on this machine: {reason}") from error
+    return device
+
+
+def run_detect(options: DetectCommand, progress: Progress) -> int:
+    """Sources from a covariance file: a table, and where asked a file and a picture."""
+    _check_output(options.output, "--output", OUTPUT_SUFFIXES)
+    _check_output(options.picture, "--picture", PICTURE_SUFFIXES)
+    device = check_device(options.device)
+    grid = search_grid(options)
+    array = read_array(options.array)
+    covariance = read_covariance(options.covariance, key=options.key, n_elements=array.n_elements).to(device)
+    n_scenes = covariance.shape[0]
+    if not 0 <= options.picture_scene < n_scenes:
+        raise ValueError(f"--picture-scene must be from 0 to {n_scenes - 1}, got {options.picture_scene}")
+    detection = DetectionOptions()
+    if options.max_sources is not None:
+        detection = replace(detection, max_sources=options.max_sources)
+    found: list[Sources] = []
+    progress("detecting", 0, n_scenes)
+    for chunk in covariance.split(_SCENES_AT_ONCE):
+        found += detect_sources(
+            chunk,
+            array,
+            grid,
+            loading=options.loading,
+            wavefront=options.wavefront,
+            method=options.method,
+            options=detection,
+        )
+        progress("detecting", len(found), n_scenes)
+    if options.output is not None:
+        write_sources(options.output, found)
+    if options.picture is not None:
+        chosen = options.picture_scene
+        _draw_detection(options, covariance[chosen : chosen + 1], array, grid, found[chosen])
+    progress.close()
+    print(_source_table(found))
+    for label, path in (("results", options.output), ("picture", options.picture)):
+        if path is not None:
+            print(f"{label}: {path}")
+    return 0
+
+
+def _draw_detection(
+    options: DetectCommand, covariance: Tensor, array: PlanarArray, grid: SearchGrid, found: Sources
+) -> None:
+    spectrum = mvdr_spectrum(
+        covariance, array, grid, loading=options.loading, wavefront=options.wavefront, method=options.method
+    )
+    panel = SpectrumPanel(
+        f"{options.covariance.name}, scene {options.picture_scene}", spectrum.power[0], found.position
+    )
+    assert options.picture is not None
+    save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), options.picture)
+
+
+def _source_table(scenes: Sequence[Sources]) -> str:
+    lines = ["scene  source  azimuth deg  elevation deg   range m  power dB  confidence"]
+    lines += [
+        f"{row['scene']:>5}  {row['source']:>6}  {row['azimuth_deg']:>11.2f}  {row['elevation_deg']:>13.2f}  "
+        f"{row['range_m']:>8.3f}  {row['power_db']:>8.1f}  {row['confidence']:>10.3f}"
+        for row in source_rows(scenes)
+    ]
+    silent = [str(index) for index, found in enumerate(scenes) if len(found) == 0]
+    if silent:
+        lines.append(f"no sources in scene {', '.join(silent)}")
+    return "\n".join(lines)
+
+
+def run_demo_command(options: DemoOptions, progress: Progress) -> int:
+    """Simulate, localise, compare, and say where the pictures are."""
+    check_device(options.device)
+    report = run_demo(options, progress)
+    progress.close()
+    print(format_scores(report))
+    print()
+    print(explanation(report))
+    print()
+    for description, path in report.pictures.items():
+        print(f"{description}: {path}")
+    return 0
+
+
+def _add_demo(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = DemoOptions()
+    parser = commands.add_parser(
+        "demo",
+        help="simulate scenes of the reference system, localise their sources, print a table and draw pictures",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--scenes", type=int, default=defaults.scenes, metavar="B", help="number of scenes")
+    add("--seed", type=int, default=defaults.seed, help="the same seed gives the same scenes")
+    add("--snapshots", type=int, default=defaults.snapshots, metavar="L", help="snapshots per scene")
+    add("--grid", choices=tuple(GRIDS), default=defaults.grid, help="search grid")
+    add("--output", type=Path, default=defaults.output, metavar="FOLDER", help="folder for the pictures")
+    add("--device", default=defaults.device, help="where to compute, cpu or cuda")
+    parser.set_defaults(run=run_demo_command, options=DemoOptions)
+
+
+def _add_detect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    defaults = DetectCommand(Path(), Path())
+    parser = commands.add_parser("detect", help="find the sources in a covariance from a .npz, .mat or .h5 file")
+    add = parser.add_argument
+    add("covariance", type=Path, help="covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5")
+    add("--array", type=Path, required=True, metavar="TOML", help="element positions and wavelength; see the README")
+    add("--key", default=None, metavar="NAME", help="variable in the file (default: R or covariance)")
+    add("--grid", choices=tuple(GRIDS), default=defaults.grid, help="search grid (default: %(default)s)")
+    for name, largest in (("azimuth", 180), ("elevation", 90)):
+        add(
+            f"--{name}-deg",
+            type=float,
+            nargs=3,
+            metavar=("MIN", "MAX", "COUNT"),
+            help=f"{name} axis in degrees, within +-{largest}, in place of the grid's",
+        )
+    add("--range-m", type=float, nargs="+", metavar="M", help="range planes in metres, in place of the grid's")
+    add("--wavefront", choices=WAVEFRONTS, default=defaults.wavefront, help="(default: %(default)s)")
+    add(
+        "--loading",
+        type=float,
+        default=defaults.loading,
+        help="diagonal loading as a share of trace(R)/N (default: %(default)g)",
+    )
+    add("--method", choices=METHODS, default=defaults.method, help="how to compute it (default: %(default)s)")
+    add("--max-sources", type=int, default=None, metavar="K", help="report at most K sources per covariance")
+    add("--device", default=defaults.device, help="where to compute, cpu or cuda (default: %(default)s)")
+    add("--output", type=Path, default=None, metavar="FILE", help="write the sources as .json or .csv")
+    add("--picture", type=Path, default=None, metavar="FILE", help="draw the spectrum as .png, .pdf or .svg")
+    add("--picture-scene", type=int, default=0, metavar="I", help="which covariance of a batch to draw (default: 0)")
+    parser.set_defaults(run=run_detect, options=DetectCommand)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every subcommand; each sets ``run`` and the dataclass ``options`` that it takes."""
+    parser = argparse.ArgumentParser(prog="risfast-train", description="Near-field source localisation.")
+    parser.add_argument("--version", action="version", version=f"risfast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_demo(commands)
+    _add_detect(commands)
+    for subparser in commands.choices.values():
+        subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if all went well, 2 after an error, which stands on stderr in one line; 130 if interrupted.
+    """
+    given = vars(build_parser().parse_args(argv))
+    run, options_type = given.pop("run"), given.pop("options")
+    progress = Progress(sys.stderr)
+    try:
+        names = {item.name for item in fields(options_type)}
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items() if name in names}
+        status: int = run(options_type(**values), progress)
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        progress.close()
+        if given["debug"]:
+            traceback.print_exc()
+        else:
+            print(f"risfast-train {given['command']}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        progress.close()
+        print("interrupted", file=sys.stderr)
+        return 130
+    return status

@@ -1,0 +1,258 @@
+"""Which estimate belongs to which true source, and the figures that follow from it.
+
+Sources are an unordered set, so every figure matches first: the assignment of estimates to true sources with the
+least total distance in metres. A pair counts as a hit only if azimuth, elevation and range are all within tolerance;
+any other pair is one missed source and one ghost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from risfast.errors import ShapeError
+from risfast.geometry import spherical_to_cartesian
+
+__all__ = ["Match", "Summary", "Tolerance", "match", "summarise"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a matched estimate may be from its source and still count as a hit.
+
+    Parameters
+    ----------
+    azimuth_rad, elevation_rad : float
+        Largest absolute difference in radians. The defaults are 5 degrees.
+    range_m : float
+        Largest absolute difference in metres.
+
+    Raises
+    ------
+    ValueError
+        A tolerance is negative, not a number, or an angle that can only be in degrees.
+    """
+
+    azimuth_rad: float = math.radians(5.0)
+    elevation_rad: float = math.radians(5.0)
+    range_m: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the signs and the unit of the angles."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if not value >= 0:
+                raise ValueError(f"{item.name} must be at least 0, got {value!r}")
+        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi)):
+            if getattr(self, name) > limit + 1e-9:
+                raise ValueError(
+                    f"{name} must be at most {limit:.4g} rad, got {getattr(self, name)!r}; is it in degrees?"
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Match:
+    """One scene's estimates paired with its true sources.
+
+    Attributes
+    ----------
+    n_estimated, n_true : int
+        Ke and Kt.
+    pairs : int64 array, shape (P, 2), P = min(Ke, Kt)
+        (index of the estimate, index of the true source), sorted by the true source.
+    error : float64 array, shape (P, 3)
+        Estimate minus truth: azimuth (wrapped to +-pi) and elevation in radians, range in metres.
+    distance_m : float64 array, shape (P,)
+        Distance between the two positions in metres.
+    hit : bool array, shape (P,)
+        Whether the pair is within tolerance.
+    """
+
+    n_estimated: int
+    n_true: int
+    pairs: Array
+    error: Array
+    distance_m: Array
+    hit: Array
+
+    @property
+    def hits(self) -> int:
+        """Pairs within tolerance (true positives)."""
+        return int(self.hit.sum())
+
+    @property
+    def misses(self) -> int:
+        """True sources without a hit (false negatives)."""
+        return self.n_true - self.hits
+
+    @property
+    def ghosts(self) -> int:
+        """Estimates that hit nothing (false positives)."""
+        return self.n_estimated - self.hits
+
+    def hit_distance_m(self) -> Array:
+        """Position error of each true source, float64 (Kt,); infinite where it was missed.
+
+        Only hits count: a method that fills the scene with estimates would otherwise always have one nearby.
+        """
+        distance = np.full(self.n_true, np.inf)
+        distance[self.pairs[self.hit, 1]] = self.distance_m[self.hit]
+        return distance
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Figures over a set of scenes; every field is a float or an int, radians and metres.
+
+    Attributes
+    ----------
+    scenes, sources, estimates : int
+        Counts over the set.
+    found, missed, ghosts : int
+        Hits, true sources without a hit, estimates without a hit.
+    precision, recall, f1 : float
+        found / estimates, found / sources and their harmonic mean 2 found / (estimates + sources). Where the
+        denominator is 0 the value is 1 if nothing was missed and nothing invented, else 0.
+    ghosts_per_scene : float
+        0 without scenes.
+    count_accuracy : float
+        Share of scenes with as many estimates as sources; 1 without scenes.
+    rmse_azimuth_rad, rmse_elevation_rad, rmse_range_m, rmse_xyz_m : float
+        Root mean square errors of the hits; NaN without hits.
+    median_xyz_hits_m, median_xyz_pairs_m : float
+        Median distance of the hits, and of all matched pairs within tolerance or not; NaN without any.
+    """
+
+    scenes: int
+    sources: int
+    estimates: int
+    found: int
+    missed: int
+    ghosts: int
+    precision: float
+    recall: float
+    f1: float
+    ghosts_per_scene: float
+    count_accuracy: float
+    rmse_azimuth_rad: float
+    rmse_elevation_rad: float
+    rmse_range_m: float
+    rmse_xyz_m: float
+    median_xyz_hits_m: float
+    median_xyz_pairs_m: float
+
+
+def _positions(values: Any, name: str) -> torch.Tensor:
+    """A checked float64 (K, 3) copy on the CPU."""
+    position = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64)
+    if position.ndim != 2 or position.shape[1] != 3:
+        mend = "; it looks transposed" if position.ndim == 2 and position.shape[0] == 3 else ""
+        raise ShapeError(
+            f"{name} must have shape (K, 3) with azimuth, elevation, range, got {tuple(position.shape)}{mend}"
+        )
+    if not bool(torch.isfinite(position).all()):
+        raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
+    if position.numel() and float(position[:, 2].min()) <= 0:
+        raise ValueError(f"{name} must have positive ranges in its third column, got {float(position[:, 2].min()):g}")
+    return position
+
+
+def match(estimated: Any, true: Any, tolerance: Tolerance | None = None) -> Match:
+    """Pair estimates with true sources and judge each pair.
+
+    Parameters
+    ----------
+    estimated : real array_like, shape (Ke, 3)
+        (azimuth, elevation, range) in radians and metres. Ke may be 0: pass shape (0, 3).
+    true : real array_like, shape (Kt, 3)
+        The same for the true sources. Kt may be 0.
+    tolerance : Tolerance, optional
+        The gate of a hit; by default 5 degrees, 5 degrees and 1 m.
+
+    Returns
+    -------
+    Match
+
+    Raises
+    ------
+    ShapeError, ValueError
+        An argument is not (K, 3), not finite, or has a range that is not positive.
+
+    Notes
+    -----
+    The assignment minimises the sum of Cartesian distances over all one-to-one pairings (Kuhn 1955, through
+    `scipy.optimize.linear_sum_assignment`). The gate is applied after the assignment and does not change it.
+    """
+    gate = tolerance or Tolerance()
+    estimate, truth = _positions(estimated, "estimated"), _positions(true, "true")
+    xyz_estimate, xyz_truth = spherical_to_cartesian(estimate).numpy(), spherical_to_cartesian(truth).numpy()
+    cost = np.linalg.norm(xyz_estimate[:, None, :] - xyz_truth[None, :, :], axis=-1)  # [Ke, Kt] metres
+    row, column = linear_sum_assignment(cost)
+    order = np.argsort(column)
+    row, column = row[order], column[order]
+    error = estimate.numpy()[row] - truth.numpy()[column]
+    error[:, 0] -= 2 * math.pi * np.round(error[:, 0] / (2 * math.pi))  # leaves +-pi untouched, to the last bit
+    limit = np.array([gate.azimuth_rad, gate.elevation_rad, gate.range_m])
+    hit = (np.abs(error) <= limit).all(-1)
+    return Match(len(estimate), len(truth), np.stack([row, column], -1), error, cost[row, column], hit)
+
+
+def _ratio(part: int, whole: float, flawless: bool) -> float:
+    return part / whole if whole else float(flawless)
+
+
+def _rms(values: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if values.size else math.nan
+
+
+def _median(values: Array) -> float:
+    return float(np.median(values)) if values.size else math.nan
+
+
+def summarise(matches: Sequence[Match]) -> Summary:
+    """Figures over a set of scenes.
+
+    Parameters
+    ----------
+    matches : sequence of Match
+        One per scene, from :func:`match`; may be empty.
+
+    Returns
+    -------
+    Summary
+        Counts are summed over the scenes before any ratio is taken, so every source weighs the same.
+    """
+    sources, estimates = sum(m.n_true for m in matches), sum(m.n_estimated for m in matches)
+    found = sum(m.hits for m in matches)
+    missed, ghosts, flawless = sources - found, estimates - found, found == sources == estimates
+    distance = np.concatenate([m.distance_m for m in matches]) if matches else np.empty(0)
+    hit = np.concatenate([m.hit for m in matches]) if matches else np.empty(0, dtype=bool)
+    error = np.concatenate([m.error for m in matches])[hit] if matches else np.empty((0, 3))
+    counted = sum(m.n_estimated == m.n_true for m in matches)
+    return Summary(
+        scenes=len(matches),
+        sources=sources,
+        estimates=estimates,
+        found=found,
+        missed=missed,
+        ghosts=ghosts,
+        precision=_ratio(found, estimates, flawless),
+        recall=_ratio(found, sources, flawless),
+        f1=_ratio(found, (estimates + sources) / 2, flawless),
+        ghosts_per_scene=ghosts / len(matches) if matches else 0.0,
+        count_accuracy=_ratio(counted, len(matches), flawless=True),
+        rmse_azimuth_rad=_rms(error[:, 0]),
+        rmse_elevation_rad=_rms(error[:, 1]),
+        rmse_range_m=_rms(error[:, 2]),
+        rmse_xyz_m=_rms(distance[hit]),
+        median_xyz_hits_m=_median(distance[hit]),
+        median_xyz_pairs_m=_median(distance),
+    )

@@ -1,0 +1,327 @@
+"""Arrays, search grids, and the conversions between spherical and Cartesian coordinates.
+
+Conventions (used everywhere): metres and radians; a source at (azimuth, elevation, range) stands at
+``r * (sin az cos el, sin el, cos az cos el)``, so x is horizontal, y is up and z is the broadside of the surface.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from risfast.errors import ShapeError
+
+__all__ = [
+    "Lattice",
+    "PlanarArray",
+    "SearchGrid",
+    "cartesian_to_spherical",
+    "direction_cosines",
+    "find_lattice",
+    "spherical_to_cartesian",
+]
+
+# Positions closer to a lattice than this fraction of its spacing count as on it: far below any phase that matters
+# (2e-6 rad at half a wavelength), far above the rounding of positions that were written to a file in float32.
+_LATTICE_TOLERANCE = 1e-6
+
+REFERENCE_RANGES_M = (0.55, 0.85, 1.3, 2.0, 3.5, 6.0, 9.5)
+REFERENCE_AZIMUTH_RAD = math.radians(60.0)
+REFERENCE_ELEVATION_RAD = math.radians(30.0)
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A uniform rectangular lattice that a set of elements fills completely.
+
+    Attributes
+    ----------
+    n_h, n_v : int
+        Elements along x and along y.
+    spacing_h_m, spacing_v_m : float
+        Spacing along x and along y in metres; 0 along a side with one element.
+    order : tuple of int
+        ``order[i_h * n_v + i_v]`` is the index, in the array's own order, of the element in column i_h and row i_v.
+    """
+
+    n_h: int
+    n_v: int
+    spacing_h_m: float
+    spacing_v_m: float
+    order: tuple[int, ...]
+
+
+def _axis_steps(values: Tensor) -> tuple[Tensor, int, float] | None:
+    """Index of each value on a uniform axis, the number of steps and the step; None if the axis is not uniform."""
+    low, span = values.min(), float(values.max() - values.min())
+    ordered = values.sort().values
+    gaps = ordered[1:] - ordered[:-1]
+    extent = float(values.abs().max())
+    wide = gaps[gaps > max(span, extent) * _LATTICE_TOLERANCE]
+    if wide.numel() == 0:
+        return torch.zeros_like(values, dtype=torch.long), 1, 0.0
+    count = round(span / float(wide.min())) + 1
+    step = span / (count - 1)
+    index = ((values - low) / step).round()
+    if float(((values - low) - index * step).abs().max()) > _LATTICE_TOLERANCE * step:
+        return None
+    return index.long(), count, step
+
+
+def find_lattice(positions_m: Tensor) -> Lattice | None:
+    """Recognise a uniform planar (or linear) array parallel to the x-y plane, in any element order.
+
+    Parameters
+    ----------
+    positions_m : real tensor, shape (N, 3)
+        Element positions in metres.
+
+    Returns
+    -------
+    Lattice or None
+        None if the elements do not fill a uniform rectangular lattice with constant z = 0.
+    """
+    positions = positions_m.detach().double().cpu()
+    n = positions.shape[0]
+    aperture = float((positions - positions.mean(0)).abs().max())
+    if float(positions[:, 2].abs().max()) > _LATTICE_TOLERANCE * max(aperture, 1e-12):
+        return None
+    horizontal, vertical = _axis_steps(positions[:, 0]), _axis_steps(positions[:, 1])
+    if horizontal is None or vertical is None:
+        return None
+    (i_h, n_h, d_h), (i_v, n_v, d_v) = horizontal, vertical
+    if n_h * n_v != n:
+        return None
+    cell = i_h * n_v + i_v
+    if cell.unique().numel() != n:
+        return None
+    return Lattice(n_h, n_v, d_h, d_v, tuple(cell.argsort().tolist()))
+
+
+def _frozen_tensor(values: Any, name: str) -> Tensor:
+    """A float64 CPU copy that the caller cannot change under us."""
+    # as_tensor without a dtype would round Python floats to float32.
+    tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
+    tensor = tensor.detach().to(device="cpu", dtype=torch.float64).clone()
+    if not bool(torch.isfinite(tensor).all()):
+        raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
+    return tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PlanarArray:
+    """An array of points that receive (or reflect) with known positions.
+
+    The name says what it mostly is; the elements may fill a volume just as well.
+
+    Parameters
+    ----------
+    positions_m : array_like, shape (N, 3)
+        Element positions in metres; kept as a float64 tensor on the CPU.
+    wavelength_m : float
+        Wavelength in metres, > 0.
+
+    Attributes
+    ----------
+    lattice : Lattice or None
+        The uniform lattice that the elements fill, if they do; the ``lag`` method needs it.
+
+    Raises
+    ------
+    ShapeError
+        ``positions_m`` is not (N, 3) with N >= 1.
+    ValueError
+        A position is not finite, or the wavelength is not a positive number.
+    """
+
+    positions_m: Tensor
+    wavelength_m: float
+    lattice: Lattice | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Check, copy and freeze."""
+        positions = _frozen_tensor(self.positions_m, "positions_m")
+        if positions.ndim != 2 or positions.shape[1] != 3 or positions.shape[0] < 1:
+            mend = (
+                "; it looks transposed, pass positions_m.T" if positions.ndim == 2 and positions.shape[0] == 3 else ""
+            )
+            raise ShapeError(f"positions_m must have shape (N, 3) with N >= 1, got {tuple(positions.shape)}{mend}")
+        wavelength = float(self.wavelength_m)
+        if not (math.isfinite(wavelength) and wavelength > 0):
+            raise ValueError(f"wavelength_m must be a positive number of metres, got {self.wavelength_m!r}")
+        object.__setattr__(self, "positions_m", positions)
+        object.__setattr__(self, "wavelength_m", wavelength)
+        object.__setattr__(self, "lattice", find_lattice(positions))
+
+    @classmethod
+    def rectangular(
+        cls, n_h: int = 12, n_v: int = 12, spacing_m: float = 0.15, wavelength_m: float = 0.3
+    ) -> PlanarArray:
+        """Uniform planar array in the x-y plane, centred on the origin.
+
+        Parameters
+        ----------
+        n_h, n_v : int
+            Elements along x (horizontal) and along y (vertical). Element ``i_h * n_v + i_v`` stands at
+            ``((i_h - (n_h - 1) / 2) * spacing, (i_v - (n_v - 1) / 2) * spacing, 0)``.
+        spacing_m, wavelength_m : float
+            Both in metres. The defaults are the reference surface: 12 x 12 at half a wavelength, 1 GHz.
+
+        Returns
+        -------
+        PlanarArray
+        """
+        if n_h < 1 or n_v < 1:
+            raise ValueError(f"n_h and n_v must be at least 1, got {n_h} and {n_v}")
+        if not spacing_m > 0:
+            raise ValueError(f"spacing_m must be positive, got {spacing_m!r}")
+        x = (torch.arange(n_h, dtype=torch.float64) - (n_h - 1) / 2) * spacing_m
+        y = (torch.arange(n_v, dtype=torch.float64) - (n_v - 1) / 2) * spacing_m
+        gx, gy = torch.meshgrid(x, y, indexing="ij")
+        return cls(torch.stack([gx, gy, torch.zeros_like(gx)], -1).reshape(-1, 3), wavelength_m)
+
+    @classmethod
+    def linear(cls, n: int, spacing_m: float, wavelength_m: float) -> PlanarArray:
+        """Uniform linear array of ``n`` elements along x, centred on the origin (lengths in metres)."""
+        return cls.rectangular(n, 1, spacing_m, wavelength_m)
+
+    @property
+    def n_elements(self) -> int:
+        """Number of elements N."""
+        return int(self.positions_m.shape[0])
+
+    @property
+    def wavenumber(self) -> float:
+        """Wavenumber k = 2 pi / wavelength, in rad/m."""
+        return 2 * math.pi / self.wavelength_m
+
+    @property
+    def aperture_m(self) -> float:
+        """Largest distance between two elements, in metres."""
+        return float(torch.pdist(self.positions_m).max()) if self.n_elements > 1 else 0.0
+
+    @property
+    def fraunhofer_distance_m(self) -> float:
+        """2 D^2 / wavelength: the near field ends about here."""
+        return 2 * self.aperture_m**2 / self.wavelength_m
+
+    def __repr__(self) -> str:
+        """Name the lattice where there is one."""
+        shape = f"{self.lattice.n_h} x {self.lattice.n_v} lattice" if self.lattice else "irregular"
+        return f"PlanarArray({self.n_elements} elements, {shape}, wavelength {self.wavelength_m:g} m)"
+
+
+def _axis(values: Any, name: str) -> Tensor:
+    axis = _frozen_tensor(values, name)
+    if axis.ndim != 1 or axis.numel() == 0:
+        raise ShapeError(f"{name} must be a non-empty 1D axis, got shape {tuple(axis.shape)}")
+    if not bool((axis[1:] > axis[:-1]).all()):
+        raise ValueError(f"{name} must be strictly increasing; sort it and remove duplicates")
+    return axis
+
+
+@dataclass(frozen=True, eq=False)
+class SearchGrid:
+    """A box grid in (azimuth, elevation, range), always in that order.
+
+    Parameters
+    ----------
+    azimuth_rad, elevation_rad, range_m : array_like, 1D, strictly increasing
+        Axes in radians, radians and metres; kept as float64 tensors on the CPU. Ranges are > 0 and finite.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        An axis is empty, not 1D, not increasing, not finite, looks like degrees, or a range is not positive.
+    """
+
+    azimuth_rad: Tensor
+    elevation_rad: Tensor
+    range_m: Tensor
+
+    def __post_init__(self) -> None:
+        """Check, copy and freeze."""
+        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi / 2)):
+            axis = _axis(getattr(self, name), name)
+            if float(axis.abs().max()) > limit + 1e-9:
+                raise ValueError(
+                    f"{name} must lie within +-{limit:.4g} rad, got up to {float(axis.abs().max()):.4g}; "
+                    "is it in degrees?"
+                )
+            object.__setattr__(self, name, axis)
+        range_m = _axis(self.range_m, "range_m")
+        if float(range_m[0]) <= 0:
+            raise ValueError(f"range_m must be positive, got {float(range_m[0]):g}")
+        object.__setattr__(self, "range_m", range_m)
+
+    @classmethod
+    def box(
+        cls, n_azimuth: int, n_elevation: int, range_m: Any, azimuth_max_rad: float, elevation_max_rad: float
+    ) -> SearchGrid:
+        """Uniform axes over +-azimuth_max and +-elevation_max (radians) on the given range planes (metres)."""
+        return cls(
+            _symmetric_axis(n_azimuth, azimuth_max_rad), _symmetric_axis(n_elevation, elevation_max_rad), range_m
+        )
+
+    @classmethod
+    def reference(cls) -> SearchGrid:
+        """The inference grid: 361 x 181 x 7 over +-60 deg, +-30 deg and 0.55 .. 9.5 m."""
+        return cls.box(361, 181, REFERENCE_RANGES_M, REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD)
+
+    @classmethod
+    def training(cls) -> SearchGrid:
+        """The training grid: 61 x 41 on the planes of the reference grid."""
+        return cls.box(61, 41, REFERENCE_RANGES_M, REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G_az, G_el, G_r)."""
+        return self.azimuth_rad.numel(), self.elevation_rad.numel(), self.range_m.numel()
+
+    @property
+    def size(self) -> int:
+        """Number of points."""
+        return math.prod(self.shape)
+
+    def points(self) -> Tensor:
+        """Every point as float64 (G_az, G_el, G_r, 3): azimuth, elevation, range."""
+        return torch.stack(torch.meshgrid(self.azimuth_rad, self.elevation_rad, self.range_m, indexing="ij"), -1)
+
+    def __repr__(self) -> str:
+        """Shape and extent in degrees and metres."""
+        az, el, r = self.azimuth_rad.rad2deg(), self.elevation_rad.rad2deg(), self.range_m
+        return (
+            f"SearchGrid({az.numel()} x {el.numel()} x {r.numel()}; azimuth {az[0]:g} .. {az[-1]:g} deg, "
+            f"elevation {el[0]:g} .. {el[-1]:g} deg, range {r[0]:g} .. {r[-1]:g} m)"
+        )
+
+
+def _symmetric_axis(count: int, limit: float) -> Tensor:
+    """``count`` points over +-limit, exactly antisymmetric (linspace is not, in the last bit)."""
+    if count == 1:
+        return torch.zeros(1, dtype=torch.float64)
+    steps = torch.arange(count, dtype=torch.float64) * 2 - (count - 1)
+    return steps / (count - 1) * limit
+
+
+def direction_cosines(azimuth: Tensor, elevation: Tensor) -> Tensor:
+    """Unit vector u = (sin az cos el, sin el, cos az cos el); angles in radians, broadcast; shape (..., 3)."""
+    azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)
+    cos_el = elevation.cos()
+    return torch.stack([azimuth.sin() * cos_el, elevation.sin(), azimuth.cos() * cos_el], -1)
+
+
+def spherical_to_cartesian(position: Tensor) -> Tensor:
+    """(azimuth, elevation, range) in radians and metres, shape (..., 3), to (x, y, z) in metres."""
+    return direction_cosines(position[..., 0], position[..., 1]) * position[..., 2:3]
+
+
+def cartesian_to_spherical(xyz: Tensor) -> Tensor:
+    """(x, y, z) in metres, shape (..., 3), to (azimuth, elevation, range) in radians and metres."""
+    r = torch.linalg.vector_norm(xyz, dim=-1)
+    elevation = torch.atan2(xyz[..., 1], torch.hypot(xyz[..., 0], xyz[..., 2]))
+    return torch.stack([torch.atan2(xyz[..., 0], xyz[..., 2]), elevation, r], -1)

@@ -1,0 +1,207 @@
+"""Where an operator is evaluated: array, wavefront and points, as one hashable object that plans are kept for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from risfast.geometry import direction_cosines
+from risfast.steering import steering_phase
+
+__all__ = ["Domain", "MirrorBasis", "adjoint_of", "antisymmetric", "domain_of"]
+
+# Two elements (or nodes) count as mirror images below this fraction of the array's size: the phase error of treating
+# them so, below 1e-9 rad on any array smaller than a thousand wavelengths, is less than float64 loses elsewhere.
+_MIRROR_TOLERANCE = 1e-13
+
+
+def adjoint_of(matrix: Tensor) -> Tensor:
+    """Conjugate transpose with the conjugation carried out.
+
+    Inside a custom op under compilation the lazy conjugation of ``.mH`` is not honoured and would be lost.
+    """
+    return matrix.mT.conj().resolve_conj()
+
+
+@dataclass(frozen=True, eq=False)
+class Domain:
+    """Array, wavefront and the points to evaluate, all float64 on the CPU.
+
+    ``box`` says whether the three axes span a grid or are the coordinates of a list of points.
+    """
+
+    positions: Tensor  # [N, 3] m
+    wavenumber: float  # rad/m
+    wavefront: str
+    azimuth: Tensor  # [G_az] or [G], rad
+    elevation: Tensor  # [G_el] or [G], rad
+    range: Tensor  # [G_r] or [G], m
+    box: bool
+    mirror: MirrorBasis = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Find the mirror symmetries that array and axes share."""
+        flips = (self.box and antisymmetric(self.azimuth), self.box and antisymmetric(self.elevation))
+        object.__setattr__(self, "mirror", MirrorBasis.find(self.positions, *flips))
+
+    @property
+    def n_elements(self) -> int:
+        """N."""
+        return int(self.positions.shape[0])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(G_az, G_el, G_r) of a box, (G,) of a list of points."""
+        if self.box:
+            return self.azimuth.numel(), self.elevation.numel(), self.range.numel()
+        return (self.azimuth.numel(),)
+
+    def steering(self, azimuth: Tensor, elevation: Tensor, range_m: Tensor) -> Tensor:
+        """Complex128 steering vectors [..., N] at float64 coordinates that broadcast."""
+        azimuth, elevation, range_m = torch.broadcast_tensors(azimuth, elevation, range_m)
+        direction = direction_cosines(azimuth, elevation)
+        phase = steering_phase(self.positions, direction, range_m, self.wavenumber, self.wavefront)
+        # torch.polar takes a scalar code path; cos and sin of float64 are vectorised.
+        return torch.complex(phase.cos(), phase.sin())
+
+
+def antisymmetric(axis: Tensor) -> bool:
+    """Whether an angular axis is its own mirror image, to far less than any phase that matters."""
+    return bool((axis + axis.flip(0)).abs().max() <= 1e-12)
+
+
+@dataclass(frozen=True, eq=False)
+class MirrorBasis:
+    """Real orthogonal change of element basis that splits steering vectors by their mirror symmetry.
+
+    Where an array maps onto itself under x -> -x, the steering vector at -azimuth is that at +azimuth with its
+    elements permuted, so its even part is the same and its odd part changes sign. With both mirrors, four classes
+    (even-even, odd-even, even-odd, odd-odd in azimuth and elevation) serve the four mirror images of a point at once:
+    a quarter of the steering vectors, and a quarter of the multiplications by any matrix.
+
+    Attributes
+    ----------
+    orbits : int64 tensor, shape (n_orbits, 4)
+        Each row: an element and its images under x -> -x, y -> -y and both.
+    scale : float64 tensor, shape (4, n_orbits)
+        Normalisation of the orbit's combination in each class; 0 where the class does not hold it.
+    sizes : tuple of 4 ints
+        Elements of the basis in each class; they add up to N.
+    flips : (bool, bool)
+        Whether azimuth and elevation are mirrored.
+    """
+
+    orbits: Tensor
+    scale: Tensor
+    sizes: tuple[int, int, int, int]
+    flips: tuple[bool, bool]
+
+    @classmethod
+    def find(cls, positions: Tensor, azimuth_flip: bool, elevation_flip: bool) -> MirrorBasis:
+        """Basis for the mirrors that ``positions`` [N, 3] has among those asked for."""
+        n = positions.shape[0]
+        identity = torch.arange(n)
+        by_x = _mirror_permutation(positions, 0) if azimuth_flip else None
+        by_y = _mirror_permutation(positions, 1) if elevation_flip else None
+        flips = (by_x is not None, by_y is not None)
+        px = identity if by_x is None else by_x
+        py = identity if by_y is None else by_y
+        images = torch.stack([identity, px, py, px[py]], 1)
+        orbits = images[images.min(1).values == identity]  # the lowest index of an orbit stands for it
+        characters = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+        # Squared norm of sum_i chi_i e_orbit(i): images that coincide add up before they are squared.
+        same = (orbits[:, :, None] == orbits[:, None, :]).double()
+        norm2 = torch.einsum("ci,oij,cj->co", characters, same, characters)
+        keep = norm2 > 0.5
+        # Without a mirror, its images coincide for every element, so that class is empty by itself.
+        scale = torch.where(keep, norm2.clamp_min(0.5).rsqrt(), torch.zeros_like(norm2))
+        sizes = tuple(int(s) for s in keep.sum(1))
+        return cls(orbits, scale, (sizes[0], sizes[1], sizes[2], sizes[3]), flips)
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Start of each class in the basis, and N."""
+        total = [0]
+        for size in self.sizes:
+            total.append(total[-1] + size)
+        return tuple(total)
+
+    @property
+    def images(self) -> int:
+        """Points that one point stands for: 1, 2 or 4."""
+        return (1 + self.flips[0]) * (1 + self.flips[1])
+
+    @property
+    def trivial(self) -> bool:
+        """No mirror is used; the basis is a permutation of the elements' own order, in fact the identity."""
+        return not any(self.flips)
+
+    def split(self, vectors: Tensor) -> list[Tensor]:
+        """Coordinates of vectors [..., N] (real or complex) in each of the four classes, [..., size]."""
+        if self.trivial:
+            empty = vectors[..., :0]
+            return [vectors, empty, empty, empty]
+        v0, vx, vy, vxy = (vectors[..., self.orbits[:, i]] for i in range(4))
+        plus_x, minus_x, plus_y, minus_y = v0 + vx, v0 - vx, vy + vxy, vy - vxy
+        whole = (plus_x + plus_y, minus_x + minus_y, plus_x - plus_y, minus_x - minus_y)
+        real = vectors.real.dtype
+        parts = []
+        for part, scale in zip(whole, self.scale.to(real), strict=True):
+            kept = scale > 0
+            parts.append(part[..., kept] * scale[kept])
+        return parts
+
+    def transform(self, vectors: Tensor) -> Tensor:
+        """Vectors [..., N] in the basis, classes one after the other."""
+        return vectors if self.trivial else torch.cat(self.split(vectors), -1)
+
+    def transform_matrix(self, matrix: Tensor) -> Tensor:
+        """T^T M T for M [..., N, N]."""
+        return matrix if self.trivial else self.transform(self.transform(matrix).mT).mT
+
+    def restore_matrix(self, matrix: Tensor) -> Tensor:
+        """T M T^T, the inverse of :meth:`transform_matrix`."""
+        if self.trivial:
+            return matrix
+        basis = self.transform(torch.eye(sum(self.sizes), dtype=matrix.real.dtype)).to(matrix.dtype)  # row n: T[n, :]
+        return basis @ matrix @ basis.mT
+
+
+def _mirror_permutation(positions: Tensor, axis: int) -> Tensor | None:
+    """Index of each element's image under negation of one coordinate; None if an image is missing."""
+    mirrored = positions.clone()
+    mirrored[:, axis] = -mirrored[:, axis]
+    nearest = torch.cdist(mirrored, positions, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    size = max(float(positions.abs().max()), 1e-300)
+    if float(nearest.values.max()) > _MIRROR_TOLERANCE * size:
+        return None
+    if nearest.indices.unique().numel() != positions.shape[0]:
+        return None
+    return nearest.indices
+
+
+@lru_cache(maxsize=64)
+def _domain_from_bytes(
+    blobs: tuple[bytes, bytes, bytes, bytes], wavenumber: float, wavefront: str, box: bool
+) -> Domain:
+    def tensor(blob: bytes) -> Tensor:
+        return torch.frombuffer(bytearray(blob), dtype=torch.float64) if blob else torch.empty(0, dtype=torch.float64)
+
+    positions, azimuth, elevation, r = map(tensor, blobs)
+    return Domain(positions.reshape(-1, 3), wavenumber, wavefront, azimuth, elevation, r, box)
+
+
+def domain_of(
+    positions: Tensor, axes: tuple[Tensor, Tensor, Tensor], wavenumber: float, wavefront: str, box: bool
+) -> Domain:
+    """The domain with these contents: equal contents give the same object, so that its plans are found again."""
+    tensors = (positions, *axes)
+    blobs = tuple(t.detach().to("cpu", torch.float64).contiguous().numpy().tobytes() for t in tensors)
+    if box:
+        return _domain_from_bytes((blobs[0], blobs[1], blobs[2], blobs[3]), wavenumber, wavefront, box)
+    # A list of points rarely comes twice and may be long: it is not kept.
+    where, azimuth, elevation, r = (t.detach().to("cpu", torch.float64) for t in tensors)
+    return Domain(where, wavenumber, wavefront, azimuth, elevation, r, box)

@@ -1,0 +1,164 @@
+"""The lag method: on a uniform planar array with a Fresnel or planar phase, a^H Q a is a trigonometric polynomial.
+
+With a_n = exp(j k (p_n.u - |p_n|^2 / 2 r)),
+
+    a^H Q a = sum_D C_D(r) exp(j k (D_h u_x + D_v u_y)),    C_D(r) = sum_{p_m - p_n = D} conj(w_n) Q_nm w_m,
+
+w_n = exp(-j k |p_n|^2 / 2 r): the coefficients are weighted sums along the block-Toeplitz diagonals of Q, range only
+re-weights them, and u_y = sin(elevation) separates. Mirror images in elevation share the tables of u_x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from risfast.geometry import Lattice, find_lattice
+from risfast.ops.domain import Domain, adjoint_of, antisymmetric
+from risfast.ops.nodes import HalfAxis
+
+__all__ = ["COEFFICIENT_BYTES", "LagEvaluator"]
+
+_TILE_BYTES = 1 << 21
+COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed
+
+
+class LagEvaluator:
+    """Evaluates Hermitian forms on a box, and their adjoint, in float64.
+
+    ``keep`` stores the cosine and sine tables; without it, they are made anew in every tile.
+    """
+
+    def __init__(self, domain: Domain, keep: bool) -> None:
+        lattice = find_lattice(domain.positions)
+        if lattice is None:
+            raise AssertionError("the plan lets only uniform planar arrays come here")
+        self.domain, self.lattice = domain, lattice
+        self.order = torch.tensor(lattice.order)
+        # Elevation is folded if it is antisymmetric; the array's own symmetry does not matter here.
+        self.elevation = HalfAxis(domain.elevation, antisymmetric(domain.elevation))
+        k = domain.wavenumber
+        p = domain.positions[self.order].reshape(lattice.n_h, lattice.n_v, 3)
+        # |p|^2 = x^2 + y^2, so the weights w separate.
+        self.weights_h = self._weights(p[:, 0, 0])  # [R, n_h]
+        self.weights_v = self._weights(p[0, :, 1])  # [R, n_v]
+        lag_v = torch.arange(-(lattice.n_v - 1), lattice.n_v, dtype=torch.float64)
+        phase = k * lattice.spacing_v_m * lag_v[:, None] * self.elevation.values.sin()
+        self.vertical = torch.complex(phase.cos(), phase.sin())  # [2 n_v - 1, half G_el]
+        self._kept = self._tables(0, self.elevation.half) if keep else None
+
+    def _weights(self, coordinate: Tensor) -> Tensor:
+        """exp(-j k x^2 / 2 r) on every plane, [R, n]; 1 for the planar wavefront."""
+        phase = torch.zeros(self.domain.range.numel(), coordinate.numel(), dtype=torch.float64)
+        if self.domain.wavefront == "fresnel":
+            phase = -self.domain.wavenumber * coordinate.square() / (2 * self.domain.range[:, None])
+        return torch.complex(phase.cos(), phase.sin())
+
+    @staticmethod
+    def stored_bytes(domain: Domain, lattice: Lattice) -> int:
+        """Bytes that ``keep`` costs."""
+        half_el = HalfAxis(domain.elevation, antisymmetric(domain.elevation)).half
+        return 16 * half_el * domain.azimuth.numel() * lattice.n_h
+
+    def _tables(self, low: int, high: int) -> Tensor:
+        """cos, then sin, of k D_h spacing sin(az) cos(el): [elevation, 2 n_h, azimuth]."""
+        lag_h = torch.arange(self.lattice.n_h, dtype=torch.float64)
+        cos_el = self.elevation.values[low:high].cos()
+        unit = self.domain.wavenumber * self.lattice.spacing_h_m
+        phase = unit * cos_el[:, None, None] * lag_h[:, None] * self.domain.azimuth.sin()
+        return torch.cat([phase.cos(), phase.sin()], 1)
+
+    @property
+    def kept(self) -> bool:
+        """Whether the tables are stored."""
+        return self._kept is not None
+
+    def tables(self, low: int, high: int) -> Tensor:
+        """Tables of elevations low..high of the half axis."""
+        return self._tables(low, high) if self._kept is None else self._kept[low:high]
+
+    def coefficients(self, matrix: Tensor) -> Tensor:
+        """C [b, R, n_h, 2 n_v - 1] for D_h >= 0, doubled where D_h > 0; Q [b, N, N] Hermitian complex128."""
+        n_h, n_v = self.lattice.n_h, self.lattice.n_v
+        q = matrix[:, self.order[:, None], self.order].reshape(-1, n_h, n_v, n_h, n_v)
+        planes = max(1, COEFFICIENT_BYTES // (64 * q.shape[0] * n_h * n_v * n_v))
+        return torch.cat(
+            [
+                self._some_coefficients(q, w_h, w_v)
+                for w_h, w_v in zip(self.weights_h.split(planes), self.weights_v.split(planes), strict=True)
+            ],
+            1,
+        )
+
+    def _some_coefficients(self, q: Tensor, weights_h: Tensor, weights_v: Tensor) -> Tensor:
+        """Coefficients of the planes with these weights, [R', n_h] and [R', n_v]."""
+        n_h, n_v = self.lattice.n_h, self.lattice.n_v
+        b, r = q.shape[0], weights_h.shape[0]
+        by_lag = torch.empty(n_h, b, n_v, n_v, r, dtype=torch.complex128)
+        for lag in range(n_h):  # sum over the columns i_h with i_h + lag inside
+            weights = weights_h[:, : n_h - lag].conj().resolve_conj() * weights_h[:, lag:]
+            torch.matmul(q.diagonal(lag, 1, 3), weights.mT, out=by_lag[lag])
+        by_lag[1:] *= 2
+        vertical = weights_v.conj().resolve_conj()[:, None, :, None] * weights_v[:, None, None]
+        lags = by_lag.permute(1, 4, 0, 2, 3) * vertical
+        # Skew: row i_v of [i_v, j_v] shifted right by n_v - 1 - i_v puts equal lags j_v - i_v in one column. Rows of
+        # length 2 n_v read as rows of length 2 n_v - 1 do just that, last row first.
+        skewed = torch.zeros(b, r, n_h, n_v, 2 * n_v, dtype=torch.complex128)
+        skewed[..., :n_v] = lags.flip(3)
+        flat = skewed.reshape(b, r, n_h, -1)[..., : n_v * (2 * n_v - 1)]
+        return flat.reshape(b, r, n_h, n_v, 2 * n_v - 1).sum(3)
+
+    def tiles(self, matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield (low, high, q [images * b, R, high - low, G_az]) of the half elevation axis.
+
+        Where elevation is mirrored, the second image holds the negative elevations, running outwards.
+        """
+        c = self.coefficients(matrix)
+        b, r, n_h, _ = c.shape
+        images = [c @ self.vertical]  # [b, R, n_h, half G_el]
+        if self.elevation.mirrored:
+            images.append(c @ self.vertical.conj())
+        rows = torch.cat(images).permute(3, 0, 1, 2).reshape(self.elevation.half, -1, n_h)
+        rows = torch.cat([rows.real, -rows.imag], -1)  # [half G_el, images * b * R, 2 n_h]
+        step = max(1, _TILE_BYTES // (8 * rows.shape[1] * self.domain.azimuth.numel()))
+        for low in range(0, self.elevation.half, step):
+            high = min(low + step, self.elevation.half)
+            q = torch.bmm(rows[low:high], self.tables(low, high))
+            yield low, high, q.reshape(high - low, len(images) * b, r, -1).permute(1, 2, 0, 3)
+
+    def adjoint(self, weights: Tensor) -> Tensor:
+        """sum_g p_g a_g a_g^H [b, N, N] complex128, in the array's own order, from p [b, G_az, G_el, R] float64."""
+        b, r = weights.shape[0], weights.shape[3]
+        n_h = self.lattice.n_h
+        upper, lower = self.elevation.fold(weights.permute(2, 0, 3, 1), 0)  # [half G_el, b, R, G_az]
+        images = torch.stack([upper, lower], 1) if self.elevation.mirrored else upper[:, None]
+        images = images.reshape(self.elevation.half, -1, self.domain.azimuth.numel())
+        # S_nm = sum_g p_g a_n conj(a_m) depends on the lag p_n - p_m through exp(+j theta).
+        rows = torch.empty(self.elevation.half, images.shape[1], 2 * n_h, dtype=torch.float64)
+        step = max(1, _TILE_BYTES // (16 * n_h * self.domain.azimuth.numel()))
+        for low in range(0, self.elevation.half, step):
+            high = min(low + step, self.elevation.half)
+            rows[low:high] = images[low:high] @ self.tables(low, high).mT
+        sums = torch.complex(rows[..., :n_h], rows[..., n_h:]).reshape(self.elevation.half, -1, b, r, n_h)
+        lags = sums[:, 0].permute(1, 2, 3, 0) @ self.vertical.mT  # [b, R, n_h, 2 n_v - 1]
+        if sums.shape[1] == 2:
+            lags = lags + sums[:, 1].permute(1, 2, 3, 0) @ adjoint_of(self.vertical)
+        return self._toeplitz(lags)
+
+    def _toeplitz(self, lags: Tensor) -> Tensor:
+        """Matrix S_nm = sum_r w_n conj(w_m) T(p_n - p_m) from lags [b, R, n_h, 2 n_v - 1] with D_h >= 0."""
+        n_h, n_v = self.lattice.n_h, self.lattice.n_v
+        full = torch.cat([lags[:, :, 1:].flip(2, 3).conj().resolve_conj(), lags], 2)  # D_h from -(n_h - 1)
+        i = torch.arange(n_h * n_v)
+        d_h = (i // n_v)[:, None] - (i // n_v) + n_h - 1
+        d_v = (i % n_v)[:, None] - (i % n_v) + n_v - 1
+        result = torch.zeros(lags.shape[0], n_h * n_v, n_h * n_v, dtype=torch.complex128)
+        for plane, (w_h, w_v) in enumerate(zip(self.weights_h, self.weights_v, strict=True)):
+            w = (w_h[:, None] * w_v).flatten()
+            result += full[:, plane, d_h, d_v] * (w[:, None] * w.conj().resolve_conj())
+        result = (result + adjoint_of(result)) / 2
+        place = torch.empty_like(self.order)
+        place[self.order] = torch.arange(self.order.numel())
+        return result[:, place[:, None], place]

@@ -1,0 +1,162 @@
+"""The definition of correct for local maxima and non-maximum suppression: plain torch, on any device.
+
+Nothing here has a data-dependent shape. Devices without a kernel of their own run these functions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "local_maxima_3d_reference",
+    "nms_3d_reference",
+    "reject_bad_candidates",
+    "reject_nan",
+]
+
+
+def reject_nan(found: bool) -> None:
+    """Raise the ValueError of a volume that holds NaN."""
+    if found:
+        raise ValueError(
+            "volume must not hold NaN, which has no order; replace NaN by -inf (never a maximum) "
+            "or mend the spectrum that it came from"
+        )
+
+
+def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
+    """Raise the ValueError of candidates that cannot be ranked or placed."""
+    if nan_score:
+        raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
+    if bad_position:
+        raise ValueError(
+            "position must be finite wherever score is above -inf; it holds NaN or infinite values there. "
+            "Give such candidates the score -inf, or mark them absent with valid"
+        )
+
+
+def _shifted(offset: int, size: int) -> tuple[slice, slice]:
+    """Where a point and its neighbour ``offset`` steps on both lie inside an axis: (points, neighbours)."""
+    if abs(offset) >= size:
+        return slice(0, 0), slice(0, 0)
+    return slice(max(0, -offset), size - max(0, offset)), slice(max(0, offset), size + min(0, offset))
+
+
+def local_maxima_3d_reference(
+    volume: Tensor, window: Sequence[int], k: int, threshold: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Local maxima by comparing every point with every point of its window.
+
+    Parameters
+    ----------
+    volume : float32 or float64 tensor, shape (B, G_az, G_el, G_r), any strides
+        Without NaN. Points at -inf are never maxima.
+    window : sequence of 3 odd ints
+        Window sizes in points; the window is clipped at the border of the volume.
+    k : int
+        Slots per scene, >= 1.
+    threshold : float or None
+        Rounded to the dtype of ``volume``; values at or below it are never maxima.
+
+    Returns
+    -------
+    index : int64 (B, k, 3), padded with -1
+    value : dtype of ``volume`` (B, k), padded with -inf
+    count : int64 (B,)
+        The maxima by descending value, ties to the lowest linear index; ``count`` of the k slots are filled.
+
+    Raises
+    ------
+    ValueError
+        The volume holds NaN.
+
+    Notes
+    -----
+    A point p is kept iff no point q of its clipped window has value(q) > value(p), or value(q) = value(p) and a lower
+    linear index (i_az G_el + i_el) G_r + i_r. With the index broken down over the axes, q comes before p exactly if
+    the first non-zero of its offsets is negative.
+    """
+    reject_nan(bool(volume.isnan().any()))
+    floor = torch.tensor(-math.inf if threshold is None else threshold, dtype=torch.float64).to(volume)
+    kept = (volume > -math.inf) & (volume > floor)
+    for offset in itertools.product(*(range(-(size // 2), size // 2 + 1) for size in window)):
+        if not any(offset):
+            continue
+        here, there = zip(*(_shifted(o, n) for o, n in zip(offset, volume.shape[1:], strict=True)), strict=True)
+        point, neighbour = volume[(slice(None), *here)], volume[(slice(None), *there)]
+        beaten = neighbour >= point if offset < (0, 0, 0) else neighbour > point
+        kept[(slice(None), *here)] &= ~beaten
+    return _best_k(volume, kept, k)
+
+
+def _best_k(volume: Tensor, kept: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The first k kept points of each scene by descending value; a stable sort leaves ties at the lowest index."""
+    batch, _, n_el, n_r = volume.shape
+    flat = torch.where(kept, volume, -math.inf).flatten(1)
+    ordered, order = flat.sort(dim=1, descending=True, stable=True)
+    filled = min(k, flat.shape[1])
+    linear, best = order[:, :filled], ordered[:, :filled]
+    present = best > -math.inf
+    index = volume.new_full((batch, k, 3), -1, dtype=torch.int64)
+    value = volume.new_full((batch, k), -math.inf)
+    plane = max(n_el * n_r, 1)
+    coordinates = torch.stack([linear // plane, linear // max(n_r, 1) % max(n_el, 1), linear % max(n_r, 1)], -1)
+    index[:, :filled] = torch.where(present[..., None], coordinates, -1)
+    value[:, :filled] = best
+    return index, value, present.sum(1)
+
+
+def nms_3d_reference(
+    position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
+) -> tuple[Tensor, Tensor]:
+    """Greedy non-maximum suppression, one kept candidate per step.
+
+    Parameters
+    ----------
+    position : float32 or float64 tensor, shape (B, P, 3)
+        Azimuth and elevation in radians, range in metres.
+    score : float32 or float64 tensor, shape (B, P)
+        -inf marks an absent candidate.
+    separation : sequence of 3 floats
+        Half sizes of the suppression box in radians, radians and metres, rounded to the dtype of ``position``.
+    k : int
+        Slots per scene, >= 1.
+    wrap_azimuth : bool
+        Measure azimuth differences around the circle.
+
+    Returns
+    -------
+    index : int64 (B, k), padded with -1
+    count : int64 (B,)
+
+    Raises
+    ------
+    ValueError
+        A score is NaN, or a present candidate has a position that is not finite.
+
+    Notes
+    -----
+    Each step keeps the best candidate that is left (ties to the lowest index), then drops every candidate within
+    ``separation`` of it (inclusive) in all three coordinates, itself included.
+    """
+    present = score > -math.inf
+    reject_bad_candidates(bool(score.isnan().any()), bool((~position.isfinite() & present[..., None]).any()))
+    batch, candidates = score.shape
+    index = score.new_full((batch, k), -1, dtype=torch.int64)
+    limits = torch.tensor(separation, dtype=torch.float64).to(position)
+    left = present.clone()
+    for slot in range(min(k, candidates)):
+        best = torch.where(left, score, -math.inf).argmax(1, keepdim=True)
+        found = left.gather(1, best)  # false for all once a scene has run out of candidates
+        index[:, slot] = torch.where(found, best, -1)[:, 0]
+        difference = position - position.gather(1, best[..., None].expand(-1, -1, 3))
+        if wrap_azimuth:
+            turns = (difference[..., 0] / (2 * math.pi)).round()
+            difference[..., 0] -= turns * (2 * math.pi)
+        left &= ~((difference.abs() <= limits).all(-1) & found)
+    return index, (index >= 0).sum(1)

@@ -1,0 +1,348 @@
+"""Pictures of spectra, range profiles and errors.
+
+Every function returns a matplotlib `Figure` of its own: no global state, no window, nothing to close. matplotlib is
+imported on the first call, so importing this module costs nothing. Colours are those of Okabe and Ito, which people
+with colour-blindness can tell apart; line styles and marker shapes repeat what the colours say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from risfast.errors import ShapeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+__all__ = [
+    "PICTURE_SUFFIXES",
+    "RangeProfile",
+    "SpectrumPanel",
+    "error_figure",
+    "range_figure",
+    "save_figure",
+    "spectrum_figure",
+]
+
+PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
+
+LineStyle = Literal["-", "--", "-.", ":"]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":", "-")
+_MARKERS = ("o", "s", "^", "D", "v")
+_FOUND_COLOUR = "#FF7F0E"
+_FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as this
+
+
+class SpectrumPanel(NamedTuple):
+    """One map of a spectrum figure.
+
+    Attributes
+    ----------
+    title : str
+        Stands above the map.
+    power : real tensor, shape (G_az, G_el)
+        Linear power; drawn in dB relative to its own maximum.
+    found : real tensor, shape (Ke, 3)
+        Positions that were found from it: azimuth, elevation, range in radians and metres.
+    """
+
+    title: str
+    power: Tensor
+    found: Tensor
+
+
+class RangeProfile(NamedTuple):
+    """Power over range in one direction.
+
+    Attributes
+    ----------
+    title : str
+        Names the direction.
+    power : mapping of str to real tensor, shape (G_r,)
+        Linear power by method; drawn in dB relative to each one's maximum.
+    found_m : mapping of str to sequence of float
+        Ranges in metres that each method found in this direction.
+    true_m : float or None
+        The true range in metres, where it is known.
+    """
+
+    title: str
+    power: Mapping[str, Tensor]
+    found_m: Mapping[str, Sequence[float]]
+    true_m: float | None
+
+
+def _new_figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (see the module's docstring)
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _decibels(power: Any) -> np.ndarray[Any, np.dtype[Any]]:
+    """10 log10(power / max), not below the floor; all floor where there is no power."""
+    values = np.asarray(power.detach().cpu() if isinstance(power, Tensor) else power, dtype=np.float64)
+    peak = values.max(initial=0.0)
+    if peak <= 0:
+        return np.full(values.shape, _FLOOR_DB)
+    return 10 * np.log10(np.maximum(values / peak, 10 ** (_FLOOR_DB / 10)))
+
+
+def _mark(axes: Axes, position: Tensor, **style: Any) -> None:
+    """Markers with a dark rim, so that they stand out on light and on dark ground."""
+    from matplotlib.patheffects import withStroke  # noqa: PLC0415
+
+    angles = position.detach().cpu().double().rad2deg()
+    rim = [withStroke(linewidth=style["linewidths"] + 1.6, foreground="#222222")]
+    axes.scatter(angles[:, 0].numpy(), angles[:, 1].numpy(), zorder=3, path_effects=rim, **style)
+
+
+def spectrum_figure(
+    panels: Sequence[SpectrumPanel], azimuth_rad: Tensor, elevation_rad: Tensor, true: Tensor | None = None
+) -> Figure:
+    """Maps of power over azimuth and elevation with the true and the found sources.
+
+    Parameters
+    ----------
+    panels : sequence of SpectrumPanel
+        Drawn one below the other, each with a colour bar of its own.
+    azimuth_rad, elevation_rad : real tensors, shapes (G_az,) and (G_el,)
+        Axes of the maps in radians.
+    true : real tensor, shape (Kt, 3), optional
+        True positions. Every marker, true or found, is labelled with its range.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError
+        A map does not have the shape (G_az, G_el), or there is none.
+    """
+    expected = (azimuth_rad.numel(), elevation_rad.numel())
+    if not panels:
+        raise ShapeError("panels must hold at least one map, got none")
+    for panel in panels:
+        if tuple(panel.power.shape) != expected:
+            raise ShapeError(f"power of {panel.title!r} must have shape {expected}, got {tuple(panel.power.shape)}")
+    figure = _new_figure(8.0, 0.5 + 3.1 * len(panels))
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(grid, panels, strict=True):
+        _draw_map(axes, panel, azimuth_rad, elevation_rad)
+        if true is not None:
+            _mark(axes, true, marker="o", s=150, linewidths=1.6, facecolors="none", edgecolors="white", label="true")
+            _label_ranges(axes, true, "white", 6)
+        _label_ranges(axes, panel.found, _FOUND_COLOUR, -13)
+        _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=_FOUND_COLOUR, label="found")
+    grid[-1].set_xlabel("azimuth (deg)")
+    handles, labels = grid[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
+    return figure
+
+
+def _draw_map(axes: Axes, panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> None:
+    """One map with a scale of its own: a flat spectrum shows its structure, and its scale says that it is flat."""
+    level = _decibels(panel.power)
+    azimuth, elevation = azimuth_rad.rad2deg().cpu().numpy(), elevation_rad.rad2deg().cpu().numpy()
+    floor = min(float(np.floor(np.quantile(level, 0.01))), -1.0)
+    image = axes.pcolormesh(
+        _edges(azimuth), _edges(elevation), level.T, vmin=floor, vmax=0, cmap="viridis", rasterized=True
+    )
+    axes.figure.colorbar(image, ax=axes, label="power re maximum (dB)", pad=0.015)
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.set_ylabel("elevation (deg)")
+    if azimuth.size > 1:
+        axes.set_xlim(float(azimuth[0]), float(azimuth[-1]))
+    if elevation.size > 1:
+        axes.set_ylim(float(elevation[0]), float(elevation[-1]))
+
+
+def _edges(centres: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+    """Borders of the cells around these centres; a single cell is one unit wide."""
+    if centres.size == 1:
+        return np.array([centres[0] - 0.5, centres[0] + 0.5])
+    middle = (centres[1:] + centres[:-1]) / 2
+    return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
+
+
+def _label_ranges(axes: Axes, position: Tensor, colour: str, height: int) -> None:
+    """The range beside each marker, in the colour of the marker."""
+    from matplotlib.patheffects import withStroke  # noqa: PLC0415
+
+    left, right = axes.get_xlim()
+    for azimuth, elevation, r in position.detach().cpu().double().tolist():
+        at_edge = math.degrees(azimuth) > right - 0.08 * (right - left)  # no room for text on the usual side
+        axes.annotate(
+            f"{r:.1f} m",
+            (math.degrees(azimuth), math.degrees(elevation)),
+            xytext=(-9 if at_edge else 9, height),
+            textcoords="offset points",
+            ha="right" if at_edge else "left",
+            color=colour,
+            fontsize=9,
+            path_effects=[withStroke(linewidth=2, foreground="#222222")],
+        )
+
+
+def range_figure(profiles: Sequence[RangeProfile], range_m: Tensor) -> Figure:
+    """Power over range in the direction of each source.
+
+    Parameters
+    ----------
+    profiles : sequence of RangeProfile
+        One panel each.
+    range_m : real tensor, shape (G_r,)
+        The range axis in metres, drawn logarithmically, because the resolution in range falls with its square.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+
+    Raises
+    ------
+    ShapeError
+        There is no profile, or one does not have the length of the axis.
+    """
+    if not profiles:
+        raise ShapeError("profiles must hold at least one profile, got none")
+    columns = 2 if len(profiles) in (2, 4) else min(len(profiles), 3)
+    rows = math.ceil(len(profiles) / columns)
+    figure = _new_figure((6.5, 8.5, 10.8)[columns - 1], 2.6 * rows + 0.9)
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    r = range_m.detach().cpu().numpy()
+    for axes, profile in zip(grid, profiles, strict=False):
+        _draw_profile(axes, profile, r)
+    for unused in grid[len(profiles) :]:
+        unused.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel("power re maximum (dB)")
+    figure.legend(
+        handles=_profile_legend(profiles), loc="outside upper center", ncols=4 if columns == 3 else 2, frameon=False
+    )
+    return figure
+
+
+def _profile_legend(profiles: Sequence[RangeProfile]) -> list[Line2D]:
+    """One entry a method, with its line and the symbol of the ranges that it found."""
+    from matplotlib.lines import Line2D  # noqa: PLC0415
+
+    names = list(dict.fromkeys(name for profile in profiles for name in profile.power))
+    entries = [
+        Line2D(
+            [],
+            [],
+            color=_COLOURS[index % 5],
+            linestyle=_STYLES[index % 5],
+            marker=_MARKERS[index % 5],
+            markerfacecolor="none",
+            label=f"{name} (symbol: found)",
+        )
+        for index, name in enumerate(names)
+    ]
+    if any(profile.true_m is not None for profile in profiles):
+        entries.append(Line2D([], [], color="#666666", linestyle=":", label="true range"))
+    return entries
+
+
+def _draw_profile(axes: Axes, profile: RangeProfile, r: np.ndarray[Any, np.dtype[Any]]) -> None:
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415
+
+    if profile.true_m is not None:
+        axes.axvline(profile.true_m, color="#666666", linewidth=1.2, linestyle=":", label="true range")
+    for index, (name, power) in enumerate(profile.power.items()):
+        if tuple(power.shape) != r.shape:
+            raise ShapeError(f"power of {name!r} must have shape {r.shape}, got {tuple(power.shape)}")
+        level = _decibels(power)
+        colour, marker = _COLOURS[index % 5], _MARKERS[index % 5]
+        axes.plot(r, level, linewidth=1.6, color=colour, linestyle=_STYLES[index % 5], label=name)
+        found = np.asarray(profile.found_m.get(name, ()), dtype=np.float64)
+        axes.plot(
+            found,
+            np.interp(found, r, level) if found.size else found,
+            marker,
+            color=colour,
+            markersize=9,
+            markerfacecolor="none",
+            markeredgewidth=1.6,
+            label=f"_found by {name}",  # the underscore keeps it out of the legend, whose lines carry the symbol
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(float(r[0]), float(r[-1]))
+    axes.xaxis.set_major_locator(FixedLocator([t for t in (0.5, 1, 2, 3, 5, 10, 20, 50, 100) if r[0] <= t <= r[-1]]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set_xlabel("range (m)")
+    axes.set_ylim(_FLOOR_DB - 1.5, 2.5)
+    axes.set_title(profile.title, fontsize=9, loc="left")
+    axes.grid(color="#dddddd", linewidth=0.6)
+
+
+def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) -> Figure:
+    """Share of all true sources that were found with at most a given position error.
+
+    Parameters
+    ----------
+    errors : mapping of str to real array_like, shape (K,)
+        By method: the distance in metres of every true source to its estimate, infinite where there is none. A missed
+        source keeps its curve below 1, so methods that stay silent cannot look precise.
+    tolerance_m : float, optional
+        Drawn as a vertical line: the range tolerance of a hit.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from matplotlib.ticker import PercentFormatter, StrMethodFormatter  # noqa: PLC0415
+
+    figure = _new_figure(7.0, 4.4)
+    axes = figure.subplots()
+    low, high = 1e-4, 10.0
+    for index, (name, values) in enumerate(errors.items()):
+        distance = np.sort(np.asarray(values, dtype=np.float64))
+        share = np.arange(1, distance.size + 1) / max(distance.size, 1)
+        drawn = distance <= high
+        reached = float(share[drawn][-1]) if drawn.any() else 0.0
+        x = np.concatenate([[low], np.maximum(distance[drawn], low), [high]])
+        y = np.concatenate([[0.0], share[drawn], [reached]])
+        axes.step(x, y, where="post", linewidth=2, color=_COLOURS[index % 5], linestyle=_STYLES[index % 5], label=name)
+    if tolerance_m is not None:
+        axes.axvline(tolerance_m, color="#666666", linewidth=1.2, linestyle=":", label=f"{tolerance_m:g} m")
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("position error (m)")
+    axes.set_ylabel("share of true sources within it")
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.grid(color="#dddddd", linewidth=0.6)
+    figure.legend(loc="outside upper left", frameon=False, labelspacing=0.3)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Write a figure as .png, .pdf or .svg, by the ending of ``path``; an existing file is replaced.
+
+    Raises
+    ------
+    ValueError
+        The name ends in something else.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        raise ValueError(f"path must end in {', '.join(PICTURE_SUFFIXES)}, got {str(path)!r}")
+    # No dates and versions inside: the same data gives the same file.
+    metadata = {"Software": None} if path.suffix.lower() == ".png" else None
+    figure.savefig(path, dpi=120, metadata=metadata)

@@ -1,0 +1,108 @@
+"""Steering vectors: the one place that holds the phase formula."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from risfast.geometry import PlanarArray, direction_cosines
+
+__all__ = ["WAVEFRONTS", "Wavefront", "check_wavefront", "steering_phase", "steering_vectors"]
+
+Wavefront = Literal["spherical", "fresnel", "planar"]
+WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
+
+
+def check_wavefront(wavefront: str) -> None:
+    """Raise ValueError naming the known wavefronts if ``wavefront`` is none of them."""
+    if wavefront not in WAVEFRONTS:
+        raise ValueError(f"wavefront must be one of {', '.join(WAVEFRONTS)}; got {wavefront!r}")
+
+
+def steering_phase(
+    positions_m: Tensor, direction: Tensor, range_m: Tensor, wavenumber: float, wavefront: str
+) -> Tensor:
+    """Phase k (r - d_n) of each element, in the dtype of its inputs.
+
+    Parameters
+    ----------
+    positions_m : real tensor, shape (N, 3)
+        Element positions p_n in metres.
+    direction : real tensor, shape (..., 3)
+        Unit vectors u of the sources.
+    range_m : real tensor, shape (...)
+        Ranges r in metres.
+    wavenumber : float
+        k = 2 pi / wavelength in rad/m.
+    wavefront : {"spherical", "fresnel", "planar"}
+        See :func:`steering_vectors`.
+
+    Returns
+    -------
+    real tensor, shape (..., N), radians
+
+    Notes
+    -----
+    With d = |r u - p|, d - r = (|p|^2 - 2 r u.p) / (d + r). The naive difference d - r loses 4e-3 rad at 100 m in
+    float32; this form stays below 1e-5 rad.
+    """
+    projection = direction @ positions_m.T  # u.p  [..., N]
+    if wavefront == "planar":
+        return wavenumber * projection
+    squared = positions_m.square().sum(-1)  # |p|^2  [N]
+    r = range_m[..., None]  # [..., 1]
+    if wavefront == "fresnel":
+        return wavenumber * (projection - squared / (2 * r))
+    numerator = 2 * r * projection - squared  # r^2 - d^2
+    distance = (r * r - numerator).clamp_min(0).sqrt()
+    return wavenumber * numerator / (distance + r)
+
+
+def steering_vectors(
+    array: PlanarArray,
+    azimuth_rad: Tensor,
+    elevation_rad: Tensor,
+    range_m: Tensor,
+    *,
+    wavefront: Wavefront = "spherical",
+    dtype: torch.dtype = torch.complex64,
+) -> Tensor:
+    """Near-field steering vectors a_n = exp(j k (r - d_n)), not normalised: ||a||^2 = N.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        N elements.
+    azimuth_rad, elevation_rad, range_m : real tensors
+        Radians, radians and metres; broadcast against each other. Ranges > 0.
+    wavefront : {"spherical", "fresnel", "planar"}
+        ``spherical`` is exact. ``fresnel`` is k (u.p - |p|^2 / (2 r)), the shortcut of the paper literature: on the
+        reference surface (12 x 12, half a wavelength) it is wrong by more than 2 rad at 1 m; use it for parity with
+        papers and for speed where ranges are large. ``planar`` is k u.p, the far field.
+    dtype : torch.complex64 or torch.complex128
+        Of the result; the phase is always computed in float64.
+
+    Returns
+    -------
+    complex tensor, shape (..., N), on the device of ``azimuth_rad``
+
+    Raises
+    ------
+    ValueError
+        Unknown wavefront, a range that is not positive, or a dtype that is not complex.
+    """
+    check_wavefront(wavefront)
+    if not dtype.is_complex:
+        raise ValueError(f"dtype must be complex64 or complex128, got {dtype}")
+    azimuth, elevation, r = torch.broadcast_tensors(
+        torch.as_tensor(azimuth_rad).double(),
+        torch.as_tensor(elevation_rad).double(),
+        torch.as_tensor(range_m).double(),
+    )
+    if r.numel() and not bool((r > 0).all()):
+        raise ValueError("range_m must be positive")
+    positions = array.positions_m.to(r.device)
+    phase = steering_phase(positions, direction_cosines(azimuth, elevation), r, array.wavenumber, wavefront)
+    return torch.polar(torch.ones_like(phase), phase).to(dtype)

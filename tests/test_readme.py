@@ -1,0 +1,57 @@
+"""The README's promises: its code runs, its files exist, its commands are the ones that CI runs."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_five_lines_find_the_two_sources_they_simulate():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    numbers = torch.tensor([float(x) for x in re.findall(r"-?\d+\.\d+", done.stdout)], dtype=torch.float64)
+    found = numbers.reshape(-1, 3)
+    found = found[found[:, 2].argsort()]
+    torch.testing.assert_close(found, torch.tensor([[0.3, 0.1, 1.7], [-0.5, -0.2, 4.2]]).double(), atol=1e-3, rtol=0)
+
+
+def test_every_relative_link_and_picture_exists():
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).is_file(), link
+
+
+def test_the_first_screen_holds_the_demo_and_the_test_command():
+    first, second = re.findall(r"```bash\n(.*?)```", README, re.S)[:2]
+    assert "risfast-train demo" in first
+    assert "pytest" in second
+
+
+def test_every_command_of_the_program_in_the_readme_is_one():
+    for command in set(re.findall(r"risfast-train (\w+)", README)):
+        done = subprocess.run(
+            [sys.executable, "-m", "risfast", command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+        )
+        assert done.returncode == 0, (command, done.stderr)
+
+
+def test_the_kernels_are_installed_under_risfast_only():
+    kernels = pytest.importorskip("risfast.kernels", reason="risfast is not installed, only on the path")
+    assert Path(kernels.__file__).parent.name in ("kernels",)
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert "kernels" not in packages
+    listed = {"risfast"} | {
+        "risfast." + str(p.parent.relative_to(ROOT / "risfast")).replace("/", ".")
+        for p in (ROOT / "risfast").rglob("__init__.py")
+        if p.parent != ROOT / "risfast"
+    }
+    assert set(packages) == listed | {"risfast.kernels"}, "a sub-package is missing from the wheel, or listed but gone"

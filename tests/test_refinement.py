@@ -1,0 +1,345 @@
+"""Refinement of peaks: the walk, the fine grid and the steps below it, against brute force in float64."""
+
+import math
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from risfast.errors import ShapeError
+from risfast.geometry import PlanarArray
+from risfast.ops.descent import descend, form, steering
+from risfast.ops.refinement import refine_peaks, walk_peaks
+
+WAVELENGTH = 0.3
+ARRAYS = {
+    "rectangular": oracles.rectangular(3, 5),
+    "irregular": oracles.irregular_plane(1, 13, 0.4),
+    "linear": oracles.rectangular(7, 1),
+    "volumetric": oracles.volumetric(2, 11, 0.35),
+    "single": oracles.rectangular(1, 1),
+}
+FIELD_LOW, FIELD_HIGH = (-math.radians(60), -math.radians(30), 0.5), (math.radians(60), math.radians(30), 10.0)
+
+
+def random_positions(rng, *shape):
+    """Points of the reference field of view, uniform in angle and in 1/range."""
+    azimuth, elevation = rng.uniform(-1.0, 1.0, shape), rng.uniform(-0.5, 0.5, shape)
+    return np.stack([azimuth, elevation, 1 / rng.uniform(0.15, 1.6, shape)], -1)
+
+
+def random_boxes(rng, around):
+    """Corners of boxes that hold ``around`` [..., 3] anywhere but near their walls."""
+    share = rng.uniform(0.2, 0.8, around.shape)
+    width = np.array([0.12, 0.1, 0.12])
+    centre = np.concatenate([around[..., :2], 1 / around[..., 2:]], -1)
+    near, far = centre - share * width, centre + (1 - share) * width
+    far[..., 2], near[..., 2] = 1 / near[..., 2], 1 / far[..., 2]
+    return near, far
+
+
+def fine_grid(low, high, points=(41, 41, 41)):
+    """The grid of one box, uniform in azimuth, elevation and 1/range; an axis of one point has it at the centre."""
+    ends = [(low[0], high[0]), (low[1], high[1]), (1 / high[2], 1 / low[2])]
+    axes = [np.linspace(a, b, n) if n > 1 else np.array([(a + b) / 2]) for (a, b), n in zip(ends, points, strict=True)]
+    axes[2] = 1 / axes[2]
+    return oracles.box(*axes)
+
+
+def problem(name, wavefront, factored, seed, batch=2, sources=2, noise=0.05):
+    """Covariances (or factors) of scenes, their sources, and a box around each: numpy arrays."""
+    rng = np.random.default_rng(seed)
+    positions = ARRAYS[name]
+    truth = random_positions(rng, batch, sources)
+    steering_matrix = oracles.steering(positions, WAVELENGTH, truth, wavefront)  # [B, K, N]
+    power = rng.uniform(0.5, 2.0, (batch, sources))
+    if factored:
+        matrix = (np.sqrt(power)[..., None] * steering_matrix).swapaxes(-1, -2)
+    else:
+        scenes = zip(steering_matrix, power, strict=True)
+        matrix = np.stack([oracles.source_covariance(a, p, noise) for a, p in scenes])
+    return matrix, truth, *random_boxes(rng, truth)
+
+
+def brute_power(matrix, positions, points, wavefront, factored, loading):
+    """Capon power of one scene at points [..., 3]."""
+    a = oracles.steering(positions, WAVELENGTH, points, wavefront)
+    capon = oracles.capon_lowrank if factored else oracles.capon
+    return capon(matrix[None], a, loading)[0]
+
+
+def as_tensors(*arrays):
+    return [torch.from_numpy(np.ascontiguousarray(a)) for a in arrays]
+
+
+def refine(name, matrix, low, high, **options):
+    array = PlanarArray(ARRAYS[name], WAVELENGTH)
+    return refine_peaks(torch.as_tensor(matrix), array, *as_tensors(low, high), **options)
+
+
+# The default fine grid where it matters most; smaller and odder ones keep the brute force short elsewhere.
+FINE_POINTS = {"spherical": (41, 41, 41), "fresnel": (17, 23, 11), "planar": (21, 16, 5)}
+
+
+def assert_beats_the_fine_grid(found, matrix, name, boxes, points, wavefront, factored, loading, tolerance):
+    """The reported power is the power there, and no grid point of the last box of each scene has more."""
+    low, high = boxes
+    for scene in range(len(matrix)):
+        position = found.position[scene].numpy()
+        there = brute_power(matrix[scene], ARRAYS[name], position, wavefront, factored, loading)
+        np.testing.assert_allclose(found.power[scene].numpy(), there, rtol=tolerance)
+        grid = fine_grid(low[scene, -1], high[scene, -1], points)
+        best = brute_power(matrix[scene], ARRAYS[name], grid, wavefront, factored, loading).max()
+        assert there[-1] >= best * (1 - tolerance)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_no_point_of_the_fine_grid_is_stronger_than_the_refined_one(name, wavefront, factored):
+    matrix, _, *boxes = problem(name, wavefront, factored, seed=3)
+    points = FINE_POINTS[wavefront]
+    found = refine(name, matrix, *boxes, factored=factored, wavefront=wavefront, points=points)
+    # Along the flat ridges of a linear array, the fine grid's float32 may take a neighbour of the best point.
+    tolerance = 1e-5 if name == "linear" else 1e-7
+    assert_beats_the_fine_grid(found, matrix, name, boxes, points, wavefront, factored, 1e-2, tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+def test_refinement_holds_for_both_dtypes_at_small_loading(factored, dtype):
+    matrix, _, *boxes = problem("rectangular", "spherical", factored, seed=5, noise=1e-5)
+    tensor = torch.from_numpy(matrix).to(dtype)
+    found = refine("rectangular", tensor, *boxes, factored=factored, loading=1e-4)
+    assert found.position.dtype == found.power.dtype == torch.float64
+    given = tensor.to(torch.complex128).numpy()
+    # A float32 factorisation of the matrix costs its rounding over the loading.
+    tolerance = 1e-3 if dtype == torch.complex64 else 1e-7
+    assert_beats_the_fine_grid(found, given, "rectangular", boxes, (41, 41, 41), "spherical", factored, 1e-4, tolerance)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("name", ["rectangular", "volumetric"])
+def test_the_refined_point_of_a_single_source_is_the_source(name, factored):
+    matrix, truth, low, high = problem(name, "spherical", factored, seed=7, sources=1)
+    found = refine(name, matrix, low, high, factored=factored)
+    # One source's Capon peak is exactly at the source, for any loading.
+    np.testing.assert_allclose(found.position[..., :2].numpy(), truth[..., :2], atol=1e-6)
+    np.testing.assert_allclose(1 / found.position[..., 2].numpy(), 1 / truth[..., 2], atol=1e-5)
+
+
+@pytest.mark.parametrize("points", [(41, 41, 41), (7, 5, 3), (2, 2, 2), (1, 9, 1), (1, 1, 1)])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_refined_points_stay_inside_their_boxes(name, points):
+    rng = np.random.default_rng(11)
+    matrix, _, _, _ = problem(name, "spherical", False, seed=11)
+    # Boxes anywhere: the strongest point is on a wall of most of them.
+    low, high = random_boxes(rng, random_positions(rng, 2, 6))
+    position = refine(name, matrix, low, high, points=points).position.numpy()
+    assert (position >= low * (1 - np.sign(low) * 1e-12)).all()
+    assert (position <= high * (1 + np.sign(high) * 1e-12)).all()
+
+
+def test_a_box_of_no_size_gives_its_point():
+    matrix, truth, _, _ = problem("rectangular", "spherical", False, seed=13)
+    found = refine("rectangular", matrix, truth, truth)
+    np.testing.assert_allclose(found.position.numpy(), truth, rtol=1e-12)
+    for scene in range(2):
+        there = brute_power(matrix[scene], ARRAYS["rectangular"], truth[scene], "spherical", False, 1e-2)
+        np.testing.assert_allclose(found.power[scene].numpy(), there, rtol=1e-9)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+def test_a_batch_gives_what_its_scenes_give(factored):
+    matrix, truth, low, high = problem("irregular", "spherical", factored, seed=17, batch=3)
+    array = PlanarArray(ARRAYS["irregular"], WAVELENGTH)
+    batch = refine("irregular", matrix, low, high, factored=factored)
+    bounds = torch.tensor(FIELD_LOW), torch.tensor(FIELD_HIGH)
+    walked = walk_peaks(torch.from_numpy(matrix), array, torch.from_numpy(truth), *bounds, factored=factored)
+    for scene in range(3):
+        one = slice(scene, scene + 1)
+        alone = refine("irregular", matrix[one], low[one], high[one], factored=factored)
+        np.testing.assert_allclose(alone.position.numpy(), batch.position[one].numpy(), rtol=1e-6, atol=1e-8)
+        np.testing.assert_allclose(alone.power.numpy(), batch.power[one].numpy(), rtol=1e-8)
+        matrix_alone, truth_alone = as_tensors(matrix[one], truth[one])
+        for a, b in zip(walk_peaks(matrix_alone, array, truth_alone, *bounds, factored=factored), walked, strict=True):
+            assert torch.equal(a, b[one])
+
+
+def test_strided_input_gives_what_contiguous_input_gives():
+    matrix, _, low, high = problem("rectangular", "spherical", False, seed=19)
+    array = PlanarArray(ARRAYS["rectangular"], WAVELENGTH)
+    wide = torch.zeros(4, 15, 30, dtype=torch.complex128)
+    wide[::2, :, ::2] = torch.from_numpy(matrix)
+    corners = [torch.from_numpy(np.asfortranarray(c)) for c in (low, high)]
+    assert not wide[::2, :, ::2].is_contiguous()
+    strided = refine_peaks(wide[::2, :, ::2], array, *corners)
+    plain = refine("rectangular", matrix, low, high)
+    assert torch.equal(strided.position, plain.position)
+    assert torch.equal(strided.power, plain.power)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize(("batch", "candidates"), [(0, 3), (2, 0), (0, 0)])
+def test_no_scenes_or_no_candidates_give_empty_results(batch, candidates, factored):
+    array = PlanarArray(ARRAYS["linear"], WAVELENGTH)
+    matrix = torch.eye(7, dtype=torch.complex64)[:, : 3 if factored else 7].expand(batch, -1, -1)
+    boxes = torch.ones(batch, candidates, 3, dtype=torch.float64)
+    found = refine_peaks(matrix, array, boxes, boxes, factored=factored)
+    assert found.position.shape == (batch, candidates, 3)
+    assert found.power.shape == (batch, candidates)
+    bounds = boxes.new_tensor(FIELD_LOW), boxes.new_tensor(FIELD_HIGH)
+    for corner in walk_peaks(matrix, array, boxes, *bounds, factored=factored):
+        assert corner.shape == (batch, candidates, 3)
+
+
+def good_call():
+    matrix, _, low, high = problem("linear", "spherical", False, seed=23)
+    tensors = as_tensors(matrix, low, high)
+    return dict(zip(("matrix", "low", "high"), tensors, strict=True), array=PlanarArray(ARRAYS["linear"], WAVELENGTH))
+
+
+def not_hermitian(call):
+    call["matrix"][1, 0, 1] += 1
+
+
+def not_finite(call):
+    call["matrix"][1, 2, 2] = math.nan
+
+
+BAD = {
+    "real matrix": (lambda c: c.update(matrix=c["matrix"].real), TypeError, "matrix must be complex64 or complex128"),
+    "wrong N": (lambda c: c.update(matrix=c["matrix"][:, :5, :5]), ShapeError, "matrix must have N = 7 rows"),
+    "not Hermitian": (not_hermitian, ValueError, r"matrix must be Hermitian; matrix\[1\]"),
+    "not finite": (not_finite, ValueError, r"matrix must be finite; matrix\[1\]"),
+    "zero trace": (lambda c: c["matrix"].zero_(), ValueError, "matrix must have a positive trace"),
+    "array": (lambda c: c.update(array=ARRAYS["linear"]), TypeError, "array must be a risfast.geometry.PlanarArray"),
+    "wavefront": (lambda c: c.update(wavefront="plane"), ValueError, "wavefront must be one of spherical"),
+    "loading": (lambda c: c.update(loading=-1.0), ValueError, "loading must be finite"),
+    "no loading, factored": (
+        lambda c: c.update(matrix=c["matrix"][..., :2], factored=True, loading=0.0),
+        ValueError,
+        "loading must be finite and > 0",
+    ),
+    "batch of boxes": (lambda c: c.update(low=c["low"][:1]), ShapeError, "low must have shape .* B = 2"),
+    "candidates": (lambda c: c.update(high=c["high"][:, :1]), ShapeError, "low and high must have the same shape"),
+    "swapped": (lambda c: c.update(low=c["high"], high=c["low"]), ValueError, "low <= high"),
+    "range zero": (lambda c: c["low"][..., 2].zero_(), ValueError, "ranges > 0"),
+    "infinite box": (lambda c: c["high"][..., 2].fill_(math.inf), ValueError, "low and high must be finite"),
+    "NaN box": (lambda c: c["low"][..., 0].fill_(math.nan), ValueError, "low and high must be finite"),
+    "points": (lambda c: c.update(points=(41, 0, 41)), ValueError, "points must be three counts"),
+    "two points": (lambda c: c.update(points=(41, 41)), ValueError, "points must be three counts"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD)
+def test_bad_input_is_refused_by_name(fault):
+    break_it, error, text = BAD[fault]
+    call = good_call()
+    break_it(call)
+    with pytest.raises(error, match=text):
+        refine_peaks(**call)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_walk_gains_power_and_its_box_holds_where_it_ended(name, wavefront, factored):
+    rng = np.random.default_rng(29)
+    matrix, _, _, _ = problem(name, wavefront, factored, seed=29)
+    start = random_positions(rng, 2, 9)
+    array = PlanarArray(ARRAYS[name], WAVELENGTH)
+    bounds = torch.tensor(FIELD_LOW, dtype=torch.float64), torch.tensor(FIELD_HIGH, dtype=torch.float64)
+    ended, low, high = walk_peaks(
+        *as_tensors(matrix)[:1], array, torch.from_numpy(start), *bounds, factored=factored, wavefront=wavefront
+    )
+    slack = 1e-6  # the walk is in float32
+    assert ((ended >= low * (1 - slack * low.sign())) & (ended <= high * (1 + slack * high.sign()))).all()
+    for corner in (ended, low, high):
+        assert ((corner >= bounds[0] - slack) & (corner <= bounds[1] + 10 * slack)).all()
+    assert (low <= high).all()
+    for scene in range(2):
+        before = brute_power(matrix[scene], ARRAYS[name], start[scene], wavefront, factored, 1e-2)
+        after = brute_power(matrix[scene], ARRAYS[name], ended[scene].numpy(), wavefront, factored, 1e-2)
+        assert (after >= before * (1 - 1e-3)).all()
+
+
+def test_a_walk_reaches_a_source_that_showed_several_degrees_off_on_another_plane():
+    positions = oracles.rectangular(12, 12)
+    array = PlanarArray(positions, WAVELENGTH)
+    source = np.array([[math.radians(41.0), math.radians(-17.0), 1.02]])
+    a = oracles.steering(positions, WAVELENGTH, source)
+    R = torch.from_numpy(oracles.source_covariance(a, [1.0], 1e-2)[None])
+    # The brute-force peak on the neighbouring plane, by steps of a degree.
+    around = oracles.box(source[0, 0] + np.radians(range(-9, 10)), source[0, 1] + np.radians(range(-9, 10)), [1.3])
+    power = brute_power(R[0].numpy(), positions, around, "spherical", False, 1e-2)
+    start = around.reshape(-1, 3)[power.argmax()]
+    assert np.abs(start[:2] - source[0, :2]).max() > math.radians(2.0)
+    bounds = torch.tensor(FIELD_LOW, dtype=torch.float64), torch.tensor(FIELD_HIGH, dtype=torch.float64)
+    _, low, high = walk_peaks(R, array, torch.from_numpy(start[None, None]), *bounds)
+    found = refine_peaks(R, array, low, high).position[0, 0].numpy()
+    np.testing.assert_allclose(found, source[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("shrink", [1.0, 0.125])
+@pytest.mark.parametrize("iterations", [0, 1, 8])
+def test_descending_never_goes_uphill_nor_out_of_its_box(iterations, shrink):
+    rng = np.random.default_rng(31)
+    positions = ARRAYS["volumetric"]
+    n, count = len(positions), 50
+    # Any Hermitian form, indefinite ones too: its landscape has saddles, ridges and steep walls.
+    Q = oracles.hermitian(rng, n)
+    start = rng.uniform([-1.0, -0.5, 0.15], [1.0, 0.5, 1.6], (count, 3))
+    margin = rng.uniform(0.0, 0.3, (count, 3)) * (rng.random((count, 3)) < 0.8)
+    low, high = start - margin * [1, 1, 0.3], start + rng.uniform(0.01, 0.3, (count, 3)) * [1, 1, 0.3]
+    step = rng.uniform(0.001, 0.4, (count, 3)) * (high - low)
+    geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
+    point, value = descend(
+        *as_tensors(start, step, low, high, Q), False, geometry, iterations=iterations, shrink=shrink
+    )
+    point = point.numpy()
+
+    def brute(coordinates):
+        points = np.concatenate([coordinates[:, :2], 1 / coordinates[:, 2:]], 1)
+        return oracles.analysis(Q[None], oracles.steering(positions, WAVELENGTH, points))[0]
+
+    np.testing.assert_allclose(value.numpy(), brute(point), rtol=1e-9, atol=1e-9)
+    assert (value.numpy() <= brute(start) + 1e-9).all()
+    assert (point >= low).all()
+    assert (point <= high).all()
+
+
+def test_a_short_step_from_the_middle_of_a_slope_descends():
+    rng = np.random.default_rng(41)
+    positions = ARRAYS["volumetric"]
+    Q = oracles.hermitian(rng, len(positions))
+    start = rng.uniform([-1.0, -0.5, 0.3], [1.0, 0.5, 1.5], (60, 3))
+    # 4e-3 rad, or 4e-3 / m, turn the phase by less than 0.05 rad: the model of the stencil is good there.
+    step = np.full_like(start, 4e-3)
+    geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
+    _, value = descend(*as_tensors(start, step, start - 0.2, start + 0.2, Q), False, geometry, iterations=1, shrink=1.0)
+
+    def brute(coordinates):
+        points = np.concatenate([coordinates[..., :2], 1 / coordinates[..., 2:]], -1)
+        return oracles.analysis(Q[None], oracles.steering(positions, WAVELENGTH, points))[0]
+
+    ahead = start[:, None] + step[:, None] * np.eye(3)
+    slope = np.abs(brute(ahead) - brute(start)[:, None]).max(1)  # over one step
+    assert (slope > 1e-3).all()
+    assert (value.numpy() < brute(start) - slope / 4).all()
+
+
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+def test_forms_and_steering_vectors_agree_with_the_formulas(wavefront):
+    rng = np.random.default_rng(37)
+    positions = ARRAYS["irregular"]
+    points = random_positions(rng, 20)
+    a = oracles.steering(positions, WAVELENGTH, points, wavefront)
+    coordinates = torch.from_numpy(np.concatenate([points[:, :2], 1 / points[:, 2:]], 1))
+    ours = steering(coordinates, torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, wavefront)
+    np.testing.assert_allclose(ours.numpy(), a, atol=1e-10)
+    Q, W = oracles.hermitian(rng, 13), oracles.complex_normal(rng, 13, 3)
+    np.testing.assert_allclose(form(ours, torch.from_numpy(Q), False).numpy(), oracles.analysis(Q[None], a)[0])
+    complement = 13 - oracles.analysis_factored(W[None], a)[0]
+    np.testing.assert_allclose(form(ours, torch.from_numpy(W), True).numpy(), complement, rtol=1e-9)
