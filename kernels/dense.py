@@ -1,0 +1,290 @@
+"""Dense analysis on a GPU: steering vectors made on the fly in tiles, times the columns of a factor.
+
+    q_g = sum_k |w_k^H a_g|^2,    W [B, N, K],  K = 1 .. N
+
+for any array, any wavefront, box grids and lists of points. Neither the steering matrix nor, when the best plane is
+asked for, the volume is ever stored. A full-rank a^H R^-1 a is this with W = L^-H from R = L L^H: its column k is zero
+below row k, and ``triangular`` leaves out what is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from risfast.errors import ShapeError
+from risfast.geometry import direction_cosines
+from risfast.ops.domain import Domain
+from risfast.steering import check_wavefront
+
+from .device import keep_best, power_of, sincos_turns, steering_turns
+from .launch import Epilogue, check_operands, on_device, unused
+
+__all__ = ["PRECISIONS", "DensePoints", "default_precision", "dense_configuration", "dense_map", "dense_volume"]
+
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+
+
+@triton.jit
+def dense_analysis_kernel(  # type: ignore[no-untyped-def]
+    factor_ptr,  # [B, N, K, 2]
+    position_ptr,  # [3, N] wavelengths
+    direction_ptr,  # [3, G]
+    range_ptr,  # [R] or [G], wavelengths
+    scale_ptr,  # [B]
+    best_ptr,  # [B, G]
+    plane_ptr,  # [B, G]
+    volume_ptr,  # [B, R, G]
+    offset,
+    B,
+    N,
+    K,
+    G,
+    R,
+    range_step_plane,
+    range_step_point,
+    point_blocks,
+    WAVEFRONT: tl.constexpr,
+    TRIANGULAR: tl.constexpr,
+    EPILOGUE: tl.constexpr,
+    VOLUME: tl.constexpr,
+    PRECISION: tl.constexpr,
+    SCENES: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    """q, epilogue and best plane of BLOCK_G directions of SCENES scenes, over all planes and columns.
+
+    Tile [BLOCK_G, SCENES * BLOCK_K] of products w_k^H a_g, real and imaginary, summed over elements BLOCK_N at a time.
+    Reads the factors of its scenes from the caches; writes power and plane (the volume instead, if asked).
+    8 N K + 4 K flops a point and scene, ceil(K / BLOCK_K) N / SCENES steering elements; 8 bytes a direction, or 4 R.
+    """
+    pid = tl.program_id(0)
+    g = pid % point_blocks * BLOCK_G + tl.arange(0, BLOCK_G)  # [BLOCK_G]
+    scene = (pid // point_blocks * SCENES).to(tl.int64) + tl.arange(0, SCENES)  # [SCENES]
+    column = tl.arange(0, SCENES * BLOCK_K)  # scene, then k within the block
+    column_scene = (pid // point_blocks * SCENES).to(tl.int64) + column // BLOCK_K  # [SCENES * BLOCK_K]
+    ux = tl.load(direction_ptr + g, mask=g < G, other=0.0)[:, None]  # [BLOCK_G, 1]
+    uy = tl.load(direction_ptr + G + g, mask=g < G, other=0.0)[:, None]
+    uz = tl.load(direction_ptr + 2 * G + g, mask=g < G, other=0.0)[:, None]
+    scale = tl.load(scale_ptr + scene, mask=scene < B, other=1.0)[None, :]  # [1, SCENES]
+    there = (g < G)[:, None] & (scene < B)[None, :]  # [BLOCK_G, SCENES]
+    worst: tl.constexpr = float("inf") if EPILOGUE == "reciprocal" else float("-inf")
+    best = tl.full([BLOCK_G, SCENES], worst, tl.float32)
+    plane = tl.zeros([BLOCK_G, SCENES], tl.int32)
+    for index in range(0, R):
+        r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=g < G, other=1.0)[:, None]
+        q = tl.zeros([BLOCK_G, SCENES], tl.float32)
+        for first_k in range(0, K, BLOCK_K):
+            k = first_k + column % BLOCK_K  # [SCENES * BLOCK_K]
+            column_there = (k < K) & (column_scene < B)
+            re = tl.zeros([BLOCK_G, SCENES * BLOCK_K], tl.float32)
+            im = tl.zeros([BLOCK_G, SCENES * BLOCK_K], tl.float32)
+            last_n = tl.minimum(N, first_k + BLOCK_K) if TRIANGULAR else N
+            for first_n in range(0, last_n, BLOCK_N):
+                n = first_n + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+                px = tl.load(position_ptr + n, mask=n < N, other=0.0)[None, :]  # [1, BLOCK_N]
+                py = tl.load(position_ptr + N + n, mask=n < N, other=0.0)[None, :]
+                pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0)[None, :]
+                a_im, a_re = sincos_turns(steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT))  # [BLOCK_G, BLOCK_N]
+                # Rows beyond N are zero in the factor, so what the steering vector holds there does not matter.
+                entry = factor_ptr + 2 * ((column_scene[None, :] * N + n[:, None]) * K + k[None, :])
+                w_there = (n < N)[:, None] & column_there[None, :]
+                w_re = tl.load(entry, mask=w_there, other=0.0)  # [BLOCK_N, SCENES * BLOCK_K]
+                w_im = tl.load(entry + 1, mask=w_there, other=0.0)
+                re = tl.dot(a_re, w_re, re, input_precision=PRECISION)
+                re = tl.dot(a_im, w_im, re, input_precision=PRECISION)
+                im = tl.dot(a_im, w_re, im, input_precision=PRECISION)
+                im = tl.dot(a_re, -w_im, im, input_precision=PRECISION)
+            q += tl.sum(tl.reshape(re * re + im * im, [BLOCK_G, SCENES, BLOCK_K]), axis=2)
+        if VOLUME:
+            out = volume_ptr + (scene[None, :] * R + index) * G + g[:, None]
+            tl.store(out, power_of(q, scale, offset, EPILOGUE), mask=there)
+        else:
+            best, plane = keep_best(best, plane, q, index, EPILOGUE)
+    if not VOLUME:
+        out = scene[None, :] * G + g[:, None]
+        tl.store(best_ptr + out, power_of(best, scale, offset, EPILOGUE), mask=there)
+        tl.store(plane_ptr + out, plane, mask=there)
+
+
+@dataclass(frozen=True, eq=False)
+class DensePoints:
+    """Array and points of the dense kernel, float32 on one device; made once and kept with a plan.
+
+    Attributes
+    ----------
+    positions : tensor, shape (3, N)
+        Wavelengths.
+    direction : tensor, shape (3, G)
+        Unit vectors; G = G_az G_el of a box, azimuth first.
+    range : tensor, shape (R,) of a box, (G,) of a list of points
+        Wavelengths.
+    shape : tuple of int
+        (G_az, G_el, R) of a box, (G,) of a list.
+    """
+
+    positions: Tensor
+    direction: Tensor
+    range: Tensor
+    shape: tuple[int, ...]
+    wavefront: str
+
+    @classmethod
+    def build(cls, domain: Domain, device: torch.device | str) -> DensePoints:
+        """Points of a domain, computed in float64."""
+        check_wavefront(domain.wavefront)
+        per_wavelength = domain.wavenumber / (2 * torch.pi)
+        azimuth, elevation = domain.azimuth, domain.elevation
+        if domain.box:
+            azimuth, elevation = torch.meshgrid(azimuth, elevation, indexing="ij")
+        direction = direction_cosines(azimuth, elevation).reshape(-1, 3)
+
+        def stored(values: Tensor) -> Tensor:
+            return values.to(device, torch.float32).contiguous()
+
+        positions = stored((domain.positions * per_wavelength).mT)
+        return cls(
+            positions, stored(direction.mT), stored(domain.range * per_wavelength), domain.shape, domain.wavefront
+        )
+
+    @property
+    def is_box(self) -> bool:
+        """Whether the range planes are shared by all directions."""
+        return len(self.shape) == 3
+
+
+def default_precision() -> str:
+    """Products to float32's accuracy: three tf32 products on NVIDIA, native float32 matrix instructions on AMD."""
+    return "ieee" if torch.version.hip is not None else "tf32x3"
+
+
+def dense_configuration(columns: int, batch: int) -> dict[str, int]:
+    """Pinned tile for a number of columns: with few of them, several scenes share each steering vector."""
+    if columns > 16:
+        return {"SCENES": 1, "BLOCK_G": 128, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 8}
+    if batch > 1:
+        return {"SCENES": 2, "BLOCK_G": 128, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 8}
+    return {"SCENES": 1, "BLOCK_G": 64, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4}
+
+
+def _check(factor: Tensor, points: DensePoints, precision: str) -> torch.device:
+    device = check_operands(dense_analysis_kernel, factor=factor, points=points.positions)
+    n = points.positions.shape[1]
+    if factor.ndim != 3 or factor.shape[1] != n or factor.shape[2] < 1:
+        mend = "; it looks transposed, pass factor.mT" if factor.ndim == 3 and factor.shape[2] == n else ""
+        raise ShapeError(f"factor must have shape (B, {n}, K) with K >= 1, got {tuple(factor.shape)}{mend}")
+    if factor.dtype != torch.complex64:
+        raise TypeError(
+            f"factor must be complex64, got {factor.dtype}; the dense kernel computes in float32, "
+            "risfast.ops on CPU tensors in float64"
+        )
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    return device
+
+
+def _analyse(
+    factor: Tensor,
+    points: DensePoints,
+    epilogue: Epilogue,
+    outputs: tuple[Tensor, Tensor, Tensor | None],
+    triangular: bool,
+    precision: str,
+    device: torch.device,
+) -> None:
+    best, plane, volume = outputs
+    batch, n, columns = factor.shape
+    scale = epilogue.scale_on(batch, torch.float32, device)
+    configuration = dense_configuration(columns, batch)
+    size = points.direction.shape[1]
+    blocks = triton.cdiv(size, configuration["BLOCK_G"])
+    if batch * size * points.shape[-1] == 0:
+        return
+    with on_device(device):
+        dense_analysis_kernel[(blocks * triton.cdiv(batch, configuration["SCENES"]),)](
+            torch.view_as_real(factor.resolve_conj()).contiguous(),
+            points.positions,
+            points.direction,
+            points.range,
+            scale,
+            best,
+            plane,
+            best if volume is None else volume,
+            epilogue.offset,
+            batch,
+            n,
+            columns,
+            size,
+            points.shape[2] if points.is_box else 1,
+            int(points.is_box),
+            int(not points.is_box),
+            blocks,
+            WAVEFRONT=points.wavefront,
+            TRIANGULAR=triangular,
+            EPILOGUE=epilogue.form,
+            VOLUME=volume is not None,
+            PRECISION=precision,
+            **configuration,
+        )
+
+
+def dense_map(
+    factor: Tensor,
+    points: DensePoints,
+    epilogue: Epilogue,
+    *,
+    triangular: bool = False,
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
+
+    Parameters
+    ----------
+    factor : complex64 tensor, shape (B, N, K)
+        W, with q = ||W^H a||^2.
+    points : DensePoints
+        A box.
+    epilogue : Epilogue
+    triangular : bool
+        W [B, N, N] is upper triangular (such as L^-H); what is below the diagonal is taken for zero.
+    precision : {"tf32x3", "ieee", "tf32"}, optional
+        Of the products; :func:`default_precision` if left out. tf32 is wrong by 1 dB at a peak.
+
+    Returns
+    -------
+    power : float32 tensor, plane : int32 tensor
+        Ties go to the lowest plane.
+    """
+    if not points.is_box:
+        raise ValueError("the best plane is that of a box grid; a list of points has no planes, use dense_volume")
+    precision = precision or default_precision()
+    device = _check(factor, points, precision)
+    shape = (factor.shape[0], *points.shape[:2])
+    best = torch.empty(shape, dtype=torch.float32, device=device)
+    plane = torch.empty(shape, dtype=torch.int32, device=device)
+    _analyse(factor, points, epilogue, (best, plane, None), triangular, precision, device)
+    return best, plane
+
+
+def dense_volume(
+    factor: Tensor,
+    points: DensePoints,
+    epilogue: Epilogue,
+    *,
+    triangular: bool = False,
+    precision: str | None = None,
+) -> Tensor:
+    """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`dense_map`."""
+    precision = precision or default_precision()
+    device = _check(factor, points, precision)
+    shape = (points.shape[2], *points.shape[:2]) if points.is_box else points.shape
+    volume = torch.empty((factor.shape[0], *shape), dtype=torch.float32, device=device)
+    outputs = (unused(factor, torch.float32), unused(factor, torch.int32), volume)
+    _analyse(factor, points, epilogue, outputs, triangular, precision, device)
+    return volume.permute(0, 2, 3, 1) if points.is_box else volume

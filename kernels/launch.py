@@ -1,0 +1,91 @@
+"""What every launcher needs: epilogues, the check of the device, and outputs that a kernel does not write."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from risfast.errors import ShapeError
+
+__all__ = ["EPILOGUES", "Epilogue", "check_operands", "on_device", "unused"]
+
+EPILOGUES = ("linear", "reciprocal", "complement")
+# The oldest compute capability that the pinned configurations are compiled for.
+_OLDEST_CAPABILITY = (8, 0)
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """From a quadratic form q to power.
+
+    Attributes
+    ----------
+    form : {"linear", "reciprocal", "complement"}
+        scale * q, scale / q, or scale / (offset - q).
+    scale : float64 or float32 tensor, shape (B,)
+        Positive, so that the best plane is known from q alone.
+    offset : int
+        Of the complement (N: the squared norm of a steering vector); not looked at otherwise. An int, because Triton
+        would round a Python float to float32 on its way to a float64 kernel.
+    """
+
+    form: str
+    scale: Tensor
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown form."""
+        if self.form not in EPILOGUES:
+            raise ValueError(f"form must be one of {', '.join(EPILOGUES)}; got {self.form!r}")
+
+    def scale_on(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Scale on the device in the dtype of q."""
+        if self.scale.shape != (batch,):
+            raise ShapeError(f"scale must have shape ({batch},), one number a scene, got {tuple(self.scale.shape)}")
+        return self.scale.to(device, dtype).contiguous()
+
+
+def check_operands(kernel: Any, **tensors: Tensor) -> torch.device:
+    """The one device of the tensors, after checking that ``kernel`` can run there.
+
+    Raises
+    ------
+    ValueError
+        The tensors are on several devices.
+    RuntimeError
+        CPU tensors without the interpreter, or a GPU that no configuration is compiled for.
+    """
+    devices = {name: t.device for name, t in tensors.items()}
+    if len(set(devices.values())) > 1:
+        found = ", ".join(f"{name} on {device}" for name, device in devices.items())
+        raise ValueError(f"all tensors must be on one device, got {found}; move them with .to(device)")
+    device = next(iter(devices.values()))
+    interpreted = not isinstance(kernel, triton.runtime.jit.JITFunction)
+    if device.type == "cpu" and not interpreted:
+        raise RuntimeError(
+            "a Triton kernel was given CPU tensors; move them to a GPU, use risfast.ops (which has CPU "
+            "implementations), or set TRITON_INTERPRET=1 before triton is imported to run the kernel in its interpreter"
+        )
+    if device.type == "cuda" and torch.version.hip is None:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < _OLDEST_CAPABILITY:
+            raise RuntimeError(
+                f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; the "
+                "kernels need 8.0 or newer; move the tensors to the CPU, where risfast.ops has implementations"
+            )
+    return device
+
+
+def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Makes ``device`` current, so that Triton launches there, on that device's current stream."""
+    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def unused(like: Tensor, dtype: torch.dtype) -> Tensor:
+    """An argument for an output that the kernel was told not to write."""
+    return torch.empty(1, dtype=dtype, device=like.device)
