@@ -78,7 +78,7 @@ class NodeSet:
         self.images = 4 if any(flips) else 1
         self.columns = domain.range.numel() * self.elevation.half  # nodes per azimuth
         self.count = self.azimuth.half * self.columns
-        self._kept = self._make(0, self.count) if keep else None
+        self._kept = self._table() if keep else None
 
     @staticmethod
     def stored_bytes(domain: Domain, n_azimuth: int, n_elevation: int, dtype: torch.dtype) -> int:
@@ -91,6 +91,13 @@ class NodeSet:
     def kept_bytes(self) -> int:
         """Bytes of the stored steering vectors."""
         return 0 if self._kept is None else self._kept.numel() * self._kept.element_size()
+
+    def _table(self) -> Tensor:
+        """All steering vectors, made a tile at a time: the temporaries of one pass would be ten times the table."""
+        table = torch.empty(self.count, self.domain.n_elements, dtype=self.dtype)
+        for low, high in _tiles(0, self.count, table.element_size() * self.domain.n_elements):
+            table[low:high] = self._make(low, high)
+        return table
 
     def _make(self, low: int, high: int) -> Tensor:
         index = torch.arange(low, high)
