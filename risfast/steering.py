@@ -9,7 +9,14 @@ from torch import Tensor
 
 from risfast.geometry import PlanarArray, direction_cosines
 
-__all__ = ["WAVEFRONTS", "Wavefront", "check_wavefront", "steering_phase", "steering_vectors"]
+__all__ = [
+    "WAVEFRONTS",
+    "Wavefront",
+    "check_wavefront",
+    "steering_phase",
+    "steering_phase_gradient",
+    "steering_vectors",
+]
 
 Wavefront = Literal["spherical", "fresnel", "planar"]
 WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
@@ -58,6 +65,53 @@ def steering_phase(
     numerator = 2 * r * projection - squared  # r^2 - d^2
     distance = (r * r - numerator).clamp_min(0).sqrt()
     return wavenumber * numerator / (distance + r)
+
+
+def steering_phase_gradient(
+    positions_m: Tensor, azimuth_rad: Tensor, elevation_rad: Tensor, range_m: Tensor, wavenumber: float, wavefront: str
+) -> tuple[Tensor, Tensor]:
+    """Phase of :func:`steering_phase` and its derivatives along (azimuth, elevation, 1/range).
+
+    Parameters
+    ----------
+    positions_m : real tensor, shape (N, 3)
+    azimuth_rad, elevation_rad, range_m : real tensors, shape (...)
+    wavenumber, wavefront
+        As :func:`steering_phase` takes them.
+
+    Returns
+    -------
+    phase : real tensor, shape (..., N)
+    gradient : real tensor, shape (..., 3, N)
+        Radians per radian, radians per radian, and radian metres.
+
+    Notes
+    -----
+    With d^2 = r^2 - 2 r u.p + |p|^2: d_az = -r (du/daz).p / d, and k (r - d) changes with r as k (1 - (r - u.p) / d),
+    with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
+    """
+    direction = direction_cosines(azimuth_rad, elevation_rad)
+    sin_az, cos_az = azimuth_rad.sin(), azimuth_rad.cos()
+    sin_el, cos_el = elevation_rad.sin(), elevation_rad.cos()
+    zero = torch.zeros_like(sin_az)
+    along_azimuth = torch.stack([cos_az * cos_el, zero, -sin_az * cos_el], -1) @ positions_m.T
+    along_elevation = torch.stack([-sin_az * sin_el, cos_el, -cos_az * sin_el], -1) @ positions_m.T
+    phase = steering_phase(positions_m, direction, range_m, wavenumber, wavefront)
+    squared = positions_m.square().sum(-1)
+    if wavefront == "planar":
+        gradient = torch.stack([along_azimuth, along_elevation, torch.zeros_like(phase)], -2)
+        return phase, wavenumber * gradient
+    if wavefront == "fresnel":
+        gradient = torch.stack([along_azimuth, along_elevation, (-squared / 2).expand_as(phase)], -2)
+        return phase, wavenumber * gradient
+    r = range_m[..., None]
+    projection = direction @ positions_m.T
+    distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
+    ratio = r / distance
+    # d^2 - (r - u.p)^2 = |p|^2 - (u.p)^2 is what bends the wavefront.
+    bend = (squared - projection.square()).clamp_min(0) / (distance * (distance + r - projection).clamp_min(1e-300))
+    gradient = torch.stack([ratio * along_azimuth, ratio * along_elevation, -r * r * bend], -2)
+    return phase, wavenumber * gradient
 
 
 def steering_vectors(

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from risfast.ops.domain import Domain, adjoint_of
 
-__all__ = ["HalfAxis", "NodeSet", "PointSet", "hermitian_form", "outer_products", "sum_of_squares"]
+__all__ = ["CHARACTERS", "HalfAxis", "NodeSet", "PointSet", "hermitian_form", "outer_products", "sum_of_squares"]
 
 # Bytes of one tile of products: a few of these fit a core's own cache beside the matrix.
 TILE_BYTES = 1 << 20
 # Sign of each class (rows) in each image (columns: itself, -azimuth, -elevation, both).
-_CHARACTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+CHARACTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 
 
 class HalfAxis:
@@ -127,11 +127,11 @@ class NodeSet:
     def from_box(self, values: Tensor) -> Tensor:
         """Adjoint of :meth:`to_box` over all azimuths: [b, R, n_azimuth, n_elevation] to [images, b, count]."""
         if self.images == 1:
-            return values.transpose(1, 2).reshape(1, values.shape[0], -1)
+            return values.transpose(1, 2).reshape(1, values.shape[0], self.count)
         upper, lower = self.azimuth.fold(values, 2)
         (at, below), (beside, opposite) = self.elevation.fold(upper, 3), self.elevation.fold(lower, 3)
         images = (at, beside, below, opposite)
-        return torch.stack([v.transpose(1, 2).reshape(v.shape[0], -1) for v in images])
+        return torch.stack([v.transpose(1, 2).reshape(v.shape[0], self.count) for v in images])
 
 
 def _tiles(low: int, high: int, bytes_per_point: int) -> Iterator[tuple[int, int]]:
@@ -148,7 +148,7 @@ def _class_ranges(points: NodeSet | PointSet) -> list[tuple[int, int, int]]:
 
 def _characters(points: NodeSet | PointSet, dtype: torch.dtype) -> Tensor:
     """Sign of each class in each image, [4, images]."""
-    return torch.tensor(_CHARACTERS, dtype=dtype)[:, : points.images]
+    return torch.tensor(CHARACTERS, dtype=dtype)[:, : points.images]
 
 
 def sum_of_squares(points: NodeSet | PointSet, rows: Tensor, low: int, high: int) -> Tensor:

@@ -1,0 +1,78 @@
+"""Cells of range that the atoms of a grid are divided into, and the counts of sources in them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from risfast.models.atoms import AtomAxes
+
+__all__ = ["CellTargets", "RangeCells"]
+
+
+class CellTargets(NamedTuple):
+    """Where the true sources of a batch fall.
+
+    Attributes
+    ----------
+    cell : int64 tensor, shape (B, K)
+        Flat index of the cell in (azimuth, elevation, range cell).
+    offset : real tensor, shape (B, K, 2)
+        Position of the source relative to its atom, in spacings of (sin azimuth, sin elevation), within +-1/2.
+    """
+
+    cell: Tensor
+    offset: Tensor
+
+
+class RangeCells(nn.Module):
+    """Each atom's interval of 1/range, divided into cells of equal length in range.
+
+    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for.
+
+    Parameters
+    ----------
+    axes : AtomAxes
+    per_atom : int
+        Cells of each atom.
+
+    Attributes
+    ----------
+    edges, centres : float64 tensors, shapes (cells + 1,) and (cells,)
+        Of all cells, metres, increasing.
+    """
+
+    edges: Tensor
+    centres: Tensor
+
+    def __init__(self, axes: AtomAxes, per_atom: int) -> None:
+        super().__init__()
+        self.axes, self.per_atom = axes, per_atom
+        inverse = axes.inverse_range
+        middle = 1 / ((inverse[1:] + inverse[:-1]) / 2)
+        bounds = torch.cat([1 / inverse[:1], middle, 1 / inverse[-1:]])  # [G_r + 1], increasing
+        fraction = torch.arange(per_atom, dtype=torch.float64) / per_atom
+        edges = (bounds[:-1, None] + fraction * bounds.diff()[:, None]).flatten()
+        edges = torch.cat([edges, bounds[-1:]])
+        self.register_buffer("edges", edges, persistent=False)
+        self.register_buffer("centres", (edges[1:] + edges[:-1]) / 2, persistent=False)
+
+    def __len__(self) -> int:
+        """Cells of range."""
+        return self.axes.n_range * self.per_atom
+
+    def targets(self, position: Tensor) -> CellTargets:
+        """Cells of sources at (azimuth, elevation, range) [B, K, 3]; those outside go to the nearest cell."""
+        position = position.double()
+        n_az, n_el, _ = self.axes.shape
+        index, offset = [], []
+        for i, n in enumerate((n_az, n_el)):
+            place = position[..., i].sin() / self.axes.spacing[i] + (n - 1) / 2
+            nearest = place.round().clamp(0, n - 1)
+            index.append(nearest.long())
+            offset.append((place - nearest).clamp(-0.5, 0.5))
+        cell = torch.bucketize(position[..., 2].contiguous(), self.edges[1:-1])
+        flat = (index[0] * n_el + index[1]) * len(self) + cell
+        return CellTargets(flat, torch.stack(offset, -1).float())

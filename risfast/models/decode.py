@@ -1,0 +1,218 @@
+"""From the expected number of sources in each cell to a list of sources.
+
+A source is reported where the expected number within the tolerance of a point is largest. It then stands for one
+source: that much is taken out there, and where the tolerance held less than one, the rest is taken from the same
+direction at other ranges, for a source of uncertain range is still one source. How many there are follows from where
+this stops.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from risfast.detect import Sources
+from risfast.evaluate import Tolerance
+from risfast.models.atoms import AtomAxes
+from risfast.models.base import SourceMap
+from risfast.models.cells import RangeCells
+from risfast.ops import local_maxima_3d, nms_3d
+
+__all__ = ["MapDetection", "PowerDetection", "sources_of_map", "sources_of_power"]
+
+
+@dataclass(frozen=True)
+class MapDetection:
+    """Options of :func:`sources_of_map`.
+
+    Parameters
+    ----------
+    threshold : float in (0, 1]
+        Least expected number of sources within the tolerance of a reported one.
+    max_sources : int
+        Most sources reported in a scene.
+    cells : int
+        Strongest cells of a scene that are looked at.
+    tolerance : Tolerance
+        Half-widths of the box that a source is looked for in.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    threshold: float = 0.3
+    max_sources: int = 10
+    cells: int = 512
+    tolerance: Tolerance = field(default_factory=Tolerance)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"threshold must lie in (0, 1], got {self.threshold!r}")
+        if self.max_sources < 1 or self.cells < 1:
+            raise ValueError(f"max_sources and cells must be at least 1, got {self.max_sources} and {self.cells}")
+
+
+def sources_of_map(
+    found: SourceMap, power: Tensor, cells: RangeCells, options: MapDetection | None = None
+) -> list[Sources]:
+    """Report the sources that a map of expected counts speaks for.
+
+    Parameters
+    ----------
+    found : SourceMap
+        Of B scenes.
+    power : real tensor, shape (B, G_az, G_el, G_r)
+        Powers of the atoms.
+    cells : RangeCells
+    options : MapDetection, optional
+
+    Returns
+    -------
+    list of B Sources
+        Strongest confidence first: ``confidence`` is the expected number of sources within the tolerance, at most 1;
+        ``power`` the sum over the atoms there.
+    """
+    options = options or MapDetection()
+    counts = found.log_intensity.detach().exp().double().flatten(1)
+    strongest = counts.topk(min(options.cells, counts.shape[1]), dim=1)
+    position = _positions(found, cells, strongest.indices)
+    tolerance = options.tolerance
+    gap = (position[:, :, None] - position[:, None]).abs()
+    near = (gap[..., 0] <= tolerance.azimuth_rad) & (gap[..., 1] <= tolerance.elevation_rad)
+    window = near & (gap[..., 2] <= tolerance.range_m)
+    left = strongest.values.clone()
+    batch = torch.arange(len(left), device=left.device)
+    points, masses = [], []
+    for _ in range(options.max_sources):
+        mass = (window.double() @ left[..., None])[..., 0]
+        best = mass.argmax(1)
+        inside, beside = window[batch, best], near[batch, best]
+        weight = left * inside
+        total = weight.sum(1)
+        points.append((weight[..., None] * position).sum(1) / total.clamp_min(1e-300)[:, None])
+        masses.append(total)
+        # One source leaves: first what is inside, then from the same direction.
+        taken = total.clamp_max(1)
+        left = torch.where(inside, left * (1 - taken / total.clamp_min(1e-300))[:, None], left)
+        rest = (left * (beside & ~inside)).sum(1)
+        share = ((1 - taken) / rest.clamp_min(1e-300)).clamp_max(1)
+        left = torch.where(beside & ~inside, left * (1 - share)[:, None], left)
+    point, mass = torch.stack(points, 1).cpu(), torch.stack(masses, 1).cpu()
+    return [_reported(point[i], mass[i], power[i].detach().double().cpu(), cells, options) for i in range(len(point))]
+
+
+def _positions(found: SourceMap, cells: RangeCells, index: Tensor) -> Tensor:
+    """(azimuth, elevation, range) [B, J, 3] of cells [B, J], moved by their offsets, float64."""
+    axes = cells.axes
+    n_el, n_r, n_cells = axes.n_elevation, axes.n_range, len(cells)
+    atom = index // n_cells * n_r + index % n_cells // cells.per_atom
+    offset = found.offset.detach().double().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
+    sin_az, sin_el = (s.to(index.device) for s in axes.sines)
+    azimuth = sin_az[index // (n_el * n_cells)] + axes.spacing[0] * offset[..., 0]
+    elevation = sin_el[index // n_cells % n_el] + axes.spacing[1] * offset[..., 1]
+    r = cells.centres[index % n_cells]
+    return torch.stack([azimuth.clamp(-1, 1).asin(), elevation.clamp(-1, 1).asin(), r], -1)
+
+
+def _reported(point: Tensor, mass: Tensor, power: Tensor, cells: RangeCells, options: MapDetection) -> Sources:
+    keep = mass >= options.threshold
+    point, mass = point[keep], mass[keep]
+    order = mass.argsort(descending=True, stable=True)
+    point, mass = point[order], mass[order]
+    axes = cells.axes
+    sines = axes.sines
+    inside = torch.ones(len(point), *power.shape, dtype=torch.bool)
+    for i, (axis, reach) in enumerate(
+        ((sines[0].asin(), options.tolerance.azimuth_rad), (sines[1].asin(), options.tolerance.elevation_rad))
+    ):
+        close = (axis - point[:, i, None]).abs() <= max(reach, math.asin(axes.spacing[i]) / 2)
+        inside &= close[:, :, None, None] if i == 0 else close[:, None, :, None]
+    inside &= ((axes.inverse_range - 1 / point[:, 2, None]).abs() <= abs(axes.spacing[2]))[:, None, None]
+    return Sources(point[:, 0], point[:, 1], point[:, 2], (inside * power).sum((1, 2, 3)), mass.clamp_max(1))
+
+
+@dataclass(frozen=True)
+class PowerDetection:
+    """Options of :func:`sources_of_power`.
+
+    Parameters
+    ----------
+    max_db : float
+        How far below the strongest a source may be.
+    max_sources : int
+        Most sources reported in a scene.
+    separation : Tolerance
+        A weaker peak within all three of these of a stronger one is part of it.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    max_db: float = 10.0
+    max_sources: int = 10
+    separation: Tolerance = field(default_factory=Tolerance)
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not self.max_db > 0:
+            raise ValueError(f"max_db must be positive, got {self.max_db!r}")
+        if self.max_sources < 1:
+            raise ValueError(f"max_sources must be at least 1, got {self.max_sources}")
+
+
+def sources_of_power(power: Tensor, axes: AtomAxes, options: PowerDetection | None = None) -> list[Sources]:
+    """Peaks of the powers of atoms: the read-out of a sparse covariance fit.
+
+    A peak stands for the 3 x 3 x 3 atoms around it: its power is their sum, and its position their centroid in
+    (sin azimuth, sin elevation, 1/range).
+
+    Parameters
+    ----------
+    power : real tensor, shape (B, G_az, G_el, G_r)
+    axes : AtomAxes
+    options : PowerDetection, optional
+
+    Returns
+    -------
+    list of B Sources
+        Strongest first; ``confidence`` is the share of the scene's power.
+    """
+    options = options or PowerDetection()
+    power = power.detach().double()
+    b = len(power)
+    if b == 0:
+        return []
+    coordinates = torch.meshgrid(*axes.sines, axes.inverse_range, indexing="ij")
+    weighted = torch.stack([torch.ones_like(coordinates[0]), *coordinates]).to(power.device) * power[:, None]
+    sums = 27 * torch.nn.functional.avg_pool3d(weighted, 3, stride=1, padding=1)  # [B, 4, ...]
+    peaks = local_maxima_3d(power.cpu(), window=(3, 3, 3), k=64)
+    flat = (peaks.index[..., 0] * axes.n_elevation + peaks.index[..., 1]) * axes.n_range + peaks.index[..., 2]
+    there = torch.arange(flat.shape[1]) < peaks.count[:, None]
+    at = sums.cpu().flatten(2).gather(2, torch.where(there, flat, 0)[:, None].expand(-1, 4, -1))
+    mass = torch.where(there, at[:, 0], 0.0)
+    centre = at[:, 1:] / at[:, :1].clamp_min(1e-300)
+    position = torch.stack([centre[:, 0].asin(), centre[:, 1].asin(), 1 / centre[:, 2].clamp_min(1e-300)], -1)
+    apart = options.separation
+    kept = nms_3d(
+        position,
+        torch.where(mass > 0, mass, -math.inf),
+        separation=(apart.azimuth_rad, apart.elevation_rad, apart.range_m),
+        k=options.max_sources,
+    )
+    total = power.sum((1, 2, 3)).cpu()
+    return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], total[i], options) for i in range(b)]
+
+
+def _peaks_of(position: Tensor, mass: Tensor, kept: Tensor, total: Tensor, options: PowerDetection) -> Sources:
+    kept = kept.long()
+    kept = kept[(mass[kept] > 0) & (mass[kept] >= mass.max() * 10 ** (-options.max_db / 10))]
+    azimuth, elevation, r = position[kept].unbind(1)
+    return Sources(azimuth, elevation, r, mass[kept], (mass[kept] / total).clamp(0, 1))

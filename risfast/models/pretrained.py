@@ -1,0 +1,10 @@
+"""The checkpoint that comes with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["DEFAULT_MODEL"]
+
+# A model folder as risfast.train.export writes it. CONTRIBUTING.md has the command that made it.
+DEFAULT_MODEL = Path(__file__).parent.parent / "pretrained" / "default"

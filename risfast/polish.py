@@ -1,0 +1,355 @@
+"""Likelihood polish: from candidate sources to the maximum of the stochastic likelihood of the snapshots.
+
+All scenes of a batch move together. Fisher scoring refines every coordinate, power and the noise jointly; sources
+whose loss the penalised likelihood does not mind die; the strongest gain of the likelihood over a grid of atoms gives
+birth to new ones; and where the likelihood is flat in range, the range with the most posterior mass within the
+tolerance is reported. Without candidates this is greedy maximum likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from risfast.detect import Sources
+from risfast.likelihood import Likelihood, SourceState
+from risfast.models.atoms import AtomGrid
+from risfast.models.base import Measurement
+from risfast.scoring import Box, Point, ascend
+
+__all__ = ["PolishOptions", "Polished", "polish_sources"]
+
+# Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
+_LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
+_SHORTLIST = 64  # atoms whose exact gain is computed
+
+
+@dataclass(frozen=True)
+class PolishOptions:
+    """Options of :func:`polish_sources`.
+
+    Parameters
+    ----------
+    iterations : int
+        Scoring steps after each change of the set of sources.
+    births : int
+        Most sources that may be born.
+    max_sources : int
+        Most sources of a scene.
+    penalty : float
+        What a source has to gain, in units of ln(L M): 2 is the Bayesian information criterion of its 4 parameters.
+    range_points : int
+        Points of the range posterior; 0 reports the maximum of the likelihood.
+    range_tolerance_m : float
+        Half-width of the window whose posterior mass is the greatest at the range reported.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    iterations: int = 6
+    births: int = 4
+    max_sources: int = 8
+    penalty: float = 2.0
+    range_points: int = 64
+    range_tolerance_m: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.iterations < 1 or self.max_sources < 1:
+            raise ValueError("iterations and max_sources must be at least 1")
+        if self.births < 0 or self.range_points < 0:
+            raise ValueError("births and range_points must be at least 0")
+        if not (self.penalty >= 0 and self.range_tolerance_m > 0):
+            raise ValueError("penalty must be at least 0 and range_tolerance_m positive")
+
+
+class Polished(NamedTuple):
+    """What the polish ends with.
+
+    Attributes
+    ----------
+    sources : list of Sources
+        One a scene, strongest first; ``confidence`` is the posterior mass within the tolerance of the reported range
+        (1 without the range posterior).
+    covariance : list of float64 tensors, shape (K, 3, 3)
+        Inverse Fisher information of each source's (azimuth, elevation, range), in the same order.
+    noise_power : float64 tensor, shape (B,)
+    log_likelihood : float64 tensor, shape (B,)
+        At the maximum, without the constant -L M log(pi).
+    """
+
+    sources: list[Sources]
+    covariance: list[Tensor]
+    noise_power: Tensor
+    log_likelihood: Tensor
+
+
+def polish_sources(
+    measurement: Measurement,
+    candidates: Sequence[Sources] | None,
+    atoms: AtomGrid,
+    options: PolishOptions | None = None,
+    *,
+    noise_power: Tensor | None = None,
+) -> Polished:
+    """Maximise the stochastic likelihood of the snapshots from candidate sources.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Of B scenes. Its noise power is a start; the noise is estimated with the sources.
+    candidates : sequence of B Sources, or None
+        Starting points with their powers; None starts from noise alone.
+    atoms : AtomGrid
+        Array, wavefront, field of view, and the grid that new sources are looked for on.
+    options : PolishOptions, optional
+    noise_power : real tensor, shape (B,), optional
+        A start where the measurement knows none.
+
+    Returns
+    -------
+    Polished
+        Its penalised likelihood is never below that of the candidates.
+
+    Notes
+    -----
+    Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
+    source at atom g with n_g and d_g of :func:`risfast.models.fit.statistics`, the gain of the likelihood would be
+    L (rho - 1 - log rho) with rho = n_g / d_g > 1 if all snapshots saw the atom with the same gain; the atoms that are
+    best by this are compared by their exact gains.
+    """
+    options = options or PolishOptions()
+    likelihood = Likelihood(measurement, atoms.array, atoms.wavefront, dtype=torch.complex64)
+    b, snapshots, m = likelihood.shape
+    penalty = options.penalty * math.log(max(snapshots * m, 2))
+    state, box = _start(measurement, candidates, atoms, options, noise_power)
+    if b == 0:
+        return Polished([], [], state.noise, state.noise)
+    found = ascend(likelihood, state, box, options.iterations)
+    found = _bury(likelihood, found, box, penalty, options.iterations)
+    before = found.state.mask.sum(1)
+    found = _bear(likelihood, found, box, atoms, penalty, options)
+    grown = (found.state.mask.sum(1) != before).nonzero()[:, 0]
+    if len(grown):  # a new source may have taken over an old one
+        again = _bury(likelihood[grown], found.take(grown), box[grown], penalty, options.iterations)
+        found = found.put(grown, again)
+    return _report(likelihood, found, box, options)
+
+
+def _start(
+    measurement: Measurement,
+    candidates: Sequence[Sources] | None,
+    atoms: AtomGrid,
+    options: PolishOptions,
+    noise_power: Tensor | None,
+) -> tuple[SourceState, Box]:
+    device = measurement.y.device
+    b, k = len(measurement), options.max_sources
+    received = measurement.y.abs().double().square().mean((1, 2)).clamp_min(1e-300)
+    gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
+    axes = atoms.axes
+    low = torch.tensor([-axes.azimuth_rad, -axes.elevation_rad, 1 / axes.range_m[1]], dtype=torch.float64)
+    high = torch.tensor([axes.azimuth_rad, axes.elevation_rad, 1 / axes.range_m[0]], dtype=torch.float64)
+    position = torch.zeros(b, k, 3, dtype=torch.float64)
+    position[..., 2] = 1.0
+    power = torch.ones(b, k, dtype=torch.float64)
+    mask = torch.zeros(b, k, dtype=torch.bool)
+    for i, sources in enumerate(candidates or ()):
+        count = min(len(sources), k)
+        position[i, :count, :2] = sources.position[:count, :2].double().cpu()
+        position[i, :count, 2] = 1 / sources.range[:count].double().cpu()
+        power[i, :count] = sources.power[:count].double().cpu()
+        mask[i, :count] = True
+    start = measurement.noise_power if measurement.noise_power is not None else noise_power
+    noise = 0.5 * received if start is None else start.double()
+    box = Box(low.to(device), high.to(device), _LEAST_POWER * received / gain, _LEAST_NOISE * received)
+    state = SourceState(position.to(device), power.to(device), noise, mask.to(device))
+    return box.clamp(state), box
+
+
+def _bury(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
+    """Take away, one after the other, sources that the penalised likelihood does without."""
+    open_scenes = torch.arange(len(point.value), device=point.value.device)
+    for _ in range(point.state.mask.shape[1]):
+        part = likelihood[open_scenes]
+        here = point.take(open_scenes)
+        without = _values_without(part, here.state)
+        weakest = without.argmax(1)
+        drop = here.value - without.gather(1, weakest[:, None])[:, 0]
+        # The others may take over a part: what is lost at first is up to three times what is lost in the end.
+        trial = (drop < 3 * penalty).nonzero()[:, 0]
+        if not len(trial):
+            return point
+        tried = here.take(trial).state
+        mask = tried.mask.clone()
+        mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
+        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations)
+        dead = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
+        open_scenes = open_scenes[trial[dead]]
+        if not len(open_scenes):
+            return point
+        point = point.put(open_scenes, tried_point.take(dead))
+    return point
+
+
+def _values_without(likelihood: Likelihood, state: SourceState) -> Tensor:
+    """Log-likelihood without each source [B, K]; -inf where there is none."""
+    values = torch.full_like(state.power, -torch.inf)
+    for k in range(state.mask.shape[1]):
+        there = state.mask[:, k].nonzero()[:, 0]
+        if len(there):
+            mask = state.mask[there].clone()
+            mask[:, k] = False
+            values[there, k] = likelihood[there].value(replace(state.take(there), mask=mask))
+    return values
+
+
+def _bear(
+    likelihood: Likelihood,
+    point: Point,
+    box: Box,
+    atoms: AtomGrid,
+    penalty: float,
+    options: PolishOptions,
+) -> Point:
+    """Add, one after the other, the source whose likelihood gain over the grid is largest, while it is worth it."""
+    open_scenes = torch.arange(len(point.value), device=point.value.device)
+    for _ in range(options.births):
+        open_scenes = open_scenes[~point.state.mask[open_scenes].all(1)]
+        if not len(open_scenes):
+            return point
+        gain, position, power = _best_atom(likelihood[open_scenes], point.state.take(open_scenes), atoms)
+        # Scoring moves the source off the grid and gains again: half the penalty is worth a trial.
+        trial = (gain > 0.5 * penalty).nonzero()[:, 0]
+        open_scenes = open_scenes[trial]
+        if not len(open_scenes):
+            return point
+        here = point.take(open_scenes)
+        slot = here.state.mask.int().argmin(1)
+        index = torch.arange(len(slot), device=slot.device)
+        mask, positions, powers = (v.clone() for v in (here.state.mask, here.state.position, here.state.power))
+        mask[index, slot], positions[index, slot], powers[index, slot] = True, position[trial], power[trial]
+        born = box[open_scenes].clamp(replace(here.state, position=positions, power=powers, mask=mask))
+        tried = ascend(likelihood[open_scenes], born, box[open_scenes], options.iterations)
+        alive = (tried.value - penalty > here.value).nonzero()[:, 0]
+        open_scenes = open_scenes[alive]
+        if not len(open_scenes):
+            return point
+        point = point.put(open_scenes, tried.take(alive))
+    return point
+
+
+def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
+    b = likelihood.shape[0]
+    phi = atoms.transform(likelihood.phi.to(torch.complex64)).contiguous()
+    inverse = likelihood.inverse(state)
+    u = (inverse @ likelihood.y[..., None]).to(torch.complex64)
+    v = (phi.mH @ u)[..., 0]
+    spread = phi.flatten(1, 2).mH @ (inverse.to(torch.complex64) @ phi).flatten(1, 2)
+    both = atoms.analysis(torch.cat([v.mT @ v.conj(), spread])).double()
+    n, d = both[:b].flatten(1), both[b:].flatten(1)
+    d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
+    rho = (n / d).clamp_min(1)
+    best = (rho - 1 - rho.log()).topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
+    _, n_el, n_r = atoms.shape
+    sines = [s.to(best.device) for s in atoms.axes.sines]
+    position = torch.stack(
+        [
+            sines[0][best // (n_el * n_r)].asin(),
+            sines[1][best // n_r % n_el].asin(),
+            atoms.axes.inverse_range.to(best.device)[best % n_r],
+        ],
+        -1,
+    )
+    gain, power = likelihood.profile(state, position)
+    most, first = gain.max(1)
+    index = torch.arange(b, device=best.device)
+    return most, position[index, first], power[index, first]
+
+
+def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
+    state = point.state
+    information = likelihood.derivatives(state).information
+    mass = torch.ones_like(state.power)
+    if options.range_points:
+        state, mass = _range_posterior(likelihood, state, information, box, options)
+    b, k = state.mask.shape
+    r = 1 / state.position[..., 2]
+    spread = torch.linalg.pinv(information, hermitian=True)[:, : 3 * k, : 3 * k]
+    blocks = (
+        spread.unflatten(1, (3, k)).unflatten(3, (3, k)).diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
+    )  # [B, K, 3, 3]
+    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), r.square()], -1)
+    blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
+    sources, covariances = [], []
+    for i in range(b):
+        there = state.mask[i].nonzero()[:, 0].cpu()
+        there = there[state.power[i].cpu()[there].argsort(descending=True, stable=True)]
+        azimuth, elevation, inverse = state.position[i].cpu()[there].unbind(-1)
+        sources.append(Sources(azimuth, elevation, 1 / inverse, state.power[i].cpu()[there], mass[i].cpu()[there]))
+        covariances.append(blocks[i][there])
+    return Polished(sources, covariances, state.noise, point.value)
+
+
+def _range_posterior(
+    likelihood: Likelihood, state: SourceState, information: Tensor, box: Box, options: PolishOptions
+) -> tuple[SourceState, Tensor]:
+    """Move each source along its ridge to the range with the most posterior mass within the tolerance.
+
+    Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
+    sources stay. The prior is uniform in range over the box.
+    """
+    nearest, farthest = 1 / float(box.high[2]), 1 / float(box.low[2])
+    r = torch.linspace(nearest, farthest, options.range_points, dtype=torch.float64, device=state.noise.device)
+    window = (r[:, None] - r).abs() <= options.range_tolerance_m
+    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
+    for k in range(state.mask.shape[1]):
+        here = state.mask[:, k].nonzero()[:, 0]
+        if not len(here):
+            continue
+        own = state.take(here)
+        path = _ridge(own, information[here], k, 1 / r, box)  # [B, J, 3]
+        profile, best_power = likelihood[here].profile(replace(own, mask=_dropped(own.mask, k)), path)
+        posterior = torch.softmax(profile, 1)
+        inside = posterior @ window.double()
+        best = inside.argmax(1)
+        index = torch.arange(len(best), device=best.device)
+        # The mean within the best window: finer than the points, and the maximum itself where that is sharp.
+        weights = posterior * window[best]
+        chosen = (weights * r).sum(1) / weights.sum(1)
+        nearest_point = (r - chosen[:, None]).abs().argmin(1)
+        moved = path[index, nearest_point]
+        moved[:, 2] = 1 / chosen
+        position[here, k], power[here, k] = moved, best_power[index, nearest_point]
+        mass[here, k] = inside[index, best]
+    return replace(state, position=position, power=power), mass
+
+
+def _dropped(mask: Tensor, k: int) -> Tensor:
+    mask = mask.clone()
+    mask[:, k] = False
+    return mask
+
+
+def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box: Box) -> Tensor:
+    """(azimuth, elevation, 1/range) [B, J, 3] of source k as its 1/range varies and its direction follows."""
+    count = state.mask.shape[1]
+    own = information[:, [k, count + k, 2 * count + k]][:, :, [k, count + k, 2 * count + k]]
+    eye = torch.eye(2, dtype=own.dtype, device=own.device)
+    stiff = own[:, :2, :2] + 1e-12 * own[:, :2, :2].diagonal(dim1=1, dim2=2).amax(1)[:, None, None] * eye
+    slope = -torch.linalg.solve_ex(stiff, own[:, :2, 2:]).result[..., 0]  # [B, 2]
+    slope = torch.where(slope.isfinite(), slope, 0.0)
+    at = state.position[:, k]
+    shift = inverse - at[:, 2:]  # [B, J]
+    direction = at[:, None, :2] + slope[:, None] * shift[..., None]
+    path = torch.cat([direction, inverse.expand(len(at), -1)[..., None]], -1)
+    return torch.maximum(torch.minimum(path, box.high), box.low)

@@ -1,0 +1,144 @@
+"""Damped Fisher scoring of the stochastic likelihood, all scenes at once, each until it has converged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from risfast.likelihood import Derivatives, Likelihood, SourceState
+
+__all__ = ["Box", "Point", "ascend"]
+
+# Longest step of a coordinate in (azimuth, elevation, 1/range, log power), and of the log noise.
+_LONGEST = (0.08, 0.08, 0.25, 1.5)
+_LONGEST_NOISE = 1.0
+_DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-3, 1e-6, 1e6
+_DAMPING_DOWN, _DAMPING_UP = 0.2, 10.0
+# Of the log-likelihood: far below what a source is worth.
+_CONVERGED = 1e-2
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where sources may be.
+
+    Attributes
+    ----------
+    low, high : float64 tensors, shape (3,)
+        Bounds of (azimuth, elevation, 1/range).
+    least_power, least_noise : float64 tensors, shape (B,)
+    """
+
+    low: Tensor
+    high: Tensor
+    least_power: Tensor
+    least_noise: Tensor
+
+    def __getitem__(self, scenes: Tensor) -> Box:
+        """The same of some of the scenes."""
+        return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
+
+    def clamp(self, state: SourceState) -> SourceState:
+        """The nearest state inside."""
+        return replace(
+            state,
+            position=torch.maximum(torch.minimum(state.position, self.high), self.low),
+            power=torch.maximum(state.power, self.least_power[:, None]),
+            noise=torch.maximum(state.noise, self.least_noise),
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """States of B scenes with their log-likelihoods (B,)."""
+
+    state: SourceState
+    value: Tensor
+
+    def take(self, scenes: Tensor) -> Point:
+        """Some of the scenes, by their indices."""
+        return Point(self.state.take(scenes), self.value[scenes])
+
+    def put(self, scenes: Tensor, other: Point) -> Point:
+        """A copy with some of the scenes, by their indices, taken from ``other``."""
+        return Point(
+            SourceState(
+                self.state.position.index_copy(0, scenes, other.state.position),
+                self.state.power.index_copy(0, scenes, other.state.power),
+                self.state.noise.index_copy(0, scenes, other.state.noise),
+                self.state.mask.index_copy(0, scenes, other.state.mask),
+            ),
+            self.value.index_copy(0, scenes, other.value),
+        )
+
+
+def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int) -> Point:
+    """Climb the likelihood of each scene; a step that does not raise it is not taken.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Of B scenes.
+    state : SourceState
+        Where to start, inside the box.
+    box : Box
+    iterations : int
+        Most steps; scenes that gain less than 0.01 in one are done.
+
+    Returns
+    -------
+    Point
+
+    Notes
+    -----
+    Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
+    that was taken and ten times as large after one that was not.
+    """
+    used = state.mask.any(0).nonzero()[:, 0]
+    inner = state.columns(used)
+    active = torch.arange(len(state.noise), device=state.noise.device)
+    at = likelihood.derivatives(inner)
+    found = Point(inner, at.value)
+    damping = torch.full_like(at.value, _DAMPING_START)
+    for _ in range(iterations):
+        here, part = found.state.take(active), likelihood[active]
+        moved = box[active].clamp(here.moved(_step(at, damping, len(used))))
+        there = part.derivatives(moved)
+        gain = there.value - found.value[active]
+        better = gain > 0  # False for NaN
+        taken = better.nonzero()[:, 0]
+        found = found.put(active[taken], Point(moved.take(taken), there.value[taken]))
+        at = _chosen(better, there, at)
+        damping = torch.where(better, damping * _DAMPING_DOWN, damping * _DAMPING_UP)
+        damping = damping.clamp(_DAMPING_LEAST, _DAMPING_MOST)
+        going = (~better | (gain >= _CONVERGED)).nonzero()[:, 0]
+        if not len(going):
+            break
+        active, damping = active[going], damping[going]
+        at = Derivatives(at.value[going], at.gradient[going], at.information[going])
+    position, power = state.position.clone(), state.power.clone()
+    position[:, used], power[:, used] = found.state.position, found.state.power
+    return Point(SourceState(position, power, found.state.noise, state.mask), found.value)
+
+
+def _step(at: Derivatives, damping: Tensor, k: int) -> Tensor:
+    """Damped step [B, 4 K + 1], cut to the longest in each parameter."""
+    diagonal = at.information.diagonal(dim1=1, dim2=2)
+    # A direction that the data say nothing about would make the system singular.
+    ridge = damping[:, None] * diagonal + 1e-12 * diagonal.amax(1, keepdim=True)
+    system = at.information + torch.diag_embed(ridge)
+    step = torch.linalg.solve_ex(system, at.gradient[..., None]).result[..., 0]
+    longest = [limit for limit in _LONGEST for _ in range(k)] + [_LONGEST_NOISE]
+    bound = torch.tensor(longest, dtype=step.dtype, device=step.device)
+    return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound)
+
+
+def _chosen(condition: Tensor, one: Derivatives, other: Derivatives) -> Derivatives:
+    """``one`` in the scenes where the condition holds."""
+    return Derivatives(
+        torch.where(condition, one.value, other.value),
+        torch.where(condition[:, None], one.gradient, other.gradient),
+        torch.where(condition[:, None, None], one.information, other.information),
+    )

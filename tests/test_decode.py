@@ -1,0 +1,188 @@
+"""From maps to sources: cells, expected counts, peaks of powers, and the objective that teaches the counts."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.geometry import PlanarArray
+from risfast.models.atoms import AtomAxes
+from risfast.models.base import CovarianceEstimate, SourceMap
+from risfast.models.cells import RangeCells
+from risfast.models.decode import MapDetection, PowerDetection, sources_of_map, sources_of_power
+from risfast.objective import BackboneObjective, ObjectiveOptions
+
+AXES = AtomAxes()
+CELLS = RangeCells(AXES, 8)
+NOTHING = -40.0
+
+
+def empty_map(batch=1):
+    shape = (batch, AXES.n_azimuth, AXES.n_elevation)
+    return SourceMap(torch.full((*shape, len(CELLS)), NOTHING), torch.zeros(*shape, AXES.n_range, 2))
+
+
+def place(position):
+    """(azimuth, elevation, cell) index of the cell of a source, and its offset."""
+    target = CELLS.targets(torch.tensor([[position]]))
+    flat = int(target.cell)
+    return (flat // len(CELLS) // AXES.n_elevation, flat // len(CELLS) % AXES.n_elevation, flat % len(CELLS)), target
+
+
+def decoded(found, **options):
+    return sources_of_map(found, torch.ones(len(found.log_intensity), *AXES.shape), CELLS, MapDetection(**options))
+
+
+def test_the_cells_cover_the_ranges_and_are_finest_near():
+    assert CELLS.edges[0] == pytest.approx(0.5)
+    assert CELLS.edges[-1] == pytest.approx(10.0)
+    widths = CELLS.edges.diff()
+    assert (widths > 0).all()
+    assert float(widths.max()) < 1.0  # finer than the tolerance of a hit everywhere
+    assert len(CELLS) == 80
+
+
+def test_targets_are_where_the_sources_are():
+    generator = torch.Generator().manual_seed(0)
+    low, high = torch.tensor([-1.04, -0.52, 0.5]), torch.tensor([1.04, 0.52, 10.0])
+    position = low + (high - low) * torch.rand(1, 200, 3, generator=generator)
+    target = CELLS.targets(position)
+    sines = AXES.sines
+    for i, (azimuth, elevation, r) in enumerate(position[0].double().tolist()):
+        flat = int(target.cell[0, i])
+        g_az, g_el, cell = flat // len(CELLS) // AXES.n_elevation, flat // len(CELLS) % AXES.n_elevation, flat % 80
+        assert abs(math.sin(azimuth) - float(sines[0][g_az])) <= AXES.spacing[0] / 2 + 1e-6
+        assert abs(math.sin(elevation) - float(sines[1][g_el])) <= AXES.spacing[1] / 2 + 1e-6
+        assert float(CELLS.edges[cell]) - 1e-6 <= r <= float(CELLS.edges[cell + 1]) + 1e-6
+        back = float(sines[0][g_az]) + AXES.spacing[0] * float(target.offset[0, i, 0])
+        assert back == pytest.approx(math.sin(azimuth), abs=1e-5)
+
+
+@pytest.mark.parametrize("position", [(0.3, -0.2, 1.1), (-0.9, 0.4, 7.7), (0.0, 0.0, 0.55), (1.0, 0.5, 9.9)])
+def test_a_certain_source_is_found_where_it_is(position):
+    found = empty_map()
+    (g_az, g_el, cell), target = place(position)
+    found.log_intensity[0, g_az, g_el, cell] = 0.0
+    found.offset[0, g_az, g_el, cell // 8] = target.offset[0, 0]
+    [sources] = decoded(found)
+    assert len(sources) == 1
+    assert float(sources.azimuth) == pytest.approx(position[0], abs=1e-4)
+    assert float(sources.elevation) == pytest.approx(position[1], abs=1e-4)
+    half = float((CELLS.edges[cell + 1] - CELLS.edges[cell]) / 2)
+    assert float(sources.range) == pytest.approx(position[2], abs=half + 1e-6)
+    assert float(sources.confidence) == pytest.approx(1.0)
+
+
+def test_one_source_of_uncertain_range_is_one_source_where_most_of_it_is():
+    found = empty_map()
+    far = (CELLS.centres - 8.0).abs() < 0.9  # 0.6 of the source within the tolerance of 8 m
+    near = (CELLS.centres - 5.5).abs() < 0.5
+    found.log_intensity[0, 12, 7, far] = math.log(0.6 / int(far.sum()))
+    found.log_intensity[0, 12, 7, near] = math.log(0.4 / int(near.sum()))
+    [sources] = decoded(found)
+    assert len(sources) == 1
+    assert float(sources.range) == pytest.approx(8.0, abs=0.3)
+    assert float(sources.confidence) == pytest.approx(0.6, abs=1e-6)
+
+
+def test_two_sources_in_one_direction_are_two():
+    found = empty_map()
+    for r in (2.0, 6.0):
+        found.log_intensity[0, 12, 7, int((CELLS.centres - r).abs().argmin())] = math.log(0.95)
+    [sources] = decoded(found)
+    assert sorted(round(float(r)) for r in sources.range) == [2, 6]
+
+
+def test_the_threshold_and_the_cap_hold_and_the_order_is_by_confidence():
+    found = empty_map()
+    for i, expected in enumerate((0.9, 0.7, 0.5, 0.2)):
+        found.log_intensity[0, 3 + 5 * i, 7, 20] = math.log(expected)
+    [sources] = decoded(found)
+    assert sources.confidence.tolist() == pytest.approx([0.9, 0.7, 0.5])
+    assert len(decoded(found, threshold=0.15)[0]) == 4
+    assert decoded(found, max_sources=1)[0].confidence.tolist() == pytest.approx([0.9])
+    assert len(decoded(found, threshold=0.95)[0]) == 0
+    assert decoded(empty_map(0)) == []
+
+
+def test_powers_of_atoms_give_their_peaks():
+    power = torch.full((1, *AXES.shape), 1e-6)
+    power[0, 5, 4, 3] = 1.0
+    power[0, 18, 10, 6] = 0.5
+    power[0, 18, 10, 7] = 0.25
+    power[0, 10, 2, 5] = 0.01  # 20 dB down
+    [sources] = sources_of_power(power, AXES)
+    assert len(sources) == 2
+    assert sources.power.tolist() == pytest.approx([1.0, 0.75], rel=1e-4)
+    sines = AXES.sines
+    assert float(sources.azimuth[0].sin()) == pytest.approx(float(sines[0][5]), abs=1e-4)
+    expected = (2 * AXES.inverse_range[6] + AXES.inverse_range[7]) / 3
+    assert 1 / float(sources.range[1]) == pytest.approx(float(expected), rel=1e-3)
+    assert len(sources_of_power(power, AXES, PowerDetection(max_db=25.0))[0]) == 3
+    assert len(sources_of_power(torch.zeros(1, *AXES.shape), AXES)[0]) == 0
+    assert sources_of_power(torch.zeros(0, *AXES.shape), AXES) == []
+
+
+def test_the_count_loss_is_least_at_the_expected_counts():
+    array = PlanarArray.rectangular(4, 3)
+    axes = AtomAxes(5, 4, 3)
+    cells = RangeCells(axes, 2)
+    scenes = generate_scenes(SystemConfig(array=array, n_antennas=2, n_snapshots=2), 0, range(40))
+    target = cells.targets(scenes.position)
+    counts = torch.zeros(40, 5 * 4 * 6).scatter_add_(1, target.cell, scenes.mask.float())
+    mean = counts.mean(0, keepdim=True).clamp_min(1e-6)
+    objective = BackboneObjective(ObjectiveOptions(), cells)
+
+    def loss(log_intensity):
+        offset = torch.zeros(40, 5, 4, 3, 2)
+        found = SourceMap(log_intensity.expand(40, -1).reshape(40, 5, 4, 6), offset)
+        return float(objective(CovarianceEstimate(scenes.true_factor(), sources=found), scenes).parts["intensity"])
+
+    best = loss(mean.log())
+    for shift in (-0.3, 0.3):
+        assert loss(mean.log() + shift) > best
+    assert loss(mean.log().roll(1, 1)) > best
+
+
+def test_the_objective_is_zero_where_the_estimate_is_right():
+    array = PlanarArray.rectangular(4, 3)
+    axes = AtomAxes(5, 4, 3)
+    cells = RangeCells(axes, 2)
+    scenes = generate_scenes(SystemConfig(array=array, n_antennas=2, n_snapshots=2), 0, range(6))
+    target = cells.targets(scenes.position)
+    offset = torch.zeros(6, 5 * 4 * 3, 2)
+    atom = target.cell // 6 * 3 + target.cell % 6 // 2
+    once = [b for b in range(6) if len(set(atom[b][scenes.mask[b]].tolist())) == int(scenes.mask[b].sum())]
+    assert once  # an atom that holds two sources has no right offset
+    for b in range(6):
+        for k in range(int(scenes.mask[b].sum())):
+            offset[b, atom[b, k]] = target.offset[b, k]
+    found = SourceMap(torch.zeros(6, 5, 4, 6), offset.reshape(6, 5, 4, 3, 2))
+    some = torch.tensor(once)
+    picked = generate_scenes(scenes.config, 0, once)
+    estimate = CovarianceEstimate(
+        picked.true_factor() * 3, sources=SourceMap(found.log_intensity[some], found.offset[some])
+    )
+    terms = BackboneObjective(ObjectiveOptions(), cells)(estimate, picked)
+    assert float(terms.parts["nmse"]) == pytest.approx(0.0, abs=1e-5)
+    assert float(terms.parts["offset"]) == pytest.approx(0.0, abs=1e-6)
+    assert float(terms.total) == pytest.approx(0.05 * float(terms.parts["intensity"]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (MapDetection, {"threshold": 0.0}),
+        (MapDetection, {"threshold": 1.5}),
+        (MapDetection, {"max_sources": 0}),
+        (PowerDetection, {"max_db": 0.0}),
+        (PowerDetection, {"max_sources": 0}),
+        (ObjectiveOptions, {"nmse": -1.0}),
+    ],
+)
+def test_wrong_options_are_refused(make, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make(**wrong)

@@ -1,0 +1,94 @@
+"""The statistics of the covariance fit and their gradient, against numpy and against automatic differentiation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_atoms import steering
+
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.geometry import PlanarArray
+from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.models.fit import statistics
+
+AXES = AtomAxes(7, 5, 3)
+
+
+def problem(n_snapshots, n_antennas, batch=2):
+    array = PlanarArray.rectangular(4, 3)
+    config = SystemConfig(array=array, n_antennas=n_antennas, n_snapshots=n_snapshots)
+    scenes = generate_scenes(config, 1, range(batch))
+    grid = AtomGrid(array, AXES)
+    phi = scenes.channel[:, None] * scenes.codes[:, :, None]
+    power = torch.rand(batch, *AXES.shape, generator=torch.Generator().manual_seed(0)) * 0.1
+    noise = torch.linspace(0.5, 0.9, batch)
+    return grid, scenes.y, phi, power, noise
+
+
+def by_formula(grid, y, phi, power, noise):
+    """n, d, noise numerator and denominator in complex128, differentiable."""
+    a = torch.as_tensor(steering(grid.array, AXES))
+    y, phi = y.to(torch.complex128), phi.to(torch.complex128)
+    x = torch.einsum("bg,gn,gm->bnm", power.flatten(1).to(torch.complex128), a, a.conj())
+    m = y.shape[2]
+    r = phi @ x[:, None] @ phi.mH + noise[:, None, None, None] * torch.eye(m)
+    inverse = torch.linalg.inv(r)
+    u = inverse @ y[..., None]
+    atoms = phi @ a.mT
+    n = (atoms.conj() * u).sum(2).abs().square().sum(1)
+    d = torch.einsum("blmg,blmk,blkg->bg", atoms.conj(), inverse, atoms).real
+    traces = inverse.diagonal(dim1=-2, dim2=-1).real.sum((1, 2))
+    return n.reshape(power.shape), d.reshape(power.shape), u.abs().square().sum((1, 2, 3)), traces
+
+
+@pytest.mark.parametrize(("n_snapshots", "n_antennas"), [(1, 1), (5, 4), (3, 7)])
+def test_values_and_gradients_match_the_formulas(n_snapshots, n_antennas):
+    grid, y, phi, power, noise = problem(n_snapshots, n_antennas)
+    p, s = power.clone().requires_grad_(), noise.clone().requires_grad_()
+    found = statistics(p, s, y, grid.transform(phi), grid)
+    p64, s64 = power.double().requires_grad_(), noise.double().requires_grad_()
+    exact = by_formula(grid, y, phi, p64, s64)
+    generator = torch.Generator().manual_seed(2)
+    weights = [torch.randn(value.shape, generator=generator) for value in found]
+    for value, reference in zip(found, exact, strict=True):
+        assert float((value - reference).abs().max().detach()) <= 2e-3 * float(reference.abs().max().detach())
+    sum((value * w).sum() for value, w in zip(found, weights, strict=True)).backward()
+    sum((value * w).sum() for value, w in zip(exact, weights, strict=True)).backward()
+    for gradient, reference in ((p.grad, p64.grad), (s.grad, s64.grad)):
+        assert float((gradient - reference).abs().max()) <= 4e-3 * float(reference.abs().max())
+
+
+def test_statistics_do_not_depend_on_the_order_of_snapshots_or_on_the_batch():
+    grid, y, phi, power, noise = problem(6, 4, batch=3)
+    whole = statistics(power, noise, y, grid.transform(phi), grid)
+    order = torch.tensor([3, 1, 5, 0, 4, 2])
+    other = statistics(power, noise, y[:, order], grid.transform(phi[:, order]), grid)
+    one = statistics(power[1:2], noise[1:2], y[1:2], grid.transform(phi[1:2]), grid)
+    for a, b, c in zip(whole, other, one, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+        torch.testing.assert_close(a[1:2], c, rtol=1e-4, atol=1e-5 * float(a.abs().max()))
+
+
+def test_the_classical_step_never_lowers_the_likelihood():
+    grid, y, phi, power, noise = problem(8, 4)
+    a = steering(grid.array, AXES)
+
+    def log_likelihood(p):
+        total = 0.0
+        for b in range(len(p)):
+            x = np.einsum("g,gn,gm->nm", p[b].flatten().double().numpy(), a, a.conj())
+            for snapshot in range(y.shape[1]):
+                operator = phi[b, snapshot].numpy().astype(np.complex128)
+                r = operator @ x @ operator.conj().T + float(noise[b]) * np.eye(y.shape[2])
+                seen = y[b, snapshot].numpy().astype(np.complex128)
+                total -= np.linalg.slogdet(r)[1] + (seen.conj() @ np.linalg.solve(r, seen)).real
+        return total
+
+    before = log_likelihood(power)
+    for _ in range(3):
+        s = statistics(power, noise, y, grid.transform(phi), grid)
+        power = power * (s.numerator / s.denominator).clamp_min(0).sqrt()
+        after = log_likelihood(power)
+        assert after > before
+        before = after

@@ -1,0 +1,150 @@
+"""The likelihood, its gradient and the Fisher information, against the formulas and finite differences."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.geometry import PlanarArray
+from risfast.likelihood import Likelihood, SourceState
+from risfast.models.base import Measurement
+from risfast.steering import steering_phase_gradient
+
+ARRAY = PlanarArray.rectangular(4, 3)
+
+
+def problem(wavefront="spherical", n_snapshots=3, n_antennas=4):
+    config = SystemConfig(array=ARRAY, n_antennas=n_antennas, n_snapshots=n_snapshots, n_sources=(1, 3))
+    scenes = generate_scenes(config, 4, range(3), dtype=torch.complex128)
+    measurement = Measurement.of(scenes)
+    generator = torch.Generator().manual_seed(0)
+    position = torch.rand(3, 3, 3, dtype=torch.float64, generator=generator) - 0.5
+    position[..., 2] = 0.2 + torch.rand(3, 3, dtype=torch.float64, generator=generator)
+    state = SourceState(
+        position,
+        0.05 + torch.rand(3, 3, dtype=torch.float64, generator=generator),
+        0.5 + torch.rand(3, dtype=torch.float64, generator=generator),
+        torch.tensor([[True, True, True], [True, False, True], [False, True, False]]),
+    )
+    return Likelihood(measurement, ARRAY, wavefront), state, scenes
+
+
+def covariances(scenes, state, b, wavefront):
+    """R_l [L, M, M] of one scene, by the formula."""
+    there = state.mask[b].numpy()
+    position = state.position[b].numpy()[there]
+    points = np.column_stack([position[:, :2], 1 / position[:, 2]])
+    a = oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, points, wavefront)
+    phi = (scenes.channel[b] * scenes.codes[b][:, None]).numpy()
+    seen = np.einsum("lmn,kn->lmk", phi, a)
+    power = state.power[b].numpy()[there]
+    return np.einsum("lmk,k,lnk->lmn", seen, power, seen.conj()) + float(state.noise[b]) * np.eye(phi.shape[1])
+
+
+def by_formula(scenes, state, b, wavefront):
+    total = 0.0
+    for r, y in zip(covariances(scenes, state, b, wavefront), scenes.y[b].numpy(), strict=True):
+        total -= np.linalg.slogdet(r)[1] + (y.conj() @ np.linalg.solve(r, y)).real
+    return total
+
+
+@pytest.mark.parametrize("wavefront", ["spherical", "fresnel", "planar"])
+def test_the_phase_gradient_is_that_of_the_phase(wavefront):
+    generator = torch.Generator().manual_seed(1)
+    azimuth, elevation = torch.rand(2, 5, dtype=torch.float64, generator=generator) - 0.5
+    inverse = 0.1 + torch.rand(5, dtype=torch.float64, generator=generator)
+    positions = torch.cat([ARRAY.positions_m, torch.rand(4, 3, dtype=torch.float64, generator=generator) * 0.3])
+
+    def phase(az, el, inv):
+        points = torch.stack([az, el, 1 / inv], -1).numpy()
+        return oracles.phase(positions.numpy(), ARRAY.wavelength_m, points, wavefront)
+
+    value, gradient = steering_phase_gradient(positions, azimuth, elevation, 1 / inverse, ARRAY.wavenumber, wavefront)
+    np.testing.assert_allclose(value.numpy(), phase(azimuth, elevation, inverse), atol=1e-10)
+    step = 1e-5
+    for i in range(3):
+        ends = []
+        for sign in (1, -1):
+            moved = [azimuth, elevation, inverse]
+            moved[i] = moved[i] + sign * step
+            ends.append(phase(*moved))
+        np.testing.assert_allclose(gradient[:, i].numpy(), (ends[0] - ends[1]) / (2 * step), atol=1e-6)
+
+
+@pytest.mark.parametrize("wavefront", ["spherical", "fresnel", "planar"])
+def test_the_value_is_the_formula(wavefront):
+    likelihood, state, scenes = problem(wavefront)
+    exact = [by_formula(scenes, state, b, wavefront) for b in range(3)]
+    np.testing.assert_allclose(likelihood.value(state).numpy(), exact, rtol=1e-10)
+    np.testing.assert_allclose(likelihood.derivatives(state).value.numpy(), exact, rtol=1e-10)
+
+
+def test_the_gradient_is_that_of_the_formula():
+    likelihood, state, scenes = problem()
+    gradient = likelihood.derivatives(state).gradient
+    step = 1e-5
+    for i in range(state.n_parameters):
+        shift = torch.zeros(3, state.n_parameters, dtype=torch.float64)
+        shift[:, i] = step
+        for b in range(3):
+            ends = [by_formula(scenes, state.moved(sign * shift), b, "spherical") for sign in (1, -1)]
+            assert float(gradient[b, i]) == pytest.approx((ends[0] - ends[1]) / (2 * step), abs=2e-4, rel=1e-5)
+
+
+def test_the_information_is_slepian_bangs_of_finite_differences():
+    likelihood, state, scenes = problem(n_snapshots=2)
+    information = likelihood.derivatives(state).information
+    step = 1e-6
+    k = 3
+    for b in range(3):
+        centre = covariances(scenes, state, b, "spherical")
+        slopes = []
+        for i in range(state.n_parameters):
+            shift = torch.zeros(3, state.n_parameters, dtype=torch.float64)
+            shift[:, i] = step
+            up, down = (covariances(scenes, state.moved(sign * shift), b, "spherical") for sign in (1, -1))
+            slopes.append(np.linalg.solve(centre, (up - down) / (2 * step)))
+        exact = np.array([[np.einsum("lmn,lnm->", x, y).real for y in slopes] for x in slopes])
+        there = np.append(np.tile(state.mask[b].numpy(), 4), True)
+        found = information[b].numpy()
+        scale = np.sqrt(np.outer(np.diag(exact), np.diag(exact)))[np.ix_(there, there)]
+        assert np.abs((found - exact)[np.ix_(there, there)] / scale).max() < 1e-5
+        assert np.array_equal(found[~there][:, ~there], np.eye(int((~there).sum())))
+        assert not found[~there][:, there].any()
+    assert information.shape == (3, 4 * k + 1, 4 * k + 1)
+
+
+def test_the_expected_gradient_at_the_truth_is_zero_and_its_covariance_the_information():
+    array = PlanarArray.rectangular(3, 2)
+    config = SystemConfig(array=array, n_antennas=3, n_snapshots=4, n_sources=(2, 2), snr_db=(5.0, 5.0))
+    scenes = generate_scenes(config, 9, range(1), dtype=torch.complex128)
+    position = torch.cat([scenes.position[..., :2], 1 / scenes.position[..., 2:]], -1)
+    one = SourceState(position, scenes.power.double(), scenes.noise_power.double(), scenes.mask)
+    draws = 4000
+    r = torch.as_tensor(np.array(covariances_of(array, scenes, one)))
+    factor = torch.linalg.cholesky(r)
+    generator = torch.Generator().manual_seed(3)
+    white = torch.randn(draws, 4, 3, dtype=torch.complex128, generator=generator)
+    y = (factor @ white[..., None])[..., 0]
+    many = Measurement(y, scenes.codes.expand(draws, -1, -1), scenes.channel.expand(draws, -1, -1))
+    state = SourceState(
+        *(value.expand(draws, *value.shape[1:]) for value in (one.position, one.power, one.noise, one.mask))
+    )
+    found = Likelihood(many, array).derivatives(state)
+    information = found.information[0]
+    spread = information.diagonal().sqrt()
+    mean = found.gradient.mean(0) / (spread / draws**0.5)
+    assert float(mean.abs().max()) < 4.5  # standard errors
+    covariance = found.gradient.mT @ found.gradient / draws
+    assert float(((covariance - information) / torch.outer(spread, spread)).abs().max()) < 0.15
+
+
+def covariances_of(array, scenes, state):
+    points = np.column_stack([state.position[0, :, :2].numpy(), 1 / state.position[0, :, 2].numpy()])
+    a = oracles.steering(array.positions_m.numpy(), array.wavelength_m, points)
+    phi = (scenes.channel[0] * scenes.codes[0][:, None]).numpy()
+    seen = np.einsum("lmn,kn->lmk", phi, a)
+    return np.einsum("lmk,k,lnk->lmn", seen, state.power[0].numpy(), seen.conj()) + float(state.noise[0]) * np.eye(3)

@@ -1,0 +1,176 @@
+"""Likelihood polish: what it finds, what it takes away, and that it never makes things worse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.detect import Sources
+from risfast.evaluate import match
+from risfast.geometry import PlanarArray
+from risfast.likelihood import Likelihood, SourceState
+from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.models.base import Measurement
+from risfast.polish import PolishOptions, polish_sources
+
+ARRAY = PlanarArray.rectangular(6, 6)
+GRID = AtomGrid(ARRAY, AtomAxes(15, 9, 6, range_m=(0.5, 3.0)))
+
+
+def scenes_of(count=4, snr=15.0, n_sources=(2, 2), seed=5, n_snapshots=16):
+    config = SystemConfig(
+        array=ARRAY,
+        n_antennas=8,
+        n_snapshots=n_snapshots,
+        n_sources=n_sources,
+        snr_db=(snr, snr),
+        range_m=(0.6, 2.0),
+        min_separation_rad=math.radians(25),
+        code_kinds=("random",),
+    )
+    return generate_scenes(config, seed, range(count))
+
+
+def as_sources(position, power):
+    return Sources(*position.double().unbind(1), power.double(), torch.ones(len(position), dtype=torch.float64))
+
+
+def truth_of(scenes):
+    return [as_sources(scenes.position[i][m], scenes.power[i][m]) for i, m in enumerate(scenes.mask)]
+
+
+def state_of(found, noise):
+    width = max(*map(len, found), 1)
+    position = torch.ones(len(found), width, 3, dtype=torch.float64)
+    power = torch.ones(len(found), width, dtype=torch.float64)
+    mask = torch.zeros(len(found), width, dtype=torch.bool)
+    for i, sources in enumerate(found):
+        k = len(sources)
+        position[i, :k] = torch.stack([sources.azimuth, sources.elevation, 1 / sources.range], -1)
+        power[i, :k], mask[i, :k] = sources.power, True
+    return SourceState(position, power, noise, mask)
+
+
+def penalised(scenes, found, noise):
+    value = Likelihood(Measurement.of(scenes), ARRAY).value(state_of(found, noise))
+    penalty = 2 * math.log(scenes.y.shape[1] * scenes.y.shape[2])
+    return value - penalty * torch.tensor([len(s) for s in found])
+
+
+def hits(found, scenes):
+    results = [match(s.position, scenes.position[i][scenes.mask[i]]) for i, s in enumerate(found)]
+    return sum(r.hits for r in results), sum(r.ghosts for r in results)
+
+
+@pytest.mark.parametrize("start", ["nothing", "coarse"])
+def test_strong_sources_are_found_from_nothing_and_from_coarse_candidates(start):
+    scenes = scenes_of()
+    candidates = None
+    if start == "coarse":
+        shift = torch.tensor([0.05, -0.04, 0.1])
+        candidates = [as_sources(scenes.position[i] + shift, torch.full((2,), 0.3)) for i in range(4)]
+    polished = polish_sources(Measurement.of(scenes, noise_known=False), candidates, GRID)
+    assert hits(polished.sources, scenes) == (8, 0)
+    for i, sources in enumerate(polished.sources):
+        result = match(sources.position, scenes.position[i][scenes.mask[i]])
+        assert float(result.distance_m.max()) < 0.15
+    ratio = polished.noise_power / scenes.noise_power
+    assert ((ratio > 0.7) & (ratio < 1.4)).all()
+
+
+def test_the_penalised_likelihood_never_falls():
+    scenes = scenes_of(snr=3.0, n_sources=(1, 3), seed=8)
+    options = PolishOptions(range_points=0)
+    generator = torch.Generator().manual_seed(0)
+    for spread in (0.0, 0.1, 0.4):
+        candidates = []
+        for sources in truth_of(scenes):
+            wrong = spread * (torch.rand(sources.position.shape, generator=generator, dtype=torch.float64) - 0.5)
+            candidates.append(as_sources(sources.position + wrong, sources.power))
+        polished = polish_sources(Measurement.of(scenes), candidates, GRID, options)
+        before = penalised(scenes, candidates, scenes.noise_power.double())
+        after = penalised(scenes, polished.sources, polished.noise_power)
+        assert (after >= before - 0.05).all()  # its products are complex64
+        k = torch.tensor([len(s) for s in polished.sources])
+        penalty = 2 * math.log(16 * 8)
+        torch.testing.assert_close(after, polished.log_likelihood - penalty * k, rtol=0, atol=0.05)
+
+
+def test_a_spurious_candidate_dies_and_a_missing_one_is_born():
+    scenes = scenes_of()
+    ghost = torch.tensor([[0.9, 0.4, 2.5]])
+    too_many = [
+        as_sources(torch.cat([scenes.position[i], ghost]), torch.cat([scenes.power[i], torch.tensor([0.3])]))
+        for i in range(4)
+    ]
+    measurement = Measurement.of(scenes)
+    assert hits(polish_sources(measurement, too_many, GRID).sources, scenes) == (8, 0)
+    too_few = [as_sources(scenes.position[i][:1], scenes.power[i][:1]) for i in range(4)]
+    assert hits(polish_sources(measurement, too_few, GRID).sources, scenes) == (8, 0)
+    none_born = polish_sources(measurement, too_few, GRID, PolishOptions(births=0)).sources
+    assert [len(s) for s in none_born] == [1, 1, 1, 1]
+
+
+def test_noise_alone_has_no_sources():
+    scenes = scenes_of(8, n_sources=(0, 0))
+    polished = polish_sources(Measurement.of(scenes, noise_known=False), None, GRID)
+    assert sum(len(s) for s in polished.sources) <= 1  # of 8 scenes; the criterion errs once in a few hundred
+    assert torch.isfinite(polished.log_likelihood).all()
+
+
+def test_a_scene_does_not_depend_on_its_batch():
+    scenes = scenes_of(n_sources=(1, 3), seed=11)
+    measurement = Measurement.of(scenes, noise_known=False)
+    whole = polish_sources(measurement, None, GRID)
+    for i in range(4):
+        alone = polish_sources(measurement[i : i + 1], None, GRID)
+        assert len(alone.sources[0]) == len(whole.sources[i])
+        torch.testing.assert_close(alone.sources[0].position, whole.sources[i].position, rtol=1e-2, atol=1e-2)
+
+
+def test_the_covariance_is_the_inverse_information_in_metres_of_range():
+    scenes = scenes_of(1, snr=20.0, n_sources=(1, 1))
+    polished = polish_sources(Measurement.of(scenes), None, GRID, PolishOptions(range_points=0))
+    [sources], [covariance] = polished.sources, polished.covariance
+    state = state_of([sources], polished.noise_power)
+    information = Likelihood(Measurement.of(scenes), ARRAY).derivatives(state).information[0]
+    inverse = torch.linalg.inv(information)[:3, :3]
+    scale = torch.tensor([1.0, 1.0, float(sources.range) ** 2], dtype=torch.float64)
+    torch.testing.assert_close(covariance[0], inverse * scale[:, None] * scale, rtol=1e-2, atol=1e-12)
+
+
+def test_a_flat_range_is_reported_where_most_of_it_lies():
+    far = AtomGrid(PlanarArray.rectangular(3, 3), AtomAxes(9, 7, 4))
+    config = SystemConfig(array=far.array, n_antennas=8, n_snapshots=8, n_sources=(1, 1), snr_db=(10.0, 10.0))
+    scenes = generate_scenes(config, 2, range(6))
+    measurement = Measurement.of(scenes)
+    start = truth_of(scenes)
+    peak = polish_sources(measurement, start, far, PolishOptions(range_points=0, births=0)).sources
+    mean = polish_sources(measurement, start, far, PolishOptions(births=0)).sources
+    for one, other in zip(peak, mean, strict=True):
+        assert 0.5 <= float(other.range) <= 10.0
+        assert 0 < float(other.confidence) <= 1
+        assert float(one.confidence) == 1
+    # A 3 x 3 surface cannot tell 3 m from 10 m: no range holds all of the posterior.
+    assert min(float(s.confidence) for s in mean) < 0.7
+
+
+def test_degenerate_measurements_end_well():
+    scenes = scenes_of(2)
+    silent = Measurement(torch.zeros_like(scenes.y), scenes.codes, scenes.channel)
+    assert [len(s) for s in polish_sources(silent, None, GRID).sources] == [0, 0]
+    one = Measurement.of(scenes_of(2, n_snapshots=1), noise_known=False)
+    assert len(polish_sources(one, None, GRID).sources) == 2
+    assert polish_sources(Measurement.of(scenes)[:0], None, GRID).sources == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"iterations": 0}, {"births": -1}, {"max_sources": 0}, {"penalty": -1.0}, {"range_tolerance_m": 0.0}],
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PolishOptions(**wrong)
