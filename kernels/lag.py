@@ -219,8 +219,8 @@ def lag_evaluate_kernel(  # type: ignore[no-untyped-def]
                 plane1 = tl.zeros([TAIL], tl.int32)
                 mirror_best1, mirror_plane1 = best1, plane1
             for r in range(0, R):
-                x = rows_ptr + ((el * B.to(tl.int64) + scene) * R + r) * N_H
-                y = x + G_el * B.to(tl.int64) * R * N_H
+                x = rows_ptr + ((el.to(tl.int64) * B + scene) * R + r) * N_H
+                y = rows_ptr + (((el + G_el).to(tl.int64) * B + scene) * R + r) * N_H
                 constant = tl.load(x)
                 even0 = tl.zeros([BLOCK_A], dtype) + constant
                 odd0 = tl.zeros([BLOCK_A], dtype)

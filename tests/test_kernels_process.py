@@ -12,13 +12,14 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
 
-def test_kernels_hold_in_the_interpreter():
+@pytest.mark.parametrize("name", ["interpreter", "inverse", "lowrank", "synthesis", "peaks", "refine"])
+def test_kernels_hold_in_the_interpreter(name):
     import triton
     import triton.language as tl
 
     if not isinstance(tl.sum, triton.runtime.jit.JITFunction):
-        pytest.skip("the interpreter is on in this process, where test_kernels_interpreter.py runs by itself")
-    file = Path(__file__).with_name("test_kernels_interpreter.py")
+        pytest.skip("the interpreter is on in this process, where the kernel tests run by themselves")
+    file = Path(__file__).with_name(f"test_kernels_{name}.py")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(file)]
     environment = {**os.environ, "PYTHONPATH": str(file.parent.parent), "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=file.parent.parent, check=False)

@@ -1,0 +1,243 @@
+"""Quadratic forms at points of their own for every scene on a GPU, in float32 or float64.
+
+    a^H Q a,  or  N - ||W^H a||^2,    at P points (azimuth, elevation, 1/range) a scene
+
+The steering vectors are made on the fly. Of a Hermitian Q only the upper triangle of blocks is read: what lies above
+the diagonal counts twice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from risfast.errors import ShapeError
+from risfast.steering import check_wavefront
+
+from .dense import default_precision
+from .device import sincos_turns, steering_turns
+from .launch import check_operands, on_device
+from .peaks import double_bits
+
+__all__ = ["FormGeometry", "form_configuration", "forms", "sincos_turns_double"]
+
+
+@triton.jit
+def sincos_turns_double(turns) -> Any:  # type: ignore[no-untyped-def]
+    """(sin, cos) of 2 pi turns in float64, wrong by at most 4e-16 beyond the rounding of ``turns`` itself.
+
+    Notes
+    -----
+    Quarter turns are taken off exactly, as in :func:`sincos_turns`; on the eighth of a turn to both sides that is left,
+    the Taylor series leave out less than 5e-17.
+    """
+    part = turns - tl.floor(turns + 0.5)
+    quarter = tl.floor(4.0 * part + 0.5)
+    f = (4.0 * part - quarter) * tl.full([1], 1.5707963267948966, tl.float64)  # radians, in [-pi/4, pi/4]
+    z = f * f
+    s = tl.full([1], -7.647163731819816e-13, tl.float64)  # -1/15!
+    s = 1.605904383682161e-10 + z * s
+    s = -2.505210838544172e-08 + z * s
+    s = 2.755731922398589e-06 + z * s
+    s = -0.0001984126984126984 + z * s
+    s = 0.008333333333333333 + z * s
+    s = -0.16666666666666666 + z * s
+    s = f + f * (z * s)
+    c = tl.full([1], 4.779477332387385e-14, tl.float64)  # 1/16!
+    c = -1.1470745597729725e-11 + z * c
+    c = 2.08767569878681e-09 + z * c
+    c = -2.755731922398589e-07 + z * c
+    c = 2.48015873015873e-05 + z * c
+    c = -0.001388888888888889 + z * c
+    c = 0.041666666666666664 + z * c
+    c = 1.0 - 0.5 * z + z * z * c
+    which = quarter.to(tl.int32)
+    swapped = (which & 1) != 0
+    sine = tl.where(swapped, c, s)
+    cosine = tl.where(swapped, s, c)
+    sine = tl.where((which & 2) != 0, -sine, sine)
+    cosine = tl.where(((which + 1) & 2) != 0, -cosine, cosine)
+    return sine, cosine
+
+
+@triton.jit
+def _steering(  # type: ignore[no-untyped-def]
+    direction, position_ptr, n, N, WAVEFRONT: tl.constexpr, DTYPE: tl.constexpr
+) -> Any:
+    """(real, imaginary) of the steering vectors [P, BLOCK] of elements n, whose masked lanes hold anything."""
+    ux, uy, uz, r = direction
+    px = tl.load(position_ptr + n, mask=n < N, other=0.0).to(DTYPE)[None, :]  # [1, BLOCK]
+    py = tl.load(position_ptr + N + n, mask=n < N, other=0.0).to(DTYPE)[None, :]
+    pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0).to(DTYPE)[None, :]
+    turns = steering_turns(ux[:, None], uy[:, None], uz[:, None], r[:, None], px, py, pz, WAVEFRONT)
+    if turns.dtype == tl.float64:
+        sine, cosine = sincos_turns_double(turns)
+    else:
+        sine, cosine = sincos_turns(turns)
+    return cosine, sine
+
+
+@triton.jit(do_not_specialize=["wavelength_bits"])
+def form_kernel(  # type: ignore[no-untyped-def]
+    point_ptr,  # [B, P, 3] float64: azimuth, elevation, 1/range
+    position_ptr,  # [3, N] float64, wavelengths
+    matrix_ptr,  # [B, N, K, 2] float64: Hermitian Q, K = N, or a factor W
+    value_ptr,  # [B, P]
+    wavelength_bits,  # of a float64
+    P,
+    N,
+    K,
+    blocks,
+    WAVEFRONT: tl.constexpr,
+    FACTORED: tl.constexpr,
+    DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK: tl.constexpr,
+) -> None:
+    """The form at BLOCK_P points of one scene.
+
+    Tile [BLOCK_P, BLOCK] of (M^H a)_k, real and imaginary, summed over elements BLOCK at a time.
+    Reads the matrix from the caches; writes one number a point.
+    4 N (N + BLOCK) flops a point for Q, 8 N K for a factor; N (N + BLOCK) / 2 BLOCK or N K / BLOCK steering entries.
+    """
+    pid = tl.program_id(0).to(tl.int64)
+    scene = pid // blocks
+    p = (pid % blocks).to(tl.int32) * BLOCK_P + tl.arange(0, BLOCK_P)  # [BLOCK_P]
+    point = point_ptr + (scene * P + p) * 3
+    per_radian = tl.full([1], 0.15915494309189535, tl.float64)
+    sin_az, cos_az = sincos_turns_double(tl.load(point, mask=p < P, other=0.0) * per_radian)
+    sin_el, cos_el = sincos_turns_double(tl.load(point + 1, mask=p < P, other=0.0) * per_radian)
+    wavelength = wavelength_bits.to(tl.int64).to(tl.float64, bitcast=True)
+    r = 1.0 / (tl.load(point + 2, mask=p < P, other=1.0) * wavelength)
+    ux, uz = (sin_az * cos_el).to(DTYPE), (cos_az * cos_el).to(DTYPE)
+    direction = (ux, sin_el.to(DTYPE), uz, r.to(DTYPE))
+    total = tl.zeros([BLOCK_P], DTYPE)
+    a_re = tl.zeros([BLOCK_P, BLOCK], DTYPE)
+    a_im = tl.zeros([BLOCK_P, BLOCK], DTYPE)
+    for first_k in range(0, K, BLOCK):
+        k = first_k + tl.arange(0, BLOCK)  # [BLOCK]
+        re = tl.zeros([BLOCK_P, BLOCK], DTYPE)
+        im = tl.zeros([BLOCK_P, BLOCK], DTYPE)
+        last_n = N if FACTORED else tl.minimum(N, first_k + BLOCK)
+        for first_n in range(0, last_n, BLOCK):
+            n = first_n + tl.arange(0, BLOCK)  # [BLOCK]
+            a_re, a_im = _steering(direction, position_ptr, n, N, WAVEFRONT, DTYPE)  # [BLOCK_P, BLOCK]
+            # Rows beyond N are zero in the matrix, so what the steering vector holds there does not matter.
+            entry = matrix_ptr + 2 * ((scene * N + n[:, None]) * K + k[None, :])
+            there = (n < N)[:, None] & (k < K)[None, :]
+            m_re = tl.load(entry, mask=there, other=0.0).to(DTYPE)  # [BLOCK, BLOCK]
+            m_im = tl.load(entry + 1, mask=there, other=0.0).to(DTYPE)
+            if not FACTORED:
+                weight = tl.where(n < first_k, 2.0, 1.0).to(DTYPE)[:, None]  # above the diagonal block
+                m_re *= weight
+                m_im *= weight
+            re = tl.dot(a_re, m_re, re, input_precision=PRECISION, out_dtype=DTYPE)
+            re = tl.dot(a_im, m_im, re, input_precision=PRECISION, out_dtype=DTYPE)
+            im = tl.dot(a_im, m_re, im, input_precision=PRECISION, out_dtype=DTYPE)
+            im = tl.dot(a_re, -m_im, im, input_precision=PRECISION, out_dtype=DTYPE)
+        if FACTORED:
+            total += tl.sum(re * re + im * im, axis=1)
+        else:
+            # The last elements were those of the diagonal block, k itself; columns beyond N are zero.
+            total += tl.sum(a_re * re + a_im * im, axis=1)
+    if FACTORED:
+        total = N - total
+    tl.store(value_ptr + scene * P + p, total, mask=p < P)
+
+
+@dataclass(frozen=True, eq=False)
+class FormGeometry:
+    """Array of the forms, on one device.
+
+    Attributes
+    ----------
+    positions : float64 tensor, shape (3, N)
+        Wavelengths.
+    wavelength_m : float
+    wavefront : str
+    """
+
+    positions: Tensor
+    wavelength_m: float
+    wavefront: str
+
+    @classmethod
+    def build(cls, positions_m: Tensor, wavenumber: float, wavefront: str, device: torch.device | str) -> FormGeometry:
+        """From positions (N, 3) in metres and the wavenumber in rad/m."""
+        check_wavefront(wavefront)
+        wavelength = 2 * math.pi / wavenumber
+        positions = (positions_m.double() / wavelength).mT.contiguous()
+        return cls(positions.to(device), wavelength, wavefront)
+
+
+def form_configuration(dtype: torch.dtype) -> dict[str, int]:
+    """Pinned tile; 32 columns would halve the steering vectors, and four warps save barriers, but both spill."""
+    return {"BLOCK_P": 64 if dtype == torch.float64 else 128, "BLOCK": 16, "num_warps": 8}
+
+
+def forms(
+    points: Tensor,
+    matrix: Tensor,
+    factored: bool,
+    geometry: FormGeometry,
+    dtype: torch.dtype,
+    precision: str | None = None,
+) -> Tensor:
+    """a^H Q a, or N - ||W^H a||^2, at points of their own for every scene.
+
+    Parameters
+    ----------
+    points : float64 tensor, shape (B, P, 3)
+        Azimuth, elevation (radians) and 1/range (1/m).
+    matrix : complex64 or complex128 tensor, shape (B, N, N), or (B, N, K) where ``factored``
+        Q Hermitian, or W.
+    factored : bool
+    geometry : FormGeometry
+    dtype : torch.float32 or torch.float64
+        Of the arithmetic and of the result.
+    precision : {"tf32x3", "ieee", "tf32"}, optional
+        Of float32 products; :func:`risfast.kernels.dense.default_precision` if left out.
+
+    Returns
+    -------
+    tensor of ``dtype``, shape (B, P)
+    """
+    device = check_operands(form_kernel, points=points, matrix=matrix, geometry=geometry.positions)
+    n = geometry.positions.shape[1]
+    if matrix.ndim != 3 or matrix.shape[1] != n or (not factored and matrix.shape[2] != n) or not matrix.shape[2]:
+        wanted = f"(B, {n}, K), K >= 1" if factored else f"(B, {n}, {n})"
+        raise ShapeError(f"matrix must have shape {wanted}, got {tuple(matrix.shape)}")
+    if points.ndim != 3 or points.shape[0] != matrix.shape[0] or points.shape[2] != 3:
+        raise ShapeError(f"points must have shape ({matrix.shape[0]}, P, 3), got {tuple(points.shape)}")
+    if not matrix.is_complex() or points.dtype != torch.float64:
+        raise TypeError(f"matrix must be complex and points float64, got {matrix.dtype} and {points.dtype}")
+    batch, count = points.shape[:2]
+    value = torch.empty(batch, count, dtype=dtype, device=device)
+    configuration = form_configuration(dtype)
+    blocks = triton.cdiv(count, configuration["BLOCK_P"])
+    if batch * count:
+        with on_device(device):
+            form_kernel[(batch * blocks,)](
+                points.contiguous(),
+                geometry.positions,
+                torch.view_as_real(matrix.to(torch.complex128).resolve_conj()).contiguous(),
+                value,
+                double_bits(geometry.wavelength_m),
+                count,
+                n,
+                matrix.shape[2],
+                blocks,
+                WAVEFRONT=geometry.wavefront,
+                FACTORED=factored,
+                DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
+                PRECISION="ieee" if dtype == torch.float64 else precision or default_precision(),
+                **configuration,
+            )
+    return value

@@ -1,0 +1,287 @@
+"""The synthesis kernels, which are the backward passes of analysis, against the float64 brute force.
+
+See test_kernels_interpreter.py for how these tests run.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from test_kernels_interpreter import (  # noqa: F401
+    DEVICE,
+    GRIDS,
+    LATTICES,
+    RANGES,
+    domain,
+    inverse_covariances,
+    kernel_module,
+    on,
+    poisoned,
+)
+
+from risfast.errors import ShapeError
+from risfast.ops.interpolation import box_nodes
+
+dense = kernel_module("dense")
+interpolate = kernel_module("interpolate")
+interpolate_adjoint = kernel_module("interpolate_adjoint")
+lag = kernel_module("lag")
+lag_adjoint = kernel_module("lag_adjoint")
+lag_tables = kernel_module("lag_tables")
+launch = kernel_module("launch")
+synthesis = kernel_module("synthesis")
+weights = kernel_module("weights")
+
+pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+
+WAVELENGTH = 0.3
+AXES = (np.radians(np.linspace(-50, 35, 7)), np.radians(np.linspace(-10, 28, 5)), RANGES)
+# Of single precision, relative to the sum of the absolute weights: what one element of S can be.
+TOLERANCE = {torch.float32: 1e-6, torch.float64: 1e-14}
+
+
+def given(values, **options):
+    return weights.PointWeights(on(values, torch.float64), **options)
+
+
+def assert_synthesis(actual, p, A, dtype=torch.float32):
+    assert actual.dtype == dtype.to_complex()
+    actual = actual.cpu().numpy()
+    scale = np.abs(p).reshape(len(p), -1).sum(1).max()
+    np.testing.assert_allclose(actual, oracles.synthesis(p, A), atol=TOLERANCE[dtype] * scale)
+    assert np.array_equal(actual, actual.conj().swapaxes(1, 2))
+
+
+# --- Dense ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize(("n", "batch"), [(1, 1), (19, 3), (37, 1)])
+def test_dense_synthesis_matches_brute_force(n, batch, wavefront):
+    positions = oracles.volumetric(4, n, 0.3)
+    points = dense.DensePoints.build(domain(positions, *AXES, wavefront), DEVICE)
+    p = np.random.default_rng(n).standard_normal((batch, 7, 5, 3))
+    A = oracles.steering(positions, WAVELENGTH, oracles.box(*AXES), wavefront)
+    assert_synthesis(synthesis.dense_synthesis(given(p), points), p, A)
+
+
+@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+@pytest.mark.parametrize("count", [1, 67, 131])
+def test_dense_synthesis_of_lists_of_points_each_with_its_range(count, precision):
+    positions = oracles.irregular_plane(9, 13, 0.4)
+    rng = np.random.default_rng(count)
+    where = np.stack([rng.uniform(-1, 1, count), rng.uniform(-0.5, 0.5, count), rng.uniform(0.5, 9, count)], 1)
+    points = dense.DensePoints.build(domain(positions, *where.T, "spherical", box=False), DEVICE)
+    p = rng.standard_normal((2, count))
+    A = oracles.steering(positions, WAVELENGTH, where)
+    assert_synthesis(synthesis.dense_synthesis(given(p), points, precision=precision), p, A)
+
+
+def dense_case(seed=1, n=17):
+    positions = oracles.volumetric(seed, n, 0.3)
+    points = dense.DensePoints.build(domain(positions, *AXES, "spherical"), DEVICE)
+    return points, oracles.steering(positions, WAVELENGTH, oracles.box(*AXES))
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 11])
+def test_the_sum_does_not_depend_on_its_parts(parts, monkeypatch):
+    points, A = dense_case()
+    p = np.random.default_rng(parts).standard_normal((2, 7, 5, 3))
+    monkeypatch.setattr(synthesis, "synthesis_parts", lambda *sizes: parts)
+    assert_synthesis(synthesis.dense_synthesis(given(p), points), p, A)
+
+
+def test_parts_cover_every_point_and_fill_a_gpu_only_where_scenes_do_not():
+    assert synthesis.synthesis_parts(256, 144, 65341) == 1
+    assert synthesis.synthesis_parts(1, 144, 65341) > 10
+    assert synthesis.synthesis_parts(1, 144, 5) == 1
+    assert synthesis.synthesis_parts(1, 1, 33) == 3
+
+
+def test_equal_inputs_give_equal_bits():
+    points, _ = dense_case()
+    p = given(np.random.default_rng(2).standard_normal((1, 7, 5, 3)))
+    assert torch.equal(synthesis.dense_synthesis(p, points), synthesis.dense_synthesis(p, points))
+
+
+def test_the_result_does_not_depend_on_the_tile(monkeypatch):
+    points, A = dense_case(n=35)
+    p = np.random.default_rng(3).standard_normal((1, 7, 5, 3))
+    for tile in ({"BLOCK_G": 64, "BLOCK_N": 16}, {"BLOCK_G": 32, "BLOCK_N": 64}):
+        monkeypatch.setattr(synthesis, "synthesis_configuration", lambda tile=tile: tile | {"num_warps": 4})
+        assert_synthesis(synthesis.dense_synthesis(given(p), points), p, A)
+
+
+def test_analysis_and_synthesis_are_adjoint():
+    points, _ = dense_case()
+    rng = np.random.default_rng(5)
+    W = oracles.complex_normal(rng, 2, 17, 3)
+    p = rng.standard_normal((2, 7, 5, 3))
+    q = dense.dense_volume(on(W), points, launch.Epilogue("linear", torch.ones(2, device=DEVICE))).cpu().numpy()
+    S = synthesis.dense_synthesis(given(p), points).cpu().numpy()
+    inner = np.einsum("bnk,bnm,bmk->b", W.conj(), S, W).real
+    np.testing.assert_allclose(inner, (p * q).sum((1, 2, 3)), atol=1e-6 * np.abs(p * q).sum())
+
+
+# --- Structured -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n_az", "n_el"), [(1, 1), (17, 5), (67, 37)])
+@pytest.mark.parametrize(("g_az", "g_el", "batch"), [(67, 41, 2), (1, 3, 1)])
+def test_adjoint_interpolation_is_the_product_of_both_transposed_matrices(n_az, n_el, g_az, g_el, batch):
+    rng = np.random.default_rng(n_az)
+    p = rng.standard_normal((batch, g_az, g_el, 3))
+    azimuth, elevation = rng.uniform(0, 1, (g_az, n_az)), rng.uniform(0, 1, (g_el, n_el))
+    matrices = [on(x, torch.float32) for x in (azimuth, elevation)]
+    actual = interpolate_adjoint.interpolate_adjoint(given(p), *matrices, 3).cpu().numpy()
+    expected = np.einsum("baer,am,en->brmn", p, azimuth, elevation)
+    np.testing.assert_allclose(actual, expected, atol=1e-6 * np.abs(p).sum((1, 2, 3)).max())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize(("array", "wavefront"), [("permuted", "fresnel"), ("off-centre", "planar")])
+def test_lag_synthesis_matches_brute_force_on_every_symmetry(array, wavefront, grid, dtype):
+    axes = (*GRIDS[grid], RANGES)
+    tables = lag_tables.LagTables.build(domain(LATTICES[array], *axes, wavefront), dtype, DEVICE)
+    p = np.random.default_rng(6).standard_normal((2, len(axes[0]), len(axes[1]), 3))
+    A = oracles.steering(LATTICES[array], WAVELENGTH, oracles.box(*axes), wavefront)
+    assert_synthesis(lag_adjoint.lag_synthesis(given(p), tables), p, A, dtype)
+
+
+@pytest.mark.parametrize("array", LATTICES)
+def test_lag_synthesis_matches_brute_force_on_every_lattice(array):
+    axes = (np.radians(np.linspace(-60, 60, 71)), np.radians([-20.0, 4.0]), np.linspace(0.6, 9, 10))
+    tables = lag_tables.LagTables.build(domain(LATTICES[array], *axes, "fresnel"), torch.float64, DEVICE)
+    p = np.random.default_rng(7).standard_normal((2, 71, 2, 10))
+    A = oracles.steering(LATTICES[array], WAVELENGTH, oracles.box(*axes), "fresnel")
+    assert_synthesis(lag_adjoint.lag_synthesis(given(p), tables), p, A, torch.float64)
+
+
+# --- Weights from gradients -------------------------------------------------------------------------------------------
+
+
+def gradient_case(form, best, batch=2):
+    """Weights made from a gradient, and the same weights on every plane in float64; q in [1, 2] everywhere."""
+    rng = np.random.default_rng(8)
+    q = rng.uniform(1, 2, (batch, 7, 5, 3))
+    scale = np.linspace(0.5, 2.0, batch).reshape(-1, 1, 1, 1)
+    offset = 3
+    power = {"linear": scale * q, "reciprocal": scale / q, "complement": scale / (offset - q)}[form]
+    slope = {"linear": scale + 0 * q, "reciprocal": -scale / q**2, "complement": scale / (offset - q) ** 2}[form]
+    epilogue = launch.Epilogue(form, torch.as_tensor(scale.ravel()).to(DEVICE), offset)
+    if not best:
+        gradient = rng.standard_normal(power.shape)
+        return given(gradient, epilogue=epilogue, power=on(power, torch.float64)), gradient * slope
+    value, plane = oracles.maximum_over_planes(power)
+    gradient = rng.standard_normal(value.shape)
+    winner = plane[..., None] == np.arange(3)
+    options = {"power": on(value, torch.float64), "plane": on(plane, torch.int32)}
+    return given(gradient, epilogue=epilogue, **options), gradient[..., None] * slope * winner
+
+
+@pytest.mark.parametrize("best", [False, True])
+@pytest.mark.parametrize("form", ["linear", "reciprocal", "complement"])
+def test_gradients_of_powers_become_weights_of_the_planes_that_won(form, best):
+    through, p = gradient_case(form, best)
+    points, A = dense_case()
+    assert_synthesis(synthesis.dense_synthesis(through, points), p, A)
+    rng = np.random.default_rng(9)
+    azimuth, elevation = rng.uniform(0, 1, (7, 4)), rng.uniform(0, 1, (5, 3))
+    matrices = [on(x, torch.float32) for x in (azimuth, elevation)]
+    nodes = interpolate_adjoint.interpolate_adjoint(through, *matrices, 3).cpu().numpy()
+    expected = np.einsum("baer,am,en->brmn", p, azimuth, elevation)
+    np.testing.assert_allclose(nodes, expected, atol=1e-6 * np.abs(p).sum())
+    positions = oracles.rectangular(3, 2)
+    tables = lag_tables.LagTables.build(domain(positions, *AXES, "fresnel"), torch.float64, DEVICE)
+    A = oracles.steering(positions, WAVELENGTH, oracles.box(*AXES), "fresnel")
+    assert_synthesis(lag_adjoint.lag_synthesis(through, tables), p, A, torch.float64)
+
+
+def backward(method, positions, wavefront, Q, capon, gradient):
+    """S = sum_g c_g dP_g/dq_g a_g a_g^H of the map of a method, forward and backward by its kernels."""
+    scene = domain(positions, *AXES, wavefront)
+    if method == "lag":
+        tables = lag_tables.LagTables.build(scene, torch.float64, DEVICE)
+        power, plane = lag.lag_map(on(Q, torch.complex128), tables, capon)
+        return lag_adjoint.lag_synthesis(given(gradient, epilogue=capon, power=power, plane=plane), tables)
+    W = on(np.linalg.cholesky(Q))
+    if method == "dense":
+        points = dense.DensePoints.build(scene, DEVICE)
+        power, plane = dense.dense_map(W, points, capon)
+        return synthesis.dense_synthesis(given(gradient, epilogue=capon, power=power, plane=plane), points)
+    axes = [axis.numpy() for axis in (scene.azimuth, scene.elevation, scene.range)]
+    nodes = box_nodes(scene, 1e-6)
+    at = (nodes.azimuth.nodes.numpy(), nodes.elevation.nodes.numpy(), axes[2])
+    points = dense.DensePoints.build(domain(positions, *at, wavefront), DEVICE)
+    matrices = [
+        on(torch.eye(axis.count) if axis.matrix is None else axis.matrix, torch.float32)
+        for axis in (nodes.azimuth, nodes.elevation)
+    ]
+    q = dense.dense_volume(W, points, launch.Epilogue("linear", torch.ones(len(Q), device=DEVICE)))
+    power, plane = interpolate.interpolate_map(q.permute(0, 3, 1, 2), *matrices, capon)
+    through = given(gradient, epilogue=capon, power=power, plane=plane)
+    p = interpolate_adjoint.interpolate_adjoint(through, *matrices, len(axes[2]))
+    return synthesis.dense_synthesis(weights.PointWeights(p.permute(0, 2, 3, 1)), points)
+
+
+@pytest.mark.parametrize(
+    ("method", "wavefront"), [("dense", "spherical"), ("chebyshev", "spherical"), ("lag", "fresnel")]
+)
+def test_the_gradient_of_a_capon_map_is_that_of_finite_differences(method, wavefront):
+    positions = oracles.rectangular(2, 3, 0.06)
+    A = oracles.steering(positions, WAVELENGTH, oracles.box(*AXES), wavefront)
+    rng = np.random.default_rng(10)
+    R = np.linalg.inv(inverse_covariances(4, 2, 6))
+    direction = oracles.hermitian(rng, 2, 6)
+    gradient = rng.standard_normal((2, 7, 5))
+
+    def value(step):
+        best, _ = oracles.maximum_over_planes(oracles.capon(R + step * direction, A, 0.0))
+        return (gradient * best).sum((1, 2))
+
+    expected = (value(1e-5) - value(-1e-5)) / 2e-5
+    Q = np.linalg.inv(R)
+    capon = launch.Epilogue("reciprocal", torch.full((2,), 6.0, dtype=torch.float64, device=DEVICE))
+    S = backward(method, positions, wavefront, Q, capon, gradient).cpu().numpy()
+    actual = -np.einsum("bij,bjk,bkl,bli->b", Q, S, Q, direction).real
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+# --- Launchers --------------------------------------------------------------------------------------------------------
+
+
+def test_empty_batches_give_empty_results():
+    points, _ = dense_case()
+    nothing = given(np.zeros((0, 7, 5, 3)))
+    tables = lag_tables.LagTables.build(domain(oracles.rectangular(3, 2), *AXES, "fresnel"), torch.float32, DEVICE)
+    eye = [torch.eye(7, device=DEVICE), torch.eye(5, device=DEVICE)]
+    assert synthesis.dense_synthesis(nothing, points).shape == (0, 17, 17)
+    assert lag_adjoint.lag_synthesis(nothing, tables).shape == (0, 6, 6)
+    assert interpolate_adjoint.interpolate_adjoint(nothing, *eye, 3).shape == (0, 3, 7, 5)
+
+
+def test_bad_operands_are_named():
+    points, _ = dense_case()
+    p = given(np.zeros((2, 7, 5, 3)))
+    with pytest.raises(ShapeError, match=r"weights must have shape \(B, 7, 5, 3\)"):
+        synthesis.dense_synthesis(given(np.zeros((2, 5, 7, 3))), points)
+    with pytest.raises(ValueError, match="precision must be one of"):
+        synthesis.dense_synthesis(p, points, precision="bf16")
+    listed = dense.DensePoints.build(domain(oracles.rectangular(2, 1), [0.1], [0.2], [1.0], "planar", False), DEVICE)
+    planes = given(np.zeros((1, 1)), plane=on(np.zeros((1, 1)), torch.int32))
+    with pytest.raises(ShapeError, match="a list of points has none"):
+        synthesis.dense_synthesis(planes, listed)
+    epilogue = launch.Epilogue("reciprocal", torch.ones(2))
+    with pytest.raises(ValueError, match="needs the power"):
+        given(np.zeros((2, 7, 5, 3)), epilogue=epilogue)
+    with pytest.raises(ShapeError, match="plane must have the shape of the weights"):
+        given(np.zeros((2, 7, 5)), plane=on(np.zeros((2, 7, 4)), torch.int32))
+    with pytest.raises(ShapeError, match="azimuth must be a matrix"):
+        interpolate_adjoint.interpolate_adjoint(p, torch.ones(7), torch.eye(5), 3)
+    with pytest.raises(TypeError, match="elevation must be float32"):
+        interpolate_adjoint.interpolate_adjoint(p, torch.eye(7), torch.eye(5).double(), 3)
+    with pytest.raises(ValueError, match="one device"):
+        synthesis.dense_synthesis(weights.PointWeights(p.values.to("meta")), points)
