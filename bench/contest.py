@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench.accuracy import Errors, require_accuracy
-from bench.measure import peak_memory
+from bench.measure import peak_memory, synchronised
 
 _SECONDS_A_BENCHMARK = 1.0
 _FEWEST_ROUNDS, _MOST_ROUNDS = 3, 20
@@ -111,7 +111,7 @@ def enter(
         The errors exceed the bound; nothing was timed.
     """
     with peak_memory() as peak:
-        call = prepare()
+        call = synchronised(prepare())
         start = time.perf_counter()
         result = call()
         first = time.perf_counter() - start

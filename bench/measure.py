@@ -95,6 +95,21 @@ class Peak:
     method: str = "not measured: neither a high-water mark that can be reset nor psutil"
 
 
+def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call, ended by waiting for the GPU where there is one: a launch returns before its work is done."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return call
+
+    def finished() -> Any:
+        result = call()
+        torch.cuda.synchronize()
+        return result
+
+    return finished
+
+
 def _status_bytes(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(key + ":"):

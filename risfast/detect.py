@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
-from risfast.ops.refinement import refine_peaks, walk_peaks
+from risfast.ops.kept import constant_on
+from risfast.ops.refinement import denominator, refine_from, walk_from, widest_after_walk
 
-__all__ = ["DetectionOptions", "Sources", "detect_sources", "detect_sources_lowrank"]
+__all__ = [
+    "DetectionOptions",
+    "FixedDetections",
+    "Sources",
+    "detect_fixed",
+    "detect_sources",
+    "detect_sources_lowrank",
+]
 
 _MAD_TO_SIGMA = 1.4826  # of a Gaussian
 _RANGE_MARGIN = 1.1
 _VOLUME_BYTES = 64 << 20  # volumes held at once
+_VOLUME_BYTES_ON_GPU = 2 << 30
 
 
 @dataclass(frozen=True)
@@ -128,7 +137,8 @@ def _goes_round(grid: SearchGrid) -> bool:
 def _grid_positions(grid: SearchGrid, index: Tensor) -> Tensor:
     """Positions [b, C, 3] of grid points ``index`` [b, C, 3]; padding (-1) gets the first point."""
     i = index.clamp_min(0)
-    return torch.stack([grid.azimuth_rad[i[..., 0]], grid.elevation_rad[i[..., 1]], grid.range_m[i[..., 2]]], -1)
+    axes = (constant_on(axis, index.device) for axis in (grid.azimuth_rad, grid.elevation_rad, grid.range_m))
+    return torch.stack([axis[i[..., n]] for n, axis in enumerate(axes)], -1)
 
 
 def _threshold_db(volume: Tensor, strongest: Tensor, options: DetectionOptions) -> tuple[Tensor, Tensor]:
@@ -142,6 +152,30 @@ def _threshold_db(volume: Tensor, strongest: Tensor, options: DetectionOptions) 
     return threshold, 10 ** (median / 10)
 
 
+class FixedDetections(NamedTuple):
+    """Detections of a batch in tensors whose shapes depend on the options alone, strongest first.
+
+    Attributes
+    ----------
+    position : float64 tensor, shape (B, k, 3)
+        Azimuth and elevation in radians, range in metres.
+    power : float64 tensor, shape (B, k)
+        Capon power, linear.
+    confidence : float64 tensor, shape (B, k)
+        As in :class:`Sources`.
+    keep : bool tensor, shape (B, k)
+        The slots that hold a source; what the others hold means nothing.
+    number : int64 tensor, shape (B,)
+        Sources of each scene.
+    """
+
+    position: Tensor
+    power: Tensor
+    confidence: Tensor
+    keep: Tensor
+    number: Tensor
+
+
 def _detect(
     matrix: Tensor,
     volume: Tensor,
@@ -151,17 +185,16 @@ def _detect(
     loading: float,
     wavefront: str,
     options: DetectionOptions,
-) -> Iterator[Sources]:
+) -> FixedDetections:
     """Detections of a few scenes from their volume [b, G_az, G_el, G_r]."""
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
-    _, low, high = walk_peaks(
-        matrix, array, start, *_bounds(grid), factored=factored, loading=loading, wavefront=wavefront
-    )
-    refined = refine_peaks(
-        matrix, array, low, high, factored=factored, loading=loading, wavefront=wavefront, points=options.refine_points
-    )
-    present = torch.arange(options.candidates) < peaks.count[:, None]
+    form = denominator(matrix, factored, loading)
+    bounds = _bounds(grid)
+    _, low, high = walk_from(form, array, start, *bounds, wavefront)
+    widest = widest_after_walk(array, *bounds)
+    refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest)
+    present = torch.arange(options.candidates, device=volume.device) < peaks.count[:, None]
     power = torch.where(present, refined.power, torch.zeros_like(refined.power))
     level = power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
     threshold, background = _threshold_db(volume, level.amax(1), options)
@@ -169,32 +202,53 @@ def _detect(
     separation = (options.separation_rad, options.separation_rad, options.separation_m)
     limit = options.candidates if options.max_sources is None else min(options.max_sources, options.candidates)
     kept = nms_3d(refined.position, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
-    for scene in range(matrix.shape[0]):
-        chosen = kept.index[scene, : int(kept.count[scene])]
-        azimuth, elevation, r = refined.position[scene, chosen].unbind(-1)
-        strength = power[scene, chosen]
-        yield Sources(azimuth, elevation, r, strength, (1 - background[scene] / strength).clamp(0, 1))
+    chosen = kept.index.clamp_min(0)
+    strength = power.gather(1, chosen)
+    return FixedDetections(
+        refined.position.gather(1, chosen[..., None].expand(-1, -1, 3)),
+        strength,
+        (1 - background[:, None] / strength).clamp(0, 1),
+        kept.index >= 0,
+        kept.count,
+    )
 
 
-def _detect_all(
+def detect_fixed(
     matrix: Tensor,
     array: PlanarArray,
     grid: SearchGrid,
+    *,
     factored: bool,
-    loading: float,
-    wavefront: str,
-    method: str,
-    options: DetectionOptions,
-) -> list[Sources]:
+    loading: float = 1e-2,
+    wavefront: str = "spherical",
+    method: str = "auto",
+    options: DetectionOptions | None = None,
+) -> FixedDetections:
+    """Detection with outputs of a fixed size: :func:`detect_sources` before its lists are cut to length.
+
+    On a GPU nothing in it waits for the host, so that it can be captured in a CUDA graph, after one call that makes
+    plans and tables. Arguments as for :func:`detect_sources`; ``matrix`` (B, N, N), or (B, N, K) with ``factored``.
+    """
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
-    step = max(1, _VOLUME_BYTES // (8 * grid.size))
-    found: list[Sources] = []
+    chosen = options or DetectionOptions()
+    at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
+    step = max(1, at_once // (8 * grid.size))
+    parts: list[FixedDetections] = []
     # An empty batch makes one pass, so that its arguments are checked too.
     for start in range(0, max(matrix.shape[0], 1), step):
         part = matrix[start : start + step]
         volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
-        found.extend(_detect(part, volume, array, grid, factored, loading, wavefront, options))
-    return found
+        parts.append(_detect(part, volume, array, grid, factored, loading, wavefront, chosen))
+    return parts[0] if len(parts) == 1 else FixedDetections(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _as_lists(found: FixedDetections) -> list[Sources]:
+    """Cut to length, which is the one time that the host waits for a GPU."""
+    sources = []
+    for scene, number in enumerate(found.number.tolist()):
+        azimuth, elevation, r = found.position[scene, :number].unbind(-1)
+        sources.append(Sources(azimuth, elevation, r, found.power[scene, :number], found.confidence[scene, :number]))
+    return sources
 
 
 def detect_sources(
@@ -244,7 +298,8 @@ def detect_sources(
     checks.check_complex(R, "R")
     chosen = grid if grid is not None else SearchGrid.reference()
     matrix = R if R.ndim != 2 else R[None]
-    return _detect_all(matrix, array, chosen, False, loading, wavefront, method, options or DetectionOptions())
+    how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
+    return _as_lists(detect_fixed(matrix, array, chosen, factored=False, **how))
 
 
 def detect_sources_lowrank(
@@ -278,4 +333,5 @@ def detect_sources_lowrank(
     checks.check_complex(F, "F")
     chosen = grid if grid is not None else SearchGrid.reference()
     matrix = F if F.ndim != 2 else F[None]
-    return _detect_all(matrix, array, chosen, True, loading, wavefront, method, options or DetectionOptions())
+    how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
+    return _as_lists(detect_fixed(matrix, array, chosen, factored=True, **how))

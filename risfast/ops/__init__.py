@@ -13,6 +13,22 @@ lag         uniform planar array, fresnel or planar a trigonometric polynomial i
 
 Error against float64 arithmetic at loading 1e-2, held by the tests at every grid point: 1e-3 dB for complex64 (1e-2 dB
 for a low-rank factor), 1e-6 dB for complex128, for every method. On the CPU all Capon forms are computed in float64.
+
+CUDA tensors are computed on their device, by Triton kernels, on the current stream and without waiting for the host:
+
+- Values are not looked at. A scene that the CPU would refuse (NaN, no positive trace, not definite) comes out as NaN,
+  the others do not suffer, and a matrix that is not Hermitian counts by its Hermitian part. With
+  ``RISFAST_CHECK_VALUES=1`` in the environment the checks of the CPU are made, which wait for the device. MUSIC waits
+  for its eigenvectors.
+- Maps and volumes are stored with azimuth fastest.
+- ``precision`` is the least precision of products: "auto" means float32's, as three tf32 products ("tf32x3") on NVIDIA
+  and "ieee" on AMD; "tf32" is fast and wrong at a peak: by 9e-3 dB for a covariance at loading 1e-2, 1 dB for a factor.
+  The lag method never reduces it; for complex64 it computes in float64 where the loading is below 5e-3, and is within
+  1e-2 dB above.
+- complex128 has kernels for the lag method only. What has no kernel raises and names what does.
+- ``RISFAST_TRITON=0`` in the environment turns the kernels off: plain torch computes on the device, and waits for it.
+- Tables are kept with the plan, on the device. Call once before the capture of a CUDA graph; :func:`clear_plans` ends
+  the use of graphs captured before.
 """
 
 from risfast.ops.api import (

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import checks, register
+from risfast.ops import checks, register, register_linear
+from risfast.ops.devices import PRECISIONS
 from risfast.ops.plan import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.steering import WAVEFRONTS
 
@@ -42,18 +43,21 @@ class Spectrum(NamedTuple):
     plane: Tensor
 
 
-def _options(wavefront: str, method: str, byte_budget: int | None) -> int:
+def _options(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:
     """Check the options that every operator takes; the byte budget to use."""
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_option(method, "method", METHODS)
+    checks.check_option(precision, "precision", PRECISIONS)
     budget = DEFAULT_BYTE_BUDGET if byte_budget is None else byte_budget
     if not isinstance(budget, int) or budget < MINIMUM_BYTE_BUDGET:
         raise ValueError(f"byte_budget must be an integer of at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget!r}")
     return budget
 
 
-def _geometry(array: PlanarArray, axes: tuple[Tensor, Tensor, Tensor], wavefront: str, method: str, budget: int) -> Any:
-    return (array.positions_m, *axes, array.wavenumber, wavefront, method, budget)
+def _geometry(
+    array: PlanarArray, axes: tuple[Tensor, Tensor, Tensor], wavefront: str, method: str, budget: int, precision: str
+) -> Any:
+    return (array.positions_m, *axes, array.wavenumber, wavefront, method, budget, precision)
 
 
 def _axes(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,12 +65,18 @@ def _axes(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _check_spectrum(
-    array: PlanarArray, grid: SearchGrid, wavefront: str, method: str, reduce: str, byte_budget: int | None
+    array: PlanarArray,
+    grid: SearchGrid,
+    wavefront: str,
+    method: str,
+    reduce: str,
+    byte_budget: int | None,
+    precision: str,
 ) -> int:
     checks.check_array(array)
     checks.check_grid(grid)
     checks.check_option(reduce, "reduce", ("max", "none"))
-    budget = _options(wavefront, method, byte_budget)
+    budget = _options(wavefront, method, byte_budget, precision)
     if method == "lag":
         require_lag(array.lattice, wavefront)
     return budget
@@ -88,6 +98,7 @@ def mvdr_spectrum(
     method: str = "auto",
     reduce: str = "max",
     byte_budget: int | None = None,
+    precision: str = "auto",
 ) -> Any:
     """Capon (MVDR) power of a batch of covariances on a near-field grid.
 
@@ -109,7 +120,9 @@ def mvdr_spectrum(
         ``max`` over range planes, without ever holding the volume, or the volume itself.
     byte_budget : int or None
         Working memory above inputs and outputs, in bytes, at least 1 MiB; 256 MiB by default. The result does not
-        depend on it (beyond rounding).
+        depend on it (beyond rounding). On a GPU nothing is held that it could save.
+    precision : {"auto", "ieee", "tf32x3", "tf32"}
+        The least precision of products on a GPU; see :mod:`risfast.ops`. The CPU computes in float64 whatever it says.
 
     Returns
     -------
@@ -125,15 +138,16 @@ def mvdr_spectrum(
     TypeError
         R is not a complex tensor, or array or grid are not what they should be.
     ValueError
-        R holds NaN, is not Hermitian, has no positive trace, is indefinite, or is singular without loading; an unknown
-        option; ``lag`` for a non-uniform array or the spherical wavefront.
+        R holds NaN, is not Hermitian, has no positive trace, is indefinite, or is singular without loading (on a GPU
+        such a scene comes out as NaN instead); an unknown option; ``lag`` for a non-uniform array or the spherical
+        wavefront.
 
     Notes
     -----
     J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57 (1969). On the
     CPU the loaded covariance is inverted through its Cholesky factor and the form evaluated in float64.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget)
+    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_loading(loading, minimum_open=False)
     checks.check_complex(R, "R")
     checks.check_matrix(R, "R", array.n_elements, square=True)
@@ -142,7 +156,7 @@ def mvdr_spectrum(
         R if batched else R[None],
         float(loading),
         reduce == "none",
-        *_geometry(array, _axes(grid), wavefront, method, budget),
+        *_geometry(array, _axes(grid), wavefront, method, budget, precision),
     )
     return _finish(power, plane, batched, reduce)
 
@@ -157,6 +171,7 @@ def mvdr_spectrum_lowrank(
     method: str = "auto",
     reduce: str = "max",
     byte_budget: int | None = None,
+    precision: str = "auto",
 ) -> Any:
     """Capon (MVDR) power of R = F F^H without an N x N inverse.
 
@@ -166,7 +181,7 @@ def mvdr_spectrum_lowrank(
         Any K >= 1; columns may be zero or dependent.
     loading : float
         Diagonal loading delta = loading * trace(F F^H)/N, >= 1e-9, since F F^H is singular.
-    array, grid, wavefront, method, reduce, byte_budget
+    array, grid, wavefront, method, reduce, byte_budget, precision
         As for :func:`mvdr_spectrum`.
 
     Returns
@@ -184,7 +199,7 @@ def mvdr_spectrum_lowrank(
     By Woodbury, a^H (F F^H + delta I)^-1 a = (N - ||W^H a||^2) / delta with W = F C^-H, C C^H = F^H F + delta I. The
     difference cancels to the last digits of float32 at a peak, so it is taken in float64.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget)
+    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_loading(loading, minimum_open=True)
     if loading < _SMALLEST_LOWRANK_LOADING:
         raise ValueError(
@@ -198,7 +213,7 @@ def mvdr_spectrum_lowrank(
         F if batched else F[None],
         float(loading),
         reduce == "none",
-        *_geometry(array, _axes(grid), wavefront, method, budget),
+        *_geometry(array, _axes(grid), wavefront, method, budget, precision),
     )
     return _finish(power, plane, batched, reduce)
 
@@ -213,6 +228,7 @@ def music_spectrum(
     method: str = "auto",
     reduce: str = "max",
     byte_budget: int | None = None,
+    precision: str = "auto",
 ) -> Any:
     """MUSIC pseudospectrum N / (N - ||U_s^H a||^2), U_s the leading ``n_sources`` eigenvectors of R.
 
@@ -222,7 +238,7 @@ def music_spectrum(
         Hermitian.
     n_sources : int
         Dimension of the signal subspace, 1 .. N - 1.
-    array, grid, wavefront, method, reduce, byte_budget
+    array, grid, wavefront, method, reduce, byte_budget, precision
         As for :func:`mvdr_spectrum`.
 
     Returns
@@ -240,7 +256,7 @@ def music_spectrum(
     -----
     R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34 (1986).
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget)
+    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_complex(R, "R")
     checks.check_matrix(R, "R", array.n_elements, square=True)
     if not isinstance(n_sources, int) or not 1 <= n_sources < array.n_elements:
@@ -248,7 +264,7 @@ def music_spectrum(
     batched = R.ndim == 3
     covariance = R if batched else R[None]
     power, plane = register.music_op(
-        covariance, n_sources, reduce == "none", *_geometry(array, _axes(grid), wavefront, method, budget)
+        covariance, n_sources, reduce == "none", *_geometry(array, _axes(grid), wavefront, method, budget, precision)
     )
     return _finish(power, plane, batched, reduce)
 
@@ -262,6 +278,7 @@ def bartlett_spectrum(
     method: str = "auto",
     reduce: str = "max",
     byte_budget: int | None = None,
+    precision: str = "auto",
 ) -> Any:
     """Bartlett (conventional beamformer) power a^H R a / N^2.
 
@@ -269,7 +286,7 @@ def bartlett_spectrum(
     ----------
     R : complex64 or complex128 tensor, shape (B, N, N) or (N, N)
         Hermitian, positive semi-definite.
-    array, grid, wavefront, method, reduce, byte_budget
+    array, grid, wavefront, method, reduce, byte_budget, precision
         As for :func:`mvdr_spectrum`.
 
     Returns
@@ -282,13 +299,13 @@ def bartlett_spectrum(
     ShapeError, TypeError, ValueError
         As :func:`mvdr_spectrum`, but R may be singular.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget)
+    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_complex(R, "R")
     checks.check_matrix(R, "R", array.n_elements, square=True)
     batched = R.ndim == 3
     covariance = R if batched else R[None]
     power, plane = register.bartlett_op(
-        covariance, reduce == "none", *_geometry(array, _axes(grid), wavefront, method, budget)
+        covariance, reduce == "none", *_geometry(array, _axes(grid), wavefront, method, budget, precision)
     )
     return _finish(power, plane, batched, reduce)
 
@@ -332,6 +349,7 @@ def analysis(
     wavefront: str = "spherical",
     method: str = "auto",
     byte_budget: int | None = None,
+    precision: str = "auto",
 ) -> Tensor:
     """Quadratic forms of steering vectors: q_g = a_g^H Q a_g, or sum_k |w_k^H a_g|^2 for Q = W W^H.
 
@@ -343,7 +361,7 @@ def analysis(
         Azimuth, elevation (radians) and range (metres) of each point.
     factored : bool or None
         Whether the matrix is a factor W; by default it is one unless it is square.
-    array, wavefront, method, byte_budget
+    array, wavefront, method, byte_budget, precision
         As for :func:`mvdr_spectrum`; a list of points is always evaluated by ``dense``.
 
     Returns
@@ -362,7 +380,7 @@ def analysis(
     Computed in the precision of the matrix; the error is relative to ||Q||_F.
     """
     checks.check_array(array)
-    budget = _options(wavefront, method, byte_budget)
+    budget = _options(wavefront, method, byte_budget, precision)
     checks.check_complex(W_or_Q, "W_or_Q")
     is_factor = W_or_Q.shape[-1] != W_or_Q.shape[-2] if factored is None and W_or_Q.ndim >= 2 else bool(factored)
     checks.check_matrix(W_or_Q, "W_or_Q", array.n_elements, square=not is_factor)
@@ -370,7 +388,9 @@ def analysis(
     _check_points_method(array, wavefront, method, box)
     batched = W_or_Q.ndim == 3
     matrix = W_or_Q if batched else W_or_Q[None]
-    result = register.analysis_op(matrix, is_factor, box, *_geometry(array, axes, wavefront, method, budget))
+    result = register_linear.analysis_op(
+        matrix, is_factor, box, *_geometry(array, axes, wavefront, method, budget, precision)
+    )
     return result if batched else result[0]
 
 
@@ -383,6 +403,7 @@ def synthesis(
     method: str = "auto",
     byte_budget: int | None = None,
     dtype: torch.dtype | None = None,
+    precision: str = "auto",
 ) -> Tensor:
     """Matrix of a source distribution: sum_g p_g a_g a_g^H, the adjoint of :func:`analysis`.
 
@@ -393,7 +414,7 @@ def synthesis(
     grid_or_points : SearchGrid, or real tensor of shape (G, 3)
     dtype : torch.complex64, torch.complex128 or None
         Of the result and of the computation; by default the complex type of p's precision.
-    array, wavefront, method, byte_budget
+    array, wavefront, method, byte_budget, precision
         As for :func:`analysis`.
 
     Returns
@@ -407,7 +428,7 @@ def synthesis(
         As :func:`analysis`; p does not fit the points.
     """
     checks.check_array(array)
-    budget = _options(wavefront, method, byte_budget)
+    budget = _options(wavefront, method, byte_budget, precision)
     if not isinstance(p, Tensor) or p.dtype not in (torch.float32, torch.float64):
         came = p.dtype if isinstance(p, Tensor) else type(p).__name__
         raise TypeError(f"p must be a float32 or float64 tensor, got {came}")
@@ -423,5 +444,5 @@ def synthesis(
     weights = p if batched else p[None]
     if dtype is not None:
         weights = weights.to(dtype.to_real())
-    result = register.adjoint_op(weights, box, *_geometry(array, axes, wavefront, method, budget))
+    result = register_linear.adjoint_op(weights, box, *_geometry(array, axes, wavefront, method, budget, precision))
     return result if batched else result[0]

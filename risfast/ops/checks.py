@@ -60,7 +60,7 @@ def check_loading(loading: Any, minimum_open: bool) -> None:
 
 
 def check_complex(value: Any, name: str) -> None:
-    """``value`` is a complex64 or complex128 tensor on the CPU."""
+    """``value`` is a complex64 or complex128 tensor on a device that the operators compute on."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor")
     if value.dtype not in (torch.complex64, torch.complex128):
@@ -71,10 +71,10 @@ def check_complex(value: Any, name: str) -> None:
 
 
 def check_device(value: Tensor, name: str) -> None:
-    """``value`` is where the operators of this version compute ("meta" carries shapes only and is let through)."""
-    if value.device.type not in ("cpu", "meta"):
+    """``value`` is where the operators compute ("meta" carries shapes only and is let through)."""
+    if value.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(
-            f"{name} is on {value.device}; the operators of this version compute on the CPU, pass {name}.cpu()"
+            f"{name} is on {value.device}; the operators compute on the CPU and on CUDA devices, pass {name}.cpu()"
         )
 
 

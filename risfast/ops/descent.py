@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import direction_cosines
+from risfast.ops.devices import on_host
 from risfast.steering import steering_phase
 
 __all__ = ["Geometry", "descend", "form", "steering", "walk_spacing"]
@@ -113,13 +114,16 @@ def descend(
         a = steering(coordinates.reshape(-1, 3), positions, wavenumber, wavefront)
         return form(a, matrix, factored).reshape(coordinates.shape[:-1])
 
+    with on_host(point.device):  # kept between calls, so not made on the device that comes first
+        stencil, fit = _stencil(point.dtype), _quadratic_fit(point.dtype)
+    stencil, fit = stencil.to(point.device), fit.to(point.device)
     value = at(point)
     for _ in range(iterations):
         # At a wall the stencil moves inwards as a whole, so that its model stays regular.
         centre = torch.maximum(torch.minimum(point, high - step), low + step)
-        around = centre[:, None] + step[:, None] * _stencil(point.dtype)
+        around = centre[:, None] + step[:, None] * stencil
         heights = at(around)
-        move = _newton_move(heights @ _quadratic_fit(point.dtype).mT).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
+        move = _newton_move(heights @ fit.mT).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
         # Full and half a step: where the model overshoots, the shorter one still descends, or a point of the stencil.
         moved = torch.stack([centre + step * move, centre + step * move / 2], 1)
         moved = torch.cat([moved, around], 1)

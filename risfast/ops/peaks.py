@@ -17,6 +17,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops.peaks_reference import reject_bad_candidates, reject_nan
 from risfast.ops.peaks_register import local_maxima_op, nms_op
+from risfast.ops.register_devices import serve_cpu
 
 __all__ = ["Kept", "Peaks", "local_maxima_3d", "nms_3d"]
 
@@ -333,7 +334,7 @@ def _scene_maxima(array: Array, axes: list[_Axis], k: int, floor: float) -> tupl
     return scene[best], rank[rank < k], linear[best], value[best]
 
 
-@local_maxima_op.register_kernel("cpu")
+@serve_cpu(local_maxima_op)
 def _local_maxima_cpu(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -398,7 +399,7 @@ def _suppress(position: Array, order: Array, present: Array, limits: Array, k: i
     return index
 
 
-@nms_op.register_kernel("cpu")
+@serve_cpu(nms_op)
 def _nms_cpu(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:

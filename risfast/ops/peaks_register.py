@@ -1,6 +1,7 @@
-"""Registration of the peak operators: schemas, fakes and vmap rules. The body is the definition, on every device.
+"""Registration of the peak operators: schemas, fakes and vmap rules. The body is the definition, on any device.
 
-A faster kernel for one kind of device is added with ``local_maxima_op.register_kernel(...)`` by the module that has it.
+A faster kernel for one kind of device is added with ``local_maxima_op.register_kernel(...)`` by the module that has it;
+those of a GPU are added here.
 Neither operator is differentiable, and says so to autograd: indices have no gradient, and the values can be gathered
 from the volume.
 """
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from risfast.ops import register_cuda_peaks
 from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
+from risfast.ops.register_devices import serve_gpu
 
 __all__ = ["local_maxima_op", "nms_op"]
 
@@ -47,6 +50,7 @@ def _local_maxima_fake(
     )
 
 
+serve_gpu(local_maxima_op, local_maxima_3d_reference, register_cuda_peaks.local_maxima_3d)
 local_maxima_op.register_autograd(_no_gradient(4), setup_context=_mark_outputs)
 
 
@@ -75,6 +79,7 @@ def _nms_fake(
     return score.new_empty((batch, k), dtype=torch.int64), score.new_empty((batch,), dtype=torch.int64)
 
 
+serve_gpu(nms_op, nms_3d_reference, register_cuda_peaks.nms_3d)
 nms_op.register_autograd(_no_gradient(5), setup_context=_mark_outputs)
 
 

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from threading import Lock
-from typing import Any
 
 import torch
 
 from risfast.geometry import Lattice, PlanarArray, SearchGrid, find_lattice
 from risfast.ops import checks
 from risfast.ops.domain import Domain, domain_of
-from risfast.ops.evaluators import ChebyshevBox, DenseBox, DensePoints, Evaluator, LagBox
-from risfast.ops.interpolation import BoxNodes, box_nodes
+from risfast.ops.evaluator_cache import CPU, EvaluatorCache, cached_nodes, held_bytes, points_on
+from risfast.ops.evaluators import Evaluator
+from risfast.ops.interpolation import BoxNodes
 from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
 from risfast.ops.nodes import TILE_BYTES, NodeSet
 from risfast.steering import check_wavefront
@@ -26,8 +25,12 @@ __all__ = [
     "MINIMUM_BYTE_BUDGET",
     "OPERATIONS",
     "Plan",
+    "clear_plans",
+    "held_bytes",
     "make_plan",
+    "on_clear",
     "plan",
+    "plan_of",
     "request_of",
     "require_lag",
 ]
@@ -226,7 +229,7 @@ def _choose(domain: Domain, request: _Request) -> tuple[str, str, BoxNodes | Non
                 )
     if request.method == "auto" and request.operation.startswith("mvdr") and request.loading < 1e-9:
         return "dense", "without loading no interpolation error is small enough", None, _dense_cost(domain, request)
-    nodes = _cached_nodes(domain, request.tolerance)
+    nodes = cached_nodes(domain, request.tolerance)
     stored = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, request.compute_dtype)
     whole = nodes.azimuth.matrix is None and nodes.elevation.matrix is None
     if request.method == "auto" and whole and stored > _table_budget(request):
@@ -244,69 +247,22 @@ def _choose(domain: Domain, request: _Request) -> tuple[str, str, BoxNodes | Non
     return "dense", "the grid is too coarse to gain from interpolation", None, dense
 
 
-@lru_cache(maxsize=64)
-def _cached_nodes(domain: Domain, tolerance: float) -> BoxNodes:
-    return box_nodes(domain, tolerance)
+_evaluators = EvaluatorCache(_KEPT_BYTES)
+_forget: list[Callable[[], None]] = []  # what else keeps tables
 
 
-class _EvaluatorCache:
-    """The evaluators used last, whose tables cost more to make than many a call; bounded in bytes."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self._held: OrderedDict[Any, Evaluator] = OrderedDict()
-        self._lock = Lock()
-
-    def get(
-        self, domain: Domain, method: str, tolerance: float, dtype: torch.dtype, values_per_slab: int, table_budget: int
-    ) -> Evaluator:
-        """The evaluator, made if it is not held."""
-        key = (domain, method, tolerance if method == "chebyshev" else 0.0, dtype, values_per_slab, table_budget)
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        made = _new_evaluator(*key)
-        with self._lock:
-            self._held[key] = made
-            while len(self._held) > 1 and sum(map(held_bytes, self._held.values())) > self.most_bytes:
-                self._held.popitem(last=False)
-        return made
-
-    def clear(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._held.clear()
-
-
-_evaluators = _EvaluatorCache(_KEPT_BYTES)
+def on_clear(forget: Callable[[], None]) -> None:
+    """Have :func:`clear_plans` call ``forget`` too."""
+    _forget.append(forget)
 
 
 def clear_plans() -> None:
-    """Free every plan and table that is kept between calls (at most 256 MiB)."""
+    """Free every plan and table that is kept between calls (at most 256 MiB, and as much for GPUs)."""
     _evaluators.clear()
     _cached_plan.cache_clear()
-    _cached_nodes.cache_clear()
-
-
-def _new_evaluator(
-    domain: Domain, method: str, tolerance: float, dtype: torch.dtype, values_per_slab: int, table_budget: int
-) -> Evaluator:
-    if method == "lag":
-        lattice = find_lattice(domain.positions)
-        return LagBox(domain, lattice is not None and LagEvaluator.stored_bytes(domain, lattice) <= table_budget)
-    if method == "chebyshev":
-        nodes = _cached_nodes(domain, tolerance)
-        keep = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, dtype) <= table_budget
-        return ChebyshevBox(domain, nodes, dtype, values_per_slab, keep)
-    return DenseBox(domain, dtype, values_per_slab) if domain.box else DensePoints(domain, dtype)
-
-
-def held_bytes(evaluator: Evaluator) -> int:
-    """Bytes of the tables that an evaluator keeps."""
-    if isinstance(evaluator, LagBox):
-        return LagEvaluator.stored_bytes(evaluator.domain, evaluator.lag.lattice) if evaluator.lag.kept else 0
-    return evaluator.nodes.kept_bytes if isinstance(evaluator, ChebyshevBox) else 0
+    cached_nodes.cache_clear()
+    for forget in _forget:
+        forget()
 
 
 def _expected_error_db(method: str, nodes: BoxNodes | None, request: _Request) -> float:
@@ -326,13 +282,18 @@ def _expected_error_db(method: str, nodes: BoxNodes | None, request: _Request) -
     return rounding + 10 / math.log(10) * nodes.checked_error * scale
 
 
-def make_plan(domain: Domain, request: _Request) -> tuple[Plan, Evaluator]:
-    """Choose, and build what the choice needs; plan and tables stay for the next call on an equal box."""
+def plan_of(domain: Domain, request: _Request) -> Plan:
+    """Choose; the plan stays for the next call on an equal box."""
+    return _cached_plan(domain, request) if domain.box else _new_plan(domain, request)
+
+
+def make_plan(domain: Domain, request: _Request, device: torch.device = CPU) -> tuple[Plan, Evaluator]:
+    """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box."""
+    made = plan_of(domain, request)
     if not domain.box:
-        return _new_plan(domain, request), DensePoints(domain, request.compute_dtype)
-    made = _cached_plan(domain, request)
+        return made, points_on(domain, request.compute_dtype, device)
     key = (request.tolerance, request.compute_dtype, made.values_per_slab, _table_budget(request))
-    return made, _evaluators.get(domain, made.method, *key)
+    return made, _evaluators.get(domain, made.method, *key, device)
 
 
 def _table_budget(request: _Request) -> int:

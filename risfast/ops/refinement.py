@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -11,13 +12,28 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
-from risfast.ops import checks, spectra
+from risfast.ops import checks, register_cuda_peaks, spectra
+from risfast.ops import register_cuda_operands as operands
 from risfast.ops.descent import Geometry, descend, form, steering, walk_spacing
+from risfast.ops.devices import checks_values, on_host, serves_kernels
 from risfast.ops.domain import adjoint_of
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
+from risfast.ops.kept import constant_on
+from risfast.ops.register_devices import serve_gpu
 from risfast.steering import WAVEFRONTS
 
-__all__ = ["Refined", "refine_op", "refine_peaks", "walk_op", "walk_peaks"]
+__all__ = [
+    "Denominator",
+    "Refined",
+    "denominator",
+    "refine_from",
+    "refine_op",
+    "refine_peaks",
+    "walk_from",
+    "walk_op",
+    "walk_peaks",
+    "widest_after_walk",
+]
 
 # Interpolation error of a phase difference, rms over pairs. The fine grid only has to find the right valley of the
 # denominator; the last step below the grid is exact.
@@ -68,7 +84,9 @@ def _fine_grid_minimum(
     """Point of the fine grid with the smallest form in each box [C, 3], in (azimuth, elevation, 1/range)."""
     positions, wavenumber, wavefront = geometry
     positions = positions.float()
-    axes = [_axis(count, n) for count, n in zip(counts, points, strict=True)]
+    with on_host(low.device):  # kept between calls, so not made on the device that comes first
+        axes = [_axis(count, n) for count, n in zip(counts, points, strict=True)]
+    axes = [(nodes.to(low.device), matrix.to(low.device)) for nodes, matrix in axes]
     offsets = torch.stack(torch.meshgrid(*[nodes for nodes, _ in axes], indexing="ij"), -1).reshape(-1, 3)
     to_az, to_el, to_r = (m for _, m in axes)
     single = matrix.to(torch.complex64)
@@ -88,8 +106,7 @@ def _fine_grid_minimum(
     return low + (high - low) * torch.where(torch.tensor(points) > 1, index / last, torch.full((3,), 0.5))
 
 
-@torch.library.custom_op("risfast::refine", mutates_args=(), device_types="cpu")
-def refine_op(
+def refine_torch(
     matrix: Tensor,
     factored: bool,
     low: Tensor,
@@ -98,19 +115,22 @@ def refine_op(
     positions: Tensor,
     wavenumber: float,
     wavefront: str,
+    widest: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Smallest a^H Q a (Q [B, N, N]), or N - ||W^H a||^2 (W [B, N, K]), in each of C boxes a scene.
 
     ``low`` and ``high`` [B, C, 3] are float64 corners in (azimuth, elevation, 1/range); returns the point
-    (azimuth, elevation, range) [B, C, 3] and the value [B, C], float64.
+    (azimuth, elevation, range) [B, C, 3] and the value [B, C], float64. ``widest`` are half sizes that no box exceeds,
+    for devices that would have to wait for them; plain torch looks for itself.
     """
     b, c = low.shape[:2]
     point, value = torch.empty(b, c, 3, dtype=torch.float64), torch.empty(b, c, dtype=torch.float64)
     if b * c == 0:
         return point, value
-    geometry = (positions, wavenumber, wavefront)
-    phases = _half_phases(positions, low, high, wavenumber)
-    counts = [bessel_node_count(p, _NODE_TOLERANCE, min(n, _MOST_NODES)) for p, n in zip(phases, points, strict=True)]
+    geometry = (positions.to(low.device), wavenumber, wavefront)
+    with on_host(low.device):
+        half = _half_phases(positions, low, high, wavenumber)
+        counts = [bessel_node_count(p, _NODE_TOLERANCE, min(n, _MOST_NODES)) for p, n in zip(half, points, strict=True)]
     spacing = (high - low) / torch.tensor(points, dtype=torch.float64).sub(1).clamp_min(1)
     for scene in range(b):
         m = matrix[scene].to(torch.complex128)
@@ -125,29 +145,54 @@ def refine_op(
     return point, value
 
 
+refine_op = torch.library.custom_op("risfast::refine", refine_torch, mutates_args=(), device_types="cpu")
+
+
+serve_gpu(refine_op, refine_torch, register_cuda_peaks.refine)
+
+
 @refine_op.register_fake
 def _(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return torch.empty_like(low), low.new_empty(low.shape[:2])
 
 
-def _denominator(matrix: Tensor, factored: bool, loading: float) -> tuple[Tensor, Tensor]:
-    """Matrix of the form that the Capon power divides by, and the numerator [B, 1] of the power.
+class Denominator(NamedTuple):
+    """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``.
 
-    The form does not depend on the scale of the matrix, so that no scale leaves the range of float32.
+    It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
+
+    Attributes
+    ----------
+    matrix : complex128 tensor, shape (B, N, N) or (B, N, K)
+    factored : bool
+    scale : float64 tensor, shape (B, 1)
     """
+
+    matrix: Tensor
+    factored: bool
+    scale: Tensor
+
+
+def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
+    """From a covariance [B, N, N] or a factor [B, N, K], as :func:`refine_peaks` takes them, with their checks."""
     n = matrix.shape[-2]
+    if checks_values(matrix.device):
+        (checks.check_finite if factored else checks.check_covariance_values)(matrix, "matrix")
     if factored:
-        checks.check_finite(matrix, "matrix")
+        if serves_kernels(matrix):
+            delta = operands.lowrank_delta(matrix, loading)
+            return Denominator(operands.woodbury_factor(matrix, delta), True, n * delta[:, None])
         delta = loading * spectra.mean_power(matrix)
-        return adjoint_of(spectra.lowrank_operand(matrix, delta).matrix), n * delta[:, None]
-    checks.check_covariance_values(matrix, "matrix")
+        return Denominator(adjoint_of(spectra.lowrank_operand(matrix, delta).matrix), True, n * delta[:, None])
     mean = matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
-    inverse = spectra.capon_operand(matrix, loading).matrix * mean[:, None, None]
-    return inverse, n * mean[:, None]
+    if serves_kernels(matrix):
+        inverse = operands.loaded_inverse(matrix, loading)
+    else:
+        inverse = spectra.capon_operand(matrix, loading).matrix
+    return Denominator(inverse * mean[:, None, None], False, n * mean[:, None])
 
 
-@torch.library.custom_op("risfast::walk", mutates_args=(), device_types="cpu")
-def walk_op(
+def walk_torch(
     matrix: Tensor,
     factored: bool,
     start: Tensor,
@@ -160,7 +205,8 @@ def walk_op(
 ) -> Tensor:
     """Descend from ``start`` [B, C, 3] within ``low`` .. ``high`` [3]: (azimuth, elevation, 1/range), float64."""
     point = torch.empty_like(start, memory_format=torch.contiguous_format)
-    geometry = (positions.float(), wavenumber, wavefront)
+    low, high = low.to(start.device), high.to(start.device)
+    geometry = (positions.float().to(start.device), wavenumber, wavefront)
     step = torch.tensor(spacing).expand(start.shape[1], 3)
     for scene in range(start.shape[0]):
         m = matrix[scene].to(torch.complex64)
@@ -169,6 +215,12 @@ def walk_op(
             start[scene].float(), step, *box, m, factored, geometry, iterations=_WALK_STEPS, shrink=1.0
         )
     return point
+
+
+walk_op = torch.library.custom_op("risfast::walk", walk_torch, mutates_args=(), device_types="cpu")
+
+
+serve_gpu(walk_op, walk_torch, register_cuda_peaks.walk)
 
 
 @walk_op.register_fake
@@ -211,20 +263,37 @@ def walk_peaks(
     ValueError
         As :func:`refine_peaks` for the matrix.
     """
-    spacing = walk_spacing(array.positions_m, array.wavenumber)
-    operand, _ = _denominator(matrix, factored, loading)
-    bounds = (_inverse_range(low), _inverse_range(high))
-    lowest, highest = torch.minimum(*bounds), torch.maximum(*bounds)
-    spacing = torch.minimum(spacing, (highest - lowest) / 8)
+    return walk_from(denominator(matrix, factored, loading), array, position, low, high, wavefront)
+
+
+def walk_from(
+    form: Denominator, array: PlanarArray, position: Tensor, low: Tensor, high: Tensor, wavefront: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """:func:`walk_peaks` on a denominator; ``low`` and ``high`` on the CPU."""
+    lowest, highest, arms = _walk_box(array, low, high)
     geometry = (array.positions_m, array.wavenumber, wavefront)
-    ended = walk_op(operand, factored, _inverse_range(position), lowest, highest, spacing.tolist(), *geometry)
+    ended = walk_op(form.matrix, form.factored, _inverse_range(position), lowest, highest, arms.tolist(), *geometry)
+    lowest, highest, arms = (constant_on(t, ended.device) for t in (lowest, highest, arms))
     # The walk runs in float32, which may end a rounding outside.
     ended = torch.maximum(torch.minimum(ended, highest), lowest)
-    near = torch.maximum(ended - spacing, lowest)
-    far = torch.minimum(ended + spacing, highest)
+    near = torch.maximum(ended - arms, lowest)
+    far = torch.minimum(ended + arms, highest)
     corner_low = torch.cat([near[..., :2], 1 / far[..., 2:]], -1)
     corner_high = torch.cat([far[..., :2], 1 / near[..., 2:]], -1)
     return _inverse_range(ended), corner_low, corner_high
+
+
+def _walk_box(array: PlanarArray, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds of a walk in (azimuth, elevation, 1/range), and its steps, float64 [3]."""
+    bounds = (_inverse_range(low), _inverse_range(high))
+    lowest, highest = torch.minimum(*bounds), torch.maximum(*bounds)
+    return lowest, highest, torch.minimum(walk_spacing(array.positions_m, array.wavenumber), (highest - lowest) / 8)
+
+
+def widest_after_walk(array: PlanarArray, low: Tensor, high: Tensor) -> list[float]:
+    """Half sizes that no box around the end of a walk within ``low`` and ``high`` exceeds beyond rounding."""
+    steps: list[float] = _walk_box(array, low, high)[2].tolist()
+    return steps
 
 
 def _inverse_range(coordinates: Tensor) -> Tensor:
@@ -286,16 +355,33 @@ def refine_peaks(
             raise ShapeError(f"{name} must have shape (B, C, 3) with B = {matrix.shape[0]}, got {tuple(corner.shape)}")
     if low.shape != high.shape:
         raise ShapeError(f"low and high must have the same shape, got {tuple(low.shape)} and {tuple(high.shape)}")
-    if not bool((low <= high).all() and (low[..., 2] > 0).all() and torch.isfinite(high).all()):
+    if {low.device, high.device} != {matrix.device}:
+        raise ValueError(
+            f"matrix, low and high must be on one device, got {matrix.device}, {low.device}, {high.device}"
+        )
+    if checks_values(low.device) and not bool(
+        (low <= high).all() and (low[..., 2] > 0).all() and torch.isfinite(high).all()
+    ):
         raise ValueError("low and high must be finite, with low <= high and ranges > 0")
     if len(points) != 3 or min(points) < 1:
         raise ValueError(f"points must be three counts of at least 1, got {points}")
-    operand, scale = _denominator(matrix, factored, loading)
+    return refine_from(denominator(matrix, factored, loading), array, low, high, wavefront, points)
+
+
+def refine_from(
+    form: Denominator,
+    array: PlanarArray,
+    low: Tensor,
+    high: Tensor,
+    wavefront: str,
+    points: tuple[int, int, int],
+    widest: list[float] | None = None,
+) -> Refined:
+    """:func:`refine_peaks` on a denominator; with ``widest``, half sizes that no box exceeds, a GPU need not wait."""
     # Range runs against 1/range, in which the phase of a near-field source is nearly linear.
     corners = _inverse_range(low), _inverse_range(high)
     corner_low, corner_high = torch.minimum(*corners), torch.maximum(*corners)
-    position, value = refine_op(
-        operand, factored, corner_low, corner_high, list(points), array.positions_m, array.wavenumber, wavefront
-    )
+    geometry = (array.positions_m, array.wavenumber, wavefront)
+    position, value = refine_op(form.matrix, form.factored, corner_low, corner_high, list(points), *geometry, widest)
     # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
-    return Refined(position, scale / value.clamp_min(math.ldexp(array.n_elements, -50)))
+    return Refined(position, form.scale / value.clamp_min(math.ldexp(array.n_elements, -50)))

@@ -1,0 +1,130 @@
+"""Operands of the kernels from covariances and factors, on a GPU and without waiting for the host.
+
+A scene that has no operand (a covariance without positive trace, or not definite) becomes NaN, and no other scene.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from risfast.ops.domain import adjoint_of
+from risfast.ops.register_devices import kernel_module
+from risfast.ops.spectra import mean_power
+
+__all__ = [
+    "definite_factor",
+    "frobenius_shift",
+    "loaded_factor",
+    "loaded_inverse",
+    "lowrank_delta",
+    "lowrank_inverse",
+    "residual_factors",
+    "rounding_shift",
+    "shifted_factor",
+    "woodbury_factor",
+]
+
+
+def _delta(covariance: Tensor, loading: float) -> Tensor:
+    """Loading of each scene, float64 [B]; NaN where the trace is not positive."""
+    mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+    return torch.where(mean > 0, loading * mean, torch.nan)
+
+
+def _inverse_dtype(precision: str | None) -> torch.dtype:
+    """A float32 inverse costs 0.014 dB by itself: only for those who ask for less than that."""
+    return torch.float32 if precision == "tf32" else torch.float64
+
+
+def loaded_factor(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
+    """W = L^-H complex64 [B, N, N], upper triangular, with R + delta I = L L^H."""
+    return shifted_factor(covariance, _delta(covariance, loading), precision)
+
+
+def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
+    """The same for a loading delta [B] in the unit of R."""
+    kernels = kernel_module("inverse")
+    if covariance.shape[-1] <= kernels.LARGEST:
+        factor, info = kernels.inverse_factor(covariance, delta, dtype=_inverse_dtype(precision))
+        return _poisoned(factor, info).to(torch.complex64)
+    lower, info = _shifted_cholesky(covariance, delta)
+    eye = torch.eye(covariance.shape[-1], dtype=lower.dtype, device=lower.device)
+    inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
+    return _poisoned(adjoint_of(inverse), info).to(torch.complex64)
+
+
+def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
+    """(R + delta I)^-1 [B, N, N], complex128 (complex64 for tf32)."""
+    kernels = kernel_module("inverse")
+    if covariance.shape[-1] <= kernels.LARGEST:
+        inverse, info = kernels.hermitian_inverse(
+            covariance, _delta(covariance, loading), dtype=_inverse_dtype(precision)
+        )
+        return _poisoned(inverse, info)
+    lower, info = _shifted_cholesky(covariance, _delta(covariance, loading))
+    return _poisoned(torch.cholesky_inverse(lower), info)
+
+
+def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factor of (Q + Q^H) / 2 + shift I in complex128, and 0 where there is one."""
+    q = ((matrix + adjoint_of(matrix)) / 2).to(torch.complex128)
+    q.diagonal(dim1=-2, dim2=-1).add_(shift[:, None])
+    factor, info = torch.linalg.cholesky_ex(q)
+    return factor, info
+
+
+def _poisoned(matrix: Tensor, info: Tensor) -> Tensor:
+    return torch.where((info == 0)[:, None, None], matrix, torch.nan)
+
+
+def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
+    """W complex64 [B, N, N], upper triangular, with W W^H = Q + shift I; Q Hermitian, shift [B] makes it definite.
+
+    The Cholesky factor of the matrix with its elements in reverse order, put back in order, is upper triangular.
+    """
+    lower, info = _shifted_cholesky(matrix.flip(1, 2), shift)
+    return _poisoned(lower.flip(1, 2), info).to(torch.complex64)
+
+
+def frobenius_shift(matrix: Tensor) -> Tensor:
+    """What makes any Hermitian matrix definite: a little more than its norm, float64 [B]."""
+    squared = torch.view_as_real(matrix.resolve_conj()).double().square().sum((1, 2, 3))
+    # A matrix of zeros is left with a shift too, so that it has a factor.
+    return squared.sqrt().clamp_min(torch.finfo(torch.float32).tiny) * (1 + 1e-6)
+
+
+def rounding_shift(covariance: Tensor) -> Tensor:
+    """What makes a semi-definite covariance definite in spite of its rounding, float64 [B]; NaN without a trace."""
+    return _delta(covariance, 32 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps)
+
+
+def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
+    """Loading of F F^H, float64 [B]; NaN where F is zero."""
+    mean = mean_power(factor)
+    return torch.where(mean > 0, loading * mean, torch.nan)
+
+
+def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
+    """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host."""
+    f = factor.to(torch.complex128)
+    eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+    gram = adjoint_of(f) @ f + delta[:, None, None] * eye
+    lower, info = torch.linalg.cholesky_ex(gram)
+    return _poisoned(adjoint_of(torch.linalg.solve_triangular(lower, adjoint_of(f), upper=False)), info)
+
+
+def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
+    """(F F^H + delta I)^-1 complex128 [B, N, N], by Woodbury."""
+    w = woodbury_factor(factor, delta)
+    eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
+    return (eye - w @ adjoint_of(w)) / delta[:, None, None]
+
+
+def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
+    """U and V complex64 [B, N, K] with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a; None for too large a K."""
+    kernels = kernel_module("lowrank")
+    if factor.shape[2] > kernels.MOST_COLUMNS:
+        return None
+    u, v, info = kernels.residual_factors(factor, delta)
+    return _poisoned(u, info), v
