@@ -1,13 +1,20 @@
 """Near-field source localisation behind reconfigurable surfaces and arrays.
 
-The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a covariance to sources.
+The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a covariance to sources, and
+:class:`Localizer` from snapshots to sources.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
 from risfast.geometry import PlanarArray, SearchGrid
 
+if TYPE_CHECKING:
+    from risfast.localize import Localizer
+
 __all__ = [
     "DetectionOptions",
+    "Localizer",
     "PlanarArray",
     "SearchGrid",
     "Sources",
@@ -17,3 +24,12 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """The localizer brings the networks with it: it is imported when it is asked for, not with the operators."""
+    if name == "Localizer":
+        from risfast.localize import Localizer  # noqa: PLC0415
+
+        return Localizer
+    raise AttributeError(f"module 'risfast' has no attribute {name!r}")

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from risfast import __version__
 from risfast.array_file import read_array
+from risfast.cli_train import COMMANDS as TRAINING
+from risfast.cli_train import run_training_command
 from risfast.demo import GRIDS, DemoOptions, explanation, format_scores, run_demo
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.files import OUTPUT_SUFFIXES, read_covariance, source_rows, write_sources
@@ -271,6 +273,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_demo(commands)
     _add_detect(commands)
+    for name, text in TRAINING.items():  # listed here, parsed by their own generator
+        commands.add_parser(name, help=text, add_help=False)
     for subparser in commands.choices.values():
         subparser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -289,7 +293,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         Exit status: 0 if all went well, 2 after an error, which stands on stderr in one line; 130 if interrupted.
     """
-    given = vars(build_parser().parse_args(argv))
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in TRAINING:
+        return run_training_command(arguments)
+    given = vars(build_parser().parse_args(arguments))
     run, options_type = given.pop("run"), given.pop("options")
     progress = Progress(sys.stderr)
     try:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.covariance import covariance_from_factor, effective_covariance
+from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.models import CovarianceEstimate, Measurement, build_backbone
@@ -128,8 +129,8 @@ class Localizer:
         """
         from risfast.model_files import load_model  # noqa: PLC0415 - safetensors only where a file is read
 
-        module, _ = load_model(Path(folder), build_backbone)
-        return cls(module, module.atoms.array if isinstance(module, UnrolledBackbone) else module.array, options)
+        module, card = load_model(Path(folder), build_backbone)
+        return cls(module, array_from_json(card["array"]), options)
 
     @classmethod
     def classical(

@@ -84,7 +84,8 @@ class BackboneObjective:
 
 
 def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:
-    """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over sources).
+    """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over
+    scenes of the mean over sources).
 
     -log p = sum_g exp(z_g) - sum_k z_(cell of k), up to a constant: smallest where exp(z) is the expected count.
     """
@@ -96,4 +97,5 @@ def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: R
     atom = target.cell // n_cells * cells.axes.n_range + target.cell % n_cells // cells.per_atom
     at = offset.float().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
     error = nn.functional.smooth_l1_loss(at, target.offset.to(at.device), beta=0.1, reduction="none").sum(-1)
-    return {"intensity": likelihood.mean(), "offset": (error * here).sum() / here.sum().clamp_min(1)}
+    per_scene = (error * here).sum(1) / here.sum(1).clamp_min(1)
+    return {"intensity": likelihood.mean(), "offset": per_scene.mean()}

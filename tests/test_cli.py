@@ -19,6 +19,7 @@ import pytest
 import scipy.io
 
 from risfast.cli import DetectCommand, Progress, build_parser, main, search_grid
+from risfast.cli_train import COMMANDS
 from risfast.data import SystemConfig, generate_scenes
 from risfast.demo import DemoOptions, illustrative_scene, run_demo
 from risfast.geometry import SearchGrid
@@ -255,6 +256,8 @@ def test_options_of_every_subcommand_are_these() -> None:
         "detect": common
         | {"--array", "--key", "--grid", "--azimuth-deg", "--elevation-deg", "--range-m", "--wavefront", "--loading"}
         | {"--method", "--max-sources", "--device", "--output", "--picture", "--picture-scene"},
+        # Generated from the configuration classes: tests/test_cli_train.py holds their options.
+        **{name: {"--debug"} for name in COMMANDS},
     }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,44 +18,11 @@ from scipy.optimize import linear_sum_assignment
 
 from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
+from risfast.tolerance import Tolerance
 
 __all__ = ["Match", "Summary", "Tolerance", "match", "summarise"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """How far a matched estimate may be from its source and still count as a hit.
-
-    Parameters
-    ----------
-    azimuth_rad, elevation_rad : float
-        Largest absolute difference in radians. The defaults are 5 degrees.
-    range_m : float
-        Largest absolute difference in metres.
-
-    Raises
-    ------
-    ValueError
-        A tolerance is negative, not a number, or an angle that can only be in degrees.
-    """
-
-    azimuth_rad: float = math.radians(5.0)
-    elevation_rad: float = math.radians(5.0)
-    range_m: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Check the signs and the unit of the angles."""
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not value >= 0:
-                raise ValueError(f"{item.name} must be at least 0, got {value!r}")
-        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi)):
-            if getattr(self, name) > limit + 1e-9:
-                raise ValueError(
-                    f"{name} must be at most {limit:.4g} rad, got {getattr(self, name)!r}; is it in degrees?"
-                )
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from risfast.detect import Sources
-from risfast.evaluate import Tolerance
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import SourceMap
 from risfast.models.cells import RangeCells
 from risfast.ops import local_maxima_3d, nms_3d
+from risfast.tolerance import Tolerance
 
 __all__ = ["MapDetection", "PowerDetection", "sources_of_map", "sources_of_power"]
 

@@ -42,6 +42,8 @@ MINIMUM_BYTE_BUDGET = 1 << 20
 
 # Interpolation error aimed at, in dB at the strongest possible peak, for results in float32 and in float64.
 _TARGET_DB = {torch.complex64: 5e-4, torch.complex128: 5e-7}
+# Of a low-rank factor ten times as much is promised, in complex64.
+_LOWRANK_LOOSER = 10.0
 # The same relative to ||Q||_F for operations whose result is not the reciprocal of a nearly singular form.
 _TARGET_RELATIVE = {torch.complex64: 3e-8, torch.complex128: 1e-14}
 _SMALLEST_TOLERANCE = 2e-14  # what float64 can resolve
@@ -139,7 +141,8 @@ class _Request:
         delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
         """
         if self.operation in ("mvdr", "mvdr_lowrank"):
-            relative = 10 ** (_TARGET_DB[self.dtype] / 10) - 1
+            looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
+            relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
             wanted = max(relative * self.loading / self.n_elements, _SMALLEST_TOLERANCE)
             # In half decades, so that a loading that varies finds the nodes of the one before.
             return 10 ** (math.floor(2 * math.log10(wanted)) / 2)

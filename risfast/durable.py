@@ -1,0 +1,66 @@
+"""Files that are either the old one or the whole new one at any instant, also after a kill or a power cut."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["finite_json", "replace_file", "sync_folder", "write_synced"]
+
+
+def finite_json(value: Any) -> Any:
+    """The same value with None in place of NaN and infinities, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(name): finite_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_synced(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk.
+
+    Raises
+    ------
+    OSError
+        The disk is full, or the file cannot be written.
+    """
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file beside, sync it, and rename it into its place.
+
+    Raises
+    ------
+    OSError
+        As :func:`write_synced`; what was at ``path`` is still there.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        write_synced(beside, data)
+        beside.replace(path)
+    except OSError:
+        if beside.is_file():
+            beside.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until renames inside a folder are on the disk."""
+    if os.name != "posix":  # other systems cannot open a folder
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

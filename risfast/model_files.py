@@ -1,0 +1,160 @@
+"""A trained model as a folder of two files: the weights, and a card that says what they are."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from risfast import __version__
+from risfast.data.system_json import array_from_json, array_to_json
+from risfast.durable import finite_json, replace_file
+from risfast.errors import FileFormatError
+from risfast.geometry import PlanarArray
+
+__all__ = ["MODEL_CARD", "MODEL_WEIGHTS", "Build", "load_model", "load_weights", "read_card", "save_model"]
+
+MODEL_WEIGHTS = "model.safetensors"
+MODEL_CARD = "model.json"
+_FORMAT = 1
+
+Build = Callable[[str, PlanarArray, "dict[str, Any] | None"], nn.Module]
+"""Makes a module from its name, the array and its options."""
+
+
+def save_model(
+    folder: Path,
+    name: str,
+    weights: Mapping[str, Tensor],
+    array: PlanarArray,
+    options: Mapping[str, Any],
+    card: Mapping[str, Any],
+) -> None:
+    """Write a model folder; each file appears whole, the card last.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if need be.
+    name, options
+        What rebuilds the module.
+    weights : mapping of str to Tensor
+        Its state.
+    array : PlanarArray
+        The surface that it was made for.
+    card : mapping
+        JSON values: data, time, device, metrics.
+
+    Raises
+    ------
+    OSError
+        The folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data = save({key: value.detach().cpu().contiguous() for key, value in weights.items()})
+    content = {
+        "format": _FORMAT,
+        "version": __version__,
+        "name": name,
+        "options": dict(options),
+        "array": array_to_json(array),
+        "sha256": hashlib.sha256(data).hexdigest(),
+        **card,
+    }
+    replace_file(folder / MODEL_WEIGHTS, data)
+    replace_file(folder / MODEL_CARD, (json.dumps(finite_json(content), indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card of a model folder.
+
+    Raises
+    ------
+    FileFormatError
+        It is missing, not a card, or of another format.
+    """
+    path = folder / MODEL_CARD
+    try:
+        card = json.loads(path.read_bytes())
+        if card["format"] != _FORMAT:
+            raise FileFormatError(f"{path}: format {card['format']!r}, this version reads {_FORMAT}")
+        missing = {"name", "options", "array", "sha256"} - set(card)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path}: missing; give the folder of a trained model") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise FileFormatError(f"{path}: not the card of a model") from error
+    if missing:
+        raise FileFormatError(f"{path}: the card lacks {', '.join(sorted(missing))}")
+    return dict(card)
+
+
+def load_model(
+    folder: Path, build: Build, device: torch.device | str = "cpu", array: PlanarArray | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Read a model folder.
+
+    Parameters
+    ----------
+    folder : Path
+    build : callable
+        Makes the module: ``risfast.models.build_backbone`` or its like.
+    device : device
+    array : PlanarArray or None
+        The surface it shall work for: refused where it is not the model's own.
+
+    Returns
+    -------
+    module : nn.Module
+        In ``eval`` mode.
+    card : dict
+
+    Raises
+    ------
+    FileFormatError, ValueError
+        A file is missing or damaged, or the weights or the array do not fit.
+    """
+    card = read_card(folder)
+    own = array_from_json(card["array"])
+    if array is not None and not (
+        torch.equal(own.positions_m, array.positions_m) and own.wavelength_m == array.wavelength_m
+    ):
+        raise ValueError(f"{folder} was trained for another array than the one given")
+    path = folder / MODEL_WEIGHTS
+    try:
+        data = path.read_bytes()
+        weights = load(data)
+    except FileNotFoundError as error:
+        raise FileFormatError(f"{path}: missing") from error
+    except SafetensorError as error:
+        raise FileFormatError(f"{path}: {error}") from error
+    if hashlib.sha256(data).hexdigest() != card["sha256"]:
+        raise FileFormatError(f"{path}: damaged, its checksum is not the card's")
+    module = build(card["name"], own, card["options"]).to(device)
+    load_weights(module, weights, str(path))
+    return module.eval(), card
+
+
+def load_weights(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Put weights into a module.
+
+    Raises
+    ------
+    ValueError
+        Names or shapes are not the module's; the message names ``origin`` and the first of them.
+    """
+    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    given = {name: tuple(value.shape) for name, value in weights.items()}
+    if own != given:
+        name = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))[0]
+        raise ValueError(
+            f"{origin} is of another architecture: {name} has shape {given.get(name, 'none')} there and "
+            f"{own.get(name, 'none')} here"
+        )
+    module.load_state_dict(dict(weights))

@@ -1,0 +1,215 @@
+"""Detection through the refiner: maps of an estimate in, sources out.
+
+The refiner says in which directions the sources are; their ranges, and the last digits of the directions, come from the
+Capon power of the covariance that the maps were made of.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from risfast.detect import Sources
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.models.base import CovarianceEstimate
+from risfast.models.refiner import GuardOptions, RefinerOptions, SpectrumRefiner, decode_peaks, guard, spectrum_map_db
+from risfast.ops import mvdr_spectrum_lowrank, nms_3d
+from risfast.ops.refinement import refine_peaks, walk_peaks
+
+__all__ = ["MAPS", "RefinedOptions", "RefinerInput", "build_refiner", "estimate_maps", "refined_sources"]
+
+MAPS = ("capon", "intensity")
+_RANGE_MARGIN = 1.1  # as far beyond the outermost planes as detection looks without the refiner
+_LOWEST_LOG = -12.0  # of an expected count: what lies below is as good as none
+
+
+@dataclass(frozen=True)
+class RefinedOptions:
+    """How maps are made and read.
+
+    Parameters
+    ----------
+    maps : tuple of str
+        What the refiner is shown, in this order: "capon", the Capon power on the grid in dB, always first; "intensity",
+        the logarithm of the number of sources that the backbone itself expects in each direction.
+    floor_db : float
+        Of the Capon map; see :func:`risfast.models.refiner.spectrum_map_db`.
+    loading : float
+        Of the Capon power.
+    threshold : float in [0, 1]
+        Least value of the refined map at a source.
+    candidates : int
+        Most sources of a scene.
+    separation_rad, separation_m : float
+        Two sources closer than this in azimuth, elevation and range are one.
+
+    Raises
+    ------
+    ValueError
+        An unknown map, or a value out of its range.
+    """
+
+    maps: tuple[str, ...] = ("capon",)
+    floor_db: float = -40.0
+    loading: float = 1e-2
+    threshold: float = 0.3
+    candidates: int = 8
+    separation_rad: float = math.radians(1.0)
+    separation_m: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        object.__setattr__(self, "maps", tuple(self.maps))  # from a file it comes as a list
+        if not self.maps or self.maps[0] != "capon" or len(set(self.maps)) != len(self.maps):
+            raise ValueError(f"maps must start with capon and name each map once, got {self.maps!r}")
+        if any(name not in MAPS for name in self.maps):
+            raise ValueError(f"maps must be among {', '.join(MAPS)}; got {self.maps!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
+        if self.candidates < 1:
+            raise ValueError(f"candidates must be at least 1, got {self.candidates!r}")
+        if not (self.separation_rad > 0 and self.separation_m > 0):
+            raise ValueError("separation_rad and separation_m must be positive")
+
+
+@dataclass(frozen=True)
+class RefinerInput:
+    """What the refiner takes of B scenes.
+
+    Attributes
+    ----------
+    maps : float32 tensor, shape (B, C, G_az, G_el)
+    plane : int tensor, shape (B, G_az, G_el)
+        The range plane that the Capon power is highest in.
+    """
+
+    maps: Tensor
+    plane: Tensor
+
+
+def build_refiner(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
+    """Make a refiner for a model folder; the network itself needs no array.
+
+    Raises
+    ------
+    ValueError
+        The name is not "refiner", or an option is unknown.
+    """
+    if name != "refiner":
+        raise ValueError(f"expected a refiner, got {name!r}")
+    try:
+        return SpectrumRefiner(RefinerOptions(**(options or {})))
+    except TypeError as error:
+        raise ValueError(f"the options of the refiner hold an unknown field: {error}") from None
+
+
+def estimate_maps(
+    estimate: CovarianceEstimate,
+    backbone: nn.Module,
+    array: PlanarArray,
+    grid: SearchGrid,
+    options: RefinedOptions | None = None,
+) -> RefinerInput:
+    """The maps that the refiner takes, from a backbone's estimate.
+
+    Parameters
+    ----------
+    estimate : CovarianceEstimate
+        Of ``backbone``, whose atoms say where its cells are.
+    backbone : nn.Module
+    array : PlanarArray
+    grid : SearchGrid
+        Of the maps.
+    options : RefinedOptions, optional
+
+    Returns
+    -------
+    RefinerInput
+
+    Raises
+    ------
+    ValueError
+        The intensity is asked for and the backbone expects no counts.
+    """
+    chosen = options or RefinedOptions()
+    spectrum = mvdr_spectrum_lowrank(estimate.factor, array, grid, loading=chosen.loading)
+    maps = [spectrum_map_db(spectrum.power, floor_db=chosen.floor_db)]
+    if "intensity" in chosen.maps:
+        maps.append(_intensity(estimate, backbone, grid))
+    return RefinerInput(torch.stack(maps, 1), spectrum.plane)
+
+
+def _intensity(estimate: CovarianceEstimate, backbone: nn.Module, grid: SearchGrid) -> Tensor:
+    """Log of the expected sources of each direction, summed over range and interpolated to the grid, about 0 .. 1."""
+    axes = getattr(getattr(backbone, "settings", None), "axes", None)
+    if estimate.sources is None or axes is None:
+        raise ValueError('the map "intensity" needs a backbone that expects counts of sources, such as unrolled')
+    level = estimate.sources.log_intensity.float().logsumexp(-1).clamp_min(_LOWEST_LOG)  # [B, A_az, A_el]
+    sine_az = grid.azimuth_rad.sin() / math.sin(axes.azimuth_rad)
+    sine_el = grid.elevation_rad.sin() / math.sin(axes.elevation_rad)
+    # grid_sample wants (x, y) = (last axis, the one before), from -1 at the first sample to 1 at the last.
+    y, x = torch.meshgrid(sine_az, sine_el, indexing="ij")
+    points = torch.stack([x, y], -1).to(level).expand(len(level), -1, -1, -1)
+    drawn = nn.functional.grid_sample(level[:, None], points, align_corners=True, padding_mode="border")[:, 0]
+    return 1 - drawn / _LOWEST_LOG
+
+
+@torch.no_grad()
+def refined_sources(
+    refiner: SpectrumRefiner,
+    given: RefinerInput,
+    factor: Tensor,
+    array: PlanarArray,
+    grid: SearchGrid,
+    options: RefinedOptions | None = None,
+    guarded: GuardOptions | None = None,
+) -> tuple[list[Sources], Tensor]:
+    """Sources by way of the refined maps.
+
+    Parameters
+    ----------
+    refiner : SpectrumRefiner
+    given : RefinerInput
+        From :func:`estimate_maps`.
+    factor : complex tensor, shape (B, N, K_f)
+        Of the same estimate.
+    array : PlanarArray
+    grid : SearchGrid
+        Of the maps.
+    options : RefinedOptions, optional
+    guarded : GuardOptions, optional
+
+    Returns
+    -------
+    sources : list of Sources
+        One a scene; the confidence is the value of the refined map.
+    believable : bool tensor, shape (B,)
+        What the guard says of each map: where it is False, detect without the refiner.
+    """
+    chosen = options or RefinedOptions()
+    refined = refiner(given.maps).float()
+    believable = guard(refined, guarded).ok
+    peaks = decode_peaks(refined, given.plane, grid, threshold=chosen.threshold, k=chosen.candidates)
+    filled = torch.arange(chosen.candidates, device=refined.device) < peaks.count[:, None]
+    nearest = grid.range_m[0].to(peaks.position)
+    start = torch.where(filled[..., None], peaks.position, torch.stack([nearest * 0, nearest * 0, nearest]))
+    corners = (
+        torch.stack([grid.azimuth_rad[0], grid.elevation_rad[0], grid.range_m[0] / _RANGE_MARGIN]),
+        torch.stack([grid.azimuth_rad[-1], grid.elevation_rad[-1], grid.range_m[-1] * _RANGE_MARGIN]),
+    )
+    _, low, high = walk_peaks(factor, array, start, *corners, factored=True, loading=chosen.loading)
+    found = refine_peaks(factor, array, low, high, factored=True, loading=chosen.loading)
+    score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))
+    separation = (chosen.separation_rad, chosen.separation_rad, chosen.separation_m)
+    kept = nms_3d(found.position, score, separation=separation, k=chosen.candidates)
+    sources = []
+    for scene, number in enumerate(kept.count.tolist()):
+        index = kept.index[scene, :number]
+        azimuth, elevation, r = found.position[scene, index].cpu().unbind(-1)
+        power, confidence = found.power[scene, index].cpu(), peaks.score[scene, index].double().cpu()
+        sources.append(Sources(azimuth, elevation, r, power, confidence))
+    return sources, believable

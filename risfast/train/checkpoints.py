@@ -1,0 +1,203 @@
+"""Checkpoints that survive a kill at any instant.
+
+A checkpoint is a folder, ``ckpt-00001200``, of safetensors files and a ``state.json`` that holds their SHA-256 sums and
+its own. It is written beside under another name, synced, renamed, and only then named in the file ``LATEST``. A reader
+verifies every sum; a damaged checkpoint is named in a message and the one before it is used. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from risfast.durable import replace_file, sync_folder, write_synced
+from risfast.errors import FileFormatError
+
+__all__ = ["Checkpoint", "CheckpointFolder"]
+
+_FORMAT = 1
+_NAME = re.compile(r"ckpt-(\d{8,})")
+_STATE = "state.json"
+_LATEST = "LATEST"
+
+Tensors = Mapping[str, Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was read.
+
+    Attributes
+    ----------
+    path : Path
+        The folder of the checkpoint.
+    step : int
+    tensors : dict of str to dict of str to Tensor
+        By file name without its suffix, then by tensor name; on the CPU.
+    state : dict
+        JSON values.
+    """
+
+    path: Path
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    state: dict[str, Any]
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _canonical(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first checkpoint is saved.
+    keep : int
+        How many of the latest stay, besides those that :meth:`save` is told to protect.
+    """
+
+    def __init__(self, folder: Path, keep: int = 3) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is."""
+        return self.folder / f"ckpt-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps of the checkpoints that are there, complete or not, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(name[1]) for name in found if name)
+
+    def save(
+        self, step: int, tensors: Tensors, state: Mapping[str, Any], protect: frozenset[int] = frozenset()
+    ) -> Path:
+        """Write a checkpoint, mark it the latest, and remove those that are no longer kept.
+
+        Parameters
+        ----------
+        step : int
+        tensors : mapping of str to mapping of str to Tensor
+            Each becomes one safetensors file.
+        state : mapping
+            JSON values; NaN and infinity are not among them.
+        protect : frozenset of int
+            Steps whose checkpoints stay whatever their age.
+
+        Raises
+        ------
+        OSError
+            The folder cannot be written or the disk is full. Earlier checkpoints are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.path(step)
+        beside = self.folder / f".{target.name}.tmp"
+        shutil.rmtree(beside, ignore_errors=True)
+        try:
+            beside.mkdir()
+            sums = {}
+            for name, group in tensors.items():
+                data = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
+                sums[f"{name}.safetensors"] = _digest(data)
+                write_synced(beside / f"{name}.safetensors", data)
+            content = {"format": _FORMAT, "step": step, "files": sums, "state": dict(state)}
+            write_synced(beside / _STATE, _canonical({**content, "sha256": _digest(_canonical(content))}))
+            sync_folder(beside)
+            if target.exists():  # left behind by a run that was killed before it could mark it
+                shutil.rmtree(target)
+            beside.rename(target)
+            sync_folder(self.folder)
+            replace_file(self.folder / _LATEST, f"{target.name}\n".encode())
+        except OSError as error:
+            shutil.rmtree(beside, ignore_errors=True)
+            raise OSError(
+                error.errno, f"cannot write the checkpoint of step {step}: {error.strerror}", str(target)
+            ) from error
+        self._prune(step, protect)
+        return target
+
+    def _prune(self, latest: int, protect: frozenset[int]) -> None:
+        steps = self.steps()
+        marked = [step for step in steps if step <= latest]
+        for step in set(steps) - set(marked[-self.keep :]) - protect:
+            shutil.rmtree(self.path(step), ignore_errors=True)
+
+    def read(self, step: int) -> Checkpoint:
+        """Read and verify one checkpoint.
+
+        Raises
+        ------
+        FileFormatError
+            A file is missing, damaged or of another format; the message names it.
+        """
+        folder = self.path(step)
+        try:
+            content = json.loads((folder / _STATE).read_bytes())
+            claimed = content.pop("sha256")
+            if content["format"] != _FORMAT:
+                raise FileFormatError(f"{folder / _STATE}: format {content['format']!r}, this version reads {_FORMAT}")
+            if _digest(_canonical(content)) != claimed or content["step"] != step:
+                raise FileFormatError(f"{folder / _STATE}: damaged, its checksum does not match")
+        except FileNotFoundError as error:
+            raise FileFormatError(f"{folder / _STATE}: missing") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{folder / _STATE}: damaged, not the state of a checkpoint") from error
+        tensors = {}
+        for name, expected in content["files"].items():
+            path = folder / name
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError as error:
+                raise FileFormatError(f"{path}: missing") from error
+            if _digest(data) != expected:
+                raise FileFormatError(f"{path}: damaged, its checksum does not match")
+            try:
+                tensors[path.stem] = load(data)
+            except SafetensorError as error:
+                raise FileFormatError(f"{path}: {error}") from error
+        return Checkpoint(folder, step, tensors, content["state"])
+
+    def read_latest(self) -> tuple[Checkpoint | None, list[str]]:
+        """The latest intact checkpoint, None if there has never been one, and what was found damaged on the way.
+
+        Raises
+        ------
+        FileFormatError
+            There are checkpoints, and none of them is intact.
+        """
+        steps = self.steps()
+        marker = self.folder / _LATEST
+        if marker.is_file():
+            named = _NAME.fullmatch(marker.read_text(encoding="utf-8", errors="replace").strip())
+            # What is later than the marker was never marked as complete.
+            steps = [step for step in steps if step <= int(named[1])] if named else steps
+        problems: list[str] = []
+        for step in reversed(steps):
+            try:
+                return self.read(step), problems
+            except FileFormatError as error:
+                problems.append(str(error))
+        if problems:
+            raise FileFormatError(
+                "no intact checkpoint is left: " + "; ".join(problems) + "; start again in another folder"
+            )
+        return None, []

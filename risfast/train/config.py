@@ -1,0 +1,371 @@
+"""What a training run is told: frozen dataclasses, nested in one per command.
+
+The command line is generated from these classes and ``config.toml`` in the run folder holds them, so angles are in
+degrees here, and a value that means "none" is 0 or empty (TOML has no null).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from risfast.array_file import read_array
+from risfast.data.scenes import Coherence, SystemConfig
+from risfast.data.shards import ShardSpec
+from risfast.geometry import PlanarArray
+from risfast.objective import ObjectiveOptions
+from risfast.sensing import CODE_KINDS, Impairments
+
+__all__ = [
+    "BackboneOptions",
+    "DataOptions",
+    "MachineOptions",
+    "OptimiserOptions",
+    "RunConfig",
+    "ShardsConfig",
+    "SystemOptions",
+    "ValidationOptions",
+]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class SystemOptions:
+    """The system and the distribution of its scenes; the defaults are the reference system."""
+
+    array: str = ""
+    """TOML file with element positions; empty is the rectangular surface that the next four options describe."""
+    n_h: int = 12
+    """Elements along x."""
+    n_v: int = 12
+    """Elements along y."""
+    spacing_m: float = 0.15
+    """Element spacing in metres."""
+    wavelength_m: float = 0.3
+    """Wavelength in metres."""
+    n_antennas: int = 16
+    """Antennas M of the base station."""
+    azimuth_deg: tuple[float, float] = (-60.0, 60.0)
+    """Azimuths of the sources."""
+    elevation_deg: tuple[float, float] = (-30.0, 30.0)
+    """Elevations of the sources."""
+    range_m: tuple[float, float] = (0.5, 10.0)
+    """Ranges of the sources in metres."""
+    n_sources: tuple[int, int] = (1, 5)
+    """Fewest and most sources in a scene."""
+    snr_db: tuple[float, float] = (-5.0, 20.0)
+    """SNR in dB."""
+    code_bits: int = 3
+    """Phase resolution of the codes in bits; 0 is continuous."""
+    rician_factor: tuple[float, float] = (0.5, 10.0)
+    """Rician factor of the channel, linear."""
+    gain: Literal["equal", "inverse_range"] = "equal"
+    """Power of a source: 1, or (1 m / range)^2."""
+    min_separation_deg: float = 0.0
+    """Least angle between two sources; 0 is no limit."""
+    wavefront: Literal["spherical", "fresnel", "planar"] = "spherical"
+    """Wavefront of the simulated measurements."""
+    impairments: Impairments = field(default_factory=Impairments)
+    """How far the true system is from the nominal one."""
+    coherence: Coherence = field(default_factory=Coherence)
+    """Coherent sources."""
+
+    def with_snr(self, snr_db: tuple[float, float]) -> SystemOptions:
+        """The same at another SNR."""
+        return replace(self, snr_db=snr_db)
+
+    def planar_array(self) -> PlanarArray:
+        """The nominal surface."""
+        if self.array:
+            return read_array(Path(self.array))
+        return PlanarArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m)
+
+    def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
+        """The system with L = ``n_snapshots`` and these codes."""
+        return SystemConfig(
+            array=self.planar_array(),
+            n_antennas=self.n_antennas,
+            n_snapshots=n_snapshots,
+            azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
+            elevation_rad=(math.radians(self.elevation_deg[0]), math.radians(self.elevation_deg[1])),
+            range_m=self.range_m,
+            n_sources=self.n_sources,
+            snr_db=self.snr_db,
+            code_kinds=code_kinds,
+            code_bits=self.code_bits or None,
+            rician_factor=self.rician_factor,
+            gain=self.gain,
+            min_separation_rad=math.radians(self.min_separation_deg),
+            wavefront=self.wavefront,
+            impairments=self.impairments,
+            coherence=self.coherence,
+        )
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which scenes a run learns from."""
+
+    source: str = "fly"
+    """"fly" makes every scene when it is needed; anything else is a folder of shards."""
+    snapshots: tuple[int, ...] = (16, 32, 64)
+    """Values of L; each batch takes one of them."""
+    weights: tuple[float, ...] = (0.6, 0.2, 0.2)
+    """Share of the batches with each L."""
+    code_kinds: tuple[str, ...] = CODE_KINDS
+    """Codebooks; each scene takes one of them."""
+    noise_known: float = 0.5
+    """Share of the batches in which the backbone is given the noise power."""
+    seed: int = 0
+    """Which endless set of scenes."""
+    pool: int = 0
+    """Learn from the first so many scenes again and again; 0 never shows a scene twice."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(len(self.snapshots) > 0, "data.snapshots must name at least one L")
+        _require(all(n >= 1 for n in self.snapshots), f"data.snapshots must be at least 1, got {self.snapshots}")
+        _require(
+            len(self.weights) == len(self.snapshots) and all(w >= 0 for w in self.weights) and sum(self.weights) > 0,
+            f"data.weights must hold one share >= 0 for each of the {len(self.snapshots)} snapshots, "
+            f"got {self.weights}",
+        )
+        _require(0 <= self.noise_known <= 1, f"data.noise_known must lie in [0, 1], got {self.noise_known!r}")
+        _require(0 <= self.seed < 2**64, f"data.seed must lie in [0, 2^64), got {self.seed}")
+        _require(self.pool >= 0, f"data.pool must be at least 0, got {self.pool}")
+
+
+@dataclass(frozen=True)
+class BackboneOptions:
+    """Which backbone, and what it is built with."""
+
+    name: str = "unrolled"
+    """Name of the backbone."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Its options; those not named keep the backbone's own defaults."""
+    weights: str = ""
+    """Model folder of an earlier run whose weights to start from; empty starts from the backbone's own."""
+
+
+@dataclass(frozen=True)
+class OptimiserOptions:
+    """AdamW, its schedule and what is averaged.
+
+    The learning rate rises linearly over ``warmup`` steps and falls as a cosine to ``min_lr`` at the last step.
+    """
+
+    steps: int = 600
+    """Optimiser steps of the whole run."""
+    batch_size: int = 16
+    """Scenes a step, over all processes and accumulated parts together."""
+    lr: float = 2e-3
+    """Highest learning rate."""
+    min_lr: float = 2e-5
+    """Learning rate at the last step."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's moments."""
+    weight_decay: float = 1e-2
+    """Decoupled weight decay of matrices and kernels; vectors and scalars (biases, exponents) have none."""
+    clip_norm: float = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+    accumulation: int = 1
+    """Parts in which each process works through its share of a batch."""
+    averaging: Literal["ema", "swa", "none"] = "ema"
+    """Which average of the weights is validated and kept."""
+    ema_decay: float = 0.999
+    """Decay of the exponential average; the first steps forget faster."""
+    swa_start: float = 0.75
+    """Part of the run after which the equal-weight average starts."""
+    max_skipped: int = 10
+    """Steps in a row with a gradient that is not finite (or is zero) before the run ends."""
+    divergence: float = 3.0
+    """The run ends when the smoothed loss rises above its start by so many times the start's magnitude."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("steps", "batch_size", "accumulation", "max_skipped"):
+            _require(getattr(self, name) >= 1, f"optimiser.{name} must be at least 1, got {getattr(self, name)!r}")
+        _require(
+            math.isfinite(self.lr) and 0 <= self.min_lr <= self.lr and self.lr > 0,
+            f"optimiser needs 0 <= min_lr <= lr and lr > 0, got lr = {self.lr!r} and min_lr = {self.min_lr!r}",
+        )
+        _require(0 <= self.warmup <= self.steps, f"optimiser.warmup must lie in [0, steps], got {self.warmup}")
+        _require(all(0 <= b < 1 for b in self.betas), f"optimiser.betas must lie in [0, 1), got {self.betas}")
+        _require(self.weight_decay >= 0, f"optimiser.weight_decay must be at least 0, got {self.weight_decay!r}")
+        _require(self.clip_norm >= 0, f"optimiser.clip_norm must be at least 0, got {self.clip_norm!r}")
+        _require(0 <= self.ema_decay < 1, f"optimiser.ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+        _require(0 <= self.swa_start < 1, f"optimiser.swa_start must lie in [0, 1), got {self.swa_start!r}")
+        _require(self.divergence > 0, f"optimiser.divergence must be positive, got {self.divergence!r}")
+        _require(
+            self.batch_size % self.accumulation == 0,
+            f"optimiser.batch_size = {self.batch_size} cannot be divided by accumulation = {self.accumulation}",
+        )
+
+
+@dataclass(frozen=True)
+class ValidationOptions:
+    """What is measured during the run and at its end, on scenes that are never trained on."""
+
+    every: int = 100
+    """Steps between two validations."""
+    snapshots: tuple[int, ...] = (16, 64)
+    """Values of L to validate at, each on its own set."""
+    scenes: int = 64
+    """Scenes of each set."""
+    capon_scenes: int = 8
+    """Scenes of each set whose covariance also goes through Capon detection; 0 for none."""
+    capon_grid: Literal["reference", "training"] = "reference"
+    """Grid of that detection."""
+    test_scenes: int = 128
+    """Scenes of each set in the table at the end of the run, of a seed of their own."""
+    seed: int = 0x76616C
+    """Which set of validation scenes."""
+    test_seed: int = 0x74657374
+    """Which set of test scenes."""
+    batch_size: int = 16
+    """Scenes estimated at once."""
+    stop_constant: bool = True
+    """Whether the run ends when its predictions do not depend on the scene."""
+    metric: Literal["nmse", "f1"] = "nmse"
+    """What makes a checkpoint the best one."""
+    patience: int = 0
+    """Validations in a row without a new best after which the run ends; 0 never ends it."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("every", "scenes", "batch_size"):
+            _require(getattr(self, name) >= 1, f"validation.{name} must be at least 1, got {getattr(self, name)!r}")
+        for name in ("capon_scenes", "test_scenes", "patience"):
+            _require(getattr(self, name) >= 0, f"validation.{name} must be at least 0, got {getattr(self, name)!r}")
+        _require(len(self.snapshots) > 0, "validation.snapshots must name at least one L")
+        _require(self.scenes >= 2, "validation.scenes must be at least 2: one scene cannot show a constant prediction")
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """Where and how a run computes; none of this changes what it learns, up to rounding."""
+
+    device: str = "cpu"
+    """cpu, cuda or cuda:N; under torchrun "cuda" takes the GPU of the process's rank."""
+    amp: Literal["off", "bf16", "fp16"] = "off"
+    """Mixed precision of the backbone on cuda; losses stay in float32."""
+    threads: int = 0
+    """CPU threads; 0 leaves them as they are."""
+    deterministic: bool = False
+    """Refuse operations whose result may differ from run to run."""
+    minutes: float = 0.0
+    """Stop, resumably, after so many minutes; 0 runs to the last step."""
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+    checkpoint_every: int = 50
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """Checkpoints that are kept, besides the best one."""
+    tensorboard: bool = False
+    """Also write TensorBoard events (needs the tensorboard package)."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        for name in ("log_every", "checkpoint_every", "keep"):
+            _require(getattr(self, name) >= 1, f"machine.{name} must be at least 1, got {getattr(self, name)!r}")
+        _require(self.threads >= 0, f"machine.threads must be at least 0, got {self.threads}")
+        _require(self.minutes >= 0, f"machine.minutes must be at least 0, got {self.minutes!r}")
+        _require(
+            self.amp == "off" or self.device.startswith("cuda"),
+            f"machine.amp = {self.amp!r} needs machine.device cuda, got {self.device!r}",
+        )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A training of a backbone."""
+
+    seed: int = 0
+    """Of the initial weights."""
+    system: SystemOptions = field(default_factory=SystemOptions)
+    """The system that the scenes come from."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """Which scenes."""
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    """What is trained."""
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    """What it is trained for."""
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
+    """How."""
+    validation: ValidationOptions = field(default_factory=ValidationOptions)
+    """How it is judged."""
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    """On what."""
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts."""
+        seeds = (self.data.seed, self.validation.seed, self.validation.test_seed)
+        _require(
+            len(set(seeds)) == 3,
+            f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}: a run must not be judged "
+            "on scenes that it learned from",
+        )
+        self.system.system(self.data.snapshots[0], self.data.code_kinds)  # its own checks, before any work
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    """Sets of scenes to keep in files: one for each split and each L."""
+
+    snapshots: tuple[int, ...] = (16, 32, 64)
+    """Values of L."""
+    train: int = 8192
+    """Scenes to train on, for each L."""
+    val: int = 512
+    """Scenes to validate on, for each L."""
+    test: int = 512
+    """Scenes to test on, for each L."""
+    train_seed: int = DataOptions.seed
+    """Seed of the first split; the seeds are those that a run takes by default."""
+    val_seed: int = ValidationOptions.seed
+    """Seed of the second."""
+    test_seed: int = ValidationOptions.test_seed
+    """Seed of the third."""
+    shard_size: int = 4096
+    """Scenes of one shard."""
+    sample_covariance: bool = False
+    """Also keep the least-squares sample covariance of each scene."""
+    code_kinds: tuple[str, ...] = CODE_KINDS
+    """Codebooks; each scene takes one of them."""
+    device: str = "cpu"
+    """Where the scenes are made: cpu or cuda."""
+    system: SystemOptions = field(default_factory=SystemOptions)
+    """The system that the scenes come from."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        counts = (self.train, self.val, self.test)
+        _require(all(n >= 0 for n in counts) and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
+        _require(len(self.snapshots) > 0, "snapshots must name at least one L")
+        seeds = (self.train_seed, self.val_seed, self.test_seed)
+        _require(len(set(seeds)) == 3, f"train_seed, val_seed and test_seed must differ, got {seeds}")
+        self.system.system(self.snapshots[0], self.code_kinds)
+
+    def sets(self) -> dict[tuple[str, int], ShardSpec]:
+        """What to make, by split and L; splits without scenes are left out."""
+        splits = {
+            "train": (self.train, self.train_seed),
+            "val": (self.val, self.val_seed),
+            "test": (self.test, self.test_seed),
+        }
+        return {
+            (split, n): ShardSpec(
+                self.system.system(n, self.code_kinds), seed, count, self.shard_size, self.sample_covariance
+            )
+            for split, (count, seed) in splits.items()
+            if count
+            for n in self.snapshots
+        }

@@ -1,0 +1,93 @@
+"""One process or several: ranks, devices, and the mean of gradients over them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+__all__ = ["World", "open_world"]
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run.
+
+    Parameters
+    ----------
+    rank, size : int
+        This process's number, and how many there are.
+    device : torch.device
+        Where this one computes.
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files."""
+        return self.rank == 0
+
+    def mean_gradients(self, parameters: Iterable[nn.Parameter], extra: Tensor) -> Tensor:
+        """Replace every gradient, and return ``extra``, by its mean over the processes.
+
+        One exchange a step: gradients and figures travel in one vector. A parameter without a gradient counts as zero.
+        """
+        if self.size == 1:
+            return extra
+        owners = list(parameters)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in owners]
+        flat = torch.cat([*(g.flatten().float() for g in gradients), extra.to(self.device).float()])
+        dist.all_reduce(flat)
+        flat /= self.size
+        at = 0
+        for parameter, gradient in zip(owners, gradients, strict=True):
+            parameter.grad = flat[at : at + gradient.numel()].view_as(gradient).to(gradient.dtype)
+            at += gradient.numel()
+        return flat[at:].to(extra.device, extra.dtype)
+
+    def agree(self, flag: bool) -> bool:
+        """What the first process says."""
+        if self.size == 1:
+            return flag
+        told = torch.tensor([int(flag)], device=self.device)
+        dist.broadcast(told, src=0)
+        return bool(told.item())
+
+
+@contextmanager
+def open_world(device: str) -> Iterator[World]:
+    """The processes that torchrun started, or this one alone.
+
+    Parameters
+    ----------
+    device : str
+        cpu, cuda (under torchrun the GPU of the process's local rank) or cuda:N.
+
+    Raises
+    ------
+    ValueError
+        The device is not there.
+    """
+    chosen = torch.device(device)
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"machine.device is {device!r}, but this torch finds no CUDA device; use --machine.device cpu")
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(device=chosen)
+        return
+    if device == "cuda":
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size(), chosen)
+    finally:
+        dist.destroy_process_group()

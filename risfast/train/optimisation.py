@@ -1,0 +1,203 @@
+"""One optimiser step in its strict order, the schedule, and averages of the weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from risfast.train.config import OptimiserOptions
+
+__all__ = ["Optimiser", "WeightAverage", "learning_rate"]
+
+
+def learning_rate(options: OptimiserOptions, step: int) -> float:
+    """Learning rate of step ``step``, counted from 0: a line up to ``lr``, then half a cosine down to ``min_lr``."""
+    if step < options.warmup:
+        return options.lr * (step + 1) / options.warmup
+    span = max(options.steps - options.warmup - 1, 1)
+    progress = min((step - options.warmup) / span, 1.0)
+    return options.min_lr + (options.lr - options.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Optimiser:
+    """AdamW with the order of DESIGN: unscale, check, clip, step, update, zero, schedule.
+
+    Parameters
+    ----------
+    module : nn.Module
+        What is trained: its parameters that require gradients.
+    options : OptimiserOptions
+    scaled : bool
+        Whether losses are scaled (fp16 needs it).
+    """
+
+    def __init__(self, module: nn.Module, options: OptimiserOptions, *, scaled: bool = False) -> None:
+        self.options = options
+        self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ValueError("the module has no parameters to train")
+        matrices = [p for p in self.parameters.values() if p.ndim >= 2]
+        vectors = [p for p in self.parameters.values() if p.ndim < 2]
+        groups = [(matrices, options.weight_decay), (vectors, 0.0)]
+        self._adamw = torch.optim.AdamW(
+            [{"params": group, "weight_decay": decay} for group, decay in groups if group],
+            lr=learning_rate(options, 0),
+            betas=options.betas,
+        )
+        self._scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the coming step."""
+        return float(self._adamw.param_groups[0]["lr"])
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a (scaled) loss."""
+        self._scaler.scale(loss).backward()
+
+    def step(self, step: int, usable: bool = True) -> tuple[float, bool]:
+        """Use the gradients that have been gathered, unless one is not finite.
+
+        Parameters
+        ----------
+        step : int
+            Which step this is, counted from 0.
+        usable : bool
+            False throws the gradients away (the loss itself was not finite).
+
+        Returns
+        -------
+        norm : float
+            Of the gradient before clipping.
+        taken : bool
+            False where the gradient was not finite or was zero: the weights are as before.
+        """
+        self._scaler.unscale_(self._adamw)
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        taken = usable and math.isfinite(norm) and norm > 0
+        if taken:
+            if self.options.clip_norm:
+                torch.nn.utils.clip_grads_with_norm_(
+                    list(self.parameters.values()), self.options.clip_norm, torch.tensor(norm)
+                )
+            self._scaler.step(self._adamw)
+        self._scaler.update()
+        self._adamw.zero_grad(set_to_none=True)
+        self.schedule(step + 1)
+        return norm, taken
+
+    def schedule(self, step: int) -> None:
+        """Set the learning rate of ``step``."""
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate(self.options, step)
+
+    def weights_finite(self) -> bool:
+        """Whether every weight is a finite number."""
+        return all(bool(p.isfinite().all()) for p in self.parameters.values())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """AdamW's memory by parameter name."""
+        memory = {}
+        for name, parameter in self.parameters.items():
+            for key, value in self._adamw.state.get(parameter, {}).items():
+                memory[f"{key}/{name}"] = value
+        return memory
+
+    def load_tensors(self, memory: Mapping[str, Tensor]) -> None:
+        """Take back what :meth:`tensors` gave.
+
+        Raises
+        ------
+        ValueError
+            A name or a shape does not fit the parameters.
+        """
+        self._adamw.state.clear()
+        for key, value in memory.items():
+            kind, _, name = key.partition("/")
+            parameter = self.parameters.get(name)
+            if parameter is None or (kind != "step" and value.shape != parameter.shape):
+                raise ValueError(
+                    f"the memory of the optimiser holds {key!r} of shape {tuple(value.shape)}, which fits no parameter"
+                )
+            device = "cpu" if kind == "step" else parameter.device
+            # a copy of its own: AdamW writes into it
+            self._adamw.state[parameter][kind] = value.to(device, copy=True)
+
+    def scaler_state(self) -> dict[str, float]:
+        """State of the loss scaling; empty where there is none."""
+        return dict(self._scaler.state_dict())
+
+    def load_scaler_state(self, state: Mapping[str, float]) -> None:
+        """Take back what :meth:`scaler_state` gave."""
+        if state:
+            self._scaler.load_state_dict(dict(state))
+
+
+class WeightAverage:
+    """The average of a module's weights over the steps that were taken, and its buffers as they are.
+
+    Parameters
+    ----------
+    module : nn.Module
+    options : OptimiserOptions
+        ``averaging`` says which average: exponential with ``ema_decay`` (in its first steps (1 + t) / (10 + t), so that
+        the initial weights are soon forgotten), of equal weights from ``swa_start`` on, or none.
+    """
+
+    def __init__(self, module: nn.Module, options: OptimiserOptions) -> None:
+        self._module = module
+        self._options = options
+        self.count = 0
+        self._values = {name: p.detach().clone() for name, p in self._live()}
+
+    def _live(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((name, p) for name, p in self._module.named_parameters() if p.requires_grad)
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Take in the weights after step ``step``."""
+        kind = self._options.averaging
+        if kind == "ema":
+            keep = min(self._options.ema_decay, (1 + self.count) / (10 + self.count))
+        elif kind == "swa" and step >= self._options.swa_start * self._options.steps:
+            keep = self.count / (self.count + 1)
+        else:
+            keep = 0.0
+        self.count += 0 if kind == "swa" and step < self._options.swa_start * self._options.steps else 1
+        for name, parameter in self._live():
+            self._values[name].lerp_(parameter, 1 - keep)
+
+    @contextmanager
+    def in_use(self) -> Iterator[nn.Module]:
+        """The module with the averaged weights in place of its own, which come back afterwards."""
+        own = {name: p.data for name, p in self._live()}
+        try:
+            for name, parameter in self._live():
+                parameter.data = self._values[name]
+            yield self._module
+        finally:
+            for name, parameter in self._live():
+                parameter.data = own[name]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights by name."""
+        return dict(self._values)
+
+    def load_tensors(self, values: Mapping[str, Tensor], count: int) -> None:
+        """Take back what :meth:`tensors` gave.
+
+        Raises
+        ------
+        ValueError
+            Names or shapes are not those of the module.
+        """
+        if {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in self._values.items()}:
+            raise ValueError("the averaged weights are of another architecture")
+        for name, value in values.items():
+            self._values[name].copy_(value)
+        self.count = count

@@ -1,0 +1,209 @@
+"""The gate before any training: a backbone that cannot learn 64 scenes by heart will not learn the rest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from risfast.data.scenes import Scenes, generate_scenes
+from risfast.durable import replace_file
+from risfast.model_files import Build
+from risfast.models import build_backbone
+from risfast.models.base import Measurement
+from risfast.objective import ObjectiveOptions
+from risfast.train.backbone import backbone_objective, machine_settings
+from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
+from risfast.train.distributed import open_world
+from risfast.train.loop import BackboneTask, Objective, Trainer
+from risfast.train.toml_file import as_table
+from risfast.train.validation import score_covariances
+
+__all__ = ["OverfitConfig", "OverfitOutcome", "overfit"]
+
+
+@dataclass(frozen=True)
+class OverfitConfig:
+    """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances."""
+
+    gate: float = 0.1
+    """Mean NMSE of the covariance that the backbone must get below."""
+    scenes: int = 64
+    """Fixed scenes."""
+    snapshots: int = 16
+    """L."""
+    snr_db: tuple[float, float] = (10.0, 20.0)
+    """SNR of the scenes in dB."""
+    code_kinds: tuple[str, ...] = ("dft", "random")
+    """Codebooks; each scene takes one of them."""
+    steps: int = 200
+    """Optimiser steps."""
+    batch_size: int = 16
+    """Scenes a step."""
+    lr: float = 3e-3
+    """Highest learning rate."""
+    every: int = 20
+    """Steps between two measurements."""
+    stop_at_gate: bool = False
+    """End as soon as the gate is passed; otherwise the steps show how far below it the backbone gets."""
+    seed: int = 0
+    """Of the scenes and of the initial weights."""
+    threads: int = 0
+    """CPU threads; 0 leaves them as they are."""
+    device: str = "cpu"
+    """cpu or cuda."""
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)
+    """What is tried."""
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
+    """The loss."""
+    system: SystemOptions = field(default_factory=SystemOptions)
+    """The system; its SNR is not used."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not self.gate > 0:
+            raise ValueError(f"gate must be positive, got {self.gate!r}")
+        for name in ("scenes", "steps", "batch_size", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class OverfitOutcome:
+    """How well the scenes were learned.
+
+    Attributes
+    ----------
+    passed : bool
+        Whether the lowest mean NMSE lies below the gate.
+    nmse_mean, nmse_median : float
+        At the best measurement.
+    step : int
+        Of that measurement.
+    curve : list of (int, float)
+        Steps and mean NMSE of every measurement, the untrained one first.
+    seconds : float
+    """
+
+    passed: bool
+    nmse_mean: float
+    nmse_median: float
+    step: int
+    curve: list[tuple[int, float]]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class _Fixed:
+    """The same scenes for ever."""
+
+    kept: Scenes
+
+    def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
+        """The scenes ``indices``."""
+        tensors = {
+            name: value[indices.to(value.device)]
+            for name, value in vars(self.kept).items()
+            if isinstance(value, Tensor)
+        }
+        return Scenes(config=self.kept.config, **tensors).to(device)
+
+
+def overfit(
+    config: OverfitConfig,
+    report: Callable[[int, int, float], None],
+    *,
+    folder: Path | None = None,
+    build: Build | None = None,
+    objective: Objective | None = None,
+) -> OverfitOutcome:
+    """Train a backbone on a few fixed scenes and measure how well it reproduces them.
+
+    Parameters
+    ----------
+    config : OverfitConfig
+    report : callable of (step, steps, mean NMSE)
+        Told of every measurement.
+    folder : Path, optional
+        Where to leave ``overfit.json``.
+    build, objective : callables, optional
+        As for :func:`risfast.train.backbone.train_backbone`.
+
+    Returns
+    -------
+    OverfitOutcome
+
+    Raises
+    ------
+    TrainingError
+        The training has gone wrong.
+    """
+    began = time.monotonic()
+    data = DataOptions(
+        snapshots=(config.snapshots,),
+        weights=(1.0,),
+        code_kinds=config.code_kinds,
+        noise_known=1.0,
+        seed=config.seed,
+        pool=config.scenes,
+    )
+    optimiser = OptimiserOptions(
+        steps=config.steps,
+        batch_size=config.batch_size,
+        lr=config.lr,
+        min_lr=config.lr / 100,
+        warmup=min(20, config.steps),
+        weight_decay=0.0,  # the point is to learn by heart
+        averaging="none",
+    )
+    with open_world(config.device) as world, machine_settings(config.threads, deterministic=False):
+        system = config.system.with_snr(config.snr_db).system(config.snapshots, config.code_kinds)
+        scenes = generate_scenes(system, config.seed, range(config.scenes), world.device)
+        torch.manual_seed(config.seed)
+        make: Build = build or build_backbone
+        module = make(config.backbone.name, system.array, dict(config.backbone.options)).to(world.device)
+        task = BackboneTask(module, objective or backbone_objective(config.objective, module))
+        trainer = Trainer(task, _Fixed(scenes), data, optimiser, world, config.seed)
+        measured = _learn(trainer, scenes, config, report)
+    step, mean, median = min(measured, key=lambda m: m[1])
+    outcome = OverfitOutcome(
+        mean < config.gate, mean, median, step, [(s, m) for s, m, _ in measured], time.monotonic() - began
+    )
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {"config": as_table(config), **vars(outcome)}
+        replace_file(folder / "overfit.json", (json.dumps(content, indent=1) + "\n").encode())
+    return outcome
+
+
+def _learn(
+    trainer: Trainer, scenes: Scenes, config: OverfitConfig, report: Callable[[int, int, float], None]
+) -> list[tuple[int, float, float]]:
+    """(step, mean NMSE, median NMSE) of every measurement."""
+    measured = []
+    for step in range(config.steps + 1):
+        if step:
+            trainer.advance()
+        if step % config.every == 0 or step == config.steps:
+            mean, median = _error(trainer.task.module, scenes, config.batch_size)
+            measured.append((step, mean, median))
+            report(step, config.steps, mean)
+            if config.stop_at_gate and mean < config.gate:
+                break
+    return measured
+
+
+@torch.no_grad()
+def _error(module: nn.Module, scenes: Scenes, batch_size: int) -> tuple[float, float]:
+    """Mean and median NMSE on the scenes that are learned; the noise power is known."""
+    module.eval()
+    measurement = Measurement.of(scenes)
+    parts = [slice(a, a + batch_size) for a in range(0, len(scenes), batch_size)]
+    true = scenes.true_factor()
+    scores = score_covariances([module(measurement[part]).factor for part in parts], [true[part] for part in parts])
+    return scores.nmse_mean, scores.nmse_median

@@ -1,0 +1,275 @@
+"""``risfast-train refiner``: stage 2, a U-Net on the maps of a backbone that no longer changes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from risfast.covariance import covariance_from_factor, effective_covariance
+from risfast.data.scenes import Scenes
+from risfast.detect import Sources, detect_sources
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.losses import blob_heatmap, focal_heatmap
+from risfast.model_files import load_model, read_card, save_model
+from risfast.models import build_backbone
+from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.models.refiner import RefinerOptions, SpectrumRefiner
+from risfast.objective import Terms
+from risfast.refined import RefinedOptions, RefinerInput, build_refiner, estimate_maps, refined_sources
+from risfast.train.backbone import Outcome, machine_settings, scene_source, write_outcome
+from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
+from risfast.train.distributed import World, open_world
+from risfast.train.loop import Trainer, autocast
+from risfast.train.run_folder import RunFolder, search_grid, validation_scenes
+from risfast.train.runs import Figures, Measured, Report, Run
+from risfast.train.validation import scene_slice, score_sources, summary_figures
+
+__all__ = ["HeatmapOptions", "RefinerConfig", "RefinerTask", "helps", "load_refiner", "train_refiner"]
+
+
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """Targets and loss: focal loss against a Gaussian blob around each source."""
+
+    sigma_deg: float = 2.0
+    """Width of a blob, in azimuth and elevation."""
+    alpha: float = 0.25
+    """Weight of what is a source."""
+    gamma: float = 2.0
+    """How little cells count that are nearly right."""
+
+    def __post_init__(self) -> None:
+        """Check the width; the loss checks the rest."""
+        if not self.sigma_deg > 0:
+            raise ValueError(f"heatmap.sigma_deg must be positive, got {self.sigma_deg!r}")
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """A training of a refiner behind a frozen backbone."""
+
+    backbone: str = ""
+    """Model folder of the backbone; empty is the one that comes with the package."""
+    seed: int = 0
+    """Of the initial weights."""
+    network: RefinerOptions = field(default_factory=RefinerOptions)
+    """Size of the network; its number of maps follows from those that it is shown."""
+    reading: RefinedOptions = field(default_factory=RefinedOptions)
+    """How maps are made and read."""
+    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)
+    """What it is trained for."""
+    system: SystemOptions = field(default_factory=SystemOptions)
+    """The system that the scenes come from."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """Which scenes."""
+    optimiser: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(lr=1e-3, averaging="none"))
+    """How; weights are not averaged in this stage."""
+    validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
+    """How it is judged; Capon detection is measured once, on all scenes."""
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    """On what."""
+
+    def backbone_folder(self) -> Path:
+        """Where the backbone is."""
+        return Path(self.backbone) if self.backbone else DEFAULT_MODEL
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts."""
+        seeds = (self.data.seed, self.validation.seed, self.validation.test_seed)
+        if len(set(seeds)) != 3:
+            raise ValueError(f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}")
+        if self.network.n_maps not in (1, len(self.reading.maps)):
+            raise ValueError(f"network.n_maps must be {len(self.reading.maps)}, the maps of reading.maps")
+        if self.validation.metric != "f1":
+            raise ValueError("validation.metric must be f1: a refiner does not change the covariance")
+
+
+@dataclass
+class RefinerTask:
+    """A refiner, the loss of its map, and how well it detects.
+
+    Parameters
+    ----------
+    module : SpectrumRefiner
+    backbone : nn.Module
+        Frozen.
+    array : PlanarArray
+    grid : SearchGrid
+        The training grid over the system's field of view.
+    config : RefinerConfig
+    """
+
+    module: SpectrumRefiner
+    backbone: nn.Module
+    array: PlanarArray
+    grid: SearchGrid
+    config: RefinerConfig
+
+    def __post_init__(self) -> None:
+        """Freeze the backbone."""
+        self.backbone.requires_grad_(False).eval()
+        self._judged: dict[int, _Judged] = {}
+
+    @torch.no_grad()
+    def given(self, scenes: Scenes, noise_known: bool = True) -> tuple[CovarianceEstimate, RefinerInput]:
+        """The backbone's estimate of some scenes, and the maps of it."""
+        estimate = self.backbone(Measurement.of(scenes, noise_known=noise_known))
+        return estimate, estimate_maps(estimate, self.backbone, self.array, self.grid, self.config.reading)
+
+    def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
+        """Mean focal loss over the scenes."""
+        _, given = self.given(scenes, noise_known)
+        width = torch.tensor(self.config.heatmap.sigma_deg).deg2rad().item()
+        target = blob_heatmap(scenes.position, scenes.mask, self.grid, sigma_rad=(width, width))
+        with autocast(self.config.machine.amp):
+            logits = self.module.logits(given.maps)
+        options = self.config.heatmap
+        loss = focal_heatmap(logits.float(), target.float(), alpha=options.alpha, gamma=options.gamma).mean()
+        return Terms(loss, {"heatmap": loss})
+
+    @torch.no_grad()
+    def measure(self, scenes: Scenes) -> Measured:
+        """F1 and the rest of the refined detections, of the backbone's own and of Capon, on the same covariances."""
+        key = id(scenes)
+        if key not in self._judged:
+            self._judged[key] = self._judge(scenes)
+        known = self._judged[key]
+        self.module.eval()
+        found: list[Sources] = []
+        believed = []
+        for given, factor in known.batches:
+            sources, ok = refined_sources(self.module, given, factor, self.array, self.grid, self.config.reading)
+            found += sources
+            believed.append(ok)
+        figures = summary_figures(score_sources(found, known.scenes))
+        share = float(torch.cat(believed).double().mean())
+        return Measured({**figures, **known.others, "guard_accepts": share}, False)
+
+    def _judge(self, scenes: Scenes) -> _Judged:
+        """What does not change while the refiner learns."""
+        size = self.config.validation.batch_size
+        batches, own, capon = [], [], []
+        for start in range(0, len(scenes), size):
+            part = scene_slice(scenes, slice(start, start + size))
+            estimate, given = self.given(part)
+            batches.append((given, estimate.factor))
+            own += self.backbone.sources(estimate)  # type: ignore[operator]  # nn.Module hides it
+            matrix = effective_covariance(covariance_from_factor(estimate.factor))
+            capon += detect_sources(matrix, self.array, _capon_grid(self.config))
+        others = {
+            **summary_figures(score_sources(own, scenes), "own_"),
+            **summary_figures(score_sources(capon, scenes), "capon_"),
+        }
+        return _Judged(scenes, batches, others)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A set of scenes with all that the refiner has no part in; it keeps the scenes, so that their id stays theirs."""
+
+    scenes: Scenes
+    batches: list[tuple[RefinerInput, torch.Tensor]]
+    others: dict[str, float]
+
+
+def _capon_grid(config: RefinerConfig) -> SearchGrid:
+    return search_grid(config, config.validation.capon_grid)
+
+
+def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcome | None:
+    """Train a refiner, or go on with a run that was interrupted.
+
+    Parameters
+    ----------
+    config : RefinerConfig
+    folder : Path
+        The run folder; new, empty, or of this very run.
+    report : callable of Progress
+
+    Returns
+    -------
+    Outcome or None
+        None in every process but the first.
+
+    Raises
+    ------
+    TrainingError
+        The run has gone wrong. The last good checkpoint is intact.
+    FileFormatError, ValueError, OSError
+        The backbone is missing, damaged or of another array; the folder holds something else or cannot be written.
+    """
+    machine = config.machine
+    with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
+        array = config.system.planar_array()
+        backbone, _ = load_model(config.backbone_folder(), build_backbone, world.device, array)
+        run_folder = RunFolder(folder, config)
+        if world.leads:
+            run_folder.open()
+        task = RefinerTask(_network(config, world), backbone, array, search_grid(config, "training"), config)
+        source = scene_source(config)
+        scaled = machine.amp == "fp16"
+        trainer = Trainer(task, source, config.data, config.optimiser, world, config.seed, scaled=scaled)
+        run = Run(run_folder, trainer, task.module, world, report, task.measure)
+        run.resume()
+        complete = run.train()
+        return _finish(run, task, complete) if world.leads else None
+
+
+def _network(config: RefinerConfig, world: World) -> SpectrumRefiner:
+    options = RefinerOptions(len(config.reading.maps), config.network.channels, config.network.dilations)
+    torch.manual_seed(config.seed)
+    return SpectrumRefiner(options).to(world.device)
+
+
+def helps(figures: Figures) -> bool:
+    """Whether the refiner detects better than the backbone's own peaks and than Capon, over all sets together.
+
+    Better is a higher F1 than both; or, at no less recall, fewer ghosts than both.
+    """
+    if not figures:
+        return False
+
+    def mean(name: str) -> float:
+        return sum(figure[name] for figure in figures.values()) / len(figures)
+
+    others = ("own_", "capon_")
+    more = all(mean("f1") > mean(f"{other}f1") for other in others)
+    recall = all(mean("recall") >= mean(f"{other}recall") for other in others)
+    fewer = all(mean("ghosts_per_scene") < mean(f"{other}ghosts_per_scene") for other in others)
+    return more or (recall and fewer)
+
+
+def _finish(run: Run, task: RefinerTask, complete: bool) -> Outcome:
+    """Test the best weights, say whether they help, and write the model, its card, the curves and a picture."""
+    config = task.config
+    best_step = run.use_best()
+    options = config.validation
+    figures: Figures = {}
+    if options.test_scenes:
+        for n in options.snapshots:
+            scenes = validation_scenes(config, n, options.test_seed, options.test_scenes, run.world.device)
+            figures[f"L{n}"] = task.measure(scenes).figures
+
+    def found(scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
+        estimate, given = task.given(scenes)
+        return estimate, refined_sources(task.module, given, estimate.factor, task.array, task.grid, config.reading)[0]
+
+    def save(folder: Path, card: dict[str, Any]) -> None:
+        card |= {
+            "helps": helps(figures),
+            "reading": {**vars(config.reading), "maps": list(config.reading.maps)},
+            "backbone": {"sha256": read_card(config.backbone_folder())["sha256"]},
+        }
+        save_model(folder, "refiner", task.module.state_dict(), task.array, task.module.options(), card)
+
+    return write_outcome(run, complete, best_step, figures, found, save)
+
+
+def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
+    """A refiner from its model folder, and its card; see :func:`risfast.model_files.load_model`."""
+    return load_model(folder, build_refiner, device)

@@ -1,0 +1,143 @@
+"""The folder of a run, the options that every run has, and the scenes and grids that follow from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from risfast import __version__
+from risfast.data.scenes import Scenes, generate_scenes
+from risfast.data.system_json import differing_fields
+from risfast.durable import replace_file
+from risfast.geometry import SearchGrid
+from risfast.train.checkpoints import CheckpointFolder
+from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
+from risfast.train.records import MetricsFile
+from risfast.train.toml_file import as_table, read_toml, to_toml
+
+__all__ = ["RunFolder", "RunOptions", "search_grid", "validation_scenes"]
+
+# Parts of the configuration that may change between the start of a run and its resumption.
+_FREE = ("machine",)
+
+
+class RunOptions(Protocol):
+    """What every configuration of a run holds."""
+
+    @property
+    def seed(self) -> int:
+        """Of the initial weights."""
+        ...
+
+    @property
+    def system(self) -> SystemOptions:
+        """The system that the scenes come from."""
+        ...
+
+    @property
+    def data(self) -> DataOptions:
+        """Which scenes."""
+        ...
+
+    @property
+    def optimiser(self) -> OptimiserOptions:
+        """How to learn."""
+        ...
+
+    @property
+    def validation(self) -> ValidationOptions:
+        """How to judge."""
+        ...
+
+    @property
+    def machine(self) -> MachineOptions:
+        """On what."""
+        ...
+
+
+def search_grid(config: RunOptions, size: str) -> SearchGrid:
+    """The reference or the training grid, over the field of view of the run's system."""
+    named = SearchGrid.reference() if size == "reference" else SearchGrid.training()
+    system = config.system.system(1, config.data.code_kinds)
+    default = type(config.system)()
+    if (config.system.azimuth_deg, config.system.elevation_deg) == (default.azimuth_deg, default.elevation_deg) and (
+        config.system.range_m == default.range_m
+    ):
+        return named
+    n_az, n_el, n_r = named.shape
+    nearest, farthest = system.range_m[0] * 1.1, system.range_m[1] / 1.05  # as far inside as the reference planes are
+    return SearchGrid(
+        torch.linspace(*system.azimuth_rad, n_az, dtype=torch.float64),
+        torch.linspace(*system.elevation_rad, n_el, dtype=torch.float64),
+        torch.logspace(math.log10(nearest), math.log10(farthest), n_r, dtype=torch.float64),
+    )
+
+
+def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
+    """The fixed scenes of one L that a run is judged on."""
+    system = config.system.system(n_snapshots, config.data.code_kinds)
+    return generate_scenes(system, seed, range(count), device)
+
+
+class RunFolder:
+    """config.toml, environment.json, metrics.jsonl, checkpoints and what a run ends with.
+
+    Parameters
+    ----------
+    folder : Path
+    config : dataclass
+        Of the run; compared with what is already there, ``machine`` apart.
+    """
+
+    def __init__(self, folder: Path, config: RunOptions) -> None:
+        self.folder, self.config = folder, config
+        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.machine.keep)
+
+    def open(self) -> None:
+        """Make the folder, or check that it holds this very run.
+
+        Raises
+        ------
+        ValueError
+            It holds another run, or something that is not a run.
+        OSError
+            It cannot be made or written.
+        """
+        path = self.folder / "config.toml"
+        if path.is_file():
+            before = read_toml(type(self.config), path)
+            changed = [
+                name
+                for name in differing_fields(as_table(before), as_table(self.config))
+                if name.split(".")[0] not in _FREE
+            ]
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
+                    "on with it, or another folder"
+                )
+        elif self.folder.is_dir() and any(p for p in self.folder.iterdir() if not p.name.startswith(".")):
+            raise ValueError(f"{self.folder} is not empty and holds no run; choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, to_toml(self.config).encode())
+        replace_file(self.folder / "environment.json", _environment(self.config).encode())
+
+
+def _environment(config: RunOptions) -> str:
+    found = {
+        "risfast": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": config.machine.device,
+        "gpu": torch.cuda.get_device_name() if config.machine.device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(),
+    }
+    return json.dumps(found, indent=1) + "\n"

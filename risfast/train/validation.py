@@ -1,0 +1,308 @@
+"""How good a backbone is, measured the way it is used: its covariance, its own peaks, and Capon on its covariance."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from risfast.covariance import covariance_from_factor, effective_covariance
+from risfast.data.scenes import Scenes
+from risfast.detect import Sources, detect_sources
+from risfast.evaluate import Summary, Tolerance, match, summarise
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.ops import mvdr_spectrum
+
+__all__ = [
+    "CovarianceScores",
+    "is_constant",
+    "peak_to_sidelobe_db",
+    "scene_slice",
+    "score_covariances",
+    "score_sources",
+    "summary_figures",
+    "validate",
+]
+
+_NEIGHBOURHOOD_RAD = math.radians(5.0)  # the tolerance of a hit: what lies further from every source is a side lobe
+# A backbone whose predictions vary over scenes by less than this share of what the true covariances do is blind.
+_CONSTANT_SHARE = 0.02
+
+
+@dataclass(frozen=True)
+class CovarianceScores:
+    """Figures over a set of scenes, of covariances that are normalised to trace N. Scenes without sources are left out.
+
+    Attributes
+    ----------
+    nmse_mean, nmse_median : float
+        |R_est - R|^2 / |R|^2 in the Frobenius norm; 1 for a matrix of zeros.
+    nmse_of_mean : float
+        Mean of the same for the mean of the true covariances: what a prediction that ignores the scene can reach.
+    correlation : float
+        Mean of <R_i, R_j> / (|R_i| |R_j|) between the predictions of different scenes; 1 for a constant.
+    spread : float
+        Mean of |R_i - mean|^2 over mean of |R_i|^2 of the predictions: their variance over scenes, 0 for a constant.
+    true_spread : float
+        The same of the true covariances.
+    """
+
+    nmse_mean: float
+    nmse_median: float
+    nmse_of_mean: float
+    correlation: float
+    spread: float
+    true_spread: float
+
+
+def _unit_trace(factor: Tensor) -> Tensor:
+    """A factor of the covariance scaled to trace N; zeros stay zeros."""
+    power = factor.abs().square().sum((-2, -1), keepdim=True)
+    scale = torch.where(power > 0, factor.shape[-2] / power, torch.zeros_like(power))
+    return factor * scale.sqrt()
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """<A A^H, B B^H> = |A^H B|^2 by columns: never an N x N matrix."""
+    return (a.mH @ b).abs().square().sum((-2, -1))
+
+
+class _Moments:
+    """Sums over scenes of covariances, in float64."""
+
+    def __init__(self) -> None:
+        self.total: Tensor | None = None
+        self.directions: Tensor | None = None
+        self.energy: list[Tensor] = []
+
+    def add(self, factor: Tensor, energy: Tensor) -> None:
+        """Take in the factors [B, N, K] of covariances with |R|^2 = ``energy`` [B]."""
+        total = _summed_covariance(factor)
+        unit = torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy)).sqrt()
+        directions = _summed_covariance(factor * unit[:, None, None])
+        self.total = total if self.total is None else self.total + total
+        self.directions = directions if self.directions is None else self.directions + directions
+        self.energy.append(energy)
+
+    def spread(self) -> float:
+        """Variance over scenes relative to the mean square: 1 - |mean|^2 / mean |R|^2."""
+        energy = torch.cat(self.energy)
+        assert self.total is not None
+        if not float(energy.mean()) > 0:
+            return 0.0
+        return max(1 - float((self.total / len(energy)).abs().square().sum() / energy.mean()), 0.0)
+
+    def correlation(self) -> float:
+        """Mean over pairs of different scenes; one without power counts as alike, as a constant is."""
+        energy = torch.cat(self.energy)
+        assert self.directions is not None
+        alive = int((energy > 0).sum())
+        if alive < 2:
+            return 1.0
+        return (float(self.directions.abs().square().sum()) - alive) / (alive * (alive - 1))
+
+
+def _summed_covariance(factor: Tensor) -> Tensor:
+    """Sum over scenes of F F^H: one product of [N, B K] with its adjoint."""
+    wide = factor.movedim(0, 1).flatten(1)
+    return wide @ wide.mH
+
+
+def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> CovarianceScores:
+    """Compare predicted with true covariances, given by factors.
+
+    Parameters
+    ----------
+    estimated, true : sequences of complex tensors, shapes (B, N, K_f) and (B, N, K)
+        Factors of the covariances, batch by batch; K_f may differ between batches.
+
+    Returns
+    -------
+    CovarianceScores
+
+    Raises
+    ------
+    ValueError
+        No scene has a source.
+    """
+    errors, energies = [], []
+    predictions, truths = _Moments(), _Moments()
+    for estimate, truth in zip(estimated, true, strict=True):
+        keep = truth.abs().square().sum((-2, -1)) > 0
+        f = _unit_trace(estimate[keep].to(torch.complex128))
+        t = _unit_trace(truth[keep].to(torch.complex128))
+        energy, own = _inner(t, t), _inner(f, f)
+        errors.append((energy - 2 * _inner(f, t) + own) / energy)
+        energies.append(energy)
+        predictions.add(f, own)
+        truths.add(t, energy)
+    error = torch.cat(errors)
+    if len(error) == 0:
+        raise ValueError("no scene has a source: there is no covariance to compare with")
+    assert truths.total is not None
+    mean = truths.total / len(error)
+    # mean over scenes of |M - R|^2 / |R|^2, with <M, R> = tr(F^H M F)
+    cross = torch.cat(
+        [
+            (t.conj() * (mean @ t)).real.sum((-2, -1))
+            for t in (_unit_trace(truth.to(torch.complex128)) for truth in true)
+            for t in (t[t.abs().square().sum((-2, -1)) > 0],)
+        ]
+    )
+    energy = torch.cat(energies)
+    return CovarianceScores(
+        nmse_mean=float(error.mean()),
+        nmse_median=float(error.median()),
+        nmse_of_mean=float(((mean.abs().square().sum() - 2 * cross) / energy + 1).mean()),
+        correlation=predictions.correlation(),
+        spread=predictions.spread(),
+        true_spread=truths.spread(),
+    )
+
+
+def is_constant(scores: CovarianceScores) -> bool:
+    """Whether the predictions ignore the scene: they hardly differ from their own mean, where the truth does."""
+    return scores.spread < _CONSTANT_SHARE * scores.true_spread
+
+
+def score_sources(found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance | None = None) -> Summary:
+    """Figures of detections against the true sources of ``scenes``."""
+    position, mask = scenes.position.cpu(), scenes.mask.cpu()
+    return summarise([match(sources.position, position[i][mask[i]], tolerance) for i, sources in enumerate(found)])
+
+
+def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor) -> float:
+    """Highest power near a true source over the highest elsewhere, in dB.
+
+    Parameters
+    ----------
+    power : real tensor, shape (G_az, G_el)
+        Linear power of a map, the maximum over range.
+    grid : SearchGrid
+    true : real tensor, shape (K, 3)
+        True positions; "near" is within 5 degrees in azimuth and in elevation of one of them.
+
+    Returns
+    -------
+    float
+        NaN where nothing or everything is near.
+    """
+    power, true = power.double().cpu(), true.double().cpu()
+    azimuth, elevation = grid.azimuth_rad.double().cpu(), grid.elevation_rad.double().cpu()
+    near = (
+        ((azimuth[:, None, None] - true[:, 0]).abs() <= _NEIGHBOURHOOD_RAD)
+        & ((elevation[None, :, None] - true[:, 1]).abs() <= _NEIGHBOURHOOD_RAD)
+    ).any(-1)
+    if not bool(near.any()) or bool(near.all()):
+        return math.nan
+    return float(10 * torch.log10(power[near].max() / power[~near].max()))
+
+
+def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
+    """The figures of a summary that metrics and cards hold, by name, with ``prefix`` in front."""
+    names = (
+        "f1",
+        "precision",
+        "recall",
+        "ghosts_per_scene",
+        "count_accuracy",
+        "rmse_azimuth_rad",
+        "rmse_elevation_rad",
+        "rmse_range_m",
+        "rmse_xyz_m",
+    )
+    return {f"{prefix}{name}": float(getattr(summary, name)) for name in names}
+
+
+def _capon_figures(factor: Tensor, scenes: Scenes, array: PlanarArray, grid: SearchGrid) -> dict[str, float]:
+    """Detection from the effective covariance: the builder, the loading and the grid of production."""
+    matrix = effective_covariance(covariance_from_factor(factor))
+    found = detect_sources(matrix, array, grid)
+    spectrum = mvdr_spectrum(matrix, array, grid)
+    position, mask = scenes.position, scenes.mask
+    ratios = [peak_to_sidelobe_db(spectrum.power[i], grid, position[i][mask[i]]) for i in range(len(scenes))]
+    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
+    figures = summary_figures(score_sources(found, scenes), "capon_")
+    figures["capon_peak_to_sidelobe_db"] = sum(finite) / len(finite) if finite else math.nan
+    return figures
+
+
+def scene_slice(scenes: Scenes, part: slice) -> Scenes:
+    """Some of the scenes."""
+    tensors = {name: value[part] for name, value in vars(scenes).items() if isinstance(value, Tensor)}
+    return Scenes(config=scenes.config, **tensors)
+
+
+@torch.no_grad()
+def validate(
+    module: nn.Module,
+    scenes: Scenes,
+    *,
+    batch_size: int = 16,
+    capon_scenes: int = 0,
+    capon_grid: SearchGrid | None = None,
+    noise_known: bool = True,
+    detection: dict[str, Any] | None = None,
+) -> tuple[dict[str, float], CovarianceScores]:
+    """Measure a backbone on a set of scenes. Training, its end and evaluation all come through here.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A :class:`risfast.models.Backbone` that can also tell ``sources(estimate)``; evaluated in ``eval`` mode.
+    scenes : Scenes
+        At least two, of one L, on the module's device.
+    batch_size : int
+        Scenes estimated at once.
+    capon_scenes : int
+        How many of them, from the first, also go through Capon detection.
+    capon_grid : SearchGrid or None
+        Of that detection; the reference grid by default.
+    noise_known : bool
+        Whether the backbone is given the noise power.
+    detection : dict or None
+        Options passed on to ``module.sources``.
+
+    Returns
+    -------
+    figures : dict of str to float
+        The fields of :class:`CovarianceScores`; f1, precision, recall, ghosts_per_scene, count_accuracy and the errors
+        of the backbone's own sources; the same with ``capon_`` in front, and ``capon_peak_to_sidelobe_db``.
+    scores : CovarianceScores
+
+    Raises
+    ------
+    ValueError
+        No scene has a source.
+    """
+    was_training = module.training
+    module.eval()
+    estimated, true, found = [], [], []
+    try:
+        for start in range(0, len(scenes), batch_size):
+            part = scene_slice(scenes, slice(start, start + batch_size))
+            estimate: CovarianceEstimate = module(Measurement.of(part, noise_known=noise_known))
+            found += module.sources(estimate, **(detection or {}))  # type: ignore[operator]  # nn.Module hides it
+            estimated.append(estimate.factor)
+            true.append(part.true_factor())
+    finally:
+        module.train(was_training)
+    scores = score_covariances(estimated, true)
+    figures = {**vars(scores), **summary_figures(score_sources(found, scenes))}
+    if capon_scenes:
+        few = scene_slice(scenes, slice(0, capon_scenes))
+        grid = capon_grid or SearchGrid.reference()
+        figures |= _capon_over(estimated, few, scenes.config.array, grid)
+    return figures, scores
+
+
+def _capon_over(estimated: Sequence[Tensor], scenes: Scenes, array: PlanarArray, grid: SearchGrid) -> dict[str, float]:
+    """Capon figures of the first ``len(scenes)`` estimates, whose factors may differ in width."""
+    wanted, width = len(scenes), max(factor.shape[-1] for factor in estimated)
+    padded = [torch.nn.functional.pad(factor, (0, width - factor.shape[-1])) for factor in estimated]
+    return _capon_figures(torch.cat(padded)[:wanted], scenes, array, grid)

@@ -1,0 +1,123 @@
+"""Configurations: TOML and back, and every value that cannot be met refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_backbone import TINY, tiny
+
+from risfast.data import SystemConfig
+from risfast.errors import FileFormatError
+from risfast.geometry import PlanarArray
+from risfast.train.config import (
+    DataOptions,
+    MachineOptions,
+    OptimiserOptions,
+    RunConfig,
+    SystemOptions,
+    ValidationOptions,
+)
+from risfast.train.toml_file import as_table, from_table, read_toml, to_toml
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        RunConfig(),
+        TINY,
+        tiny(
+            backbone={"options": {"width": 4, "axes": {"n_azimuth": 3}}}, system={"code_bits": 0, "snr_db": (1.0, 2.5)}
+        ),
+    ],
+)
+def test_a_configuration_survives_toml(config: RunConfig, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config))
+    assert read_toml(RunConfig, path) == config
+
+
+def test_the_table_of_a_configuration_is_what_toml_reads() -> None:
+    assert tomllib.loads(to_toml(TINY)) == as_table(TINY)
+
+
+def test_missing_keys_keep_their_defaults() -> None:
+    assert from_table(RunConfig, {"optimiser": {"lr": 1}}) == dataclasses.replace(
+        RunConfig(), optimiser=OptimiserOptions(lr=1.0)
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer = {}", "optimizer is not an option"),
+        ("[optimiser]\nrate = 1", "optimiser.rate is not an option"),
+        ("[optimiser]\nsteps = 1.5", "optimiser.steps must be of type int"),
+        ("[optimiser]\nsteps = true", "optimiser.steps must be of type int"),
+        ("[optimiser]\nbetas = [0.9]", "optimiser.betas must hold 2 values"),
+        ("[optimiser]\naveraging = 'mean'", "optimiser.averaging must be one of ema, swa, none"),
+        ("[data]\nsnapshots = 16", "data.snapshots must be a list"),
+        ("data = 3", "data must be a table"),
+        ("[optimiser]\nlr = -1.0", "lr = -1.0"),
+        ("seed = ", "Invalid value"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_key(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(text)
+    with pytest.raises(FileFormatError) as caught:
+        read_toml(RunConfig, path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "message"),
+    [
+        (DataOptions, {"snapshots": ()}, "data.snapshots"),
+        (DataOptions, {"snapshots": (0,), "weights": (1.0,)}, "data.snapshots"),
+        (DataOptions, {"weights": (1.0,)}, "data.weights"),
+        (DataOptions, {"weights": (0.0, 0.0, 0.0)}, "data.weights"),
+        (DataOptions, {"noise_known": 1.1}, "data.noise_known"),
+        (DataOptions, {"seed": -1}, "data.seed"),
+        (DataOptions, {"pool": -1}, "data.pool"),
+        (OptimiserOptions, {"steps": 0}, "optimiser.steps"),
+        (OptimiserOptions, {"lr": float("inf")}, "optimiser needs"),
+        (OptimiserOptions, {"min_lr": 1.0}, "optimiser needs"),
+        (OptimiserOptions, {"warmup": 601}, "optimiser.warmup"),
+        (OptimiserOptions, {"betas": (0.9, 1.0)}, "optimiser.betas"),
+        (OptimiserOptions, {"clip_norm": -1.0}, "optimiser.clip_norm"),
+        (OptimiserOptions, {"ema_decay": 1.0}, "optimiser.ema_decay"),
+        (OptimiserOptions, {"accumulation": 3}, "optimiser.batch_size = 16"),
+        (ValidationOptions, {"every": 0}, "validation.every"),
+        (ValidationOptions, {"scenes": 1}, "validation.scenes"),
+        (ValidationOptions, {"patience": -1}, "validation.patience"),
+        (ValidationOptions, {"snapshots": ()}, "validation.snapshots"),
+        (MachineOptions, {"keep": 0}, "machine.keep"),
+        (MachineOptions, {"minutes": -1.0}, "machine.minutes"),
+        (MachineOptions, {"amp": "bf16"}, "machine.amp"),
+        (RunConfig, {"data": DataOptions(seed=ValidationOptions().seed)}, "must differ"),
+        (RunConfig, {"data": DataOptions(code_kinds=("dft", "golay"))}, "code_kinds"),
+        (RunConfig, {"system": SystemOptions(n_sources=(2, 1))}, "n_sources"),
+    ],
+)
+def test_a_value_that_cannot_be_met_is_refused_by_name(kind: type, values: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message.replace(".", r"\.")):
+        kind(**values)
+
+
+def test_the_default_system_is_the_reference_system() -> None:
+    built = SystemOptions().system(64, ("dft", "random"))
+    assert torch.equal(built.array.positions_m, PlanarArray.rectangular().positions_m)
+    reference = SystemConfig()
+    assert dataclasses.replace(built, array=reference.array) == reference
+
+
+def test_an_array_file_takes_the_place_of_the_rectangle(tmp_path: Path) -> None:
+    path = tmp_path / "array.toml"
+    path.write_text("wavelength_m = 0.2\npositions_m = [[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 0.3, 0.0]]\n")
+    array = SystemOptions(array=str(path)).planar_array()
+    assert (array.n_elements, array.wavelength_m) == (3, 0.2)
