@@ -32,7 +32,7 @@ from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomAxes
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
-from risfast.train.export import load_model
+from risfast.model_files import load_model
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 77_001

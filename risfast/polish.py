@@ -288,7 +288,7 @@ def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptio
     blocks = (
         spread.unflatten(1, (3, k)).unflatten(3, (3, k)).diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
     )  # [B, K, 3, 3]
-    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), r.square()], -1)
+    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
     blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
     sources, covariances = [], []
     for i in range(b):
@@ -312,6 +312,9 @@ def _range_posterior(
     r = torch.linspace(nearest, farthest, options.range_points, dtype=torch.float64, device=state.noise.device)
     window = (r[:, None] - r).abs() <= options.range_tolerance_m
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
+    count = state.mask.shape[1]
+    spread = torch.linalg.pinv(information, hermitian=True).diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
+    deviation = spread.sqrt() / state.position[..., 2].square()
     for k in range(state.mask.shape[1]):
         here = state.mask[:, k].nonzero()[:, 0]
         if not len(here):
@@ -329,7 +332,10 @@ def _range_posterior(
         nearest_point = (r - chosen[:, None]).abs().argmin(1)
         moved = path[index, nearest_point]
         moved[:, 2] = 1 / chosen
-        position[here, k], power[here, k] = moved, best_power[index, nearest_point]
+        # Where the likelihood is sharper than the points are close, they would only round its maximum.
+        flat = deviation[here, k] > r[1] - r[0]
+        position[here, k] = torch.where(flat[:, None], moved, own.position[:, k])
+        power[here, k] = torch.where(flat, best_power[index, nearest_point], own.power[:, k])
         mass[here, k] = inside[index, best]
     return replace(state, position=position, power=power), mass
 

@@ -10,7 +10,9 @@ from test_atoms import steering
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import PlanarArray
 from risfast.models.atoms import AtomAxes, AtomGrid
-from risfast.models.fit import statistics
+from risfast.models.base import Measurement
+from risfast.models.fit import _factor, statistics
+from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 
 AXES = AtomAxes(7, 5, 3)
 
@@ -92,3 +94,28 @@ def test_the_classical_step_never_lowers_the_likelihood():
         after = log_likelihood(power)
         assert after > before
         before = after
+
+
+def test_a_covariance_that_rounding_made_indefinite_is_loaded_and_only_that_one():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 3, 4, 4, dtype=torch.complex64, generator=generator)
+    r = x @ x.mH + torch.eye(4)
+    r[0, 1] = torch.diag(torch.tensor([1.0, 1.0, 1.0, -1e-3])).to(torch.complex64)
+    factor = _factor(r)
+    torch.testing.assert_close(factor[0, [0, 2]], torch.linalg.cholesky(r[0, [0, 2]]))
+    assert torch.isfinite(torch.view_as_real(factor)).all()
+    mended = (factor[0, 1] @ factor[0, 1].mH - r[0, 1]).diagonal().real
+    assert float(mended.min()) > 1e-3
+    assert float(mended.max()) < 0.03
+    hopeless = torch.diag(torch.tensor([1.0, -5.0])).to(torch.complex64)[None, None]
+    assert torch.isnan(torch.view_as_real(_factor(hopeless))).any()
+
+
+def test_many_steps_on_a_clean_scene_stay_finite():
+    array = PlanarArray.rectangular(6, 6)
+    config = SystemConfig(array=array, n_antennas=4, n_snapshots=8, snr_db=(60.0, 60.0), n_sources=(1, 1))
+    scenes = generate_scenes(config, 3, range(4))
+    fit = UnrolledBackbone(array, UnrolledOptions(steps=40, corrections=False, axes=AtomAxes(15, 9, 6)))
+    with torch.no_grad():
+        estimate = fit(Measurement.of(scenes))
+    assert torch.isfinite(estimate.power).all()

@@ -138,7 +138,7 @@ def test_the_covariance_is_the_inverse_information_in_metres_of_range():
     state = state_of([sources], polished.noise_power)
     information = Likelihood(Measurement.of(scenes), ARRAY).derivatives(state).information[0]
     inverse = torch.linalg.inv(information)[:3, :3]
-    scale = torch.tensor([1.0, 1.0, float(sources.range) ** 2], dtype=torch.float64)
+    scale = torch.tensor([1.0, 1.0, -(float(sources.range) ** 2)], dtype=torch.float64)  # d range = -r^2 d(1/range)
     torch.testing.assert_close(covariance[0], inverse * scale[:, None] * scale, rtol=1e-2, atol=1e-12)
 
 

@@ -9,17 +9,33 @@ from pathlib import Path
 import pytest
 import torch
 
+from risfast.data import SystemConfig, generate_scenes
+from risfast.evaluate import match
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
 
-def test_the_five_lines_find_the_two_sources_they_simulate():
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+def positions_printed_by(block):
+    """Run a Python block of the README; the positions it prints, [K, 3], nearest first."""
+    code = re.findall(r"```python\n(.*?)```", README, re.S)[block]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     numbers = torch.tensor([float(x) for x in re.findall(r"-?\d+\.\d+", done.stdout)], dtype=torch.float64)
     found = numbers.reshape(-1, 3)
-    found = found[found[:, 2].argsort()]
+    return found[found[:, 2].argsort()]
+
+
+def test_the_localizer_finds_the_sources_of_its_scene():
+    scene = generate_scenes(SystemConfig(n_sources=(2, 2), snr_db=(15.0, 15.0), range_m=(1.0, 4.0)), 3, [0])
+    found = positions_printed_by(1)
+    result = match(found, scene.position[0])
+    assert (result.hits, result.ghosts) == (2, 0)
+    assert float(result.distance_m.max()) < 0.2
+
+
+def test_the_five_lines_find_the_two_sources_they_simulate():
+    found = positions_printed_by(0)
     torch.testing.assert_close(found, torch.tensor([[0.3, 0.1, 1.7], [-0.5, -0.2, 4.2]]).double(), atol=1e-3, rtol=0)
 
 

@@ -20,6 +20,8 @@ from risfast.models.atoms import AtomGrid
 
 __all__ = ["Statistics", "statistics"]
 
+_JITTER = 2e-2  # of the mean of the diagonal
+
 
 class Statistics(NamedTuple):
     """Numerators and denominators of the step.
@@ -49,6 +51,24 @@ def _spread(phi: Tensor, matrix: Tensor) -> Tensor:
     return phi.flatten(1, 2).mH @ (matrix @ phi).flatten(1, 2)
 
 
+def _factor(r: Tensor) -> Tensor:
+    """Cholesky factors of R_l [B, L, M, M]; what the rounding of the atom maps made indefinite is loaded first.
+
+    The maps hold 60 dB: where noise lies further below the sources than that, R_l can have a negative eigenvalue.
+    """
+    factor, info = torch.linalg.cholesky_ex(r)
+    failed = info > 0
+    if not bool(failed.any()):
+        return factor
+    mean = r.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    loaded = r.clone()
+    loaded.diagonal(dim1=-2, dim2=-1).add_((_JITTER * mean * failed)[..., None])
+    again = torch.linalg.cholesky_ex(loaded)
+    # What is beyond that (a NaN from outside) shows as NaN in the result.
+    usable = again.L.masked_fill((again.info > 0)[..., None, None], torch.nan)
+    return torch.where(failed[..., None, None], usable, factor)
+
+
 class _StatisticsFunction(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -56,8 +76,7 @@ class _StatisticsFunction(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         r = _seen(phi, atoms.synthesis(power))
         r.diagonal(dim1=-2, dim2=-1).add_(noise[:, None, None])
-        # No check: a factor that fails gives NaN, which the caller sees in the result without waiting for the device.
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(r).L)
+        inverse = torch.cholesky_inverse(_factor(r))
         u = inverse @ y[..., None]  # [B, L, M, 1]
         v = (phi.mH @ u)[..., 0]  # [B, L, N]
         b = power.shape[0]

@@ -1,0 +1,261 @@
+"""Capon spectra of covariances that come from least squares, from a network, or from the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from risfast.baselines.base import check_request, completed
+from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
+from risfast.detect import DetectionOptions, Sources, detect_sources
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.models.base import Measurement
+from risfast.ops import mvdr_spectrum
+from risfast.steering import Wavefront
+
+__all__ = [
+    "AlsCapon",
+    "AlsCaponOptions",
+    "CaponOptions",
+    "LsCapon",
+    "TransformerCapon",
+    "TransformerCaponOptions",
+    "TrueCapon",
+]
+
+_EVERY_DB = 300.0  # below the strongest: what no spectrum spans
+
+
+@dataclass(frozen=True)
+class CaponOptions:
+    """Options of the spectrum and of its peaks.
+
+    Attributes
+    ----------
+    loading : float
+        Diagonal loading relative to trace / N.
+    detection : DetectionOptions
+        Where the number of sources is not given.
+    grid : SearchGrid or None
+        None is :meth:`SearchGrid.reference`.
+    wavefront : {"spherical", "fresnel", "planar"}
+    """
+
+    loading: float = 1e-2
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    grid: SearchGrid | None = None
+    wavefront: Wavefront = "spherical"
+
+    def __post_init__(self) -> None:
+        """Check the loading."""
+        if not self.loading > 0:
+            raise ValueError(f"loading must be positive, got {self.loading!r}")
+
+
+def peaks_without_threshold(detection: DetectionOptions, count: int) -> DetectionOptions:
+    """Options that keep the ``count`` strongest separate peaks, whatever their height."""
+    candidates = max(detection.candidates, 4 * count)
+    return replace(detection, max_db=_EVERY_DB, mad_z=None, prominence_db=0.0, max_sources=None, candidates=candidates)
+
+
+def separation(detection: DetectionOptions) -> tuple[float, float, float]:
+    """In azimuth, elevation and range."""
+    return detection.separation_rad, detection.separation_rad, detection.separation_m
+
+
+def capon_sources(
+    covariance: Tensor, array: PlanarArray, options: CaponOptions, n_sources: Tensor | None
+) -> list[Sources]:
+    """Peaks of the Capon spectrum of covariances (B, N, N); exactly ``n_sources`` (B,) where they are given."""
+    with torch.no_grad():
+        effective = effective_covariance(covariance)
+        grid = options.grid if options.grid is not None else SearchGrid.reference()
+        if n_sources is None:
+            how = options.detection
+        else:
+            how = peaks_without_threshold(options.detection, int(n_sources.max()) if len(n_sources) else 0)
+        found = detect_sources(
+            effective, array, grid, loading=options.loading, wavefront=options.wavefront, options=how
+        )
+        if n_sources is None:
+            return found
+        axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
+        for i, (sources, count) in enumerate(zip(found, n_sources.tolist(), strict=True)):
+            volume = torch.zeros(0)
+            if len(sources) < count:
+                volume = mvdr_spectrum(
+                    effective[i], array, grid, loading=options.loading, wavefront=options.wavefront, reduce="none"
+                )
+            result.append(completed(sources, count, axes, volume, separation(options.detection)))
+        return result
+
+
+class LsCapon:
+    """Capon spectrum of the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`.
+
+    Parameters
+    ----------
+    array : PlanarArray
+    options : CaponOptions, optional
+    """
+
+    def __init__(self, array: PlanarArray, options: CaponOptions | None = None) -> None:
+        self.array, self.options = array, options or CaponOptions()
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`."""
+        check_request(measurement, self.array, n_sources)
+        covariance = ls_covariance(
+            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+        )
+        return capon_sources(covariance, self.array, self.options, n_sources)
+
+
+@dataclass(frozen=True)
+class AlsCaponOptions:
+    """Options of :class:`AlsCapon`.
+
+    Attributes
+    ----------
+    rank : int
+        Of the covariance where the number of sources is not given.
+    iterations : int
+        Of the alternating least squares.
+    capon : CaponOptions
+    """
+
+    rank: int = 5
+    iterations: int = 50
+    capon: CaponOptions = field(default_factory=CaponOptions)
+
+    def __post_init__(self) -> None:
+        """Check the counts."""
+        if self.rank < 1 or self.iterations < 1:
+            raise ValueError(f"rank and iterations must be at least 1, got {self.rank} and {self.iterations}")
+
+
+class AlsCapon:
+    """Capon spectrum of the low-rank covariance of :func:`risfast.covariance.als_covariance`.
+
+    Its rank is the number of sources where that is given.
+
+    Parameters
+    ----------
+    array : PlanarArray
+    options : AlsCaponOptions, optional
+    """
+
+    def __init__(self, array: PlanarArray, options: AlsCaponOptions | None = None) -> None:
+        self.array, self.options = array, options or AlsCaponOptions()
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`."""
+        check_request(measurement, self.array, n_sources)
+        n = self.array.n_elements
+        ranks = torch.full((len(measurement),), self.options.rank) if n_sources is None else n_sources.cpu()
+        covariance = torch.zeros(len(measurement), n, n, dtype=measurement.y.dtype, device=measurement.y.device)
+        ranks = ranks.clamp(1, n)
+        for rank in ranks.unique().tolist():
+            scenes = (ranks == rank).nonzero()[:, 0].to(measurement.y.device)
+            part = measurement[scenes]
+            factor = als_covariance(
+                part.y,
+                part.codes,
+                part.channel,
+                rank,
+                noise_power=part.noise_power,
+                iterations=self.options.iterations,
+            )
+            covariance[scenes] = covariance_from_factor(factor)
+        return capon_sources(covariance, self.array, self.options.capon, n_sources)
+
+
+class TrueCapon:
+    """Capon spectrum of the true covariance: an oracle, which says what the read-out costs and nothing of the data.
+
+    Parameters
+    ----------
+    array : PlanarArray
+    options : CaponOptions, optional
+    truth : complex tensor, shape (B, N, N), optional
+        Covariances of the scenes that :meth:`localize` is asked for, such as ``scenes.true_covariance()``.
+    """
+
+    def __init__(self, array: PlanarArray, options: CaponOptions | None = None, truth: Tensor | None = None) -> None:
+        self.array, self.options, self.truth = array, options or CaponOptions(), truth
+
+    def with_truth(self, truth: Tensor) -> TrueCapon:
+        """The same for other scenes."""
+        return TrueCapon(self.array, self.options, truth)
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`; the measurements are only counted.
+
+        Raises
+        ------
+        ValueError
+            There is no truth, or it is of another number of scenes.
+        """
+        check_request(measurement, self.array, n_sources)
+        if self.truth is None or len(self.truth) != len(measurement):
+            held = "none" if self.truth is None else f"that of {len(self.truth)} scenes"
+            raise ValueError(
+                f"the true covariances of the {len(measurement)} scenes are needed, got {held}: use with_truth(...)"
+            )
+        return capon_sources(self.truth, self.array, self.options, n_sources)
+
+
+@dataclass(frozen=True)
+class TransformerCaponOptions:
+    """Options of :class:`TransformerCapon`.
+
+    Attributes
+    ----------
+    n_antennas : int
+        M, for a network that is made here.
+    seed : int
+        Of its parameters.
+    capon : CaponOptions
+    """
+
+    n_antennas: int = 16
+    seed: int = 0
+    capon: CaponOptions = field(default_factory=CaponOptions)
+
+
+class TransformerCapon:
+    """Capon spectrum of the covariance that the transformer backbone predicts.
+
+    Parameters
+    ----------
+    array : PlanarArray
+    options : TransformerCaponOptions, optional
+    backbone : nn.Module, optional
+        A trained :class:`risfast.models.transformer.TransformerBackbone`; without it, one with fresh parameters.
+    """
+
+    def __init__(
+        self,
+        array: PlanarArray,
+        options: TransformerCaponOptions | None = None,
+        backbone: nn.Module | None = None,
+    ) -> None:
+        self.array, self.options = array, options or TransformerCaponOptions()
+        if backbone is None:
+            from risfast.models import build_backbone  # noqa: PLC0415 - the registry imports it lazily too
+
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.options.seed)
+                backbone = build_backbone("transformer", array, {"n_antennas": self.options.n_antennas})
+        self.backbone = backbone.eval()
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`."""
+        check_request(measurement, self.array, n_sources)
+        if len(measurement) == 0:
+            return []
+        with torch.no_grad():
+            factor = self.backbone(measurement).factor
+        return capon_sources(covariance_from_factor(factor), self.array, self.options.capon, n_sources)

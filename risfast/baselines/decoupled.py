@@ -1,0 +1,315 @@
+"""MUSIC for a planar surface with direction and range apart.
+
+On a lattice that is its own mirror image, the elements at p and -p of a Fresnel wavefront differ in phase by
+2 k u.p whatever the range, for the curvature is even. So the anti-diagonal of the covariance,
+
+    g(p) = R(p, -p) = sum_k p_k exp(j 2 k u_k . p),
+
+is one snapshot of a far-field array with twice the spacing. Averaging over shifted parts of it restores the rank that
+one snapshot lacks; MUSIC gives the directions, and a sweep of the full spectrum along each of them gives its range.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from risfast.baselines.base import by_count, check_request
+from risfast.baselines.music import CRITERIA, check_subspace, leading, subspace_order
+from risfast.covariance import ls_covariance
+from risfast.detect import Sources
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Lattice, PlanarArray
+from risfast.models.base import Measurement
+from risfast.steering import Wavefront, steering_vectors
+
+__all__ = ["DecoupledMusic", "DecoupledMusicOptions"]
+
+_ZOOMS, _ZOOM_POINTS = 8, 5  # each zoom halves the cell: 2^-8 of the spacing of the phases
+_SPARE_PEAKS = 4  # directions beyond the number of sources: two sources may share one through an alias
+
+
+@dataclass(frozen=True)
+class DecoupledMusicOptions:
+    """Options of :class:`DecoupledMusic`.
+
+    Attributes
+    ----------
+    azimuth_rad, elevation_rad : float
+        Half the field of view.
+    range_m : (float, float)
+        Nearest and farthest source.
+    n_phases : int
+        Points of the direction spectrum along each axis of the lattice.
+    n_ranges : int
+        Points of the sweep, uniform in 1/range.
+    share : float in (0, 1]
+        Side of the smoothed part, relative to that of the lattice.
+    criterion : {"mdl", "aic"}
+        Of the number of sources, where it is not given.
+    max_sources : int
+        Largest number that the criterion may choose.
+    wavefront : {"spherical", "fresnel", "planar"}
+        Of the range sweep.
+    """
+
+    azimuth_rad: float = REFERENCE_AZIMUTH_RAD
+    elevation_rad: float = REFERENCE_ELEVATION_RAD
+    range_m: tuple[float, float] = (0.5, 10.0)
+    n_phases: int = 128
+    n_ranges: int = 200
+    share: float = 2 / 3
+    criterion: str = "mdl"
+    max_sources: int = 8
+    wavefront: Wavefront = "spherical"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if not (0 < self.azimuth_rad <= math.pi / 2 and 0 < self.elevation_rad <= math.pi / 2):
+            raise ValueError("azimuth_rad and elevation_rad must lie in (0, pi/2]")
+        if not 0 < self.range_m[0] < self.range_m[1] < math.inf:
+            raise ValueError(f"range_m must be (near, far) with 0 < near < far, got {self.range_m!r}")
+        if self.n_phases < 8 or self.n_ranges < 3 or self.max_sources < 1:
+            raise ValueError("n_phases must be at least 8, n_ranges at least 3 and max_sources at least 1")
+        if not 0 < self.share <= 1:
+            raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
+
+
+class _Candidate(NamedTuple):
+    """A direction at its best range; ``null`` is that of the full spectrum, in 0 .. 1."""
+
+    null: float
+    azimuth: float
+    elevation: float
+    range_m: float
+    peak: int
+
+
+class DecoupledMusic:
+    """Decoupled MUSIC on the least-squares covariance.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        A uniform planar lattice of at least 2 x 2 elements.
+    options : DecoupledMusicOptions, optional
+
+    Raises
+    ------
+    ValueError
+        The array is not such a lattice.
+
+    Notes
+    -----
+    After Ramezani, Kosasih and Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
+    localization", 2024. With more than a quarter of a wavelength between elements the doubled spacing has aliases: each
+    direction that they leave within the field of view is swept, and the one with the deepest null is taken. The
+    directions inherit the error of the Fresnel wavefront: on the reference surface 0.2 degrees rms beyond 4 m, and
+    1.2 degrees over 0.5 to 10 m.
+    """
+
+    def __init__(self, array: PlanarArray, options: DecoupledMusicOptions | None = None) -> None:
+        lattice = array.lattice
+        if lattice is None or min(lattice.n_h, lattice.n_v) < 2:
+            raise ValueError(f"array must be a uniform planar lattice of at least 2 x 2 elements, got {array!r}")
+        self.array, self.options = array, options or DecoupledMusicOptions()
+        self._lattice: Lattice = lattice
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`.
+
+        Raises
+        ------
+        ValueError
+            More sources than the smoothing can tell apart.
+        """
+        check_request(measurement, self.array, n_sources)
+        if len(measurement) == 0:
+            return []
+        o = self.options
+        covariance = ls_covariance(
+            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+        )
+        counts = n_sources
+        if counts is None:
+            most = min(o.max_sources, self.most_sources)
+            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, most)
+        check_subspace(counts, self.array)
+        return by_count(
+            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
+        )
+
+    @property
+    def _spacings(self) -> tuple[float, float]:
+        return self._lattice.spacing_h_m, self._lattice.spacing_v_m
+
+    @property
+    def _part(self) -> tuple[int, int]:
+        """Sides of the smoothed part of the lattice."""
+        sides = (self._lattice.n_h, self._lattice.n_v)
+        h, v = (max(2, math.ceil(self.options.share * n)) for n in sides)
+        return h, v
+
+    @property
+    def most_sources(self) -> int:
+        """Sources that the smoothed parts can tell apart: as many as there are, and fewer than their elements."""
+        h, v = self._part
+        return min((self._lattice.n_h - h + 1) * (self._lattice.n_v - v + 1), h * v - 1)
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """Exactly ``count`` sources of each of the covariances (B, N, N).
+
+        Raises
+        ------
+        ValueError
+            ``count`` is above :attr:`most_sources`.
+        """
+        if not 1 <= count <= self.most_sources:
+            raise ValueError(f"n_sources must lie in 1 .. {self.most_sources} for this lattice, got {count}")
+        order = torch.tensor(self._lattice.order, device=covariance.device)
+        power = covariance.diagonal(dim1=1, dim2=2).real.mean(1).double()
+        found = []
+        for b, matrix in enumerate(covariance.to(torch.complex128)):
+            g = matrix[order, order.flip(0)].reshape(self._lattice.n_h, self._lattice.n_v)
+            subspace = self._smoothed_subspace(g, count)
+            phases = self._peaks(subspace, count + _SPARE_PEAKS)
+            found.append(self._ranged(matrix, phases, count, float(power[b])))
+        return found
+
+    def _smoothed_subspace(self, g: Tensor, count: int) -> Tensor:
+        """Leading eigenvectors (count, h, v) of the average over parts of g."""
+        h, v = self._part
+        parts = g.unfold(0, h, 1).unfold(1, v, 1).reshape(-1, h * v)
+        vectors = torch.linalg.svd(parts.mT, full_matrices=False).U[:, :count]
+        return vectors.mT.reshape(count, h, v)
+
+    def _peaks(self, subspace: Tensor, count: int) -> Tensor:
+        """Phase steps (count, 2) along the lattice with the deepest nulls, in -pi .. pi; maxima first."""
+        n = self.options.n_phases
+        level = torch.fft.fft2(subspace, s=(n, n)).abs().square().sum(0)  # |U^H a|^2 at phases 2 pi i / n
+        around = torch.stack([level.roll((i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
+        score = torch.where(level > around.amax(0), level + level.max(), level)  # maxima before all others
+        score = torch.where(self._in_view().to(score.device), score, -math.inf)
+        best = _apart(score, count, n // (2 * self._part[0]), n // (2 * self._part[1]))
+        peak = (level > around.amax(0))[best[:, 0], best[:, 1]]
+        phase = best.double() * (2 * math.pi / n)
+        phase[peak] = _climbed(subspace, phase[peak], 2 * math.pi / n)
+        return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+
+    def _cosines(self, phase: Tensor, spacing: float) -> Tensor:
+        """Direction cosines (..., T) along one side of the lattice that have the given phase steps (...)."""
+        period = self.array.wavelength_m / (2 * spacing)
+        reach = math.ceil(1 / period) + 1
+        turns = torch.arange(-reach, reach + 1, dtype=torch.float64)
+        return period * (phase[..., None] / (2 * math.pi) + turns)
+
+    def _in_view(self) -> Tensor:
+        """Which points (n, n) of the direction spectrum have an alias in the field of view, or beside it."""
+        n = self.options.n_phases
+        phase = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
+        x = self._cosines(phase, self._spacings[0])[:, None, :, None]
+        y = self._cosines(phase, self._spacings[1])[None, :, None, :]
+        seen = y.abs() <= math.sin(self.options.elevation_rad)
+        seen = seen & (x.abs() <= math.sin(self.options.azimuth_rad) * (1 - y.square()).clamp_min(0).sqrt())
+        inside = seen.flatten(2).any(2)
+        # The maximum of a source at the edge may lie one point beyond it.
+        return torch.stack([inside.roll((i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]).any(0)
+
+    def _aliases(self, phase: Tensor) -> Tensor:
+        """(azimuth, elevation) (J, 2) in the field of view that have a pair of phase steps.
+
+        A source at the edge may come out beyond it: by one point, and by the two that a maximum climbs at most.
+        """
+        o = self.options
+        margin = 3 * max(self.array.wavelength_m / (2 * s) for s in self._spacings) / o.n_phases
+        x = self._cosines(phase[0], self._spacings[0])
+        y = self._cosines(phase[1], self._spacings[1])
+        limit = math.sin(o.elevation_rad)
+        x, y = torch.cartesian_prod(x, y[y.abs() <= limit + margin].clamp(-limit, limit)).unbind(-1)
+        elevation, limit = y.asin(), math.sin(o.azimuth_rad)
+        sine = x / elevation.cos().clamp_min(1e-12)
+        inside = x.abs() <= limit * elevation.cos() + margin
+        return torch.stack([sine.clamp(-limit, limit).asin(), elevation], -1)[inside]
+
+    def _ranged(self, covariance: Tensor, phases: Tensor, count: int, power: float) -> Sources:
+        """The directions with their ranges: the best alias of each, deepest nulls first."""
+        subspace = leading(covariance[None], count)[0].mH  # [count, N]
+        candidates = []
+        for i, phase in enumerate(phases.cpu()):
+            for azimuth, elevation in self._aliases(phase).tolist():
+                null, r = self._sweep(subspace, azimuth, elevation)
+                candidates.append(_Candidate(null, azimuth, elevation, r, i))
+        best = {c.peak: c for c in sorted(candidates, reverse=True)}  # the deepest of each peak comes last
+        first = sorted(best.values())[:count]
+        rest = sorted(set(candidates) - set(first))
+        chosen = sorted([*first, *rest[: count - len(first)]])
+        if len(chosen) < count:
+            raise ValueError(f"only {len(chosen)} directions lie in the field of view, n_sources is {count}")
+        rows = torch.tensor([[c.azimuth, c.elevation, c.range_m, 1 - c.null] for c in chosen], dtype=torch.float64)
+        azimuth, elevation, distance, depth = rows.unbind(-1)
+        return Sources(azimuth, elevation, distance, torch.full_like(distance, power / count), depth.clamp(0, 1))
+
+    def _sweep(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
+        """Deepest null over range in one direction, and where it is."""
+        near, far = self.options.range_m
+        inverse = torch.linspace(1 / far, 1 / near, self.options.n_ranges, dtype=torch.float64)
+        null = self._null(subspace, azimuth, elevation, 1 / inverse)
+        at = int(null.argmin())
+        low, high = inverse[max(at - 1, 0)], inverse[min(at + 1, len(inverse) - 1)]
+        finer = torch.linspace(float(low), float(high), self.options.n_ranges, dtype=torch.float64)
+        null = self._null(subspace, azimuth, elevation, 1 / finer)
+        at = int(null.argmin())
+        return float(null[at]), float(1 / finer[at])
+
+    def _null(self, subspace: Tensor, azimuth: float, elevation: float, r: Tensor) -> Tensor:
+        """(N - |U^H a|^2) / N at ranges r."""
+        a = steering_vectors(
+            self.array,
+            torch.tensor(azimuth, dtype=torch.float64),
+            torch.tensor(elevation, dtype=torch.float64),
+            r,
+            wavefront=self.options.wavefront,
+            dtype=torch.complex128,
+        ).to(subspace.device)
+        return 1 - (subspace @ a.mT).abs().square().sum(0) / a.shape[1]
+
+
+def _apart(score: Tensor, count: int, reach_h: int, reach_v: int) -> Tensor:
+    """Indices (J, 2) of the ``count`` highest points of a periodic map, none within reach of a higher one."""
+    score = score.clone()
+    chosen: list[tuple[int, int]] = []
+    n_h, n_v = score.shape
+    h, v = torch.arange(n_h, device=score.device), torch.arange(n_v, device=score.device)
+    while len(chosen) < count and float(score.max()) > -math.inf:
+        i, j = divmod(int(score.argmax()), n_v)
+        chosen.append((i, j))
+        near_h = torch.minimum((h - i) % n_h, (i - h) % n_h) <= reach_h
+        near_v = torch.minimum((v - j) % n_v, (j - v) % n_v) <= reach_v
+        score[near_h[:, None] & near_v] = -math.inf
+    return torch.tensor(chosen, device=score.device)
+
+
+def _climbed(subspace: Tensor, phase: Tensor, step: float) -> Tensor:
+    """Phase steps (J, 2) moved to the maxima of the level beside them."""
+    offset = torch.linspace(-1, 1, _ZOOM_POINTS, dtype=torch.float64, device=phase.device)
+    stencil = torch.cartesian_prod(offset, offset)
+    index = torch.arange(len(phase), device=phase.device)
+    for _ in range(_ZOOMS):
+        tried = phase[:, None] + step * stencil
+        phase = tried[index, _level(subspace, tried).argmax(1)]
+        step /= 2
+    return phase
+
+
+def _level(subspace: Tensor, phase: Tensor) -> Tensor:
+    """|U^H a|^2 (J, S) at phase steps (J, S, 2)."""
+    _, h, v = subspace.shape
+    along_h = torch.arange(h, dtype=torch.float64, device=phase.device) * phase[..., :1]
+    along_v = torch.arange(v, dtype=torch.float64, device=phase.device) * phase[..., 1:]
+    a_h, a_v = (torch.polar(torch.ones_like(x), x) for x in (along_h, along_v))
+    return torch.einsum("khv,jsh,jsv->kjs", subspace.conj(), a_h, a_v).abs().square().sum(0)

@@ -1,0 +1,189 @@
+"""MUSIC on the least-squares covariance, with the number of sources from information criteria."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from risfast.baselines.base import by_count, check_request, completed
+from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.covariance import ls_covariance
+from risfast.detect import DetectionOptions, Sources, detect_sources_lowrank
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.models.base import Measurement
+from risfast.ops import mvdr_spectrum_lowrank
+from risfast.steering import Wavefront
+
+__all__ = ["CRITERIA", "LsMusic", "MusicOptions", "model_order"]
+
+CRITERIA = ("mdl", "aic")
+# Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
+_LOADING = 1e-5
+
+
+def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", most: int | None = None) -> Tensor:
+    """Number of sources from the eigenvalues of sample covariances.
+
+    Parameters
+    ----------
+    eigenvalues : real tensor, shape (B, n)
+        In any order; those below 1e-12 of the largest count as that.
+    n_samples : int
+        T, the samples behind each covariance.
+    criterion : {"mdl", "aic"}
+    most : int, optional
+        Largest number considered; at most n - 1.
+
+    Returns
+    -------
+    int64 tensor, shape (B,)
+
+    Raises
+    ------
+    ValueError
+        An unknown criterion, or no sample.
+
+    Notes
+    -----
+    Wax and Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k with the
+    least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2 for MDL and
+    k (2n - k) for AIC.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
+    if n_samples < 1:
+        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
+    value = eigenvalues.double().sort(1, descending=True).values
+    value = torch.maximum(value, (1e-12 * value[:, :1]).clamp_min(1e-300))
+    n = value.shape[1]
+    k = torch.arange(n, dtype=torch.float64, device=value.device)
+    rest = n - k
+    # Sums over the n - k smallest, from the end.
+    arithmetic = (value.flip(1).cumsum(1).flip(1) / rest).log()
+    geometric = value.log().flip(1).cumsum(1).flip(1) / rest
+    penalty = k * (2 * n - k)
+    if criterion == "mdl":
+        penalty = 0.5 * penalty * torch.tensor(n_samples, dtype=torch.float64).log()
+    cost = n_samples * rest * (arithmetic - geometric) + penalty
+    return cost[:, : n if most is None else min(most + 1, n)].argmin(1)
+
+
+@dataclass(frozen=True)
+class MusicOptions:
+    """Options of :class:`LsMusic`.
+
+    Attributes
+    ----------
+    criterion : {"mdl", "aic"}
+        Of the number of sources, where it is not given.
+    max_sources : int
+        Largest number that the criterion may choose.
+    detection : DetectionOptions
+        Candidates, refinement and separation of peaks; its thresholds are not used.
+    grid : SearchGrid or None
+        None is :meth:`SearchGrid.reference`.
+    wavefront : {"spherical", "fresnel", "planar"}
+    """
+
+    criterion: str = "mdl"
+    max_sources: int = 8
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    grid: SearchGrid | None = None
+    wavefront: Wavefront = "spherical"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
+        if self.max_sources < 1:
+            raise ValueError(f"max_sources must be at least 1, got {self.max_sources}")
+
+
+def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: int) -> Tensor:
+    """:func:`model_order` of covariances (B, N, N) made of L fields of N elements.
+
+    min(N, L) of their eigenvalues can differ from zero: with fewer fields than elements the fields take the part of
+    the channels and the elements that of the samples.
+    """
+    n = covariance.shape[-1]
+    value = torch.linalg.eigvalsh(covariance.to(torch.complex128))[:, -min(n, n_snapshots) :]
+    return model_order(value, max(n, n_snapshots), criterion, most)
+
+
+def leading(covariance: Tensor, count: int) -> Tensor:
+    """The ``count`` leading eigenvectors (B, N, count) in the dtype of the covariances."""
+    return torch.linalg.eigh(covariance.to(torch.complex128)).eigenvectors[..., -count:].to(covariance.dtype)
+
+
+class LsMusic:
+    """MUSIC on the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`.
+
+    Parameters
+    ----------
+    array : PlanarArray
+    options : MusicOptions, optional
+
+    Notes
+    -----
+    R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986. The spectrum is
+    that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the grid.
+    """
+
+    def __init__(self, array: PlanarArray, options: MusicOptions | None = None) -> None:
+        self.array, self.options = array, options or MusicOptions()
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """See :class:`risfast.baselines.Baseline`.
+
+        Raises
+        ------
+        ValueError
+            As many sources as elements, or more.
+        """
+        check_request(measurement, self.array, n_sources)
+        if len(measurement) == 0:
+            return []
+        o = self.options
+        covariance = ls_covariance(
+            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+        )
+        counts = n_sources
+        if counts is None:
+            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, o.max_sources)
+        check_subspace(counts, self.array)
+        return by_count(
+            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
+        )
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """The ``count`` strongest peaks of the MUSIC spectra of covariances (B, N, N)."""
+        o = self.options
+        grid = o.grid if o.grid is not None else SearchGrid.reference()
+        subspace = leading(covariance, count)
+        found = detect_sources_lowrank(
+            subspace,
+            self.array,
+            grid,
+            loading=_LOADING,
+            wavefront=o.wavefront,
+            options=peaks_without_threshold(o.detection, count),
+        )
+        axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
+        for i, sources in enumerate(found):
+            volume = torch.zeros(0)
+            if len(sources) < count:
+                volume = mvdr_spectrum_lowrank(
+                    subspace[i], self.array, grid, loading=_LOADING, wavefront=o.wavefront, reduce="none"
+                )
+            result.append(completed(sources, count, axes, volume, separation(o.detection)))
+        return result
+
+
+def check_subspace(counts: Tensor, array: PlanarArray) -> None:
+    """Raise ValueError where a signal subspace would leave no noise."""
+    if len(counts) and int(counts.max()) >= array.n_elements:
+        raise ValueError(
+            f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"
+        )

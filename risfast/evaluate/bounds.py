@@ -1,0 +1,275 @@
+"""The stochastic Cramér-Rao bound of every source, and the recall that it implies for a tolerance.
+
+    y_l ~ CN(0, Phi_l A P A^H Phi_l^H + sigma^2 I),      Phi_l = H diag(c_l) known, and different in each snapshot
+
+Positions, powers and the noise are all unknown. The bound is that of unbiased estimators: one that knows in which box
+the sources are can do better where the bound is as wide as the box.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from risfast.errors import ShapeError
+from risfast.evaluate.matching import Tolerance
+from risfast.likelihood import Likelihood, SourceState
+from risfast.models.base import Measurement
+
+if TYPE_CHECKING:
+    from risfast.data.scenes import Scenes
+
+__all__ = ["SourceBound", "cramer_rao_bound", "implied_recall", "scene_bound", "true_state"]
+
+# Eigenvalues of the Fisher information, scaled to a unit diagonal, that rounding cannot tell from zero; and the part
+# of a coordinate that must lie in their space for it to count as unbounded.
+_SINGULAR = 1e-12
+_UNBOUNDED = 1e-9
+_SCENES_AT_ONCE = 16  # 150 MB of sensing operators and derivatives on the reference system
+# Of the integral over a box: Gauss-Legendre nodes of a panel, and where a Gaussian has ended, in standard deviations.
+_NODES = 12
+_TAIL, _BULK = 9.0, 2.5
+_BEND_WIDTHS = 5.0  # of the standard deviation that smooths a bend
+_LEAST_WIDTH = 1e-7  # standard deviation in half-widths of the box: what keeps exact zeros regular
+_SOURCES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SourceBound:
+    """Bound of the sources of B scenes; NaN where there is no source.
+
+    Attributes
+    ----------
+    covariance : float64 tensor, shape (B, K, 3, 3)
+        Of (azimuth, elevation, range) in radians and metres. A coordinate of which the measurements say nothing has
+        an infinite variance and covariances of zero.
+    position_m : float64 tensor, shape (B, K)
+        Root mean square distance from the true position, in metres.
+    """
+
+    covariance: Tensor
+    position_m: Tensor
+
+    @property
+    def deviation(self) -> Tensor:
+        """Standard deviations (B, K, 3) of azimuth, elevation (radians) and range (metres)."""
+        return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+
+    def implied_recall(self, tolerance: Tolerance | None = None) -> Tensor:
+        """Chance (B, K) that an error of this covariance is a hit; see :func:`implied_recall`."""
+        return implied_recall(self.covariance, tolerance)
+
+
+def true_state(scenes: Scenes) -> SourceState:
+    """The truth of simulated scenes, as the likelihood takes it.
+
+    With impairments it is the truth of the nominal system; what coherent sources have in common is left out.
+    """
+    position = scenes.position.double().clone()
+    position[..., 2] = 1 / torch.where(scenes.mask, position[..., 2], 1.0)
+    power = torch.where(scenes.mask, scenes.power.double(), 1.0)
+    return SourceState(position, power, scenes.noise_power.double(), scenes.mask)
+
+
+def scene_bound(scenes: Scenes) -> SourceBound:
+    """Bound of simulated scenes on their nominal system.
+
+    Parameters
+    ----------
+    scenes : Scenes
+        B scenes; B may be 0.
+
+    Returns
+    -------
+    SourceBound
+
+    Notes
+    -----
+    For scenes with impairments or coherent sources it is the bound of the nominal model with independent sources, a
+    reference and not a limit.
+    """
+    b, k = scenes.mask.shape
+    parts = []
+    for start in range(0, b if k else 0, _SCENES_AT_ONCE):
+        part = slice(start, start + _SCENES_AT_ONCE)
+        noise = scenes.noise_power[part]
+        measurement = Measurement(scenes.y[part], scenes.codes[part], scenes.channel[part], noise)
+        likelihood = Likelihood(measurement, scenes.config.array, scenes.config.wavefront)
+        state = true_state(scenes).take(torch.arange(b, device=noise.device)[part])
+        parts.append(cramer_rao_bound(likelihood, state))
+    if not parts:
+        nothing = torch.full((b, k), torch.nan, dtype=torch.float64, device=scenes.y.device)
+        return SourceBound(nothing[..., None, None].expand(b, k, 3, 3).clone(), nothing)
+    return SourceBound(torch.cat([p.covariance for p in parts]), torch.cat([p.position_m for p in parts]))
+
+
+def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
+    """Bound of every source of B scenes, with all other sources, the powers and the noise unknown.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Sensing operators, array and wavefront; the snapshots themselves do not matter.
+    state : SourceState
+        The true sources and noise, K of them with a mask.
+
+    Returns
+    -------
+    SourceBound
+
+    Notes
+    -----
+    Inverse of the Slepian-Bangs information F_ij = sum_l tr(R_l^-1 dR_l/di R_l^-1 dR_l/dj). Where F is singular the
+    pseudo-inverse bounds the coordinates that the measurements determine, and the others are unbounded (Stoica and
+    Marzetta, "Parameter estimation problems with singular information matrices", IEEE Trans. SP 49, 2001).
+    """
+    covariance = _coordinate_covariance(likelihood.derivatives(state).information, state.mask.shape[1])
+    r = 1 / state.position[..., 2]
+    # d range = -range^2 d(1/range): the sign turns the covariances with the angles.
+    slope = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
+    covariance = covariance * slope[..., None] * slope[..., None, :]
+    there = state.mask[..., None, None]
+    position = _position_rms(covariance, state.position[..., 1], r)
+    return SourceBound(torch.where(there, covariance, torch.nan), torch.where(state.mask, position, torch.nan))
+
+
+def _coordinate_covariance(information: Tensor, k: int) -> Tensor:
+    """Blocks [B, K, 3, 3] of the inverse of the information [B, 4 K + 1, 4 K + 1]."""
+    diagonal = information.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    scaled = information * scale[:, :, None] * scale[:, None]
+    value, vector = torch.linalg.eigh(scaled)
+    null = value <= _SINGULAR * value.shape[1]
+    inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
+    inverse = inverse * scale[:, :, None] * scale[:, None]
+    unbounded = (vector.square() * null[:, None]).sum(2) > _UNBOUNDED  # [B, P]
+    blocks = inverse[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
+    blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
+    lost = unbounded[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
+    blocks = torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks)
+    return blocks + torch.diag_embed(torch.where(lost, torch.inf, 0.0)).nan_to_num(nan=0.0, posinf=torch.inf)
+
+
+def _position_rms(covariance: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
+    """Root of the trace of the covariance of (x, y, z): the coordinates move a point in orthogonal directions."""
+    variance = covariance.diagonal(dim1=-2, dim2=-1)
+    metric = torch.stack([(r * elevation.cos()).square(), r.square(), torch.ones_like(r)], -1)
+    return (variance * metric).sum(-1).sqrt()
+
+
+def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None) -> Tensor:
+    """Chance that a zero-mean Gaussian error with the given covariance is within the tolerance.
+
+    Parameters
+    ----------
+    covariance : float64 tensor, shape (..., 3, 3)
+        Of (azimuth, elevation, range) in radians and metres, positive semi-definite.
+    tolerance : Tolerance, optional
+        Half-widths of the box; by default 5 degrees, 5 degrees and 1 m.
+
+    Returns
+    -------
+    float64 tensor, shape (...)
+        0 where a variance is infinite, NaN where the covariance is.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        Not (..., 3, 3), a tolerance of zero, or a covariance that is not positive semi-definite.
+
+    Notes
+    -----
+    Deterministic. The box is integrated by conditioning (Genz, "Numerical computation of multivariate normal
+    probabilities", J. Comput. Graph. Stat. 1, 1992): the innermost coordinate in closed form, the other two by
+    Gauss-Legendre panels that end where the conditional means cross the faces of the box. Absolute error below 1e-8,
+    however correlated the errors are.
+    """
+    if covariance.ndim < 2 or tuple(covariance.shape[-2:]) != (3, 3):
+        raise ShapeError(f"covariance must have shape (..., 3, 3), got {tuple(covariance.shape)}")
+    gate = tolerance or Tolerance()
+    half = torch.tensor([gate.azimuth_rad, gate.elevation_rad, gate.range_m], dtype=torch.float64)
+    if not bool((half > 0).all()):
+        raise ValueError(f"tolerance must be positive in every coordinate, got {gate}")
+    flat = covariance.detach().double().cpu().reshape(-1, 3, 3) / (half[:, None] * half)
+    known = ~flat.isnan().flatten(1).any(1)
+    bounded = known & flat.isfinite().flatten(1).all(1)
+    result = torch.where(known, 0.0, torch.nan).double()
+    index = bounded.nonzero()[:, 0]
+    for part in index.split(_SOURCES_AT_ONCE):
+        result[part] = _box_probability(flat[part])
+    return result.reshape(covariance.shape[:-2]).to(covariance.device)
+
+
+def _box_probability(covariance: Tensor) -> Tensor:
+    """P(|x_i| <= 1 for all i) [J] of x ~ N(0, covariance [J, 3, 3])."""
+    lower = _ordered_factor(covariance)
+    s1, s2, s3 = lower.diagonal(dim1=1, dim2=2).unbind(1)
+    slope2, slope3 = lower[:, 1, 0] / s1, lower[:, 2, 0] / s1  # of the means of x2 and x3 as x1 varies
+    across = lower[:, 2, 1] / s2  # of the mean of x3 as x2 varies
+    along = slope3 - across * slope2  # of the mean of x3 as x1 varies and x2 stays
+    # By symmetry x1 >= 0 is half of it. The inner integral bends where a mean, or an edge of the box, meets a face.
+    bend = torch.stack([1 / slope2, 1 / slope3, (1 + across) / along, (1 - across) / along], 1).abs()
+    width = torch.stack([s2 / slope2, torch.hypot(s3, lower[:, 2, 1]) / slope3, s3 / along, s3 / along], 1).abs()
+    bulk = (_BULK * s1)[:, None]
+    x1, w1 = _panels(torch.zeros_like(s1), (_TAIL * s1).clamp_max(1.0), _around(bend, width), bulk)  # [J, n]
+    mean2, s2 = slope2[:, None] * x1, s2[:, None]
+    rest = along[:, None] * x1
+    bend = torch.stack([1 - rest, -1 - rest], -1) / across[:, None, None]
+    width = (s3 / across).abs()[:, None, None].expand_as(bend)
+    low, high = (mean2 - _TAIL * s2).clamp(-1, 1), (mean2 + _TAIL * s2).clamp(-1, 1)
+    bulk = torch.stack([mean2 - _BULK * s2, mean2 + _BULK * s2], -1)
+    x2, w2 = _panels(low, high, _around(bend, width), bulk)  # [J, n, m]
+    mean3 = rest[..., None] + across[:, None, None] * x2
+    inner = _normal_cdf((1 - mean3) / s3[:, None, None]) - _normal_cdf((-1 - mean3) / s3[:, None, None])
+    density2 = _normal_density((x2 - mean2[..., None]) / s2[..., None]) / s2[..., None]
+    middle = (w2 * density2 * inner).sum(-1)
+    outer = w1 * _normal_density(x1 / s1[:, None]) / s1[:, None]
+    return (2 * (outer * middle).sum(1)).clamp(0, 1)
+
+
+def _ordered_factor(covariance: Tensor) -> Tensor:
+    """Cholesky factors [J, 3, 3] in the order that leaves the least sharp steps to the numerical integrals.
+
+    The coordinate with the widest conditional distribution goes last, of the others the wider one second.
+    """
+    size = covariance.diagonal(dim1=1, dim2=2).sum(1)
+    floor = _LEAST_WIDTH**2 + 1e-13 * size
+    regular = covariance + floor[:, None, None] * torch.eye(3, dtype=torch.float64)
+    found = torch.linalg.cholesky_ex(regular)
+    if bool((found.info > 0).any()):
+        raise ValueError("covariance must be positive semi-definite")
+    conditional = 1 / torch.cholesky_inverse(found.L).diagonal(dim1=1, dim2=2)
+    last = conditional.argmax(1)
+    variance = regular.diagonal(dim1=1, dim2=2).scatter(1, last[:, None], torch.inf)
+    order = variance.argsort(1)
+    regular = regular.gather(1, order[:, :, None].expand(-1, -1, 3)).gather(2, order[:, None].expand(-1, 3, -1))
+    return torch.linalg.cholesky(regular)
+
+
+def _around(bend: Tensor, width: Tensor) -> Tensor:
+    """Cuts [..., 3 J] at the bends [..., J] and where they have ended."""
+    return torch.cat([bend - _BEND_WIDTHS * width, bend, bend + _BEND_WIDTHS * width], -1)
+
+
+def _panels(low: Tensor, high: Tensor, bends: Tensor, bulk: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of integrals from low to high [...], cut at the bends [..., I] and at the bulk [..., J]."""
+    cuts = torch.cat([bends, bulk], -1).nan_to_num(nan=0.0)
+    inside = torch.maximum(torch.minimum(cuts, high[..., None]), low[..., None])
+    edges = torch.cat([low[..., None], inside.sort(-1).values, high[..., None]], -1)
+    node, weight = (torch.as_tensor(v) for v in np.polynomial.legendre.leggauss(_NODES))
+    half = edges.diff(dim=-1)[..., None] / 2
+    middle = (edges[..., 1:] + edges[..., :-1])[..., None] / 2
+    return (middle + half * node).flatten(-2), (half * weight).flatten(-2)
+
+
+def _normal_density(z: Tensor) -> Tensor:
+    return (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
+
+
+def _normal_cdf(z: Tensor) -> Tensor:
+    return torch.special.ndtr(z)

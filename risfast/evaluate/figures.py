@@ -1,0 +1,328 @@
+"""Figures over a set of scenes, with bootstrap intervals, and tables of them by count, SNR and range.
+
+A record always holds precision and recall beside the errors: errors of what was found mean nothing without how much
+was found. Intervals resample whole scenes, for the sources of a scene share its noise and its channel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from risfast.evaluate.matching import Array
+from risfast.evaluate.metrics import Scores
+
+__all__ = ["FIGURES", "Interval", "Row", "bootstrap", "bootstrap_difference", "figures", "table"]
+
+# Sources whose range is bounded within this are held against the bound: an error that is cut off at the tolerance of a
+# hit says little about a bound as wide as that.
+SHARP_RANGE_BOUND_M = 0.3
+
+FIGURES: dict[str, str] = {
+    "scenes": "scenes",
+    "sources": "true sources",
+    "estimates": "estimates",
+    "precision": "hits / estimates",
+    "recall": "hits / true sources",
+    "f1": "harmonic mean of precision and recall",
+    "implied_recall": "mean over the sources of the chance that an error as large as the bound is a hit",
+    "recall_over_implied": "recall / implied_recall",
+    "ghosts_per_scene": "estimates without a hit, a scene",
+    "count_accuracy": "share of scenes with as many estimates as sources",
+    "gospa_m": "root mean square of GOSPA, metres",
+    "gospa_localisation_m2": "mean of its part from errors of pairs, square metres",
+    "gospa_missed_m2": "mean of its part from missed sources, square metres",
+    "gospa_false_m2": "mean of its part from false estimates, square metres",
+    "rmse_azimuth_pairs_rad": "of all pairs, hits or not",
+    "rmse_elevation_pairs_rad": "of all pairs, hits or not",
+    "rmse_range_pairs_m": "of all pairs, hits or not",
+    "rmse_xyz_pairs_m": "of all pairs, hits or not",
+    "median_xyz_pairs_m": "of all pairs, hits or not",
+    "rmse_azimuth_hits_rad": "of the hits",
+    "rmse_elevation_hits_rad": "of the hits",
+    "rmse_range_hits_m": "of the hits",
+    "rmse_xyz_hits_m": "of the hits",
+    "median_xyz_hits_m": "of the hits",
+    "sharp_hits": "hits among the sources with a range bound below 0.3 m",
+    "error_over_bound": "of these, rms distance over rms position bound",
+    "normalised_error": "of these, rms of the distance over the position bound of each",
+}
+"""Name and meaning of every figure; NaN where a figure does not exist (errors without pairs, figures of whole scenes
+of a range interval, figures of the bound without one)."""
+
+_WHOLE_SCENES = ("ghosts_per_scene", "count_accuracy", "gospa_m")
+_PARTS = ("azimuth", "elevation", "range", "xyz")
+
+
+class Interval(NamedTuple):
+    """A figure and its bootstrap interval; NaN where it does not exist."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes
+    ----------
+    low, high : float
+        The interval of the variable that the row is for: low <= variable < high.
+    figures : dict of str to Interval
+        All of :data:`FIGURES`.
+    """
+
+    low: float
+    high: float
+    figures: dict[str, Interval]
+
+
+def figures(scores: Scores) -> dict[str, float]:
+    """All figures of a set of scenes.
+
+    Parameters
+    ----------
+    scores : Scores
+
+    Returns
+    -------
+    dict of str to float
+        The keys of :data:`FIGURES`, in their order.
+    """
+    once = _resampled(scores, np.ones((1, len(scores))))
+    return {name: float(values[0]) for name, values in once.items()}
+
+
+def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
+    """All figures with percentile intervals over resampled scenes.
+
+    Parameters
+    ----------
+    scores : Scores
+    resamples : int
+    level : float in (0, 1)
+        Of the intervals.
+    seed : int
+        The intervals are a function of the scores and this.
+
+    Returns
+    -------
+    dict of str to Interval
+
+    Raises
+    ------
+    ValueError
+        ``resamples`` below 1 or a level outside (0, 1).
+
+    Notes
+    -----
+    Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979. Resamples in which a figure does
+    not exist are left out of its interval.
+    """
+    weights = _weights(len(scores), resamples, level, seed)
+    value, spread = figures(scores), _resampled(scores, weights)
+    return {name: _interval(value[name], spread[name], level) for name in FIGURES}
+
+
+def bootstrap_difference(
+    one: Scores, other: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
+) -> dict[str, Interval]:
+    """Figures of ``one`` less those of ``other`` on the same scenes, resampled together.
+
+    Parameters
+    ----------
+    one, other : Scores
+        Of the same scenes.
+    resamples, level, seed
+        As :func:`bootstrap` takes them.
+
+    Returns
+    -------
+    dict of str to Interval
+
+    Raises
+    ------
+    ValueError
+        The two are not of the same scenes.
+    """
+    if len(one) != len(other) or not np.array_equal(one.n_true, other.n_true):
+        raise ValueError("one and other must be of the same scenes: their counts of true sources differ")
+    if not (one.partial or other.partial or np.array_equal(one.source_position, other.source_position)):
+        raise ValueError("one and other must be of the same scenes: their true sources differ")
+    weights = _weights(len(one), resamples, level, seed)
+    values, spreads = [figures(s) for s in (one, other)], [_resampled(s, weights) for s in (one, other)]
+    return {
+        name: _interval(values[0][name] - values[1][name], spreads[0][name] - spreads[1][name], level)
+        for name in FIGURES
+    }
+
+
+def table(
+    scores: Scores,
+    variable: str,
+    edges: Sequence[float],
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[Row]:
+    """Figures by number of sources, by SNR or by range.
+
+    Parameters
+    ----------
+    scores : Scores
+    variable : {"sources", "snr_db", "range_m"}
+        Of scenes: their true number of sources, their SNR. Of sources and estimates: their range; see
+        :meth:`Scores.in_range`.
+    edges : sequence of float, increasing
+        Row i is for edges[i] <= variable < edges[i + 1].
+    resamples, level, seed
+        As :func:`bootstrap` takes them.
+
+    Returns
+    -------
+    list of Row
+
+    Raises
+    ------
+    ValueError
+        An unknown variable, or edges that do not increase.
+    """
+    cuts = np.asarray(edges, dtype=float)
+    if cuts.ndim != 1 or len(cuts) < 2 or not (np.diff(cuts) > 0).all():
+        raise ValueError(f"edges must be at least two increasing numbers, got {list(edges)}")
+    by_scene = {"sources": scores.n_true, "snr_db": scores.snr_db}
+    if variable not in (*by_scene, "range_m"):
+        raise ValueError(f"variable must be one of sources, snr_db, range_m; got {variable!r}")
+    rows = []
+    for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        if variable == "range_m":
+            part = scores.in_range(low, high)
+        else:
+            part = scores.of_scenes((by_scene[variable] >= low) & (by_scene[variable] < high))
+        rows.append(Row(low, high, bootstrap(part, resamples=resamples, level=level, seed=seed)))
+    return rows
+
+
+def _weights(scenes: int, resamples: int, level: float, seed: int) -> Array:
+    """How often each scene is drawn [R, S]."""
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got {level!r}")
+    if scenes == 0:
+        return np.zeros((resamples, 0))
+    chance = np.full(scenes, 1 / scenes)
+    return np.random.default_rng(seed).multinomial(scenes, chance, size=resamples).astype(float)
+
+
+def _interval(value: float, spread: Array, level: float) -> Interval:
+    spread = spread[np.isfinite(spread)]
+    if not spread.size or math.isnan(value):
+        return Interval(value, math.nan, math.nan)
+    low, high = np.quantile(spread, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high))
+
+
+def _resampled(scores: Scores, weights: Array) -> dict[str, Array]:
+    """Every figure [R] with the scenes weighted [R, S]."""
+    total = {name: weights @ values for name, values in _sums(scores).items()}
+    flawless = (total["hits"] == total["sources"]) & (total["estimate_hits"] == total["estimates"])
+    precision = _share(total["estimate_hits"], total["estimates"], flawless)
+    recall = _share(total["hits"], total["sources"], flawless)
+    result = {
+        "scenes": weights.sum(1),
+        "sources": total["sources"],
+        "estimates": total["estimates"],
+        "precision": precision,
+        "recall": recall,
+        "f1": _share(2 * precision * recall, precision + recall, np.zeros_like(flawless)),
+        "implied_recall": _ratio(total["implied"], total["bounded"]),
+        "recall_over_implied": _ratio(total["bounded_hits"], total["implied"]),
+        "ghosts_per_scene": _ratio(total["estimates"] - total["estimate_hits"], weights.sum(1)),
+        "count_accuracy": _ratio(total["counted"], weights.sum(1)),
+        "gospa_m": np.sqrt(_ratio(total["localisation"] + total["missed"] + total["false"], weights.sum(1))),
+        "sharp_hits": total["sharp_hits"],
+        "error_over_bound": np.sqrt(_ratio(total["sharp_error"], total["sharp_bound"])),
+        "normalised_error": np.sqrt(_ratio(total["sharp_normalised"], total["sharp_hits"])),
+    }
+    for part in ("localisation", "missed", "false"):
+        result[f"gospa_{part}_m2"] = _ratio(total[part], weights.sum(1))
+    if scores.partial:
+        for name in FIGURES:
+            if name.startswith(_WHOLE_SCENES) or name.startswith("gospa"):
+                result[name] = np.full(len(weights), np.nan)
+    paired = ~np.isnan(scores.source_error[:, 3])
+    for kind, chosen in (("pairs", paired), ("hits", scores.source_hit)):
+        for part in _PARTS:
+            unit = "rad" if part in ("azimuth", "elevation") else "m"
+            result[f"rmse_{part}_{kind}_{unit}"] = np.sqrt(_ratio(total[f"{part}_{kind}"], total[kind]))
+        distance = scores.source_error[chosen, 3]
+        result[f"median_xyz_{kind}_m"] = _median(distance, weights[:, scores.source_scene[chosen]])
+    return {name: result[name] for name in FIGURES}
+
+
+def _sums(scores: Scores) -> dict[str, Array]:
+    """Sums over the sources and the estimates of each scene, each [S]."""
+    count = len(scores)
+
+    def by_source(values: Array) -> Array:
+        return np.bincount(scores.source_scene, weights=values, minlength=count)
+
+    error, hit = scores.source_error, scores.source_hit
+    range_bound, position_bound, implied = scores.source_bound.T
+    paired, known = ~np.isnan(error[:, 3]), ~np.isnan(implied)
+    sharp = hit & (range_bound < SHARP_RANGE_BOUND_M)
+    squared = np.square(np.where(sharp, error[:, 3], 0.0))
+    bound = np.square(np.where(sharp, position_bound, 1.0))
+    sums = {
+        "sources": by_source(np.ones(len(hit))),
+        "hits": by_source(hit),
+        "pairs": by_source(paired),
+        "bounded": by_source(known),
+        "bounded_hits": by_source(known & hit),
+        "implied": by_source(np.where(known, implied, 0.0)),
+        "sharp_hits": by_source(sharp),
+        "sharp_error": by_source(squared),
+        "sharp_bound": by_source(bound * sharp),
+        "sharp_normalised": by_source(squared / bound),
+        "estimates": np.bincount(scores.estimate_scene, minlength=count).astype(float),
+        "estimate_hits": np.bincount(scores.estimate_scene, weights=scores.estimate_hit, minlength=count),
+        "counted": (scores.n_true == scores.n_estimated).astype(float),
+        "localisation": scores.gospa[:, 0],
+        "missed": scores.gospa[:, 1],
+        "false": scores.gospa[:, 2],
+    }
+    for kind, chosen in (("pairs", paired), ("hits", hit)):
+        for i, part in enumerate(_PARTS):
+            sums[f"{part}_{kind}"] = by_source(np.square(np.where(chosen, error[:, i], 0.0)))
+    return sums
+
+
+def _ratio(part: Array, whole: Array) -> Array:
+    """Part / whole; NaN where there is nothing."""
+    return np.divide(part, whole, out=np.full(len(part), np.nan), where=whole > 0)
+
+
+def _share(part: Array, whole: Array, otherwise: Array) -> Array:
+    """Part / whole; ``otherwise`` where there is nothing."""
+    return np.divide(part, whole, out=otherwise.astype(float), where=whole > 0)
+
+
+def _median(values: Array, weights: Array) -> Array:
+    """Medians [R] of values [T] that count ``weights`` [R, T] times, whole numbers; NaN where none counts."""
+    order = np.argsort(values)
+    values, cumulated = values[order], np.cumsum(weights[:, order], axis=1)
+    result = np.full(len(weights), np.nan)
+    for i, row in enumerate(cumulated):
+        count = int(row[-1]) if row.size else 0
+        if count:
+            middle = np.searchsorted(row, [(count - 1) // 2, count // 2], side="right")
+            result[i] = values[middle].mean()
+    return result

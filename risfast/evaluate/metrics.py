@@ -1,0 +1,276 @@
+"""What became of every true source and every estimate of a set of scenes, and GOSPA.
+
+Everything rests on the assignment of :func:`risfast.evaluate.match`; ``risfast.evaluate.figures`` makes figures of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+
+from risfast.evaluate.matching import Array, Match, Tolerance, match
+from risfast.geometry import spherical_to_cartesian
+
+if TYPE_CHECKING:
+    from risfast.data.scenes import Scenes
+    from risfast.detect import Sources
+    from risfast.evaluate.bounds import SourceBound
+
+__all__ = ["DEFAULT_CUTOFF_M", "Gospa", "Scores", "gospa", "score", "score_scenes"]
+
+DEFAULT_CUTOFF_M = 2.0
+
+
+class Gospa(NamedTuple):
+    """GOSPA of one scene, split into its parts.
+
+    Attributes
+    ----------
+    distance_m : float
+        sqrt(localisation + missed + false), in metres.
+    localisation, missed, false : float
+        Square metres: squared distances of the assigned pairs, and half the squared cut-off for every true source and
+        every estimate without one.
+    """
+
+    distance_m: float
+    localisation: float
+    missed: float
+    false: float
+
+
+def gospa(estimated: Any, true: Any, cutoff_m: float = DEFAULT_CUTOFF_M) -> Gospa:
+    """Generalised optimal sub-pattern assignment metric with p = 2 and alpha = 2.
+
+    Parameters
+    ----------
+    estimated, true : real array_like, shapes (Ke, 3) and (Kt, 3)
+        (azimuth, elevation, range) in radians and metres.
+    cutoff_m : float
+        c > 0: pairs farther apart than this count as one miss and one false estimate.
+
+    Returns
+    -------
+    Gospa
+
+    Raises
+    ------
+    ShapeError, ValueError
+        As :func:`risfast.evaluate.match`, or a cut-off that is not positive.
+
+    Notes
+    -----
+    Rahmathullah, García-Fernández and Svensson, "Generalized optimal sub-pattern assignment metric", FUSION 2017,
+    proposition 1: the least sum over assignments of d^2 for every pair and c^2 / 2 for everything that has none.
+    """
+    if not 0 < cutoff_m < math.inf:
+        raise ValueError(f"cutoff_m must be a positive number of metres, got {cutoff_m!r}")
+    match(estimated, true)  # its checks
+    points = [spherical_to_cartesian(torch.as_tensor(v).detach().double().cpu()).numpy() for v in (estimated, true)]
+    squared = np.square(points[0][:, None] - points[1][None]).sum(-1)  # [Ke, Kt]
+    row, column = linear_sum_assignment(np.minimum(squared, cutoff_m**2))
+    near = squared[row, column] < cutoff_m**2
+    localisation = float(squared[row, column][near].sum())
+    alone = cutoff_m**2 / 2
+    missed, false = alone * (len(points[1]) - int(near.sum())), alone * (len(points[0]) - int(near.sum()))
+    return Gospa(math.sqrt(localisation + missed + false), localisation, missed, false)
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """What became of every true source and every estimate of S scenes, from :func:`score`.
+
+    Attributes
+    ----------
+    n_true, n_estimated : int64 arrays, shape (S,)
+    snr_db : float64 array, shape (S,)
+        NaN where it is not known.
+    gospa : float64 array, shape (S, 3)
+        Localisation, missed, false; square metres.
+    source_scene : int64 array, shape (T,)
+        The scene of each true source.
+    source_position : float64 array, shape (T, 3)
+    source_error : float64 array, shape (T, 4)
+        Azimuth, elevation (radians), range and distance (metres) of the estimate it is paired with; NaN without one.
+    source_hit : bool array, shape (T,)
+    source_bound : float64 array, shape (T, 3)
+        Bounds on range and position in metres, and implied recall; NaN where they are not known.
+    estimate_scene, estimate_range_m, estimate_hit : arrays, shape (E,)
+    partial : bool
+        Whether sources or estimates were left out: figures of whole scenes are NaN then.
+    """
+
+    n_true: Array
+    n_estimated: Array
+    snr_db: Array
+    gospa: Array
+    source_scene: Array
+    source_position: Array
+    source_error: Array
+    source_hit: Array
+    source_bound: Array
+    estimate_scene: Array
+    estimate_range_m: Array
+    estimate_hit: Array
+    partial: bool = False
+
+    def __len__(self) -> int:
+        """S."""
+        return len(self.n_true)
+
+    def of_scenes(self, keep: Array) -> Scores:
+        """The scenes where the bool array ``keep`` (S,) holds."""
+        number = np.cumsum(keep) - 1
+        source, estimate = keep[self.source_scene], keep[self.estimate_scene]
+        parts = {name: getattr(self, name)[keep] for name in ("n_true", "n_estimated", "snr_db", "gospa")}
+        part = self._parts(source, estimate)
+        return replace(
+            part, **parts, source_scene=number[part.source_scene], estimate_scene=number[part.estimate_scene]
+        )
+
+    def in_range(self, low_m: float, high_m: float) -> Scores:
+        """True sources and estimates with low <= range < high; all scenes stay.
+
+        Recall is then that of the sources in the interval, and precision that of the estimates in it.
+        """
+        r, e = self.source_position[:, 2], self.estimate_range_m
+        part = self._parts((r >= low_m) & (r < high_m), (e >= low_m) & (e < high_m))
+        return replace(part, partial=True)
+
+    def _parts(self, source: Array, estimate: Array) -> Scores:
+        sources = {f.name: getattr(self, f.name)[source] for f in fields(self) if f.name.startswith("source_")}
+        estimates = {f.name: getattr(self, f.name)[estimate] for f in fields(self) if f.name.startswith("estimate_")}
+        return replace(self, **sources, **estimates)
+
+    @staticmethod
+    def joined(parts: Sequence[Scores]) -> Scores:
+        """The scenes of all parts, in order; at least one part."""
+        first = np.cumsum([0, *(len(p) for p in parts)])
+        moved = [
+            replace(p, source_scene=p.source_scene + n, estimate_scene=p.estimate_scene + n)
+            for p, n in zip(parts, first[:-1], strict=True)
+        ]
+        values = {
+            f.name: np.concatenate([getattr(p, f.name) for p in moved]) for f in fields(Scores) if f.name != "partial"
+        }
+        return Scores(**values, partial=any(p.partial for p in parts))
+
+
+def score(
+    estimated: Sequence[Any],
+    true: Sequence[Any],
+    *,
+    snr_db: Any = None,
+    bound: Sequence[Any] | None = None,
+    tolerance: Tolerance | None = None,
+    cutoff_m: float = DEFAULT_CUTOFF_M,
+) -> Scores:
+    """Match every scene and keep what the figures need.
+
+    Parameters
+    ----------
+    estimated, true : sequences of S real array_likes, shapes (Ke, 3) and (Kt, 3)
+        (azimuth, elevation, range) in radians and metres.
+    snr_db : real array_like, shape (S,), optional
+    bound : sequence of S real array_likes, shape (Kt, 3), optional
+        Bounds on range and position in metres, and implied recall, of each true source.
+    tolerance : Tolerance, optional
+        The gate of a hit.
+    cutoff_m : float
+        Of :func:`gospa`.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    ShapeError, ValueError
+        Sequences of different lengths, or positions that :func:`risfast.evaluate.match` refuses.
+    """
+    scenes = len(true)
+    given = {"estimated": estimated, "snr_db": snr_db, "bound": bound}
+    for name, value in given.items():
+        if value is not None and len(value) != scenes:
+            raise ValueError(f"{name} must have one entry for each of the {scenes} scenes of true, got {len(value)}")
+    matches = [match(e, t, tolerance) for e, t in zip(estimated, true, strict=True)]
+    parts = [gospa(e, t, cutoff_m)[1:] for e, t in zip(estimated, true, strict=True)]
+    positions = [np.asarray(torch.as_tensor(t).detach().cpu(), dtype=np.float64) for t in true]
+    ranges = [np.asarray(torch.as_tensor(e).detach().cpu(), dtype=np.float64)[:, 2] for e in estimated]
+    n_true = np.array([m.n_true for m in matches], dtype=np.int64)
+    n_estimated = np.array([m.n_estimated for m in matches], dtype=np.int64)
+    bounds = [np.full((k, 3), np.nan) for k in n_true] if bound is None else [np.asarray(v, float) for v in bound]
+    return Scores(
+        n_true=n_true,
+        n_estimated=n_estimated,
+        snr_db=np.full(scenes, np.nan) if snr_db is None else np.asarray(snr_db, dtype=np.float64),
+        gospa=np.array(parts, dtype=np.float64).reshape(scenes, 3),
+        source_scene=np.repeat(np.arange(scenes), n_true),
+        source_position=_stacked(positions, 3),
+        source_error=_stacked([_error_by_source(m) for m in matches], 4),
+        source_hit=np.concatenate([np.isfinite(m.hit_distance_m()) for m in matches] or [np.zeros(0, bool)]),
+        source_bound=_stacked(bounds, 3),
+        estimate_scene=np.repeat(np.arange(scenes), n_estimated),
+        estimate_range_m=np.concatenate([*ranges, np.zeros(0)]),
+        estimate_hit=np.concatenate([_hit_by_estimate(m) for m in matches] or [np.zeros(0, bool)]),
+    )
+
+
+def score_scenes(
+    found: Sequence[Sources],
+    scenes: Scenes,
+    *,
+    bound: SourceBound | None = None,
+    tolerance: Tolerance | None = None,
+    cutoff_m: float = DEFAULT_CUTOFF_M,
+) -> Scores:
+    """:func:`score` of simulated scenes.
+
+    Parameters
+    ----------
+    found : sequence of B Sources
+    scenes : Scenes
+    bound : SourceBound, optional
+        Of the same scenes, from :func:`risfast.evaluate.bounds.scene_bound`.
+    tolerance, cutoff_m
+        As :func:`score` takes them.
+
+    Returns
+    -------
+    Scores
+    """
+    masks = list(scenes.mask.cpu())
+    limits = None
+    if bound is not None:
+        each = [bound.deviation[..., 2], bound.position_m, bound.implied_recall(tolerance)]
+        limits = [row[mask].numpy() for row, mask in zip(torch.stack(each, -1).cpu(), masks, strict=True)]
+    return score(
+        [sources.position for sources in found],
+        [position[mask] for position, mask in zip(scenes.position.cpu(), masks, strict=True)],
+        snr_db=scenes.snr_db.cpu().numpy(),
+        bound=limits,
+        tolerance=tolerance,
+        cutoff_m=cutoff_m,
+    )
+
+
+def _stacked(parts: Sequence[Array], width: int) -> Array:
+    return np.concatenate([*parts, np.zeros((0, width))]).reshape(-1, width)
+
+
+def _error_by_source(m: Match) -> Array:
+    error = np.full((m.n_true, 4), np.nan)
+    error[m.pairs[:, 1], :3], error[m.pairs[:, 1], 3] = m.error, m.distance_m
+    return error
+
+
+def _hit_by_estimate(m: Match) -> Array:
+    hit = np.zeros(m.n_estimated, dtype=bool)
+    hit[m.pairs[m.hit, 0]] = True
+    return hit
