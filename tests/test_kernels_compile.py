@@ -100,7 +100,8 @@ def load(name):
     return importlib.import_module(f"risfast.kernels.{name}")
 
 
-def compiled(module, kernel, pointer, types, constants, launch, target):
+def compiled(module, kernel, pointer, types, constants, launch, target, ones=False):
+    """Compile a case; with ``ones`` every size is 1, which Triton makes a constant of another type."""
     import torch
     import triton
     import triton.language as tl
@@ -124,6 +125,9 @@ def compiled(module, kernel, pointer, types, constants, launch, target):
         elif name.endswith("_ptr"):
             signature[name] = types.get(name, pointer)
             aligned[(place,)] = [["tt.divisibility", 16]]
+        elif ones and types.get(name, "i32") == "i32":
+            signature[name] = "constexpr"
+            constants[name] = 1
         else:
             signature[name] = types.get(name, "i32")
     source = triton.compiler.ASTSource(function, signature, constants, aligned)
@@ -132,29 +136,46 @@ def compiled(module, kernel, pointer, types, constants, launch, target):
     )
 
 
+def instructions(binary, target):
+    """How many matrix, fused and double-precision instructions there are: what the arithmetic runs on."""
+    patterns = {
+        "matrix": r"\b(?:wgmma\.)?mma(?:_async)?\.sync",
+        "fused": r"\bfma\.rn\.f32",
+        "double": r"\bfma\.rn\.f64",
+    }
+    if target == "gfx942":
+        patterns = {"matrix": r"\bv_mfma_", "fused": r"\bv_(?:pk_)?(?:fma|fmac)_f32", "double": r"\bv_(?:fma|fmac)_f64"}
+    text = binary.asm["amdgcn" if target == "gfx942" else "ptx"]
+    return {name: len(re.findall(pattern, text)) for name, pattern in patterns.items()}
+
+
 def resources(binary, target):
-    """Registers, bytes of stack and spills, bytes of shared memory."""
+    """Registers, bytes of stack and spills, bytes of shared memory, and the instruction mix."""
     import triton
 
     shared = binary.metadata.shared
+    mix = instructions(binary, target)
     if target == "gfx942":
         text = binary.asm["amdgcn"]
         found = {k: int(re.search(rf"\.{k}:\s*(\d+)", text)[1]) for k in ("vgpr_count", "vgpr_spill_count")}
         stack = int(re.search(r"\.private_segment_fixed_size:\s*(\d+)", text)[1])
-        return {"registers": found["vgpr_count"], "stack": stack + found["vgpr_spill_count"], "shared": shared}
+        return {"registers": found["vgpr_count"], "stack": stack + found["vgpr_spill_count"], "shared": shared, **mix}
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
         done = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True)
     found = {k: int(re.search(rf"{k}:(\d+)", done.stdout)[1]) for k in ("REG", "STACK", "LOCAL")}
-    return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"], "shared": shared}
+    return {"registers": found["REG"], "stack": found["STACK"] + found["LOCAL"], "shared": shared, **mix}
 
 
-def main(target):
-    results = {}
+def main(target, ones=False):
+    results, seen = {}, set()
     for name, module, kernel, *rest in cases():
-        results[name] = resources(compiled(load(module), kernel, *rest, target), target)
+        if ones and kernel in seen:
+            continue
+        seen.add(kernel)
+        results[name] = resources(compiled(load(module), kernel, *rest, target, ones), target)
     json.dump(results, sys.stdout)
 
 
@@ -166,12 +187,16 @@ if __name__ != "__main__":
     pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
     @functools.lru_cache
-    def report(target):
+    def report(target, *options):
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
         with tempfile.TemporaryDirectory() as cache:  # an old cache could hide a kernel that no longer compiles
             environment["TRITON_CACHE_DIR"] = cache
             done = subprocess.run(
-                [sys.executable, __file__, target], capture_output=True, text=True, env=environment, check=False
+                [sys.executable, __file__, target, *options],
+                capture_output=True,
+                text=True,
+                env=environment,
+                check=False,
             )
         assert done.returncode == 0, done.stderr[-4000:]
         return json.loads(done.stdout)
@@ -184,5 +209,24 @@ if __name__ != "__main__":
         assert 0 < used["registers"] <= (512 if target == "gfx942" else 255), f"{case} on {target}: {used}"
         assert used["shared"] <= MOST_SHARED[target], f"{case} on {target}: {used}"
 
+    @pytest.mark.parametrize("target", TARGETS)
+    @pytest.mark.parametrize("case", [case[0] for case in cases()])
+    def test_products_run_on_matrix_units_and_sums_on_fused_operations(target, case):
+        used = report(target)[case]
+        kind, precision = case.split()[0], case.split()[-1]
+        if kind in ("dense", "interpolate") or case == "rows float64":
+            assert used["matrix"] > 0, f"{case} on {target}: {used}"
+        elif case == "rows float32":  # ieee products: matrix units of float32 are AMD's alone
+            assert used["matrix" if target == "gfx942" else "fused"] > 0, f"{case} on {target}: {used}"
+        else:
+            assert used["matrix"] == 0, f"{case} on {target}: {used}"
+            if "evaluate 1 " not in case:  # one column has no polynomial
+                assert used["double" if precision == "float64" else "fused"] > 0, f"{case} on {target}: {used}"
+        if precision != "float64":
+            assert used["double"] == 0, f"{case} on {target} computes in float64: {used}"
+
+    def test_compiles_where_every_size_is_one():
+        assert len(report("sm_90", "ones")) >= 5
+
 else:
-    main(sys.argv[1])
+    main(sys.argv[1], "ones" in sys.argv)
