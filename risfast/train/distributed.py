@@ -89,5 +89,8 @@ def open_world(device: str) -> Iterator[World]:
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)
+        # The first process tests and writes while the others are through: none may take its connections away before
+        # all have arrived. After an error nobody waits.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
