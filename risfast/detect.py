@@ -227,7 +227,25 @@ def detect_fixed(
     """Detection with outputs of a fixed size: :func:`detect_sources` before its lists are cut to length.
 
     On a GPU nothing in it waits for the host, so that it can be captured in a CUDA graph, after one call that makes
-    plans and tables. Arguments as for :func:`detect_sources`; ``matrix`` (B, N, N), or (B, N, K) with ``factored``.
+    plans and tables.
+
+    Parameters
+    ----------
+    matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
+        Covariance R, or with ``factored`` a factor F of R = F F^H.
+    array, grid, loading, wavefront, method, options
+        As for :func:`detect_sources`.
+    factored : bool
+        Whether ``matrix`` is a factor.
+
+    Returns
+    -------
+    FixedDetections
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As :func:`risfast.ops.mvdr_spectrum`.
     """
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()

@@ -326,7 +326,7 @@ def _range_posterior(
         inside = posterior @ window.double()
         best = inside.argmax(1)
         index = torch.arange(len(best), device=best.device)
-        # The mean within the best window: finer than the points, and the maximum itself where that is sharp.
+        # The mean within the best window, which is finer than the points are.
         weights = posterior * window[best]
         chosen = (weights * r).sum(1) / weights.sum(1)
         nearest_point = (r - chosen[:, None]).abs().argmin(1)

@@ -117,3 +117,12 @@ def test_axes_are_antisymmetric_and_ranges_increase():
 def test_wrong_axes_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         AtomAxes(**wrong)
+
+
+def test_the_maps_compute_on_the_device_of_their_input():
+    # The meta device has no values: a table that stayed on the CPU shows as a mixture of devices.
+    grid = AtomGrid(PlanarArray.rectangular(4, 4), AXES).to("meta")
+    rows = torch.empty(2, 5, 16, dtype=torch.complex64, device="meta")
+    assert grid.transform(rows).device.type == "meta"
+    assert grid.synthesis(torch.empty(2, *AXES.shape, device="meta")).shape == (2, 16, 16)
+    assert grid.analysis(torch.empty(2, 16, 16, dtype=torch.complex64, device="meta")).shape == (2, *AXES.shape)

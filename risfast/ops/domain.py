@@ -149,9 +149,9 @@ class MirrorBasis:
         whole = (plus_x + plus_y, minus_x + minus_y, plus_x - plus_y, minus_x - minus_y)
         real = vectors.real.dtype
         parts = []
-        for part, scale in zip(whole, self.scale.to(real), strict=True):
-            kept = scale > 0
-            parts.append(part[..., kept] * scale[kept])
+        for part, scale in zip(whole, self.scale, strict=True):
+            kept = scale > 0  # on the CPU: indexing by it then waits for no device
+            parts.append(part[..., kept] * scale[kept].to(vectors.device, real))
         return parts
 
     def transform(self, vectors: Tensor) -> Tensor:
