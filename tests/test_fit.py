@@ -107,8 +107,13 @@ def test_a_covariance_that_rounding_made_indefinite_is_loaded_and_only_that_one(
     mended = (factor[0, 1] @ factor[0, 1].mH - r[0, 1]).diagonal().real
     assert float(mended.min()) > 1e-3
     assert float(mended.max()) < 0.03
-    hopeless = torch.diag(torch.tensor([1.0, -5.0])).to(torch.complex64)[None, None]
-    assert torch.isnan(torch.view_as_real(_factor(hopeless))).any()
+    # However far below zero: by what its own eigenvalue says, and no more.
+    far = torch.diag(torch.tensor([1.0, -5.0])).to(torch.complex64)[None, None]
+    torch.testing.assert_close(_factor(far)[0, 0] @ _factor(far)[0, 0].mH, far[0, 0] + 10 * torch.eye(2))
+    # What came in from outside is not hidden, and stays where it is.
+    r[0, 2, 0, 0] = torch.nan
+    outside = torch.isnan(torch.view_as_real(_factor(r))).flatten(2).any(-1)
+    assert outside.tolist() == [[False, False, True]]
 
 
 def test_many_steps_on_a_clean_scene_stay_finite():

@@ -54,19 +54,23 @@ def _spread(phi: Tensor, matrix: Tensor) -> Tensor:
 def _factor(r: Tensor) -> Tensor:
     """Cholesky factors of R_l [B, L, M, M]; what the rounding of the atom maps made indefinite is loaded first.
 
-    The maps hold 60 dB: where noise lies further below the sources than that, R_l can have a negative eigenvalue.
+    The maps hold 60 dB of the strongest direction of the whole grid: where noise lies further below the sources than
+    that, R_l can have a negative eigenvalue, which then says how much loading it takes.
     """
     factor, info = torch.linalg.cholesky_ex(r)
     failed = info > 0
     if not bool(failed.any()):
         return factor
-    mean = r.diagonal(dim1=-2, dim2=-1).real.mean(-1)
-    loaded = r.clone()
-    loaded.diagonal(dim1=-2, dim2=-1).add_((_JITTER * mean * failed)[..., None])
-    again = torch.linalg.cholesky_ex(loaded)
-    # What is beyond that (a NaN from outside) shows as NaN in the result.
-    usable = again.L.masked_fill((again.info > 0)[..., None, None], torch.nan)
-    return torch.where(failed[..., None, None], usable, factor)
+    broken = r[failed]
+    finite = broken.isfinite().all(-1).all(-1)
+    # What is not finite (from outside) shows as NaN in the result; eigvalsh would raise.
+    least = torch.linalg.eigvalsh(torch.where(finite[:, None, None], broken, 0.0))[:, 0]
+    mean = broken.diagonal(dim1=-2, dim2=-1).real.mean(-1)
+    broken.diagonal(dim1=-2, dim2=-1).add_(torch.maximum(_JITTER * mean, -2 * least)[:, None])
+    again = torch.linalg.cholesky_ex(broken)
+    factor = factor.clone()
+    factor[failed] = again.L.masked_fill((~finite | (again.info > 0))[:, None, None], torch.nan)
+    return factor
 
 
 class _StatisticsFunction(torch.autograd.Function):
