@@ -21,7 +21,24 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def quantize_turns(turns: Tensor, bits: int | None) -> Tensor:
-    """Phases in turns, rounded to the nearest of 2^bits levels (ties to the even level); ``None`` leaves them alone."""
+    """Round phases to the nearest of 2^bits levels, ties to the even level.
+
+    Parameters
+    ----------
+    turns : real tensor, any shape
+        Phases in turns (1 is 2 pi).
+    bits : int from 1 to 16, or None
+        None leaves the phases alone.
+
+    Returns
+    -------
+    real tensor, shape of ``turns``
+
+    Raises
+    ------
+    ValueError
+        ``bits`` is neither.
+    """
     if bits is None:
         return turns
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:

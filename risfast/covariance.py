@@ -37,7 +37,18 @@ _HERMITIAN_TOLERANCE = {torch.complex64: 1e-4, torch.complex128: 1e-9}
 
 
 def covariance_from_factor(factor: Tensor) -> Tensor:
-    """R = F F^H of a factor F (..., N, K)."""
+    """Covariance of a factor, R = F F^H.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (..., N, K)
+        F.
+
+    Returns
+    -------
+    complex tensor, shape (..., N, N)
+        Hermitian and positive semi-definite, of rank at most K.
+    """
     return factor @ factor.mH
 
 
@@ -87,7 +98,8 @@ def effective_covariance(
     Notes
     -----
     The shrinkage has a meaning: R with trace N is a field of unit power at each element, and (R + I / SNR), scaled back
-    to trace N, is that field with white noise at the given SNR.
+    to trace N, is that field with white noise at the given SNR. Diagonal loading: B. D. Carlson, "Covariance matrix
+    estimation errors and diagonal loading in adaptive arrays", IEEE Trans. AES 24, 1988.
     """
     _check_square("estimate", estimate)
     if not 0 <= beta <= 1:

@@ -90,9 +90,11 @@ class MethodScore(NamedTuple):
     Attributes
     ----------
     name : str
+        Which kind of covariance.
     matches : list of Match
         One per scene.
     summary : Summary
+        Of all scenes.
     covariance_ms, detection_ms : float
         Wall time per scene in milliseconds: from the measurements to the covariance, and from there to the sources.
     """
@@ -110,6 +112,7 @@ class DemoReport(NamedTuple):
     Attributes
     ----------
     scores : list of MethodScore
+        One per kind of covariance.
     pictures : mapping of str to Path
         What each picture shows, and where it is.
     shown_scene : int
@@ -290,7 +293,17 @@ def _score(name: str, run: _Run, truth: Sequence[Tensor]) -> MethodScore:
 
 
 def format_scores(report: DemoReport) -> str:
-    """The table: one line per kind of covariance; errors are those of the hits, in degrees and metres."""
+    """The table: one line per kind of covariance; errors are those of the hits, in degrees and metres.
+
+    Parameters
+    ----------
+    report : DemoReport
+
+    Returns
+    -------
+    str
+        Lines without trailing blanks: the conditions, an empty line, two of headings, and the rows.
+    """
     columns = (
         "method",
         "found",
@@ -349,7 +362,17 @@ def _rounded(error: float) -> str:
 
 
 def explanation(report: DemoReport) -> str:
-    """How to read the table, and why the sample covariances do worse than the true one."""
+    """How to read the table, and why the sample covariances do worse than the true one.
+
+    Parameters
+    ----------
+    report : DemoReport
+
+    Returns
+    -------
+    str
+        Lines of at most 105 characters.
+    """
     gate, system = Tolerance(), report.system
     lines = (
         f"found: within {math.degrees(gate.azimuth_rad):g} deg, {math.degrees(gate.elevation_rad):g} deg and "

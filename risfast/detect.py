@@ -36,22 +36,32 @@ class DetectionOptions:
     Attributes
     ----------
     max_db : float
-        A source is at most this far below the strongest refined peak, in dB.
+        A source is at most this far below the strongest refined peak, in dB, > 0.
     mad_z : float or None
         A source also stands above median + z * 1.4826 * MAD of the map in dB; None leaves this test out. It never
         loosens ``max_db``.
     prominence_db : float
-        A source stands at least this far above the median of the map, so that a flat map holds none.
+        A source stands at least this far above the median of the map, in dB, so that a flat map holds none.
     max_sources : int or None
         Keep at most so many, the strongest.
     candidates : int
         Peaks of the coarse volume that are refined, the strongest ones.
     window : (int, int, int)
-        Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum.
+        Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum, odd sizes.
     separation_rad, separation_m : float
-        Two refined peaks closer than this in azimuth, elevation and range are one source.
+        Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source.
     refine_points : (int, int, int)
         Fine grid around each candidate, after its walk between the range planes.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+
+    Notes
+    -----
+    The median absolute deviation, scaled to the standard deviation of a Gaussian: F. R. Hampel, "The influence curve
+    and its role in robust estimation", J. Amer. Statist. Assoc. 69, 1974.
     """
 
     max_db: float = 12.0
@@ -92,10 +102,12 @@ class Sources:
 
     Attributes
     ----------
-    azimuth, elevation : float64 tensors, shape (K,), radians
-    range : float64 tensor, shape (K,), metres
+    azimuth, elevation : float64 tensors, shape (K,)
+        Radians.
+    range : float64 tensor, shape (K,)
+        Metres.
     power : float64 tensor, shape (K,)
-        Capon power, linear.
+        Capon power, linear, unless the method that found them says otherwise.
     confidence : float64 tensor, shape (K,)
         1 - (median of the map) / power, in 0 .. 1: the part of the peak that the background does not explain.
     """
@@ -335,6 +347,7 @@ def detect_sources_lowrank(
     Parameters
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
+        Factor of R = F F^H; K is the rank, not the number of sources.
     array, grid, loading, wavefront, method, options
         As for :func:`detect_sources`; ``loading`` > 0.
 

@@ -56,13 +56,57 @@ class Draws(Protocol):
         """B."""
 
     def uniform(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform in (0, 1), float64."""
+        """Uniform numbers in (0, 1).
+
+        Parameters
+        ----------
+        stream : int
+            One of :class:`Stream`. The same stream gives the same numbers again.
+        shape : sequence of int
+            Of the numbers of one scene.
+
+        Returns
+        -------
+        float64 tensor, shape (B, *shape)
+        """
 
     def normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal, float64."""
+        """Standard normal numbers.
+
+        Parameters
+        ----------
+        stream, shape
+            As :meth:`uniform` takes them.
+
+        Returns
+        -------
+        float64 tensor, shape (B, *shape)
+        """
 
     def complex_normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Circular complex normal of unit variance, complex128."""
+        """Circular complex normal numbers of unit variance.
+
+        Parameters
+        ----------
+        stream, shape
+            As :meth:`uniform` takes them.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, *shape)
+        """
 
     def permutation(self, stream: int, count: int) -> Tensor:
-        """A random order of 0 .. count-1, int64 (B, count)."""
+        """A random order of 0 .. count - 1.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`uniform` takes it.
+        count : int
+            Entries.
+
+        Returns
+        -------
+        int64 tensor, shape (B, count)
+        """

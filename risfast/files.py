@@ -83,7 +83,22 @@ def read_covariance(path: str | Path, *, key: str | None = None, n_elements: int
 
 
 def file_head(path: Path) -> bytes:
-    """The first bytes of a file; raises FileFormatError unless it is there, readable and not empty."""
+    """The first bytes of a file that is there, readable and not empty.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    bytes
+        At most 2056: enough to tell what the file holds.
+
+    Raises
+    ------
+    FileFormatError
+        There is no such file, it is a folder, cannot be opened, or is empty.
+    """
     if not path.exists():
         raise FileFormatError(f"{path}: there is no such file")
     if not path.is_file():
@@ -353,6 +368,8 @@ def write_sources(path: str | Path, scenes: Sequence[Sources]) -> None:
     ------
     FileFormatError
         The name ends in something else.
+    OSError
+        The file cannot be written.
     """
     path = Path(path)
     rows = source_rows(scenes)

@@ -174,6 +174,12 @@ class PlanarArray:
         Returns
         -------
         PlanarArray
+            Of N = n_h n_v elements.
+
+        Raises
+        ------
+        ValueError
+            A count is below 1, or a length is not positive.
         """
         if n_h < 1 or n_v < 1:
             raise ValueError(f"n_h and n_v must be at least 1, got {n_h} and {n_v}")
@@ -186,7 +192,24 @@ class PlanarArray:
 
     @classmethod
     def linear(cls, n: int, spacing_m: float, wavelength_m: float) -> PlanarArray:
-        """Uniform linear array of ``n`` elements along x, centred on the origin (lengths in metres)."""
+        """Uniform linear array along x, centred on the origin.
+
+        Parameters
+        ----------
+        n : int
+            Elements, >= 1.
+        spacing_m, wavelength_m : float
+            Both in metres, > 0.
+
+        Returns
+        -------
+        PlanarArray
+
+        Raises
+        ------
+        ValueError
+            ``n`` is below 1, or a length is not positive.
+        """
         return cls.rectangular(n, 1, spacing_m, wavelength_m)
 
     @property
@@ -262,7 +285,26 @@ class SearchGrid:
     def box(
         cls, n_azimuth: int, n_elevation: int, range_m: Any, azimuth_max_rad: float, elevation_max_rad: float
     ) -> SearchGrid:
-        """Uniform axes over +-azimuth_max and +-elevation_max (radians) on the given range planes (metres)."""
+        """Uniform axes, symmetric about broadside, on given range planes.
+
+        Parameters
+        ----------
+        n_azimuth, n_elevation : int
+            Points along each axis; a single one stands at 0.
+        range_m : array_like, 1D, strictly increasing
+            Range planes in metres, > 0.
+        azimuth_max_rad, elevation_max_rad : float
+            The axes run over +- these, in radians.
+
+        Returns
+        -------
+        SearchGrid
+
+        Raises
+        ------
+        ShapeError, ValueError
+            As for the axes of :class:`SearchGrid`.
+        """
         return cls(
             _symmetric_axis(n_azimuth, azimuth_max_rad), _symmetric_axis(n_elevation, elevation_max_rad), range_m
         )
@@ -309,19 +351,51 @@ def _symmetric_axis(count: int, limit: float) -> Tensor:
 
 
 def direction_cosines(azimuth: Tensor, elevation: Tensor) -> Tensor:
-    """Unit vector u = (sin az cos el, sin el, cos az cos el); angles in radians, broadcast; shape (..., 3)."""
+    """Unit vectors u = (sin az cos el, sin el, cos az cos el).
+
+    Parameters
+    ----------
+    azimuth, elevation : real tensors
+        Radians; broadcast against each other to (...).
+
+    Returns
+    -------
+    real tensor, shape (..., 3)
+    """
     azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)
     cos_el = elevation.cos()
     return torch.stack([azimuth.sin() * cos_el, elevation.sin(), azimuth.cos() * cos_el], -1)
 
 
 def spherical_to_cartesian(position: Tensor) -> Tensor:
-    """(azimuth, elevation, range) in radians and metres, shape (..., 3), to (x, y, z) in metres."""
+    """Points in space from azimuth, elevation and range.
+
+    Parameters
+    ----------
+    position : real tensor, shape (..., 3)
+        (azimuth, elevation, range) in radians and metres.
+
+    Returns
+    -------
+    real tensor, shape (..., 3)
+        (x, y, z) in metres.
+    """
     return direction_cosines(position[..., 0], position[..., 1]) * position[..., 2:3]
 
 
 def cartesian_to_spherical(xyz: Tensor) -> Tensor:
-    """(x, y, z) in metres, shape (..., 3), to (azimuth, elevation, range) in radians and metres."""
+    """Azimuth, elevation and range of points in space; the inverse of :func:`spherical_to_cartesian`.
+
+    Parameters
+    ----------
+    xyz : real tensor, shape (..., 3)
+        (x, y, z) in metres.
+
+    Returns
+    -------
+    real tensor, shape (..., 3)
+        (azimuth, elevation, range) in radians and metres: azimuth in -pi .. pi, elevation in -pi/2 .. pi/2.
+    """
     r = torch.linalg.vector_norm(xyz, dim=-1)
     elevation = torch.atan2(xyz[..., 1], torch.hypot(xyz[..., 0], xyz[..., 2]))
     return torch.stack([torch.atan2(xyz[..., 0], xyz[..., 2]), elevation, r], -1)

@@ -157,6 +157,7 @@ def subspace_alignment(F_hat: Tensor, F_true: Tensor) -> Tensor:
     Parameters
     ----------
     F_hat : complex tensor, shape (B, N, K_f)
+        Any K_f and any scale.
     F_true : complex tensor, shape (B, N, K)
         Columns proportional to the steering vectors of the true sources, of any power; zero columns are absent ones.
 
@@ -173,8 +174,9 @@ def subspace_alignment(F_hat: Tensor, F_true: Tensor) -> Tensor:
 
     Notes
     -----
-    The signal-subspace projector of R. O. Schmidt, 1986 (MUSIC). A covariance that misses a source but adds nothing
-    scores 0: it complements :func:`factor_nmse`, it does not replace it.
+    The signal-subspace projector of R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE
+    Trans. AP 34, 1986 (MUSIC). A covariance that misses a source but adds nothing scores 0: it complements
+    :func:`factor_nmse`, it does not replace it.
     """
     _check_matrices(F_hat, F_true, ("F_hat", "F_true"), square=False)
     guess = _unit_scale(F_hat)
@@ -198,6 +200,7 @@ def orthogonality(F_hat: Tensor) -> Tensor:
     Parameters
     ----------
     F_hat : complex tensor, shape (B, N, K_f)
+        Any K_f and any scale.
 
     Returns
     -------
@@ -322,6 +325,7 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
     Parameters
     ----------
     terms : mapping of str to real tensor, shape (B,)
+        One number a scene each.
     weights : mapping of str to float
         One for each term, finite and >= 0; a term of weight 0 takes no part, whatever its value.
 

@@ -95,6 +95,10 @@ def blob_heatmap(
     ------
     ShapeError, TypeError, ValueError
         Shapes or dtypes that do not belong together, a width that is not positive.
+
+    Notes
+    -----
+    The target of X. Zhou, D. Wang, P. Krähenbühl, "Objects as points", 2019, with widths in angle instead of in cells.
     """
     check_sources(position, mask)
     if len(sigma_rad) != 2 or not all(0 < s < math.inf for s in sigma_rad):

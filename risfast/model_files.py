@@ -43,14 +43,16 @@ def save_model(
     ----------
     folder : Path
         Made if need be.
-    name, options
-        What rebuilds the module.
+    name : str
+        Name of the module's kind, such as "unrolled".
     weights : mapping of str to Tensor
         Its state.
     array : PlanarArray
         The surface that it was made for.
+    options : mapping
+        What rebuilds the module, as JSON values.
     card : mapping
-        JSON values: data, time, device, metrics.
+        JSON values: data, time, device, metrics. NaN and infinities become null.
 
     Raises
     ------
@@ -74,6 +76,16 @@ def save_model(
 
 def read_card(folder: Path) -> dict[str, Any]:
     """The card of a model folder.
+
+    Parameters
+    ----------
+    folder : Path
+        As :func:`save_model` made it.
+
+    Returns
+    -------
+    dict
+        ``name``, ``options``, ``array``, ``sha256`` (of the weights) and what was saved with them.
 
     Raises
     ------
@@ -103,9 +115,11 @@ def load_model(
     Parameters
     ----------
     folder : Path
+        As :func:`save_model` made it.
     build : callable
         Makes the module: ``risfast.models.build_backbone`` or its like.
     device : device
+        Where it goes.
     array : PlanarArray or None
         The surface it shall work for: refused where it is not the model's own.
 
@@ -143,6 +157,15 @@ def load_model(
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Put weights into a module.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Its state is replaced.
+    weights : mapping of str to Tensor
+        All of its state, by name.
+    origin : str
+        Where the weights come from, for messages.
 
     Raises
     ------

@@ -50,7 +50,15 @@ class ObjectiveOptions:
 
 
 class Terms(NamedTuple):
-    """Weighted total, and each term before its weight; scalars."""
+    """A loss and what it is made of.
+
+    Attributes
+    ----------
+    total : real scalar tensor
+        The weighted sum, for the gradient.
+    parts : dict of str to real scalar tensor
+        Each term before its weight.
+    """
 
     total: Tensor
     parts: dict[str, Tensor]
@@ -62,6 +70,7 @@ class BackboneObjective:
     Parameters
     ----------
     options : ObjectiveOptions, optional
+        Weights of the terms.
     cells : RangeCells or None
         Of the backbone's head; without them only the covariance counts.
     """

@@ -333,7 +333,13 @@ def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) ->
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure as .png, .pdf or .svg, by the ending of ``path``; an existing file is replaced.
+    """Write a figure; the ending of the name says in which format. The same data gives the same file.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+    path : str or Path
+        Ends in .png, .pdf or .svg; an existing file is replaced.
 
     Raises
     ------

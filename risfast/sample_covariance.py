@@ -107,6 +107,11 @@ def ls_snapshots(
     ------
     ShapeError, TypeError, ValueError
         See :func:`risfast.sensing.check_measurements`; a ridge or noise power out of range.
+
+    Notes
+    -----
+    A. E. Hoerl, R. W. Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 12,
+    1970.
     """
     check_measurements(y, codes, channel)
     operator = SensingOperator(codes, channel)
@@ -143,6 +148,11 @@ def ls_covariance(
     complex tensor, shape (..., N, N)
         Hermitian, positive semi-definite, of rank at most L; biased toward zero by the ridge, so scale it (as
         :func:`effective_covariance` does) before comparing.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As :func:`ls_snapshots`.
     """
     return _mean_outer(ls_snapshots(y, codes, channel, noise_power=noise_power, ridge=ridge))
 
@@ -204,7 +214,29 @@ def als_covariance(
     noise_power: Tensor | float | None = None,
     iterations: int = 50,
 ) -> Tensor:
-    """Factor F (..., N, r) of a rank-r covariance R = F F^H by alternating least squares; see :func:`als_fit`."""
+    """Rank-r covariance by alternating least squares: the factor alone of :func:`als_fit`.
+
+    Parameters
+    ----------
+    y, codes, channel : complex tensors, shapes (..., L, M), (..., L, N), (..., M, N)
+        Measurements, codes and channel.
+    rank : int
+        r, from 1 to N.
+    noise_power : float or real tensor, shape (...), or None
+        sigma^2; see :func:`als_fit`.
+    iterations : int
+        Alternations, >= 1.
+
+    Returns
+    -------
+    complex tensor, shape (..., N, r)
+        F with R = F F^H.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As :func:`als_fit`.
+    """
     return als_fit(y, codes, channel, rank, noise_power=noise_power, iterations=iterations).factor
 
 
@@ -253,7 +285,9 @@ def als_fit(
 
     Notes
     -----
-    An unstructured factor has K (N + L) - K^2 unknowns against M L measurements: on the reference system the fit is
+    Alternating minimisation of a low-rank matrix seen through linear maps: P. Jain, P. Netrapalli, S. Sanghavi,
+    "Low-rank matrix completion using alternating minimization", STOC 2013 (matrix sensing), here with ridges. An
+    unstructured factor has K (N + L) - K^2 unknowns against M L measurements: on the reference system the fit is
     underdetermined from about K = 2 (L = 16) or K = 5 (L = 64), and the ridge decides the rest.
     """
     check_measurements(y, codes, channel)

@@ -174,20 +174,65 @@ class SensingOperator:
         self.channel = channel
 
     def apply(self, x: Tensor) -> Tensor:
-        """y_l = H (c_l x_l): from (..., L, N), what falls on the surface, to (..., L, M), what the antennas see."""
+        """What the antennas see of what falls on the surface: y_l = H (c_l x_l).
+
+        Parameters
+        ----------
+        x : complex tensor, shape (..., L, N)
+            Field on the surface in each snapshot.
+
+        Returns
+        -------
+        complex tensor, shape (..., L, M)
+
+        Raises
+        ------
+        ShapeError
+            L or N is not that of the codes.
+        """
         if x.shape[-2:] != self.codes.shape[-2:]:
             raise ShapeError(f"x must have shape (.., L, N) = {tuple(self.codes.shape)}, got {tuple(x.shape)}")
         return (self.codes * x) @ self.channel.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
-        """x_l = conj(c_l) (H^H y_l): from (..., L, M) to (..., L, N)."""
+        """The adjoint of :meth:`apply`: x_l = conj(c_l) (H^H y_l).
+
+        Parameters
+        ----------
+        y : complex tensor, shape (..., L, M)
+            Something at the antennas in each snapshot.
+
+        Returns
+        -------
+        complex tensor, shape (..., L, N)
+
+        Raises
+        ------
+        ShapeError
+            L or M is not that of the codes and the channel.
+        """
         expected = (self.codes.shape[-2], self.channel.shape[-2])
         if y.shape[-2:] != expected:
             raise ShapeError(f"y must have shape (.., L, M) = (.., {expected[0]}, {expected[1]}), got {tuple(y.shape)}")
         return self.codes.conj() * (y @ self.channel.conj())
 
     def project(self, factor: Tensor) -> Tensor:
-        """Phi_l F for F (..., N, K): (..., L, M, K)."""
+        """Phi_l F of a factor, for all snapshots at once.
+
+        Parameters
+        ----------
+        factor : complex tensor, shape (..., N, K)
+            F.
+
+        Returns
+        -------
+        complex tensor, shape (..., L, M, K)
+
+        Raises
+        ------
+        ShapeError
+            N is not that of the codes.
+        """
         if factor.shape[-2] != self.codes.shape[-1]:
             raise ShapeError(
                 f"factor must have shape (.., N, K), N = {self.codes.shape[-1]}, got {tuple(factor.shape)}"
@@ -198,7 +243,13 @@ class SensingOperator:
         return (self.codes @ pairs.flatten(-2)).unflatten(-1, (m, k))
 
     def gram(self) -> Tensor:
-        """Phi_l Phi_l^H = H diag(|c_l|^2) H^H, Hermitian: (..., L, M, M)."""
+        """Phi_l Phi_l^H = H diag(|c_l|^2) H^H.
+
+        Returns
+        -------
+        complex tensor, shape (..., L, M, M)
+            Exactly Hermitian.
+        """
         m = self.channel.shape[-2]
         # sum_n |c_ln|^2 h_mn conj(h_m'n) is one GEMM over n
         pairs = self.channel.mT[..., :, None] * self.channel.mT.conj()[..., None, :]  # [.., N, M, M]
@@ -234,6 +285,11 @@ def source_symbols(
     Returns
     -------
     complex128 tensor, shape (B, L, K)
+
+    Raises
+    ------
+    ValueError
+        ``correlation`` is out of its range.
     """
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation must lie in [0, 1], got {correlation!r}")
@@ -324,7 +380,23 @@ _CODE_EFFECTS = ("code_phase_noise_rad", "amplitude_jitter", "dropped_elements",
 
 
 def impair_codes(codes: Tensor, array: PlanarArray, impairments: Impairments, draws: Draws) -> Tensor:
-    """The codes that the surface really applies where ``codes`` (B, L, N) are asked for; same shape and dtype."""
+    """The codes that the surface really applies where others are asked for.
+
+    Parameters
+    ----------
+    codes : complex tensor, shape (B, L, N)
+        Nominal codes.
+    array : PlanarArray
+        The nominal surface, N elements.
+    impairments : Impairments
+        Of which those of codes and elements matter here; with none of them, ``codes`` itself is returned.
+    draws : Draws
+        Random numbers of B scenes.
+
+    Returns
+    -------
+    complex tensor, shape and dtype of ``codes``
+    """
     n_snapshots, n = codes.shape[1:]
     if not any(getattr(impairments, effect) for effect in _CODE_EFFECTS):
         return codes

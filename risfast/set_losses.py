@@ -25,7 +25,24 @@ _LARGEST_COST = 1e30  # stands for a cost that is not finite: the assignment mus
 
 
 def check_sources(position: Tensor, mask: Tensor, name: str = "position") -> None:
-    """Check that ``position`` is real (B, K, 3) and ``mask`` bool (B, K)."""
+    """Check that positions and their mask belong together.
+
+    Parameters
+    ----------
+    position : real tensor, shape (B, K, 3)
+        Azimuth, elevation (radians), range (metres); values are not looked at.
+    mask : bool tensor, shape (B, K)
+        True where there is a source.
+    name : str
+        What messages call ``position``.
+
+    Raises
+    ------
+    TypeError
+        ``position`` is not real floating-point, or ``mask`` not bool.
+    ShapeError
+        A shape is another.
+    """
     if not position.is_floating_point():
         raise TypeError(f"{name} must be a real floating-point tensor, got {position.dtype}")
     if position.ndim != 3 or position.shape[-1] != 3:
@@ -47,7 +64,19 @@ def _check_prediction(predicted: Tensor, position: Tensor) -> None:
 
 
 def mean_over_sources(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the last axis where ``mask``; 0 where it is nowhere true. Masked values are not looked at."""
+    """Mean over the last axis of what is not masked. Masked values are not looked at, not even for their gradient.
+
+    Parameters
+    ----------
+    values : real tensor, shape (..., K)
+    mask : bool tensor, shape (..., K)
+        True where there is a source.
+
+    Returns
+    -------
+    real tensor, shape (...)
+        0 where the mask is nowhere true.
+    """
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum(-1) / mask.sum(-1).clamp_min(1)
 
@@ -184,6 +213,7 @@ def angle_chamfer(predicted: Tensor, position: Tensor, mask: Tensor, *, predicte
     predicted : real tensor, shape (B, P, 3)
         Azimuth, elevation in radians; the range is not looked at.
     position : real tensor, shape (B, K_max, 3)
+        The true ones.
     mask : bool tensor, shape (B, K_max)
         True where there is a source.
     predicted_mask : bool tensor, shape (B, P), optional

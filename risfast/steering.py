@@ -23,7 +23,17 @@ WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
 
 
 def check_wavefront(wavefront: str) -> None:
-    """Raise ValueError naming the known wavefronts if ``wavefront`` is none of them."""
+    """Refuse a wavefront that is none of the known ones.
+
+    Parameters
+    ----------
+    wavefront : str
+
+    Raises
+    ------
+    ValueError
+        It is not one of :data:`WAVEFRONTS`.
+    """
     if wavefront not in WAVEFRONTS:
         raise ValueError(f"wavefront must be one of {', '.join(WAVEFRONTS)}; got {wavefront!r}")
 
@@ -75,7 +85,9 @@ def steering_phase_gradient(
     Parameters
     ----------
     positions_m : real tensor, shape (N, 3)
+        Element positions p_n in metres.
     azimuth_rad, elevation_rad, range_m : real tensors, shape (...)
+        Radians, radians and metres.
     wavenumber, wavefront
         As :func:`steering_phase` takes them.
 

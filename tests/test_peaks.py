@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from risfast.errors import ShapeError
-from risfast.ops import peaks
+from risfast.ops import peaks_cpu as peaks
 from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
 from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
 

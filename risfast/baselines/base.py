@@ -40,6 +40,15 @@ class Baseline(Protocol):
 def check_request(measurement: Measurement, array: PlanarArray, n_sources: Tensor | None) -> None:
     """Check a request for B scenes before any work.
 
+    Parameters
+    ----------
+    measurement : Measurement
+        Of B scenes: complex ``y`` (B, L, M), ``codes`` (B, L, N), ``channel`` (B, M, N).
+    array : PlanarArray
+        The surface, N elements.
+    n_sources : int tensor, shape (B,), or None
+        How many sources are asked for in each scene, >= 0.
+
     Raises
     ------
     ShapeError, TypeError, ValueError
@@ -73,9 +82,18 @@ def check_request(measurement: Measurement, array: PlanarArray, n_sources: Tenso
 
 
 def by_count(counts: Tensor, find: Callable[[Tensor, int], Sequence[Sources]]) -> list[Sources]:
-    """Call ``find(scenes, count)`` once for all scenes of equal count, and put the answers in order.
+    """Call ``find`` once for all scenes of equal count, and put the answers in order.
 
-    ``scenes`` are indices; scenes of count 0 get no sources without a call.
+    Parameters
+    ----------
+    counts : int64 tensor, shape (B,)
+        On the CPU; scenes of count 0 get no sources without a call.
+    find : callable of (int64 tensor of scene indices, int) to a sequence of Sources
+        The sources of those scenes, in their order.
+
+    Returns
+    -------
+    list of B Sources
     """
     nothing = torch.zeros(0, dtype=torch.float64)
     found = [Sources(nothing, nothing, nothing, nothing, nothing)] * len(counts)
@@ -97,10 +115,11 @@ def completed(
     found : Sources
         Strongest first.
     count : int
-    axes : three tensors
-        Azimuths, elevations and ranges of the volume.
+        Sources wanted, >= 0.
+    axes : three real tensors, shapes (G_az,), (G_el,), (G_r,)
+        Azimuths and elevations in radians and ranges in metres of the volume.
     volume : real tensor, shape (G_az, G_el, G_r)
-        Powers of the points that fill up.
+        Powers of the points that fill up, linear; not looked at where ``found`` suffices.
     separation : (float, float, float)
         Closer than all of these in azimuth, elevation (radians) and range (metres) to a stronger source, a point is
         taken only when no other is left.

@@ -35,12 +35,18 @@ class CaponOptions:
     Attributes
     ----------
     loading : float
-        Diagonal loading relative to trace / N.
+        Diagonal loading relative to trace / N, > 0.
     detection : DetectionOptions
         Where the number of sources is not given.
     grid : SearchGrid or None
         None is :meth:`SearchGrid.reference`.
     wavefront : {"spherical", "fresnel", "planar"}
+        Of the steering vectors; see :func:`risfast.steering.steering_vectors`.
+
+    Raises
+    ------
+    ValueError
+        The loading is not positive.
     """
 
     loading: float = 1e-2
@@ -55,20 +61,63 @@ class CaponOptions:
 
 
 def peaks_without_threshold(detection: DetectionOptions, count: int) -> DetectionOptions:
-    """Options that keep the ``count`` strongest separate peaks, whatever their height."""
+    """Options that keep the ``count`` strongest separate peaks, whatever their height.
+
+    Parameters
+    ----------
+    detection : DetectionOptions
+        Where window, separation and refinement come from.
+    count : int
+        Peaks wanted; at least four times as many candidates are refined.
+
+    Returns
+    -------
+    DetectionOptions
+    """
     candidates = max(detection.candidates, 4 * count)
     return replace(detection, max_db=_EVERY_DB, mad_z=None, prominence_db=0.0, max_sources=None, candidates=candidates)
 
 
 def separation(detection: DetectionOptions) -> tuple[float, float, float]:
-    """In azimuth, elevation and range."""
+    """How far apart two peaks are two sources.
+
+    Parameters
+    ----------
+    detection : DetectionOptions
+
+    Returns
+    -------
+    (float, float, float)
+        In azimuth, elevation (radians) and range (metres).
+    """
     return detection.separation_rad, detection.separation_rad, detection.separation_m
 
 
 def capon_sources(
     covariance: Tensor, array: PlanarArray, options: CaponOptions, n_sources: Tensor | None
 ) -> list[Sources]:
-    """Peaks of the Capon spectrum of covariances (B, N, N); exactly ``n_sources`` (B,) where they are given."""
+    """Peaks of the Capon spectrum of a batch of covariances.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        As estimated; :func:`risfast.covariance.effective_covariance` normalises it here.
+    array : PlanarArray
+        N elements.
+    options : CaponOptions
+    n_sources : int64 tensor, shape (B,), or None
+        How many to report in each scene; None leaves that to ``options.detection``.
+
+    Returns
+    -------
+    list of B Sources
+        Strongest first; exactly ``n_sources`` of them where that is given, filled up by :func:`completed`.
+
+    Notes
+    -----
+    J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57, 1969, through
+    :func:`risfast.detect.detect_sources`. No gradient.
+    """
     with torch.no_grad():
         effective = effective_covariance(covariance)
         grid = options.grid if options.grid is not None else SearchGrid.reference()
@@ -98,6 +147,7 @@ class LsCapon:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : CaponOptions, optional
     """
 
@@ -105,7 +155,17 @@ class LsCapon:
         self.array, self.options = array, options or CaponOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`."""
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+
+        Returns
+        -------
+        list of B Sources
+        """
         check_request(measurement, self.array, n_sources)
         covariance = ls_covariance(
             measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
@@ -120,10 +180,16 @@ class AlsCaponOptions:
     Attributes
     ----------
     rank : int
-        Of the covariance where the number of sources is not given.
+        Of the covariance where the number of sources is not given, >= 1.
     iterations : int
-        Of the alternating least squares.
+        Of the alternating least squares, >= 1.
     capon : CaponOptions
+        Of the spectrum.
+
+    Raises
+    ------
+    ValueError
+        A count is below 1.
     """
 
     rank: int = 5
@@ -144,6 +210,7 @@ class AlsCapon:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : AlsCaponOptions, optional
     """
 
@@ -151,7 +218,18 @@ class AlsCapon:
         self.array, self.options = array, options or AlsCaponOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`."""
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+            Is the rank of each covariance too, within 1 .. N.
+
+        Returns
+        -------
+        list of B Sources
+        """
         check_request(measurement, self.array, n_sources)
         n = self.array.n_elements
         ranks = torch.full((len(measurement),), self.options.rank) if n_sources is None else n_sources.cpu()
@@ -178,6 +256,7 @@ class TrueCapon:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : CaponOptions, optional
     truth : complex tensor, shape (B, N, N), optional
         Covariances of the scenes that :meth:`localize` is asked for, such as ``scenes.true_covariance()``.
@@ -187,11 +266,31 @@ class TrueCapon:
         self.array, self.options, self.truth = array, options or CaponOptions(), truth
 
     def with_truth(self, truth: Tensor) -> TrueCapon:
-        """The same for other scenes."""
+        """The same for other scenes.
+
+        Parameters
+        ----------
+        truth : complex tensor, shape (B, N, N)
+            Covariances of those scenes.
+
+        Returns
+        -------
+        TrueCapon
+        """
         return TrueCapon(self.array, self.options, truth)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`; the measurements are only counted.
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`. The measurements are only counted.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            Of the scenes of the truth, in its order.
+        n_sources : int64 tensor, shape (B,), or None
+
+        Returns
+        -------
+        list of B Sources
 
         Raises
         ------
@@ -218,6 +317,7 @@ class TransformerCaponOptions:
     seed : int
         Of its parameters.
     capon : CaponOptions
+        Of the spectrum.
     """
 
     n_antennas: int = 16
@@ -231,6 +331,7 @@ class TransformerCapon:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : TransformerCaponOptions, optional
     backbone : nn.Module, optional
         A trained :class:`risfast.models.transformer.TransformerBackbone`; without it, one with fresh parameters.
@@ -252,7 +353,18 @@ class TransformerCapon:
         self.backbone = backbone.eval()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`."""
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            M and N as the network was made for.
+        n_sources : int64 tensor, shape (B,), or None
+
+        Returns
+        -------
+        list of B Sources
+        """
         check_request(measurement, self.array, n_sources)
         if len(measurement) == 0:
             return []

@@ -39,13 +39,13 @@ class DecoupledMusicOptions:
     Attributes
     ----------
     azimuth_rad, elevation_rad : float
-        Half the field of view.
+        Half the field of view, radians, in (0, pi/2].
     range_m : (float, float)
-        Nearest and farthest source.
+        Nearest and farthest source, metres.
     n_phases : int
-        Points of the direction spectrum along each axis of the lattice.
+        Points of the direction spectrum along each axis of the lattice, >= 8.
     n_ranges : int
-        Points of the sweep, uniform in 1/range.
+        Points of the sweep, uniform in 1/range, >= 3.
     share : float in (0, 1]
         Side of the smoothed part, relative to that of the lattice.
     criterion : {"mdl", "aic"}
@@ -54,6 +54,11 @@ class DecoupledMusicOptions:
         Largest number that the criterion may choose.
     wavefront : {"spherical", "fresnel", "planar"}
         Of the range sweep.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
     """
 
     azimuth_rad: float = REFERENCE_AZIMUTH_RAD
@@ -106,11 +111,12 @@ class DecoupledMusic:
 
     Notes
     -----
-    After Ramezani, Kosasih and Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
-    localization", 2024. With more than a quarter of a wavelength between elements the doubled spacing has aliases: each
-    direction that they leave within the field of view is swept, and the one with the deepest null is taken. The
-    directions inherit the error of the Fresnel wavefront: on the reference surface 0.2 degrees rms beyond 4 m, and
-    1.2 degrees over 0.5 to 10 m.
+    After P. Ramezani, A. Kosasih, E. Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
+    localization", 2024; parts of the lattice are averaged as in T.-J. Shan, M. Wax, T. Kailath, "On spatial smoothing
+    for direction-of-arrival estimation of coherent signals", IEEE Trans. ASSP 33, 1985. With more than a quarter of a
+    wavelength between elements the doubled spacing has aliases: each direction that they leave within the field of view
+    is swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
+    the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
     """
 
     def __init__(self, array: PlanarArray, options: DecoupledMusicOptions | None = None) -> None:
@@ -121,7 +127,18 @@ class DecoupledMusic:
         self._lattice: Lattice = lattice
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`.
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+            At most :attr:`most_sources` each.
+
+        Returns
+        -------
+        list of B Sources
+            As :meth:`of_covariance` gives them.
 
         Raises
         ------
@@ -162,12 +179,25 @@ class DecoupledMusic:
         return min((self._lattice.n_h - h + 1) * (self._lattice.n_v - v + 1), h * v - 1)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
-        """Exactly ``count`` sources of each of the covariances (B, N, N).
+        """Exactly ``count`` sources of each of a batch of covariances.
+
+        Parameters
+        ----------
+        covariance : complex tensor, shape (B, N, N)
+            Element order as in the array.
+        count : int
+            From 1 to :attr:`most_sources`.
+
+        Returns
+        -------
+        list of B Sources
+            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all;
+            ``confidence`` is 1 - (N - ||U^H a||^2) / N, from 0 to 1.
 
         Raises
         ------
         ValueError
-            ``count`` is above :attr:`most_sources`.
+            ``count`` is out of its range, or fewer directions lie in the field of view.
         """
         if not 1 <= count <= self.most_sources:
             raise ValueError(f"n_sources must lie in 1 .. {self.most_sources} for this lattice, got {count}")

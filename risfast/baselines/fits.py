@@ -34,9 +34,13 @@ class SblOptions:
     Attributes
     ----------
     steps : int
+        Majorise-minimise steps.
     axes : AtomAxes
+        Where atoms stand.
     detection : PowerDetection
+        How their powers are read out; its thresholds are not used where the number of sources is given.
     wavefront : {"spherical", "fresnel", "planar"}
+        Of the atoms.
     """
 
     steps: int = 30
@@ -51,7 +55,14 @@ class Sbl:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : SblOptions, optional
+
+    Notes
+    -----
+    M. E. Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1, 2001; the step p <- p sqrt(n /
+    d) is that of P. Gerstoft, C. F. Mecklenbräuker, A. Xenaki, S. Nannuru, "Multisnapshot sparse Bayesian learning for
+    DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see ``risfast.models.fit``.
     """
 
     def __init__(self, array: PlanarArray, options: SblOptions | None = None) -> None:
@@ -61,7 +72,18 @@ class Sbl:
         self.fit = UnrolledBackbone(array, fit).eval()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`."""
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+
+        Returns
+        -------
+        list of B Sources
+            ``confidence`` is the share of the scene's power.
+        """
         check_request(measurement, self.array, n_sources)
         if len(measurement) == 0:
             return []
@@ -88,9 +110,11 @@ class GreedyMlOptions:
     Attributes
     ----------
     polish : PolishOptions
+        Births, moves and the penalty of a source.
     axes : AtomAxes
         Where new sources are looked for.
     wavefront : {"spherical", "fresnel", "planar"}
+        Of the atoms and of the likelihood.
     """
 
     polish: PolishOptions = field(default_factory=lambda: PolishOptions(births=8))
@@ -107,7 +131,13 @@ class GreedyMl:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : GreedyMlOptions, optional
+
+    Notes
+    -----
+    The likelihood is the stochastic one of ``risfast.likelihood``, y_l ~ CN(0, Phi_l A P A^H Phi_l^H + sigma^2 I);
+    births, joint moves and the penalty are those of :func:`risfast.polish.polish_sources`, started from no source.
     """
 
     def __init__(self, array: PlanarArray, options: GreedyMlOptions | None = None) -> None:
@@ -115,7 +145,17 @@ class GreedyMl:
         self.atoms = AtomGrid(array, self.options.axes, self.options.wavefront)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`."""
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+
+        Returns
+        -------
+        list of B Sources
+        """
         check_request(measurement, self.array, n_sources)
         with torch.no_grad():
             if n_sources is None:

@@ -33,6 +33,7 @@ def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", mos
     n_samples : int
         T, the samples behind each covariance.
     criterion : {"mdl", "aic"}
+        Minimum description length, or Akaike's information criterion.
     most : int, optional
         Largest number considered; at most n - 1.
 
@@ -47,9 +48,9 @@ def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", mos
 
     Notes
     -----
-    Wax and Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k with the
-    least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2 for MDL and
-    k (2n - k) for AIC.
+    M. Wax, T. Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k with
+    the least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2 for MDL
+    and k (2n - k) for AIC.
     """
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
@@ -79,12 +80,18 @@ class MusicOptions:
     criterion : {"mdl", "aic"}
         Of the number of sources, where it is not given.
     max_sources : int
-        Largest number that the criterion may choose.
+        Largest number that the criterion may choose, >= 1.
     detection : DetectionOptions
         Candidates, refinement and separation of peaks; its thresholds are not used.
     grid : SearchGrid or None
         None is :meth:`SearchGrid.reference`.
     wavefront : {"spherical", "fresnel", "planar"}
+        Of the steering vectors.
+
+    Raises
+    ------
+    ValueError
+        An unknown criterion, or a count below 1.
     """
 
     criterion: str = "mdl"
@@ -102,10 +109,25 @@ class MusicOptions:
 
 
 def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: int) -> Tensor:
-    """:func:`model_order` of covariances (B, N, N) made of L fields of N elements.
+    """:func:`model_order` of covariances made of L fields of N elements.
 
-    min(N, L) of their eigenvalues can differ from zero: with fewer fields than elements the fields take the part of
-    the channels and the elements that of the samples.
+    min(N, L) of their eigenvalues can differ from zero: with fewer fields than elements the fields take the part of the
+    channels and the elements that of the samples.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        Hermitian.
+    n_snapshots : int
+        L.
+    criterion : {"mdl", "aic"}
+        See :func:`model_order`.
+    most : int
+        Largest number considered.
+
+    Returns
+    -------
+    int64 tensor, shape (B,)
     """
     n = covariance.shape[-1]
     value = torch.linalg.eigvalsh(covariance.to(torch.complex128))[:, -min(n, n_snapshots) :]
@@ -113,7 +135,20 @@ def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: i
 
 
 def leading(covariance: Tensor, count: int) -> Tensor:
-    """The ``count`` leading eigenvectors (B, N, count) in the dtype of the covariances."""
+    """The leading eigenvectors of covariances, computed in complex128.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        Hermitian.
+    count : int
+        Eigenvectors, 1 .. N.
+
+    Returns
+    -------
+    complex tensor, shape (B, N, count)
+        Orthonormal columns by rising eigenvalue, in the dtype of ``covariance``.
+    """
     return torch.linalg.eigh(covariance.to(torch.complex128)).eigenvectors[..., -count:].to(covariance.dtype)
 
 
@@ -123,6 +158,7 @@ class LsMusic:
     Parameters
     ----------
     array : PlanarArray
+        The surface.
     options : MusicOptions, optional
 
     Notes
@@ -135,7 +171,17 @@ class LsMusic:
         self.array, self.options = array, options or MusicOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """See :class:`risfast.baselines.Baseline`.
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+            Each below N.
+
+        Returns
+        -------
+        list of B Sources
 
         Raises
         ------
@@ -158,7 +204,20 @@ class LsMusic:
         )
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
-        """The ``count`` strongest peaks of the MUSIC spectra of covariances (B, N, N)."""
+        """The strongest peaks of the MUSIC spectra of a batch of covariances.
+
+        Parameters
+        ----------
+        covariance : complex tensor, shape (B, N, N)
+            Hermitian, element order as in the array.
+        count : int
+            Sources of each, 1 .. N - 1; the dimension of the signal subspace.
+
+        Returns
+        -------
+        list of B Sources
+            Exactly ``count`` each, filled up by :func:`risfast.baselines.base.completed`.
+        """
         o = self.options
         grid = o.grid if o.grid is not None else SearchGrid.reference()
         subspace = leading(covariance, count)
@@ -182,7 +241,20 @@ class LsMusic:
 
 
 def check_subspace(counts: Tensor, array: PlanarArray) -> None:
-    """Raise ValueError where a signal subspace would leave no noise."""
+    """Refuse a signal subspace that would leave no noise.
+
+    Parameters
+    ----------
+    counts : int64 tensor, shape (B,)
+        Sources of each scene.
+    array : PlanarArray
+        N elements.
+
+    Raises
+    ------
+    ValueError
+        A count is N or more.
+    """
     if len(counts) and int(counts.max()) >= array.n_elements:
         raise ValueError(
             f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"

@@ -43,7 +43,7 @@ def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseli
         One of :data:`BASELINES`.
     array : PlanarArray
         The surface that it is for.
-    options : dataclass or None
+    options : dataclass, optional
         Of the class that :data:`BASELINES` names; None is its defaults.
 
     Returns

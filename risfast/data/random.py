@@ -61,6 +61,7 @@ class SceneRandom:
     Parameters
     ----------
     seed : int in [0, 2^64)
+        Which endless set of numbers.
     indices : sequence of int or int64 tensor, shape (B,)
         Which scenes; each >= 0. Repeats are allowed and give the same numbers.
     device : device
@@ -106,7 +107,24 @@ class SceneRandom:
         return int(self.indices.numel())
 
     def words(self, stream: int, count: int) -> Tensor:
-        """``count`` independent uniform 32-bit words a scene: int64, shape (B, count)."""
+        """Independent uniform 32-bit words.
+
+        Parameters
+        ----------
+        stream : int in [0, 2^32)
+            Which stream; see :class:`risfast.draws.Stream`.
+        count : int
+            Words a scene, >= 0.
+
+        Returns
+        -------
+        int64 tensor, shape (B, count), values in [0, 2^32)
+
+        Raises
+        ------
+        ValueError
+            ``stream`` is out of its range.
+        """
         if not 0 <= stream < _MAX_STREAM:
             raise ValueError(f"stream must lie in [0, 2^32), got {stream}")
         block = torch.arange(-(-count // 4), device=self.device)
@@ -115,28 +133,99 @@ class SceneRandom:
         return torch.stack(philox(counter, self._key), -1).flatten(1)[:, :count]
 
     def uniform(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Uniform numbers in the open interval (0, 1), in steps of 2^-32: float64, shape (B, *shape)."""
+        """Uniform numbers in the open interval (0, 1), in steps of 2^-32.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`words` takes it.
+        shape : sequence of int
+            Of the numbers of one scene.
+
+        Returns
+        -------
+        float64 tensor, shape (B, *shape)
+        """
         words = self.words(stream, math.prod(shape))
         return words.double().add_(0.5).mul_(2.0**-32).reshape(self.batch, *shape)
 
     def integers(self, stream: int, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
-        """Integers uniform in low <= n < high (to within 2^-32): int64, shape (B, *shape)."""
+        """Integers uniform in low <= n < high, to within 2^-32.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`words` takes it.
+        low, high : int
+            high - low from 1 to 2^32 - 1.
+        shape : sequence of int
+            Of the numbers of one scene.
+
+        Returns
+        -------
+        int64 tensor, shape (B, *shape)
+
+        Raises
+        ------
+        ValueError
+            ``high`` is not above ``low``, or too far above.
+        """
         if not 0 < high - low <= _WORD:
             raise ValueError(f"high must exceed low by 1 to 2^32 - 1, got low = {low} and high = {high}")
         return (self.uniform(stream, shape) * (high - low)).long() + low
 
     def complex_normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Circular complex normal numbers of unit variance (Box-Muller, |z| < 4.8): complex128, shape (B, *shape)."""
+        """Circular complex normal numbers of unit variance, |z| < 4.8.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`words` takes it.
+        shape : sequence of int
+            Of the numbers of one scene.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, *shape)
+
+        Notes
+        -----
+        G. E. P. Box, M. E. Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29, 1958.
+        """
         pairs = self.uniform(stream, (math.prod(shape), 2))
         z = torch.polar((-pairs[..., 0].log()).sqrt(), 2 * math.pi * pairs[..., 1])
         return z.reshape(self.batch, *shape)
 
     def normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
-        """Standard normal numbers (Box-Muller, |x| < 6.8): float64, shape (B, *shape)."""
+        """Standard normal numbers, |x| < 6.8: the parts of :meth:`complex_normal`, scaled.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`words` takes it.
+        shape : sequence of int
+            Of the numbers of one scene.
+
+        Returns
+        -------
+        float64 tensor, shape (B, *shape)
+        """
         count = math.prod(shape)
         z = self.complex_normal(stream, (-(-count // 2),))
         return torch.view_as_real(z).flatten(1)[:, :count].mul(math.sqrt(2.0)).reshape(self.batch, *shape)
 
     def permutation(self, stream: int, count: int) -> Tensor:
-        """A random order of 0 .. count-1: int64, shape (B, count)."""
+        """A random order of 0 .. count - 1.
+
+        Parameters
+        ----------
+        stream : int
+            As :meth:`words` takes it.
+        count : int
+            Entries.
+
+        Returns
+        -------
+        int64 tensor, shape (B, count)
+        """
         return self.words(stream, count).argsort(dim=1, stable=True)

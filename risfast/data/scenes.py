@@ -48,6 +48,11 @@ class Coherence:
         Sources in the group (all of the scene's, if it has fewer).
     correlation : float in [0, 1]
         Magnitude of the correlation of any two of them.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
     """
 
     probability: float = 0.0
@@ -173,9 +178,13 @@ class Scenes:
     config : SystemConfig
         Holds the nominal array.
     indices : int64 tensor, shape (B,)
+        Which scenes of the endless set.
     y : complex tensor, shape (B, L, M)
+        Snapshots, noise included.
     codes : complex tensor, shape (B, L, N)
+        Nominal codes c_l.
     channel : complex tensor, shape (B, M, N)
+        H.
     noise_power : real tensor, shape (B,)
         sigma^2, linear.
     snr_db : real tensor, shape (B,)
@@ -212,7 +221,17 @@ class Scenes:
         return self.y.shape[0]
 
     def to(self, device: torch.device | str) -> Scenes:
-        """The same scenes on another device."""
+        """The same scenes on another device.
+
+        Parameters
+        ----------
+        device : device
+            Where every tensor goes; the configuration stays on the CPU.
+
+        Returns
+        -------
+        Scenes
+        """
         tensors = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "config"}
         return replace(self, **tensors)
 

@@ -54,10 +54,11 @@ class ShardSpec:
     system : SystemConfig
         Its scenes, ``n_snapshots`` included.
     seed : int
+        Of :func:`risfast.data.generate_scenes`.
     count : int
         Scenes of the set, at least 1.
     shard_size : int
-        Scenes of a shard (the last may be smaller).
+        Scenes of a shard (the last may be smaller), at least 1.
     sample_covariance : bool
         Whether to keep the least-squares sample covariance of each scene too, [N, N].
 
@@ -95,7 +96,17 @@ class ShardSpec:
         return [range(a, min(a + self.shard_size, self.count)) for a in range(0, self.count, self.shard_size)]
 
     def shapes(self, scenes: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each array of a shard with so many scenes."""
+        """Shape and dtype of each array of a shard.
+
+        Parameters
+        ----------
+        scenes : int
+            Scenes of the shard.
+
+        Returns
+        -------
+        dict of str to (tuple of int, str)
+        """
         s = self.system
         n, k = s.array.n_elements, s.max_sources
         found: dict[str, tuple[tuple[int, ...], str]] = {
@@ -164,12 +175,16 @@ def write_shards(
     folder : Path
         New, empty, or of the same set.
     spec : ShardSpec
+        What the set holds.
     device : device
         Where the scenes are made.
     report : callable of (scenes done, scenes of the set), optional
+        Called at the start, after each batch and at the end.
 
     Raises
     ------
+    FileFormatError
+        The manifest in the folder is damaged or of another format.
     ValueError
         The folder holds another set, or something else.
     OSError
@@ -265,6 +280,7 @@ class ShardSet:
     Parameters
     ----------
     folder : Path
+        As :func:`write_shards` made it.
     system : SystemConfig or None
         The system that the scenes are wanted for: refused where the set was made for another.
     verify : bool
@@ -346,7 +362,19 @@ class ShardSet:
         return wanted
 
     def scenes(self, indices: Tensor, device: torch.device | str = "cpu") -> Scenes:
-        """The scenes ``indices`` (int64, (B,)), in that order.
+        """Some scenes of the set, in the order asked for.
+
+        Parameters
+        ----------
+        indices : int64 tensor, shape (B,)
+            Which, from 0; repeats are allowed.
+        device : device
+            Where they go.
+
+        Returns
+        -------
+        Scenes
+            In single precision.
 
         Raises
         ------
@@ -358,7 +386,16 @@ class ShardSet:
         return Scenes(config=self.system, indices=wanted, **arrays).to(device)
 
     def sample_covariance(self, indices: Tensor) -> Tensor:
-        """Least-squares sample covariances of the scenes ``indices``, complex64 (B, N, N).
+        """Least-squares sample covariances of some scenes; see :func:`risfast.sample_covariance.ls_covariance`.
+
+        Parameters
+        ----------
+        indices : int64 tensor, shape (B,)
+            Which scenes, from 0.
+
+        Returns
+        -------
+        complex64 tensor, shape (B, N, N), on the CPU
 
         Raises
         ------
@@ -372,6 +409,18 @@ class ShardSet:
         return self._gather(_SAMPLE, self._checked(indices))
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Scenes]:
-        """All scenes in order, ``size`` at a time (the last batch may be smaller)."""
+        """All scenes in order.
+
+        Parameters
+        ----------
+        size : int
+            Scenes of a batch; the last may be smaller.
+        device : device
+            Where they go.
+
+        Yields
+        ------
+        Scenes
+        """
         for start in range(0, len(self), size):
             yield self.scenes(torch.arange(start, min(start + size, len(self))), device)

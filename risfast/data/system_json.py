@@ -18,6 +18,10 @@ __all__ = ["array_from_json", "array_to_json", "differing_fields", "system_from_
 def array_to_json(array: PlanarArray) -> dict[str, Any]:
     """Description of an array that :func:`array_from_json` turns back into the same one, to the last bit.
 
+    Parameters
+    ----------
+    array : PlanarArray
+
     Returns
     -------
     dict
@@ -44,6 +48,15 @@ def array_to_json(array: PlanarArray) -> dict[str, Any]:
 def array_from_json(description: Mapping[str, Any]) -> PlanarArray:
     """The array that :func:`array_to_json` described.
 
+    Parameters
+    ----------
+    description : mapping
+        As :func:`array_to_json` returns it.
+
+    Returns
+    -------
+    PlanarArray
+
     Raises
     ------
     ValueError, ShapeError
@@ -61,7 +74,17 @@ def array_from_json(description: Mapping[str, Any]) -> PlanarArray:
 
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
-    """Every field of a system as JSON values: numbers, strings, lists and tables."""
+    """Every field of a system as JSON values: numbers, strings, lists and tables.
+
+    Parameters
+    ----------
+    config : SystemConfig
+
+    Returns
+    -------
+    dict
+        By name of the field; the array as :func:`array_to_json` says, impairments and coherence as tables.
+    """
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["array"] = array_to_json(config.array)
     values["impairments"] = asdict(config.impairments)
@@ -71,6 +94,15 @@ def system_to_json(config: SystemConfig) -> dict[str, Any]:
 
 def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     """The system that :func:`system_to_json` described.
+
+    Parameters
+    ----------
+    description : mapping
+        As :func:`system_to_json` returns it.
+
+    Returns
+    -------
+    SystemConfig
 
     Raises
     ------
@@ -91,7 +123,18 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of the entries in which two nested descriptions differ, dotted and sorted."""
+    """Names of the entries in which two nested descriptions differ.
+
+    Parameters
+    ----------
+    a, b : mapping
+        JSON values; tables may be nested.
+
+    Returns
+    -------
+    list of str
+        Sorted; those of a nested table with its name and a dot before them.
+    """
     found: list[str] = []
     for name in sorted(set(a) | set(b)):
         left, right = a.get(name), b.get(name)

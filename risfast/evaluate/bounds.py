@@ -61,7 +61,18 @@ class SourceBound:
         return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
     def implied_recall(self, tolerance: Tolerance | None = None) -> Tensor:
-        """Chance (B, K) that an error of this covariance is a hit; see :func:`implied_recall`."""
+        """Chance that an error of this covariance is a hit; see :func:`implied_recall`.
+
+        Parameters
+        ----------
+        tolerance : Tolerance, optional
+            By default 5 degrees, 5 degrees and 1 m.
+
+        Returns
+        -------
+        float64 tensor, shape (B, K)
+            NaN where there is no source.
+        """
         return implied_recall(self.covariance, tolerance)
 
 
@@ -69,6 +80,17 @@ def true_state(scenes: Scenes) -> SourceState:
     """The truth of simulated scenes, as the likelihood takes it.
 
     With impairments it is the truth of the nominal system; what coherent sources have in common is left out.
+
+    Parameters
+    ----------
+    scenes : Scenes
+        B scenes.
+
+    Returns
+    -------
+    SourceState
+        Positions as (azimuth, elevation, 1/range), powers, sigma^2 and the mask, float64; range 1 m and power 1 where
+        there is no source.
     """
     position = scenes.position.double().clone()
     position[..., 2] = 1 / torch.where(scenes.mask, position[..., 2], 1.0)

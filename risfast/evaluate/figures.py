@@ -59,7 +59,15 @@ _PARTS = ("azimuth", "elevation", "range", "xyz")
 
 
 class Interval(NamedTuple):
-    """A figure and its bootstrap interval; NaN where it does not exist."""
+    """A figure and its bootstrap interval; NaN where it does not exist.
+
+    Attributes
+    ----------
+    value : float
+        The figure of all scenes.
+    low, high : float
+        Ends of the interval.
+    """
 
     value: float
     low: float
@@ -89,6 +97,7 @@ def figures(scores: Scores) -> dict[str, float]:
     Parameters
     ----------
     scores : Scores
+        Of S scenes; S may be 0.
 
     Returns
     -------
@@ -105,7 +114,9 @@ def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, see
     Parameters
     ----------
     scores : Scores
+        Of S scenes.
     resamples : int
+        Times that S scenes are drawn with replacement, >= 1.
     level : float in (0, 1)
         Of the intervals.
     seed : int
@@ -114,6 +125,7 @@ def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, see
     Returns
     -------
     dict of str to Interval
+        The keys of :data:`FIGURES`.
 
     Raises
     ------
@@ -122,8 +134,8 @@ def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, see
 
     Notes
     -----
-    Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979. Resamples in which a figure does
-    not exist are left out of its interval.
+    B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979. Resamples in which a figure
+    does not exist are left out of its interval.
     """
     weights = _weights(len(scores), resamples, level, seed)
     value, spread = figures(scores), _resampled(scores, weights)
@@ -145,6 +157,7 @@ def bootstrap_difference(
     Returns
     -------
     dict of str to Interval
+        The keys of :data:`FIGURES`.
 
     Raises
     ------
@@ -177,6 +190,7 @@ def table(
     Parameters
     ----------
     scores : Scores
+        Of S scenes.
     variable : {"sources", "snr_db", "range_m"}
         Of scenes: their true number of sources, their SNR. Of sources and estimates: their range; see
         :meth:`Scores.in_range`.
@@ -188,6 +202,7 @@ def table(
     Returns
     -------
     list of Row
+        One fewer than edges.
 
     Raises
     ------

@@ -89,6 +89,7 @@ class Scores:
     Attributes
     ----------
     n_true, n_estimated : int64 arrays, shape (S,)
+        Sources and estimates of each scene.
     snr_db : float64 array, shape (S,)
         NaN where it is not known.
     gospa : float64 array, shape (S, 3)
@@ -96,12 +97,15 @@ class Scores:
     source_scene : int64 array, shape (T,)
         The scene of each true source.
     source_position : float64 array, shape (T, 3)
+        Azimuth, elevation (radians), range (metres).
     source_error : float64 array, shape (T, 4)
         Azimuth, elevation (radians), range and distance (metres) of the estimate it is paired with; NaN without one.
     source_hit : bool array, shape (T,)
+        Whether that estimate is within tolerance.
     source_bound : float64 array, shape (T, 3)
         Bounds on range and position in metres, and implied recall; NaN where they are not known.
     estimate_scene, estimate_range_m, estimate_hit : arrays, shape (E,)
+        Scene (int64), range in metres (float64) and whether it is a hit (bool) of each estimate.
     partial : bool
         Whether sources or estimates were left out: figures of whole scenes are NaN then.
     """
@@ -125,7 +129,17 @@ class Scores:
         return len(self.n_true)
 
     def of_scenes(self, keep: Array) -> Scores:
-        """The scenes where the bool array ``keep`` (S,) holds."""
+        """Some of the scenes, in their order.
+
+        Parameters
+        ----------
+        keep : bool array, shape (S,)
+            True for the scenes that stay.
+
+        Returns
+        -------
+        Scores
+        """
         number = np.cumsum(keep) - 1
         source, estimate = keep[self.source_scene], keep[self.estimate_scene]
         parts = {name: getattr(self, name)[keep] for name in ("n_true", "n_estimated", "snr_db", "gospa")}
@@ -138,6 +152,16 @@ class Scores:
         """True sources and estimates with low <= range < high; all scenes stay.
 
         Recall is then that of the sources in the interval, and precision that of the estimates in it.
+
+        Parameters
+        ----------
+        low_m, high_m : float
+            The interval in metres.
+
+        Returns
+        -------
+        Scores
+            With ``partial`` set.
         """
         r, e = self.source_position[:, 2], self.estimate_range_m
         part = self._parts((r >= low_m) & (r < high_m), (e >= low_m) & (e < high_m))
@@ -150,7 +174,17 @@ class Scores:
 
     @staticmethod
     def joined(parts: Sequence[Scores]) -> Scores:
-        """The scenes of all parts, in order; at least one part."""
+        """The scenes of all parts, in order.
+
+        Parameters
+        ----------
+        parts : sequence of Scores
+            At least one.
+
+        Returns
+        -------
+        Scores
+        """
         first = np.cumsum([0, *(len(p) for p in parts)])
         moved = [
             replace(p, source_scene=p.source_scene + n, estimate_scene=p.estimate_scene + n)
@@ -178,12 +212,13 @@ def score(
     estimated, true : sequences of S real array_likes, shapes (Ke, 3) and (Kt, 3)
         (azimuth, elevation, range) in radians and metres.
     snr_db : real array_like, shape (S,), optional
+        SNR of each scene in dB.
     bound : sequence of S real array_likes, shape (Kt, 3), optional
         Bounds on range and position in metres, and implied recall, of each true source.
     tolerance : Tolerance, optional
-        The gate of a hit.
+        The gate of a hit; by default 5 degrees, 5 degrees and 1 m.
     cutoff_m : float
-        Of :func:`gospa`.
+        Of :func:`gospa`, metres.
 
     Returns
     -------
@@ -235,7 +270,9 @@ def score_scenes(
     Parameters
     ----------
     found : sequence of B Sources
+        What was found in each scene.
     scenes : Scenes
+        B scenes.
     bound : SourceBound, optional
         Of the same scenes, from :func:`risfast.evaluate.bounds.scene_bound`.
     tolerance, cutoff_m

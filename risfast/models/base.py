@@ -27,8 +27,14 @@ class Measurement:
     codes : complex tensor, shape (B, L, N)
         Nominal phase codes.
     channel : complex tensor, shape (B, M, N)
+        H.
     noise_power : real tensor, shape (B,), or None
         sigma^2, linear; None where it is not known and has to be estimated.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        See :func:`risfast.sensing.check_measurements`.
     """
 
     y: Tensor
@@ -42,7 +48,19 @@ class Measurement:
 
     @classmethod
     def of(cls, scenes: Scenes, *, noise_known: bool = True) -> Measurement:
-        """The measurements of simulated scenes, without their answers."""
+        """The measurements of simulated scenes, without their answers.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            B scenes.
+        noise_known : bool
+            Whether sigma^2 is told.
+
+        Returns
+        -------
+        Measurement
+        """
         return cls(scenes.y, scenes.codes, scenes.channel, scenes.noise_power if noise_known else None)
 
     def __len__(self) -> int:
@@ -55,7 +73,17 @@ class Measurement:
         return Measurement(self.y[index], self.codes[index], self.channel[index], noise)
 
     def to(self, device: torch.device | str) -> Measurement:
-        """The same on another device."""
+        """The same on another device.
+
+        Parameters
+        ----------
+        device : device
+            Where every tensor goes.
+
+        Returns
+        -------
+        Measurement
+        """
         noise = None if self.noise_power is None else self.noise_power.to(device)
         return Measurement(self.y.to(device), self.codes.to(device), self.channel.to(device), noise)
 
@@ -107,7 +135,18 @@ class Backbone(Protocol):
     """A ``torch.nn.Module`` from measurements to a covariance."""
 
     def forward(self, measurement: Measurement) -> CovarianceEstimate:
-        """Estimate the covariance that the surface receives, for each scene."""
+        """Estimate the covariance that the surface receives, for each scene.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            B scenes.
+
+        Returns
+        -------
+        CovarianceEstimate
+            Its ``factor`` is (B, N, K_f).
+        """
         ...
 
     def __call__(self, measurement: Measurement) -> CovarianceEstimate:

@@ -35,8 +35,9 @@ class RangeCells(nn.Module):
     Parameters
     ----------
     axes : AtomAxes
+        The grid of atoms.
     per_atom : int
-        Cells of each atom.
+        Cells of each atom, >= 1.
 
     Attributes
     ----------
@@ -64,7 +65,17 @@ class RangeCells(nn.Module):
         return self.axes.n_range * self.per_atom
 
     def targets(self, position: Tensor) -> CellTargets:
-        """Cells of sources at (azimuth, elevation, range) [B, K, 3]; those outside go to the nearest cell."""
+        """Cells that sources fall in; those outside the grid go to the nearest cell.
+
+        Parameters
+        ----------
+        position : real tensor, shape (B, K, 3)
+            Azimuth, elevation (radians), range (metres).
+
+        Returns
+        -------
+        CellTargets
+        """
         position = position.double()
         n_az, n_el, _ = self.axes.shape
         index, offset = [], []

@@ -73,6 +73,11 @@ class RefinerOptions:
         Features at each level; each level halves the map.
     dilations : ints
         Of the convolutions at the bottom, one after the other.
+
+    Raises
+    ------
+    ValueError
+        A value is not a positive integer, or a number of channels no multiple of 8.
     """
 
     n_maps: int = 1
@@ -110,6 +115,7 @@ class SpectrumRefiner(nn.Module):
     Parameters
     ----------
     options : RefinerOptions or None
+        Size of the network.
 
     Notes
     -----
@@ -140,7 +146,23 @@ class SpectrumRefiner(nn.Module):
         return asdict(self._options)
 
     def logits(self, maps: Tensor) -> Tensor:
-        """As :meth:`forward`, before the sigmoid: what the focal loss takes."""
+        """As :meth:`forward`, before the sigmoid: what the focal loss takes.
+
+        Parameters
+        ----------
+        maps : real tensor, shape (B, n_maps, G_az, G_el), or (B, G_az, G_el) for one map
+            As :meth:`forward` takes them.
+
+        Returns
+        -------
+        real tensor, shape (B, G_az, G_el)
+            In the precision of the weights.
+
+        Raises
+        ------
+        ShapeError, TypeError
+            As :meth:`forward`.
+        """
         x = self._checked(maps)
         n_az, n_el = x.shape[-2:]
         step = 2 ** (len(self._options.channels) - 1)
@@ -282,6 +304,11 @@ class GuardOptions:
         Most peaks.
     window : (int, int)
         Neighbourhood (azimuth, elevation) in which a peak is the maximum.
+
+    Raises
+    ------
+    ValueError
+        A share or a level outside [0, 1], or ``max_peaks`` below 1.
     """
 
     min_spread: float = 0.1
@@ -306,6 +333,7 @@ class GuardResult(NamedTuple):
     Attributes
     ----------
     ok : bool tensor, shape (B,)
+        On the CPU.
     reasons : tuple of tuples of str
         What is wrong with each map; empty where ``ok``.
     """

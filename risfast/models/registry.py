@@ -20,6 +20,7 @@ def build_backbone(name: str, array: PlanarArray, options: dict[str, Any] | None
     Parameters
     ----------
     name : {"unrolled", "transformer"}
+        Which backbone.
     array : PlanarArray
         The surface that it is for.
     options : dict, optional

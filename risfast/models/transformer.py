@@ -42,9 +42,14 @@ class TransformerOptions:
     max_sources : int
         Positions that are predicted.
     azimuth_rad, elevation_rad : float
-        Half the field of view.
+        Half the field of view, radians.
     range_m : (float, float)
-        Nearest and farthest source.
+        Nearest and farthest source, metres.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range, or ``width`` no multiple of ``n_heads``.
     """
 
     n_antennas: int = 16
@@ -144,6 +149,7 @@ class TransformerBackbone(nn.Module):
     array : PlanarArray
         N elements.
     options : TransformerOptions or None
+        Size of the network.
 
     Notes
     -----

@@ -20,14 +20,43 @@ _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns
 
 
 def steering(coordinates: Tensor, positions: Tensor, wavenumber: float, wavefront: str) -> Tensor:
-    """Steering vectors [..., N] at (azimuth, elevation, 1/range) [..., 3], in the precision of both."""
+    """Steering vectors at (azimuth, elevation, 1/range), in the precision of coordinates and positions.
+
+    Parameters
+    ----------
+    coordinates : real tensor, shape (..., 3)
+        Radians, radians and 1/m.
+    positions : real tensor, shape (N, 3)
+        Elements in metres.
+    wavenumber : float
+        rad/m.
+    wavefront : {"spherical", "fresnel", "planar"}
+
+    Returns
+    -------
+    complex tensor, shape (..., N)
+    """
     direction = direction_cosines(coordinates[..., 0], coordinates[..., 1])
     phase = steering_phase(positions, direction, 1 / coordinates[..., 2], wavenumber, wavefront)
     return torch.complex(phase.cos(), phase.sin())
 
 
 def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
-    """a^H Q a, or N - ||W^H a||^2, of vectors a [g, N]."""
+    """The quadratic form a^H Q a, or N - ||W^H a||^2.
+
+    Parameters
+    ----------
+    a : complex tensor, shape (g, N)
+        Steering vectors.
+    matrix : complex tensor, shape (N, N) or (N, K)
+        Hermitian Q, or W.
+    factored : bool
+        Whether it is W.
+
+    Returns
+    -------
+    real tensor, shape (g,)
+    """
     if factored:
         product = torch.view_as_real(a.conj().resolve_conj() @ matrix)
         return a.shape[1] - product.square().sum((-2, -1))
@@ -36,7 +65,20 @@ def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
 
 
 def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
-    """Steps in (azimuth, elevation, 1/range) that turn the phases over the array by about 0.35 rad rms, float64 [3]."""
+    """Steps that turn the phases over the array by about 0.35 rad rms.
+
+    Parameters
+    ----------
+    positions : float64 tensor, shape (N, 3)
+        Elements in metres.
+    wavenumber : float
+        rad/m.
+
+    Returns
+    -------
+    float64 tensor, shape (3,)
+        In (azimuth, elevation, 1/range): radians, radians, 1/m.
+    """
     centred = positions - positions.mean(0)
     squared = positions.square().sum(1)
     spread = torch.stack(
@@ -103,10 +145,17 @@ def descend(
         As :func:`form` takes them.
     geometry : Geometry
         In the precision of ``point``.
+    iterations : int
+        Newton steps.
+    shrink : float
+        Factor of the arms from one step to the next.
 
     Returns
     -------
-    point (C, 3), value (C,)
+    point : real tensor, shape (C, 3)
+        Where the descent ended.
+    value : real tensor, shape (C,)
+        The form there.
     """
     positions, wavenumber, wavefront = geometry
 

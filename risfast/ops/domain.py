@@ -22,15 +22,38 @@ def adjoint_of(matrix: Tensor) -> Tensor:
     """Conjugate transpose with the conjugation carried out.
 
     Inside a custom op under compilation the lazy conjugation of ``.mH`` is not honoured and would be lost.
+
+    Parameters
+    ----------
+    matrix : complex tensor, shape (..., N, K)
+
+    Returns
+    -------
+    complex tensor, shape (..., K, N)
     """
     return matrix.mT.conj().resolve_conj()
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Array, wavefront and the points to evaluate, all float64 on the CPU.
+    """Array, wavefront and the points to evaluate; every tensor is float64 on the CPU.
 
-    ``box`` says whether the three axes span a grid or are the coordinates of a list of points.
+    Parameters
+    ----------
+    positions : tensor, shape (N, 3)
+        Elements in metres.
+    wavenumber : float
+        rad/m.
+    wavefront : {"spherical", "fresnel", "planar"}
+    azimuth, elevation, range : tensors, shapes (G_az,), (G_el,), (G_r,), or (G,) each
+        Radians, radians and metres.
+    box : bool
+        Whether the three axes span a grid, or are the coordinates of a list of points.
+
+    Attributes
+    ----------
+    mirror : MirrorBasis
+        The symmetries that array and axes share.
     """
 
     positions: Tensor  # [N, 3] m
@@ -60,7 +83,17 @@ class Domain:
         return (self.azimuth.numel(),)
 
     def steering(self, azimuth: Tensor, elevation: Tensor, range_m: Tensor) -> Tensor:
-        """Complex128 steering vectors [..., N] at float64 coordinates that broadcast."""
+        """Steering vectors at coordinates that broadcast against each other.
+
+        Parameters
+        ----------
+        azimuth, elevation, range_m : float64 tensors
+            Radians, radians and metres; broadcast to (...).
+
+        Returns
+        -------
+        complex128 tensor, shape (..., N)
+        """
         azimuth, elevation, range_m = torch.broadcast_tensors(azimuth, elevation, range_m)
         direction = direction_cosines(azimuth, elevation)
         phase = steering_phase(self.positions, direction, range_m, self.wavenumber, self.wavefront)
@@ -69,7 +102,18 @@ class Domain:
 
 
 def antisymmetric(axis: Tensor) -> bool:
-    """Whether an angular axis is its own mirror image, to far less than any phase that matters."""
+    """Whether an angular axis is its own mirror image, to far less than any phase that matters.
+
+    Parameters
+    ----------
+    axis : float64 tensor, shape (G,)
+        Radians.
+
+    Returns
+    -------
+    bool
+        axis[i] = -axis[G - 1 - i] to 1e-12.
+    """
     return bool((axis + axis.flip(0)).abs().max() <= 1e-12)
 
 
@@ -101,7 +145,19 @@ class MirrorBasis:
 
     @classmethod
     def find(cls, positions: Tensor, azimuth_flip: bool, elevation_flip: bool) -> MirrorBasis:
-        """Basis for the mirrors that ``positions`` [N, 3] has among those asked for."""
+        """Basis for the mirrors that an array has among those asked for.
+
+        Parameters
+        ----------
+        positions : float64 tensor, shape (N, 3)
+            Elements in metres.
+        azimuth_flip, elevation_flip : bool
+            Which of x -> -x and y -> -y are asked for.
+
+        Returns
+        -------
+        MirrorBasis
+        """
         n = positions.shape[0]
         identity = torch.arange(n)
         by_x = _mirror_permutation(positions, 0) if azimuth_flip else None
@@ -140,7 +196,16 @@ class MirrorBasis:
         return not any(self.flips)
 
     def split(self, vectors: Tensor) -> list[Tensor]:
-        """Coordinates of vectors [..., N] (real or complex) in each of the four classes, [..., size]."""
+        """Coordinates of vectors in each of the four classes.
+
+        Parameters
+        ----------
+        vectors : real or complex tensor, shape (..., N)
+
+        Returns
+        -------
+        list of four tensors, shapes (..., size) with the ``sizes`` of the classes
+        """
         if self.trivial:
             empty = vectors[..., :0]
             return [vectors, empty, empty, empty]
@@ -155,15 +220,42 @@ class MirrorBasis:
         return parts
 
     def transform(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., N] in the basis, classes one after the other."""
+        """Vectors in the basis, T^T v, classes one after the other.
+
+        Parameters
+        ----------
+        vectors : real or complex tensor, shape (..., N)
+
+        Returns
+        -------
+        tensor of the same shape and dtype
+        """
         return vectors if self.trivial else torch.cat(self.split(vectors), -1)
 
     def transform_matrix(self, matrix: Tensor) -> Tensor:
-        """T^T M T for M [..., N, N]."""
+        """Matrices in the basis, T^T M T.
+
+        Parameters
+        ----------
+        matrix : real or complex tensor, shape (..., N, N)
+
+        Returns
+        -------
+        tensor of the same shape and dtype
+        """
         return matrix if self.trivial else self.transform(self.transform(matrix).mT).mT
 
     def restore_matrix(self, matrix: Tensor) -> Tensor:
-        """T M T^T, the inverse of :meth:`transform_matrix`."""
+        """Matrices out of the basis, T M T^T: the inverse of :meth:`transform_matrix`.
+
+        Parameters
+        ----------
+        matrix : real or complex tensor, shape (..., N, N)
+
+        Returns
+        -------
+        tensor of the same shape and dtype
+        """
         if self.trivial:
             return matrix
         basis = self.transform(torch.eye(sum(self.sizes), dtype=matrix.real.dtype)).to(matrix.dtype)  # row n: T[n, :]
@@ -197,7 +289,24 @@ def _domain_from_bytes(
 def domain_of(
     positions: Tensor, axes: tuple[Tensor, Tensor, Tensor], wavenumber: float, wavefront: str, box: bool
 ) -> Domain:
-    """The domain with these contents: equal contents give the same object, so that its plans are found again."""
+    """The domain with given contents: equal boxes give the same object, so that its plans are found again.
+
+    Parameters
+    ----------
+    positions : real tensor, shape (N, 3)
+        Elements in metres.
+    axes : three real tensors
+        Azimuths, elevations (radians) and ranges (metres); see :class:`Domain`.
+    wavenumber : float
+        rad/m.
+    wavefront : {"spherical", "fresnel", "planar"}
+    box : bool
+        Whether the axes span a grid.
+
+    Returns
+    -------
+    Domain
+    """
     tensors = (positions, *axes)
     blobs = tuple(t.detach().to("cpu", torch.float64).contiguous().numpy().tobytes() for t in tensors)
     if box:

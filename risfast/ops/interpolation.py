@@ -30,7 +30,6 @@ def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> i
         The values of c in the family, in radians.
     tolerance : float
         Largest error of the interpolants, root mean square over the family, relative to their amplitude of 1.
-
     most : int
         Answer where more would be needed.
 
@@ -41,7 +40,8 @@ def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> i
     Notes
     -----
     By Jacobi-Anger, exp(j c x) = sum_n eps_n j^n J_n(c) T_n(x); interpolation at n Chebyshev nodes aliases what lies
-    beyond, so its error is at most 4 sum_{m >= n} |J_m(c)| (Trefethen, Approximation Theory and Practice, ch. 4).
+    beyond, so its error is at most 4 sum_{m >= n} |J_m(c)| (L. N. Trefethen, "Approximation theory and approximation
+    practice", 2013, ch. 4).
     """
     largest = float(half_bandwidths.abs().max())
     if largest == 0:
@@ -60,17 +60,44 @@ def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> i
 
 
 def chebyshev_nodes(low: float, high: float, count: int) -> Tensor:
-    """Nodes of the first kind on [low, high], ascending, exactly antisymmetric on a symmetric interval."""
+    """Chebyshev nodes of the first kind on [low, high].
+
+    Parameters
+    ----------
+    low, high : float
+        Ends of the interval.
+    count : int
+        Nodes, >= 1.
+
+    Returns
+    -------
+    float64 tensor, shape (count,)
+        Ascending; exactly antisymmetric on a symmetric interval.
+    """
     angle = math.pi * (torch.arange(count, dtype=torch.float64) * 2 + 1 - count) / (2 * count)
     return (high + low) / 2 + (high - low) / 2 * angle.sin()
 
 
 def interpolation_matrix(nodes: Tensor, low: float, high: float, points: Tensor) -> Tensor:
-    """Matrix [points, nodes] from values at Chebyshev nodes of the first kind to values at points (all float64).
+    """Matrix from values at Chebyshev nodes of the first kind to values at points.
+
+    Parameters
+    ----------
+    nodes : float64 tensor, shape (n,)
+        From :func:`chebyshev_nodes`.
+    low, high : float
+        The interval of the nodes.
+    points : float64 tensor, shape (G,)
+        Within the interval.
+
+    Returns
+    -------
+    float64 tensor, shape (G, n)
 
     Notes
     -----
-    Barycentric formula of the second kind (Berrut and Trefethen 2004, eq. 4.2) with weights (-1)^k sin(theta_k).
+    Barycentric formula of the second kind, with weights (-1)^k sin(theta_k): J.-P. Berrut, L. N. Trefethen,
+    "Barycentric Lagrange interpolation", SIAM Review 46, 2004, eq. 4.2.
     """
     count = nodes.numel()
     if count == 1:
@@ -87,7 +114,15 @@ def interpolation_matrix(nodes: Tensor, low: float, high: float, points: Tensor)
 
 @dataclass(frozen=True, eq=False)
 class AxisNodes:
-    """Nodes along one axis; ``matrix`` [G, n] interpolates from them, None where the nodes are the axis itself."""
+    """Nodes along one axis.
+
+    Attributes
+    ----------
+    nodes : float64 tensor, shape (n,)
+        In the unit of the axis.
+    matrix : float64 tensor, shape (G, n), or None
+        Interpolates from the nodes to the axis; None where the nodes are the axis itself.
+    """
 
     nodes: Tensor
     matrix: Tensor | None
@@ -110,7 +145,16 @@ def _axis_nodes(axis: Tensor, count: int) -> AxisNodes:
 
 @dataclass(frozen=True, eq=False)
 class BoxNodes:
-    """Nodes over (azimuth, elevation) for every range plane, and the error measured when they were chosen."""
+    """Nodes over (azimuth, elevation), the same on every range plane.
+
+    Attributes
+    ----------
+    azimuth, elevation : AxisNodes
+        Along each axis.
+    checked_error : float
+        Interpolation error of a phase difference, rms over pairs of elements, measured when the nodes were chosen;
+        relative to its amplitude.
+    """
 
     azimuth: AxisNodes
     elevation: AxisNodes

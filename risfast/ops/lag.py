@@ -28,7 +28,12 @@ COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed
 class LagEvaluator:
     """Evaluates Hermitian forms on a box, and their adjoint, in float64.
 
-    ``keep`` stores the cosine and sine tables; without it, they are made anew in every tile.
+    Parameters
+    ----------
+    domain : Domain
+        A box for a uniform planar array, with the fresnel or the planar wavefront.
+    keep : bool
+        Whether the cosine and sine tables are stored; if not, they are made anew in every tile.
     """
 
     def __init__(self, domain: Domain, keep: bool) -> None:
@@ -58,7 +63,18 @@ class LagEvaluator:
 
     @staticmethod
     def stored_bytes(domain: Domain, lattice: Lattice) -> int:
-        """Bytes that ``keep`` costs."""
+        """Bytes that ``keep`` costs.
+
+        Parameters
+        ----------
+        domain : Domain
+        lattice : Lattice
+            That of its array.
+
+        Returns
+        -------
+        int
+        """
         half_el = HalfAxis(domain.elevation, antisymmetric(domain.elevation)).half
         return 16 * half_el * domain.azimuth.numel() * lattice.n_h
 
@@ -76,11 +92,31 @@ class LagEvaluator:
         return self._kept is not None
 
     def tables(self, low: int, high: int) -> Tensor:
-        """Tables of elevations low..high of the half axis."""
+        """Cosines, then sines, of k D_h spacing sin(az) cos(el).
+
+        Parameters
+        ----------
+        low, high : int
+            Elevations low .. high - 1 of the half axis.
+
+        Returns
+        -------
+        float64 tensor, shape (high - low, 2 n_h, G_az)
+        """
         return self._tables(low, high) if self._kept is None else self._kept[low:high]
 
     def coefficients(self, matrix: Tensor) -> Tensor:
-        """C [b, R, n_h, 2 n_v - 1] for D_h >= 0, doubled where D_h > 0; Q [b, N, N] Hermitian complex128."""
+        """The coefficients C_D(r) for D_h >= 0, doubled where D_h > 0.
+
+        Parameters
+        ----------
+        matrix : complex128 tensor, shape (b, N, N)
+            Hermitian Q, in the array's own order.
+
+        Returns
+        -------
+        complex128 tensor, shape (b, R, n_h, 2 n_v - 1)
+        """
         n_h, n_v = self.lattice.n_h, self.lattice.n_v
         q = matrix[:, self.order[:, None], self.order].reshape(-1, n_h, n_v, n_h, n_v)
         planes = max(1, COEFFICIENT_BYTES // (64 * q.shape[0] * n_h * n_v * n_v))
@@ -111,9 +147,20 @@ class LagEvaluator:
         return flat.reshape(b, r, n_h, n_v, 2 * n_v - 1).sum(3)
 
     def tiles(self, matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Yield (low, high, q [images * b, R, high - low, G_az]) of the half elevation axis.
+        """Values of the form, a few elevations at a time.
 
         Where elevation is mirrored, the second image holds the negative elevations, running outwards.
+
+        Parameters
+        ----------
+        matrix : complex128 tensor, shape (b, N, N)
+            Hermitian Q.
+
+        Yields
+        ------
+        low, high : int
+            Elevations of the half axis.
+        q : float64 tensor, shape (images * b, R, high - low, G_az)
         """
         c = self.coefficients(matrix)
         b, r, n_h, _ = c.shape
@@ -129,7 +176,17 @@ class LagEvaluator:
             yield low, high, q.reshape(high - low, len(images) * b, r, -1).permute(1, 2, 0, 3)
 
     def adjoint(self, weights: Tensor) -> Tensor:
-        """sum_g p_g a_g a_g^H [b, N, N] complex128, in the array's own order, from p [b, G_az, G_el, R] float64."""
+        """sum_g p_g a_g a_g^H, in the array's own order.
+
+        Parameters
+        ----------
+        weights : float64 tensor, shape (b, G_az, G_el, R)
+            p.
+
+        Returns
+        -------
+        complex128 tensor, shape (b, N, N), exactly Hermitian
+        """
         b, r = weights.shape[0], weights.shape[3]
         n_h = self.lattice.n_h
         upper, lower = self.elevation.fold(weights.permute(2, 0, 3, 1), 0)  # [half G_el, b, R, G_az]

@@ -21,7 +21,18 @@ __all__ = [
 
 
 def reject_nan(found: bool) -> None:
-    """Raise the ValueError of a volume that holds NaN."""
+    """Refuse a volume that holds NaN.
+
+    Parameters
+    ----------
+    found : bool
+        Whether it does.
+
+    Raises
+    ------
+    ValueError
+        It does.
+    """
     if found:
         raise ValueError(
             "volume must not hold NaN, which has no order; replace NaN by -inf (never a maximum) "
@@ -30,7 +41,18 @@ def reject_nan(found: bool) -> None:
 
 
 def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
-    """Raise the ValueError of candidates that cannot be ranked or placed."""
+    """Refuse candidates that cannot be ranked or placed.
+
+    Parameters
+    ----------
+    nan_score, bad_position : bool
+        Whether a score is NaN, and whether a present candidate has a position that is not finite.
+
+    Raises
+    ------
+    ValueError
+        One of the two holds.
+    """
     if nan_score:
         raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
     if bad_position:
@@ -65,10 +87,12 @@ def local_maxima_3d_reference(
 
     Returns
     -------
-    index : int64 (B, k, 3), padded with -1
-    value : dtype of ``volume`` (B, k), padded with -inf
-    count : int64 (B,)
-        The maxima by descending value, ties to the lowest linear index; ``count`` of the k slots are filled.
+    index : int64 tensor, shape (B, k, 3)
+        (azimuth, elevation, range), padded with -1.
+    value : tensor of the dtype of ``volume``, shape (B, k)
+        Padded with -inf.
+    count : int64 tensor, shape (B,)
+        Filled slots. The maxima come by descending value, ties by the lowest linear index.
 
     Raises
     ------
@@ -131,8 +155,10 @@ def nms_3d_reference(
 
     Returns
     -------
-    index : int64 (B, k), padded with -1
-    count : int64 (B,)
+    index : int64 tensor, shape (B, k)
+        Into the candidates, padded with -1.
+    count : int64 tensor, shape (B,)
+        Filled slots.
 
     Raises
     ------

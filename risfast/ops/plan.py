@@ -9,12 +9,24 @@ from functools import lru_cache
 
 import torch
 
-from risfast.geometry import Lattice, PlanarArray, SearchGrid, find_lattice
+from risfast.geometry import PlanarArray, SearchGrid, find_lattice
 from risfast.ops import checks
+from risfast.ops.choice import (
+    DEFAULT_BYTE_BUDGET,
+    KEPT_BYTES,
+    METHODS,
+    MINIMUM_BYTE_BUDGET,
+    OPERATIONS,
+    Request,
+    choose,
+    expected_error_db,
+    request_of,
+    require_lag,
+    table_budget,
+)
 from risfast.ops.domain import Domain, domain_of
 from risfast.ops.evaluator_cache import CPU, EvaluatorCache, cached_nodes, held_bytes, points_on
 from risfast.ops.evaluators import Evaluator
-from risfast.ops.interpolation import BoxNodes
 from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
 from risfast.ops.nodes import TILE_BYTES, NodeSet
 from risfast.steering import check_wavefront
@@ -35,23 +47,6 @@ __all__ = [
     "require_lag",
 ]
 
-METHODS = ("auto", "dense", "chebyshev", "lag")
-OPERATIONS = ("mvdr", "mvdr_lowrank", "analysis", "synthesis", "music", "bartlett")
-DEFAULT_BYTE_BUDGET = 256 << 20
-MINIMUM_BYTE_BUDGET = 1 << 20
-
-# Interpolation error aimed at, in dB at the strongest possible peak, for results in float32 and in float64.
-_TARGET_DB = {torch.complex64: 5e-4, torch.complex128: 5e-7}
-# Of a low-rank factor ten times as much is promised, in complex64.
-_LOWRANK_LOOSER = 10.0
-# The same relative to ||Q||_F for operations whose result is not the reciprocal of a nearly singular form.
-_TARGET_RELATIVE = {torch.complex64: 3e-8, torch.complex128: 1e-14}
-_SMALLEST_TOLERANCE = 2e-14  # what float64 can resolve
-# Floating-point operations that cost as much time as one element of a steering vector (square root, sine, cosine).
-_STEERING_FLOPS = 700.0
-_KEPT_BYTES = 256 << 20  # tables kept between calls, all together
-_COPY_FLOPS = 40.0  # the same for one value written and read again
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -60,12 +55,23 @@ class Plan:
     Attributes
     ----------
     operation, method, reason : str
+        What is computed, how, and why so.
+    wavefront : {"spherical", "fresnel", "planar"}
+        Of the steering vectors.
+    shape : tuple of int
+        (G_az, G_el, G_r) of a box, (G,) of a list of points.
+    n_elements, batch : int
+        N and B.
+    dtype : torch.complex64 or torch.complex128
+        Of the matrix.
     nodes : (int, int) or None
         Chebyshev nodes in azimuth and elevation; None for other methods.
     mirrors : (bool, bool)
         Mirror symmetries in azimuth and elevation that are used.
     scenes_per_pass, values_per_slab : int
         Tiles: scenes evaluated together, and map values held at once.
+    byte_budget : int
+        Working memory that was allowed.
     bytes_held : int
         Tables kept between calls.
     bytes_working : int
@@ -115,147 +121,18 @@ class Plan:
         )
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What decides a plan, beside the domain."""
-
-    operation: str
-    method: str
-    batch: int
-    n_elements: int
-    rank: int | None
-    dtype: torch.dtype
-    loading: float
-    byte_budget: int
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        """Everything near a reciprocal is computed in complex128: float32 loses up to 0.05 dB at its peaks."""
-        return self.dtype if self.operation in ("analysis", "synthesis") else torch.complex128
-
-    @property
-    def tolerance(self) -> float:
-        """Interpolation error of a phase difference, rms over pairs, that the operation can bear.
-
-        Capon: beside a lone source (I - a a^H / N) / delta has off-diagonals of 1 / (N delta), all in phase; with
-        delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
-        """
-        if self.operation in ("mvdr", "mvdr_lowrank"):
-            looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
-            relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
-            wanted = max(relative * self.loading / self.n_elements, _SMALLEST_TOLERANCE)
-            # In half decades, so that a loading that varies finds the nodes of the one before.
-            return 10 ** (math.floor(2 * math.log10(wanted)) / 2)
-        target = _TARGET_RELATIVE[self.dtype]
-        if self.operation == "music":
-            target = min(target, 1e-9)  # the null at a source has no floor
-        return max(target, _SMALLEST_TOLERANCE)
-
-
-def _evaluation_flops(domain: Domain, points: float, request: _Request) -> float:
-    """Products with the matrix at so many points (without their mirror images)."""
-    n = domain.n_elements
-    images = domain.mirror.images
-    rows = request.rank if request.rank is not None else n * (0.5 if images == 1 else 0.625)
-    return max(request.batch, 1) * points * (8 * n * rows + images * _COPY_FLOPS * rows)
-
-
-def _dense_cost(domain: Domain, request: _Request) -> float:
-    images = domain.mirror.images
-    points = math.prod(domain.shape) / images
-    return points * domain.n_elements * _STEERING_FLOPS + _evaluation_flops(domain, points, request)
-
-
-def _chebyshev_cost(domain: Domain, nodes: BoxNodes, request: _Request) -> float:
-    images = domain.mirror.images
-    n_az, n_el, n_r = domain.shape
-    count = nodes.azimuth.count * nodes.elevation.count * n_r
-    flops = _evaluation_flops(domain, count / images, request)
-    if nodes.azimuth.matrix is not None:
-        flops += max(request.batch, 1) * 2.0 * n_r * n_az * nodes.azimuth.count * nodes.elevation.count
-    if nodes.elevation.matrix is not None:
-        flops += max(request.batch, 1) * 2.0 * n_r * n_az * nodes.elevation.count * n_el
-    return flops + max(request.batch, 1) * _COPY_FLOPS * math.prod(domain.shape)
-
-
-def _lag_cost(domain: Domain, n_h: int, n_v: int, request: _Request) -> float:
-    n_az, n_el, n_r = domain.shape
-    coefficients = n_r * domain.n_elements**2 * _COPY_FLOPS + n_r * n_h * 2 * n_v * n_el * 8
-    if request.rank is not None:
-        coefficients += 8.0 * domain.n_elements**2 * request.rank
-    return max(request.batch, 1) * (coefficients + n_r * n_az * n_el * (2.0 * n_h + _COPY_FLOPS))
-
-
-def require_lag(lattice: Lattice | None, wavefront: str) -> None:
-    """Raise ValueError where the lag method does not hold."""
-    if lattice is None:
-        raise ValueError(
-            "method='lag' needs a uniform planar array (a full rectangular lattice at z = 0); array is irregular. Use "
-            "method='chebyshev' or 'dense'"
-        )
-    if wavefront == "spherical":
-        raise ValueError(
-            "method='lag' needs wavefront='fresnel' or 'planar', got wavefront='spherical', whose phase is no "
-            "polynomial of the element index; use method='chebyshev'"
-        )
-
-
-def _choose(domain: Domain, request: _Request) -> tuple[str, str, BoxNodes | None, float]:
-    """Method, reason, nodes and flops."""
-    lattice = find_lattice(domain.positions)
-    if request.method == "lag":
-        require_lag(lattice, domain.wavefront)
-    if request.method in ("lag", "chebyshev") and not domain.box:
-        raise ValueError(
-            f"method={request.method!r} needs a SearchGrid; a list of points is evaluated by method='dense'"
-        )
-    asked = "asked for"
-    if not domain.box:
-        points = float(domain.shape[0])
-        cost = points * domain.n_elements * _STEERING_FLOPS + _evaluation_flops(domain, points, request)
-        return "dense", asked if request.method == "dense" else "a list of points has no structure", None, cost
-    if request.method == "dense":
-        return "dense", asked, None, _dense_cost(domain, request)
-    if lattice is not None and domain.wavefront != "spherical":
-        cost = _lag_cost(domain, lattice.n_h, lattice.n_v, request)
-        if request.method == "lag":
-            return "lag", asked, None, cost
-        if request.method == "auto":
-            # Its cost does not depend on the rank and is far below the others' unless the grid is tiny.
-            dense = _dense_cost(domain, request)
-            if cost < dense:
-                return (
-                    "lag",
-                    f"uniform planar array, {domain.wavefront} phase: {dense / cost:.0f} x less work than dense",
-                    None,
-                    cost,
-                )
-    if request.method == "auto" and request.operation.startswith("mvdr") and request.loading < 1e-9:
-        return "dense", "without loading no interpolation error is small enough", None, _dense_cost(domain, request)
-    nodes = cached_nodes(domain, request.tolerance)
-    stored = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, request.compute_dtype)
-    whole = nodes.azimuth.matrix is None and nodes.elevation.matrix is None
-    if request.method == "auto" and whole and stored > _table_budget(request):
-        return "dense", "the aperture asks for as many nodes as there are points", None, _dense_cost(domain, request)
-    cost, dense = _chebyshev_cost(domain, nodes, request), _dense_cost(domain, request)
-    if request.method == "chebyshev":
-        return "chebyshev", asked, nodes, cost
-    if cost < dense:
-        return (
-            "chebyshev",
-            f"the aperture band-limits the form in angle: {dense / cost:.0f} x less work than dense",
-            nodes,
-            cost,
-        )
-    return "dense", "the grid is too coarse to gain from interpolation", None, dense
-
-
-_evaluators = EvaluatorCache(_KEPT_BYTES)
+_evaluators = EvaluatorCache(KEPT_BYTES)
 _forget: list[Callable[[], None]] = []  # what else keeps tables
 
 
 def on_clear(forget: Callable[[], None]) -> None:
-    """Have :func:`clear_plans` call ``forget`` too."""
+    """Have :func:`clear_plans` call something else too.
+
+    Parameters
+    ----------
+    forget : callable of nothing
+        Frees what another module keeps.
+    """
     _forget.append(forget)
 
 
@@ -268,48 +145,60 @@ def clear_plans() -> None:
         forget()
 
 
-def _expected_error_db(method: str, nodes: BoxNodes | None, request: _Request) -> float:
-    """Rounding of the result, plus what interpolation adds."""
-    rounding = torch.finfo(request.dtype).eps * 10 / math.log(10)
-    if request.compute_dtype == torch.complex64:
-        rounding *= 16
-    elif request.operation.startswith("mvdr") and request.loading > 0:
-        # Condition number N / loading, in float64, through a Cholesky factor.
-        rounding += torch.finfo(torch.float64).eps * 1e3 / request.loading * 10 / math.log(10)
-    if method != "chebyshev" or nodes is None:
-        return rounding
-    scale = 1.0
-    if request.operation.startswith("mvdr"):
-        # Without loading nothing is known of the condition of R: assume what float64 can still invert.
-        scale = request.n_elements / max(request.loading, 1e-12)
-    return rounding + 10 / math.log(10) * nodes.checked_error * scale
+def plan_of(domain: Domain, request: Request) -> Plan:
+    """Choose a method and its tiles; the plan stays for the next call on an equal box.
 
+    Parameters
+    ----------
+    domain : Domain
+    request : Request
 
-def plan_of(domain: Domain, request: _Request) -> Plan:
-    """Choose; the plan stays for the next call on an equal box."""
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    ValueError
+        The method that is asked for does not hold here.
+    """
     return _cached_plan(domain, request) if domain.box else _new_plan(domain, request)
 
 
-def make_plan(domain: Domain, request: _Request, device: torch.device = CPU) -> tuple[Plan, Evaluator]:
-    """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box."""
+def make_plan(domain: Domain, request: Request, device: torch.device = CPU) -> tuple[Plan, Evaluator]:
+    """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box.
+
+    Parameters
+    ----------
+    domain : Domain
+    request : Request
+    device : torch.device
+        Where the evaluator computes.
+
+    Returns
+    -------
+    plan : Plan
+    evaluator : Evaluator
+
+    Raises
+    ------
+    ValueError
+        As :func:`plan_of`.
+    """
     made = plan_of(domain, request)
     if not domain.box:
         return made, points_on(domain, request.compute_dtype, device)
-    key = (request.tolerance, request.compute_dtype, made.values_per_slab, _table_budget(request))
+    key = (request.tolerance, request.compute_dtype, made.values_per_slab, table_budget(request))
     return made, _evaluators.get(domain, made.method, *key, device)
 
 
-def _table_budget(request: _Request) -> int:
-    return min(request.byte_budget // 2, _KEPT_BYTES // 2)
-
-
 @lru_cache(maxsize=256)
-def _cached_plan(domain: Domain, request: _Request) -> Plan:
+def _cached_plan(domain: Domain, request: Request) -> Plan:
     return _new_plan(domain, request)
 
 
-def _new_plan(domain: Domain, request: _Request) -> Plan:
-    method, reason, nodes, flops = _choose(domain, request)
+def _new_plan(domain: Domain, request: Request) -> Plan:
+    method, reason, nodes, flops = choose(domain, request)
     budget = request.byte_budget
     n, points = domain.n_elements, math.prod(domain.shape)
     values_per_slab = min(1 << 17, budget // 64)
@@ -320,12 +209,12 @@ def _new_plan(domain: Domain, request: _Request) -> Plan:
     elif method == "lag":
         lattice = find_lattice(domain.positions)
         stored = 0 if lattice is None else LagEvaluator.stored_bytes(domain, lattice)
-        held = stored if stored <= _table_budget(request) else 0
+        held = stored if stored <= table_budget(request) else 0
         working += COEFFICIENT_BYTES
     elif method == "chebyshev" and nodes is not None:
         count = nodes.azimuth.count * nodes.elevation.count * domain.range.numel()
         stored = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, request.compute_dtype)
-        held = stored if stored <= _table_budget(request) else 0
+        held = stored if stored <= table_budget(request) else 0
         working += 4 * 8 * scenes * count
     return Plan(
         operation=request.operation,
@@ -344,30 +233,8 @@ def _new_plan(domain: Domain, request: _Request) -> Plan:
         bytes_held=held,
         bytes_working=working,
         flops=flops,
-        expected_error_db=_expected_error_db(method, nodes, request),
+        expected_error_db=expected_error_db(method, nodes, request),
     )
-
-
-def request_of(
-    operation: str,
-    method: str,
-    batch: int,
-    n_elements: int,
-    rank: int | None,
-    dtype: torch.dtype,
-    loading: float,
-    byte_budget: int,
-) -> _Request:
-    """Check the options of a request and put them together."""
-    if operation not in OPERATIONS:
-        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {operation!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if dtype not in _TARGET_DB:
-        raise TypeError(f"dtype must be complex64 or complex128, got {dtype}")
-    if byte_budget < MINIMUM_BYTE_BUDGET:
-        raise ValueError(f"byte_budget must be at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget}")
-    return _Request(operation, method, batch, n_elements, rank, dtype, loading, byte_budget)
 
 
 def plan(
@@ -388,10 +255,13 @@ def plan(
     Parameters
     ----------
     array : PlanarArray
+        N elements.
     grid : SearchGrid
+        Where the operator is evaluated.
     operation : {"mvdr", "mvdr_lowrank", "analysis", "synthesis", "music", "bartlett"}
+        Which operator.
     batch : int
-        Scenes B.
+        Scenes B, >= 0.
     rank : int or None
         Columns K of a factor; None for a full matrix.
     wavefront, method, dtype, loading, byte_budget

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +11,12 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
-from risfast.ops import checks, register_cuda_peaks, spectra
-from risfast.ops import register_cuda_operands as operands
-from risfast.ops.descent import Geometry, descend, form, steering, walk_spacing
-from risfast.ops.devices import checks_values, on_host, serves_kernels
-from risfast.ops.domain import adjoint_of
-from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
+from risfast.ops import checks, register_cuda_peaks
+from risfast.ops.denominators import Denominator, denominator
+from risfast.ops.descent import descend, walk_spacing
+from risfast.ops.devices import checks_values, on_host
+from risfast.ops.fine_grid import fine_grid_minimum
+from risfast.ops.interpolation import bessel_node_count
 from risfast.ops.kept import constant_on
 from risfast.ops.register_devices import serve_gpu
 from risfast.steering import WAVEFRONTS
@@ -41,7 +40,6 @@ _NODE_TOLERANCE = 1e-5
 _MOST_NODES = 41
 _STEPS_BELOW_GRID = 2
 _WALK_STEPS = 8
-_TILE_VALUES = 1 << 17  # steering vector entries made at once
 
 
 class Refined(NamedTuple):
@@ -71,41 +69,6 @@ def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float
     return k * half[0] * length, k * half[1] * length, k * half[2] * bend / 2
 
 
-@lru_cache(maxsize=32)
-def _axis(count: int, points: int) -> tuple[Tensor, Tensor]:
-    """Chebyshev nodes on [-1, 1] and the matrix from them to ``points`` uniform points."""
-    nodes = chebyshev_nodes(-1.0, 1.0, count)
-    return nodes, interpolation_matrix(nodes, -1.0, 1.0, torch.linspace(-1, 1, points, dtype=torch.float64)).float()
-
-
-def _fine_grid_minimum(
-    low: Tensor, high: Tensor, matrix: Tensor, factored: bool, points: list[int], counts: list[int], geometry: Geometry
-) -> Tensor:
-    """Point of the fine grid with the smallest form in each box [C, 3], in (azimuth, elevation, 1/range)."""
-    positions, wavenumber, wavefront = geometry
-    positions = positions.float()
-    with on_host(low.device):  # kept between calls, so not made on the device that comes first
-        axes = [_axis(count, n) for count, n in zip(counts, points, strict=True)]
-    axes = [(nodes.to(low.device), matrix.to(low.device)) for nodes, matrix in axes]
-    offsets = torch.stack(torch.meshgrid(*[nodes for nodes, _ in axes], indexing="ij"), -1).reshape(-1, 3)
-    to_az, to_el, to_r = (m for _, m in axes)
-    single = matrix.to(torch.complex64)
-    best = torch.empty(low.shape[0], dtype=torch.long)
-    step = max(1, _TILE_VALUES // (offsets.shape[0] * positions.shape[0]))
-    for start in range(0, low.shape[0], step):
-        stop = min(start + step, low.shape[0])
-        centre, half = (high + low)[start:stop, None] / 2, (high - low)[start:stop, None] / 2
-        nodes = (centre + half * offsets).float().reshape(-1, 3)
-        q = form(steering(nodes, positions, wavenumber, wavefront), single, factored)
-        q = to_az @ q.reshape(stop - start, counts[0], -1)
-        q = to_el @ q.reshape(-1, counts[1], counts[2])
-        q = q.reshape(-1, counts[2]) @ to_r.mT
-        best[start:stop] = q.reshape(stop - start, -1).argmin(1)
-    index = torch.stack(torch.unravel_index(best, tuple(points)), -1)
-    last = torch.tensor(points, dtype=torch.float64).sub(1).clamp_min(1)
-    return low + (high - low) * torch.where(torch.tensor(points) > 1, index / last, torch.full((3,), 0.5))
-
-
 def refine_torch(
     matrix: Tensor,
     factored: bool,
@@ -117,11 +80,32 @@ def refine_torch(
     wavefront: str,
     widest: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Smallest a^H Q a (Q [B, N, N]), or N - ||W^H a||^2 (W [B, N, K]), in each of C boxes a scene.
+    """Smallest form, a^H Q a or N - ||W^H a||^2, in each of C boxes a scene.
 
-    ``low`` and ``high`` [B, C, 3] are float64 corners in (azimuth, elevation, 1/range); returns the point
-    (azimuth, elevation, range) [B, C, 3] and the value [B, C], float64. ``widest`` are half sizes that no box exceeds,
-    for devices that would have to wait for them; plain torch looks for itself.
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, N, N) or (B, N, K)
+        Hermitian Q, or W.
+    factored : bool
+        Whether it is W.
+    low, high : float64 tensors, shape (B, C, 3)
+        Corners in (azimuth, elevation, 1/range): radians, radians and 1/m.
+    points : list of 3 int
+        Fine grid along each.
+    positions : float64 tensor, shape (N, 3)
+        Elements in metres.
+    wavenumber : float
+        rad/m.
+    wavefront : {"spherical", "fresnel", "planar"}
+    widest : sequence of 3 float, optional
+        Half sizes that no box exceeds, for devices that would have to wait for them; plain torch looks for itself.
+
+    Returns
+    -------
+    point : float64 tensor, shape (B, C, 3)
+        (azimuth, elevation, range).
+    value : float64 tensor, shape (B, C)
+        The form there.
     """
     b, c = low.shape[:2]
     point, value = torch.empty(b, c, 3, dtype=torch.float64), torch.empty(b, c, dtype=torch.float64)
@@ -135,7 +119,7 @@ def refine_torch(
     for scene in range(b):
         m = matrix[scene].to(torch.complex128)
         box = (low[scene], high[scene])
-        start = _fine_grid_minimum(*box, m, factored, points, counts, geometry)
+        start = fine_grid_minimum(*box, m, factored, points, counts, geometry)
         # The model of each next step is so much more exact.
         found, value[scene] = descend(
             start, spacing[scene], *box, m, factored, geometry, iterations=_STEPS_BELOW_GRID, shrink=0.125
@@ -156,42 +140,6 @@ def _(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, *rest: Any) -> 
     return torch.empty_like(low), low.new_empty(low.shape[:2])
 
 
-class Denominator(NamedTuple):
-    """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``.
-
-    It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
-
-    Attributes
-    ----------
-    matrix : complex128 tensor, shape (B, N, N) or (B, N, K)
-    factored : bool
-    scale : float64 tensor, shape (B, 1)
-    """
-
-    matrix: Tensor
-    factored: bool
-    scale: Tensor
-
-
-def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
-    """From a covariance [B, N, N] or a factor [B, N, K], as :func:`refine_peaks` takes them, with their checks."""
-    n = matrix.shape[-2]
-    if checks_values(matrix.device):
-        (checks.check_finite if factored else checks.check_covariance_values)(matrix, "matrix")
-    if factored:
-        if serves_kernels(matrix):
-            delta = operands.lowrank_delta(matrix, loading)
-            return Denominator(operands.woodbury_factor(matrix, delta), True, n * delta[:, None])
-        delta = loading * spectra.mean_power(matrix)
-        return Denominator(adjoint_of(spectra.lowrank_operand(matrix, delta).matrix), True, n * delta[:, None])
-    mean = matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
-    if serves_kernels(matrix):
-        inverse = operands.loaded_inverse(matrix, loading)
-    else:
-        inverse = spectra.capon_operand(matrix, loading).matrix
-    return Denominator(inverse * mean[:, None, None], False, n * mean[:, None])
-
-
 def walk_torch(
     matrix: Tensor,
     factored: bool,
@@ -203,7 +151,24 @@ def walk_torch(
     wavenumber: float,
     wavefront: str,
 ) -> Tensor:
-    """Descend from ``start`` [B, C, 3] within ``low`` .. ``high`` [3]: (azimuth, elevation, 1/range), float64."""
+    """Descend from each of C points a scene, in float32, without leaving the bounds beyond rounding.
+
+    Parameters
+    ----------
+    matrix, factored, positions, wavenumber, wavefront
+        As :func:`refine_torch` takes them.
+    start : float64 tensor, shape (B, C, 3)
+        (azimuth, elevation, 1/range).
+    low, high : float64 tensors, shape (3,)
+        Bounds, in the same coordinates.
+    spacing : list of 3 float
+        Arms of the stencil.
+
+    Returns
+    -------
+    float64 tensor, shape (B, C, 3)
+        Where each walk ended, in (azimuth, elevation, 1/range).
+    """
     point = torch.empty_like(start, memory_format=torch.contiguous_format)
     low, high = low.to(start.device), high.to(start.device)
     geometry = (positions.float().to(start.device), wavenumber, wavefront)
@@ -269,7 +234,25 @@ def walk_peaks(
 def walk_from(
     form: Denominator, array: PlanarArray, position: Tensor, low: Tensor, high: Tensor, wavefront: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`walk_peaks` on a denominator; ``low`` and ``high`` on the CPU."""
+    """:func:`walk_peaks` on a denominator that is there already.
+
+    Parameters
+    ----------
+    form : Denominator
+        Of B scenes.
+    array : PlanarArray
+        N elements.
+    position : float64 tensor, shape (B, C, 3)
+        Candidates: azimuth, elevation (radians), range (metres).
+    low, high : float64 tensors, shape (3,), on the CPU
+        Bounds of the walk, in the same coordinates.
+    wavefront : {"spherical", "fresnel", "planar"}
+
+    Returns
+    -------
+    position, low, high : float64 tensors, shape (B, C, 3)
+        As :func:`walk_peaks`.
+    """
     lowest, highest, arms = _walk_box(array, low, high)
     geometry = (array.positions_m, array.wavenumber, wavefront)
     ended = walk_op(form.matrix, form.factored, _inverse_range(position), lowest, highest, arms.tolist(), *geometry)
@@ -291,7 +274,20 @@ def _walk_box(array: PlanarArray, low: Tensor, high: Tensor) -> tuple[Tensor, Te
 
 
 def widest_after_walk(array: PlanarArray, low: Tensor, high: Tensor) -> list[float]:
-    """Half sizes that no box around the end of a walk within ``low`` and ``high`` exceeds beyond rounding."""
+    """Half sizes that no box around the end of a walk exceeds beyond rounding.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        N elements.
+    low, high : float64 tensors, shape (3,), on the CPU
+        Bounds of the walk: azimuth, elevation (radians), range (metres).
+
+    Returns
+    -------
+    list of 3 float
+        In (azimuth, elevation, 1/range).
+    """
     steps: list[float] = _walk_box(array, low, high)[2].tolist()
     return steps
 
@@ -377,7 +373,23 @@ def refine_from(
     points: tuple[int, int, int],
     widest: list[float] | None = None,
 ) -> Refined:
-    """:func:`refine_peaks` on a denominator; with ``widest``, half sizes that no box exceeds, a GPU need not wait."""
+    """:func:`refine_peaks` on a denominator that is there already.
+
+    Parameters
+    ----------
+    form : Denominator
+        Of B scenes.
+    array : PlanarArray
+        N elements.
+    low, high, wavefront, points
+        As :func:`refine_peaks` takes them.
+    widest : list of 3 float, optional
+        Half sizes in (azimuth, elevation, 1/range) that no box exceeds; with them, a GPU need not wait.
+
+    Returns
+    -------
+    Refined
+    """
     # Range runs against 1/range, in which the phase of a near-field source is nearly linear.
     corners = _inverse_range(low), _inverse_range(high)
     corner_low, corner_high = torch.minimum(*corners), torch.maximum(*corners)

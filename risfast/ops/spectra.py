@@ -35,13 +35,35 @@ OperandOf = Callable[[int, int], Operand]
 
 
 def scene_groups(plan: Plan) -> Iterator[tuple[int, int]]:
-    """Start and stop of the scenes of each pass."""
+    """Scenes of each pass of a plan.
+
+    Parameters
+    ----------
+    plan : Plan
+
+    Yields
+    ------
+    start, stop : int
+        Scenes start .. stop - 1.
+    """
     for start in range(0, plan.batch, plan.scenes_per_pass):
         yield start, min(start + plan.scenes_per_pass, plan.batch)
 
 
 def reduce_planes(q: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Extreme of q [b, R, ...] over its planes and the first plane that reaches it (int32)."""
+    """Extreme of the form over range planes, and the first plane that reaches it.
+
+    Parameters
+    ----------
+    q : real tensor, shape (b, R, ...)
+    largest : bool
+        Whether the maximum is meant, or the minimum.
+
+    Returns
+    -------
+    best : real tensor, shape (b, ...)
+    plane : int32 tensor, shape (b, ...)
+    """
     best = q[:, 0].clone()
     # Arithmetic on the comparison, in its own bytes, is several times faster on the CPU than masked assignment.
     small = q.shape[1] <= 255
@@ -78,22 +100,71 @@ class _Power:
 
 
 def linear(scale: Tensor) -> _Power:
-    """Power = scale * q; scale [B]."""
+    """Epilogue power = scale * q.
+
+    Parameters
+    ----------
+    scale : float64 tensor, shape (B,)
+
+    Returns
+    -------
+    callable of (q, start, stop)
+        Power of scenes start .. stop - 1.
+    """
     return _Power("linear", scale)
 
 
 def reciprocal(scale: Tensor) -> _Power:
-    """Power = scale / q; scale [B]."""
+    """Epilogue power = scale / q.
+
+    Parameters
+    ----------
+    scale : float64 tensor, shape (B,)
+
+    Returns
+    -------
+    callable of (q, start, stop)
+        As :func:`linear`.
+    """
     return _Power("reciprocal", scale)
 
 
 def complement(scale: Tensor, offset: float) -> _Power:
-    """Power = scale / (offset - q); scale [B]."""
+    """Epilogue power = scale / (offset - q).
+
+    Parameters
+    ----------
+    scale : float64 tensor, shape (B,)
+    offset : float
+        The largest q there can be.
+
+    Returns
+    -------
+    callable of (q, start, stop)
+        As :func:`linear`.
+    """
     return _Power("complement", scale, offset)
 
 
 def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> tuple[Tensor, Tensor]:
-    """Power [B, G_az, G_el] of the best plane and its index, without the volume."""
+    """The strongest power over range planes and its plane, without the volume.
+
+    Parameters
+    ----------
+    plan : Plan
+        Of a box.
+    evaluator : Evaluator
+    operand_of : callable of (start, stop)
+        Makes the operand of scenes start .. stop - 1.
+    power : epilogue
+        From :func:`linear`, :func:`reciprocal` or :func:`complement`.
+
+    Returns
+    -------
+    power : real tensor, shape (B, G_az, G_el)
+    plane : int32 tensor, shape (B, G_az, G_el)
+        Lowest on a tie.
+    """
     n_az, n_el = plan.shape[:2]
     best = torch.empty(plan.batch, n_az, n_el, dtype=plan.dtype.to_real())
     plane = torch.empty(plan.batch, n_az, n_el, dtype=torch.int32)
@@ -109,7 +180,17 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Powe
 
 
 def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> Tensor:
-    """Power on every point: [B, G_az, G_el, G_r], stored plane by plane, or [B, G]."""
+    """Power on every point.
+
+    Parameters
+    ----------
+    plan, evaluator, operand_of, power
+        As :func:`map_of` takes them; the plan may be of a list of points.
+
+    Returns
+    -------
+    real tensor, shape (B, G_az, G_el, G_r), stored plane by plane, or (B, G)
+    """
     shape = plan.shape if len(plan.shape) == 3 else (plan.shape[0], 1, 1)
     planes = torch.empty(plan.batch, shape[2], shape[0], shape[1], dtype=plan.dtype.to_real())
     for start, stop in scene_groups(plan):
@@ -139,16 +220,39 @@ def _refuse_indefinite(lifted: Tensor, rounding: float, first: int) -> None:
 
 
 def check_definite(covariance: Tensor, first: int = 0) -> None:
-    """Raise ValueError if a covariance [b, N, N] is indefinite beyond its rounding; ``first`` numbers the scenes."""
+    """Refuse covariances that are indefinite beyond their rounding.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (b, N, N)
+    first : int
+        Number of the first scene, for messages.
+
+    Raises
+    ------
+    ValueError
+        One of them is.
+    """
     r, diagonal, mean, rounding = _hermitian(covariance)
     diagonal.add_(rounding * mean)
     _refuse_indefinite(r, rounding, first)
 
 
 def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tensor:
-    """Lower Cholesky factor, complex128, of (R + R^H)/2 + loading tr(R)/N I; R [b, N, N].
+    """Lower Cholesky factor of (R + R^H)/2 + delta I, delta = loading tr(R)/N.
 
-    ``first`` is the number of the first scene, for messages.
+    Parameters
+    ----------
+    covariance : complex tensor, shape (b, N, N)
+        R.
+    loading : float
+        >= 0.
+    first : int
+        Number of the first scene, for messages.
+
+    Returns
+    -------
+    complex128 tensor, shape (b, N, N)
 
     Raises
     ------
@@ -175,23 +279,62 @@ def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tenso
 
 
 def capon_operand(covariance: Tensor, loading: float, first: int = 0) -> Operand:
-    """Operand with q = a^H (R + delta I)^-1 a of R [b, N, N].
+    """Operand with q = a^H (R + delta I)^-1 a.
 
     The inverse is complex128 whatever R is: in float64 the form loses nothing that matters, in complex64 the inverse
     alone costs 0.014 dB.
+
+    Parameters
+    ----------
+    covariance, loading, first
+        As :func:`loaded_cholesky` takes them.
+
+    Returns
+    -------
+    Operand
+
+    Raises
+    ------
+    ValueError
+        As :func:`loaded_cholesky`.
     """
     return Operand(torch.cholesky_inverse(loaded_cholesky(covariance, loading, first)), "hermitian")
 
 
 def mean_power(factor: Tensor) -> Tensor:
-    """tr(F F^H)/N, float64 [b], of F [b, N, K]."""
+    """Power of an element, tr(F F^H)/N.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (b, N, K)
+        F.
+
+    Returns
+    -------
+    float64 tensor, shape (b,)
+    """
     return torch.view_as_real(factor.resolve_conj()).double().square().sum((1, 2, 3)) / factor.shape[1]
 
 
 def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
-    """W [b, N, K], complex128, with (F F^H + delta I)^-1 = (I - W W^H) / delta.
+    """W with (F F^H + delta I)^-1 = (I - W W^H) / delta.
 
     W = F C^-H with C C^H = F^H F + delta I: a K x K Cholesky factor, no division by small singular values.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (b, N, K)
+        F.
+    delta : float64 tensor, shape (b,)
+        > 0.
+
+    Returns
+    -------
+    complex128 tensor, shape (b, N, K)
+
+    Notes
+    -----
+    M. A. Woodbury, "Inverting modified matrices", Statistical Research Group, Princeton, 1950.
     """
     f = factor.to(torch.complex128)
     gram = adjoint_of(f) @ f + delta[:, None, None] * torch.eye(f.shape[-1], dtype=torch.complex128)
@@ -199,7 +342,17 @@ def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
 
 
 def lowrank_operand(factor: Tensor, delta: Tensor) -> Operand:
-    """Operand with q = a^H W W^H a, so that N - q = delta a^H (F F^H + delta I)^-1 a."""
+    """Operand with q = a^H W W^H a, so that N - q = delta a^H (F F^H + delta I)^-1 a.
+
+    Parameters
+    ----------
+    factor, delta
+        As :func:`woodbury_factor` takes them.
+
+    Returns
+    -------
+    Operand
+    """
     return Operand(adjoint_of(woodbury_factor(factor, delta)), "rows")
 
 
@@ -208,9 +361,14 @@ def capon_gradient(plan: Plan, evaluator: Evaluator, inverse: Tensor, weights: T
 
     Parameters
     ----------
+    plan : Plan
+        Of the spectrum.
+    evaluator : Evaluator
+        Its adjoint is what is needed.
     inverse : complex128 tensor, shape (b, N, N)
         (R + delta I)^-1.
     weights : real tensor, shape (b, *grid)
+        w_g.
     loading : float
         delta = loading tr(R)/N depends on R too.
 
@@ -232,6 +390,19 @@ def capon_gradient(plan: Plan, evaluator: Evaluator, inverse: Tensor, weights: T
 
 
 def plane_weights(weights: Tensor, plane: Tensor, n_planes: int) -> Tensor:
-    """Weights [b, G_az, G_el] put on their winning planes: [b, G_az, G_el, R]."""
+    """Weights put on their winning planes.
+
+    Parameters
+    ----------
+    weights : real tensor, shape (b, G_az, G_el)
+    plane : int tensor, shape (b, G_az, G_el)
+    n_planes : int
+        R.
+
+    Returns
+    -------
+    real tensor, shape (b, G_az, G_el, R)
+        Zero on the other planes.
+    """
     out = torch.zeros(*weights.shape, n_planes, dtype=weights.dtype)
     return out.scatter_(-1, plane.long()[..., None], weights[..., None])

@@ -1,0 +1,317 @@
+"""Which method computes a request: where each holds, what it costs, and what error it leaves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from risfast.geometry import Lattice, find_lattice
+from risfast.ops.domain import Domain
+from risfast.ops.evaluator_cache import cached_nodes
+from risfast.ops.interpolation import BoxNodes
+from risfast.ops.nodes import NodeSet
+
+__all__ = [
+    "DEFAULT_BYTE_BUDGET",
+    "KEPT_BYTES",
+    "METHODS",
+    "MINIMUM_BYTE_BUDGET",
+    "OPERATIONS",
+    "Request",
+    "choose",
+    "expected_error_db",
+    "request_of",
+    "require_lag",
+    "table_budget",
+]
+
+METHODS = ("auto", "dense", "chebyshev", "lag")
+OPERATIONS = ("mvdr", "mvdr_lowrank", "analysis", "synthesis", "music", "bartlett")
+DEFAULT_BYTE_BUDGET = 256 << 20
+MINIMUM_BYTE_BUDGET = 1 << 20
+
+# Interpolation error aimed at, in dB at the strongest possible peak, for results in float32 and in float64.
+_TARGET_DB = {torch.complex64: 5e-4, torch.complex128: 5e-7}
+# Of a low-rank factor ten times as much is promised, in complex64.
+_LOWRANK_LOOSER = 10.0
+# The same relative to ||Q||_F for operations whose result is not the reciprocal of a nearly singular form.
+_TARGET_RELATIVE = {torch.complex64: 3e-8, torch.complex128: 1e-14}
+_SMALLEST_TOLERANCE = 2e-14  # what float64 can resolve
+# Floating-point operations that cost as much time as one element of a steering vector (square root, sine, cosine).
+_STEERING_FLOPS = 700.0
+KEPT_BYTES = 256 << 20  # tables kept between calls, all together
+_COPY_FLOPS = 40.0  # the same for one value written and read again
+
+
+@dataclass(frozen=True)
+class Request:
+    """What decides a plan, beside the domain; from :func:`request_of`.
+
+    Parameters
+    ----------
+    operation : str
+        One of :data:`OPERATIONS`.
+    method : str
+        One of :data:`METHODS`.
+    batch : int
+        Scenes B.
+    n_elements : int
+        N.
+    rank : int or None
+        Columns K of a factor; None for a full matrix.
+    dtype : torch.complex64 or torch.complex128
+        Of the matrix.
+    loading : float
+        delta = loading * trace / N, for Capon alone.
+    byte_budget : int
+        Working memory in bytes.
+    """
+
+    operation: str
+    method: str
+    batch: int
+    n_elements: int
+    rank: int | None
+    dtype: torch.dtype
+    loading: float
+    byte_budget: int
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Everything near a reciprocal is computed in complex128: float32 loses up to 0.05 dB at its peaks."""
+        return self.dtype if self.operation in ("analysis", "synthesis") else torch.complex128
+
+    @property
+    def tolerance(self) -> float:
+        """Interpolation error of a phase difference, rms over pairs, that the operation can bear.
+
+        Capon: beside a lone source (I - a a^H / N) / delta has off-diagonals of 1 / (N delta), all in phase; with
+        delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
+        """
+        if self.operation in ("mvdr", "mvdr_lowrank"):
+            looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
+            relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
+            wanted = max(relative * self.loading / self.n_elements, _SMALLEST_TOLERANCE)
+            # In half decades, so that a loading that varies finds the nodes of the one before.
+            return 10 ** (math.floor(2 * math.log10(wanted)) / 2)
+        target = _TARGET_RELATIVE[self.dtype]
+        if self.operation == "music":
+            target = min(target, 1e-9)  # the null at a source has no floor
+        return max(target, _SMALLEST_TOLERANCE)
+
+
+def _evaluation_flops(domain: Domain, points: float, request: Request) -> float:
+    """Products with the matrix at so many points (without their mirror images)."""
+    n = domain.n_elements
+    images = domain.mirror.images
+    rows = request.rank if request.rank is not None else n * (0.5 if images == 1 else 0.625)
+    return max(request.batch, 1) * points * (8 * n * rows + images * _COPY_FLOPS * rows)
+
+
+def _dense_cost(domain: Domain, request: Request) -> float:
+    images = domain.mirror.images
+    points = math.prod(domain.shape) / images
+    return points * domain.n_elements * _STEERING_FLOPS + _evaluation_flops(domain, points, request)
+
+
+def _chebyshev_cost(domain: Domain, nodes: BoxNodes, request: Request) -> float:
+    images = domain.mirror.images
+    n_az, n_el, n_r = domain.shape
+    count = nodes.azimuth.count * nodes.elevation.count * n_r
+    flops = _evaluation_flops(domain, count / images, request)
+    if nodes.azimuth.matrix is not None:
+        flops += max(request.batch, 1) * 2.0 * n_r * n_az * nodes.azimuth.count * nodes.elevation.count
+    if nodes.elevation.matrix is not None:
+        flops += max(request.batch, 1) * 2.0 * n_r * n_az * nodes.elevation.count * n_el
+    return flops + max(request.batch, 1) * _COPY_FLOPS * math.prod(domain.shape)
+
+
+def _lag_cost(domain: Domain, n_h: int, n_v: int, request: Request) -> float:
+    n_az, n_el, n_r = domain.shape
+    coefficients = n_r * domain.n_elements**2 * _COPY_FLOPS + n_r * n_h * 2 * n_v * n_el * 8
+    if request.rank is not None:
+        coefficients += 8.0 * domain.n_elements**2 * request.rank
+    return max(request.batch, 1) * (coefficients + n_r * n_az * n_el * (2.0 * n_h + _COPY_FLOPS))
+
+
+def require_lag(lattice: Lattice | None, wavefront: str) -> None:
+    """Refuse the lag method where it does not hold.
+
+    Parameters
+    ----------
+    lattice : Lattice or None
+        That of the array; None if it has none.
+    wavefront : {"spherical", "fresnel", "planar"}
+
+    Raises
+    ------
+    ValueError
+        The array fills no lattice, or the wavefront is spherical.
+    """
+    if lattice is None:
+        raise ValueError(
+            "method='lag' needs a uniform planar array (a full rectangular lattice at z = 0); array is irregular. Use "
+            "method='chebyshev' or 'dense'"
+        )
+    if wavefront == "spherical":
+        raise ValueError(
+            "method='lag' needs wavefront='fresnel' or 'planar', got wavefront='spherical', whose phase is no "
+            "polynomial of the element index; use method='chebyshev'"
+        )
+
+
+def choose(domain: Domain, request: Request) -> tuple[str, str, BoxNodes | None, float]:
+    """The cheapest method that holds, or the one that is asked for.
+
+    Parameters
+    ----------
+    domain : Domain
+        Array, wavefront and points.
+    request : Request
+
+    Returns
+    -------
+    method : {"dense", "chebyshev", "lag"}
+    reason : str
+    nodes : BoxNodes or None
+        Those of the chebyshev method.
+    flops : float
+        Floating-point operations of a call.
+
+    Raises
+    ------
+    ValueError
+        The method that is asked for does not hold for the array, wavefront or points.
+    """
+    lattice = find_lattice(domain.positions)
+    if request.method == "lag":
+        require_lag(lattice, domain.wavefront)
+    if request.method in ("lag", "chebyshev") and not domain.box:
+        raise ValueError(
+            f"method={request.method!r} needs a SearchGrid; a list of points is evaluated by method='dense'"
+        )
+    asked = "asked for"
+    if not domain.box:
+        points = float(domain.shape[0])
+        cost = points * domain.n_elements * _STEERING_FLOPS + _evaluation_flops(domain, points, request)
+        return "dense", asked if request.method == "dense" else "a list of points has no structure", None, cost
+    if request.method == "dense":
+        return "dense", asked, None, _dense_cost(domain, request)
+    if lattice is not None and domain.wavefront != "spherical":
+        cost = _lag_cost(domain, lattice.n_h, lattice.n_v, request)
+        if request.method == "lag":
+            return "lag", asked, None, cost
+        if request.method == "auto":
+            # Its cost does not depend on the rank and is far below the others' unless the grid is tiny.
+            dense = _dense_cost(domain, request)
+            if cost < dense:
+                return (
+                    "lag",
+                    f"uniform planar array, {domain.wavefront} phase: {dense / cost:.0f} x less work than dense",
+                    None,
+                    cost,
+                )
+    if request.method == "auto" and request.operation.startswith("mvdr") and request.loading < 1e-9:
+        return "dense", "without loading no interpolation error is small enough", None, _dense_cost(domain, request)
+    nodes = cached_nodes(domain, request.tolerance)
+    stored = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, request.compute_dtype)
+    whole = nodes.azimuth.matrix is None and nodes.elevation.matrix is None
+    if request.method == "auto" and whole and stored > table_budget(request):
+        return "dense", "the aperture asks for as many nodes as there are points", None, _dense_cost(domain, request)
+    cost, dense = _chebyshev_cost(domain, nodes, request), _dense_cost(domain, request)
+    if request.method == "chebyshev":
+        return "chebyshev", asked, nodes, cost
+    if cost < dense:
+        return (
+            "chebyshev",
+            f"the aperture band-limits the form in angle: {dense / cost:.0f} x less work than dense",
+            nodes,
+            cost,
+        )
+    return "dense", "the grid is too coarse to gain from interpolation", None, dense
+
+
+def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> float:
+    """Error of a result against exact arithmetic: its rounding, plus what interpolation adds.
+
+    Parameters
+    ----------
+    method : {"dense", "chebyshev", "lag"}
+    nodes : BoxNodes or None
+        Those of the chebyshev method, with the error measured on them.
+    request : Request
+
+    Returns
+    -------
+    float
+        dB, at the strongest possible peak.
+    """
+    rounding = torch.finfo(request.dtype).eps * 10 / math.log(10)
+    if request.compute_dtype == torch.complex64:
+        rounding *= 16
+    elif request.operation.startswith("mvdr") and request.loading > 0:
+        # Condition number N / loading, in float64, through a Cholesky factor.
+        rounding += torch.finfo(torch.float64).eps * 1e3 / request.loading * 10 / math.log(10)
+    if method != "chebyshev" or nodes is None:
+        return rounding
+    scale = 1.0
+    if request.operation.startswith("mvdr"):
+        # Without loading nothing is known of the condition of R: assume what float64 can still invert.
+        scale = request.n_elements / max(request.loading, 1e-12)
+    return rounding + 10 / math.log(10) * nodes.checked_error * scale
+
+
+def table_budget(request: Request) -> int:
+    """What the tables of one plan may take: half the byte budget, and at most half of what is kept of all plans.
+
+    Parameters
+    ----------
+    request : Request
+
+    Returns
+    -------
+    int
+        Bytes.
+    """
+    return min(request.byte_budget // 2, KEPT_BYTES // 2)
+
+
+def request_of(
+    operation: str,
+    method: str,
+    batch: int,
+    n_elements: int,
+    rank: int | None,
+    dtype: torch.dtype,
+    loading: float,
+    byte_budget: int,
+) -> Request:
+    """Check the options of a request and put them together.
+
+    Parameters
+    ----------
+    operation, method, batch, n_elements, rank, dtype, loading, byte_budget
+        See :class:`Request`.
+
+    Returns
+    -------
+    Request
+
+    Raises
+    ------
+    ValueError
+        An unknown operation or method, or a budget below 1 MiB.
+    TypeError
+        ``dtype`` is not complex64 or complex128.
+    """
+    if operation not in OPERATIONS:
+        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {operation!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
+    if dtype not in _TARGET_DB:
+        raise TypeError(f"dtype must be complex64 or complex128, got {dtype}")
+    if byte_budget < MINIMUM_BYTE_BUDGET:
+        raise ValueError(f"byte_budget must be at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget}")
+    return Request(operation, method, batch, n_elements, rank, dtype, loading, byte_budget)
