@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from risfast.confidence import HitModel, hit_features
 from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_sources
@@ -20,7 +21,7 @@ from risfast.models import CovarianceEstimate, Measurement, build_backbone
 from risfast.models.atoms import AtomGrid
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
-from risfast.polish import PolishOptions, polish_sources
+from risfast.polish import Polished, PolishOptions, polish_sources
 
 __all__ = ["Localisation", "Localizer", "LocalizerOptions"]
 
@@ -43,13 +44,16 @@ class LocalizerOptions:
     detection : DetectionOptions
         Of the Capon peaks.
     polish : PolishOptions
+    least_confidence : float in [0, 1)
+        Least probability of a hit of a reported source, where the model comes with a fitted one
+        (:mod:`risfast.confidence`); 0 leaves the decision to the penalty of the polish alone.
     scenes_at_once : int
         Scenes that go through together; memory follows it.
 
     Raises
     ------
     ValueError
-        An unknown read-out, or ``scenes_at_once`` below 1.
+        An unknown read-out, a probability outside [0, 1), or ``scenes_at_once`` below 1.
     """
 
     read_out: str = "own"
@@ -57,12 +61,15 @@ class LocalizerOptions:
     candidates: dict[str, Any] = field(default_factory=dict)
     detection: DetectionOptions = field(default_factory=DetectionOptions)
     polish: PolishOptions = field(default_factory=PolishOptions)
+    least_confidence: float = 0.35
     scenes_at_once: int = 16
 
     def __post_init__(self) -> None:
         """Check every value."""
         if self.read_out not in READ_OUTS:
             raise ValueError(f"read_out must be one of {', '.join(READ_OUTS)}; got {self.read_out!r}")
+        if not 0 <= self.least_confidence < 1:
+            raise ValueError(f"least_confidence must lie in [0, 1), got {self.least_confidence!r}")
         if self.scenes_at_once < 1:
             raise ValueError(f"scenes_at_once must be at least 1, got {self.scenes_at_once}")
 
@@ -99,6 +106,8 @@ class Localizer:
     array : PlanarArray
         The surface, N elements; codes and channel are in the order of ``array.positions_m``.
     options : LocalizerOptions, optional
+    hits : HitModel, optional
+        Of this backbone: turns what the polish ends with into probabilities of a hit, by which sources are kept.
 
     Examples
     --------
@@ -107,8 +116,14 @@ class Localizer:
     >>> sources = localizer.localize(y, codes, channel)  # doctest: +SKIP
     """
 
-    def __init__(self, backbone: nn.Module, array: PlanarArray, options: LocalizerOptions | None = None) -> None:
-        self.backbone, self.array = backbone.eval(), array
+    def __init__(
+        self,
+        backbone: nn.Module,
+        array: PlanarArray,
+        options: LocalizerOptions | None = None,
+        hits: HitModel | None = None,
+    ) -> None:
+        self.backbone, self.array, self.hits = backbone.eval(), array, hits
         self.options = options or LocalizerOptions()
         # The polish looks for new sources on the backbone's atoms, or on the default ones.
         self._atoms = backbone.atoms if isinstance(backbone, UnrolledBackbone) else AtomGrid(array)
@@ -130,7 +145,7 @@ class Localizer:
         from risfast.model_files import load_model  # noqa: PLC0415 - safetensors only where a file is read
 
         module, card = load_model(Path(folder), build_backbone)
-        return cls(module, array_from_json(card["array"]), options)
+        return cls(module, array_from_json(card["array"]), options, HitModel.load(Path(folder)))
 
     @classmethod
     def classical(
@@ -175,8 +190,8 @@ class Localizer:
         -------
         list of Sources
             One a scene, strongest first: azimuth and elevation in radians, range in metres. ``confidence`` is the
-            posterior probability of the reported range within a metre with polish, and the expected number of sources
-            within the tolerance of a hit without.
+            probability of a hit with polish (of a model without a fitted one: the posterior probability of the
+            reported range within a metre), and the expected number of sources within the tolerance without.
 
         Raises
         ------
@@ -224,11 +239,19 @@ class Localizer:
         if not polish:
             return Localisation(found, None, estimate.noise_power, estimate.factor, seconds)
         began = time.perf_counter()
+        polished = self._polished(measurement, found, estimate)
+        seconds["polish"] = time.perf_counter() - began
+        return Localisation(polished.sources, polished.covariance, polished.noise_power, estimate.factor, seconds)
+
+    def _polished(self, measurement: Measurement, found: list[Sources], estimate: CovarianceEstimate) -> Polished:
         polished = polish_sources(
             measurement, found, self._atoms, self.options.polish, noise_power=estimate.noise_power
         )
-        seconds["polish"] = time.perf_counter() - began
-        return Localisation(polished.sources, polished.covariance, polished.noise_power, estimate.factor, seconds)
+        if self.hits is None or estimate.sources is None:
+            return polished
+        snapshots = measurement.y.shape[1]
+        features = hit_features(polished, estimate.sources, self.backbone.range_cells, snapshots)  # type: ignore[arg-type]
+        return self.hits.decide(polished, features, self.options.least_confidence)
 
     def _candidates(self, estimate: CovarianceEstimate, polish: bool) -> list[Sources]:
         if self.options.read_out == "capon":

@@ -36,7 +36,7 @@ class PolishOptions:
     Parameters
     ----------
     iterations : int
-        Scoring steps after each change of the set of sources.
+        Most scoring steps after each change of the set of sources; a scene stops where it has converged.
     births : int
         Most sources that may be born.
     max_sources : int
@@ -54,7 +54,7 @@ class PolishOptions:
         A value is out of its range.
     """
 
-    iterations: int = 6
+    iterations: int = 10
     births: int = 4
     max_sources: int = 8
     penalty: float = 2.0
@@ -84,12 +84,15 @@ class Polished(NamedTuple):
     noise_power : float64 tensor, shape (B,)
     log_likelihood : float64 tensor, shape (B,)
         At the maximum, without the constant -L M log(pi).
+    gain : list of float64 tensors, shape (K,)
+        Log-likelihood at the maximum less that without the source, everything else as it is, in the same order.
     """
 
     sources: list[Sources]
     covariance: list[Tensor]
     noise_power: Tensor
     log_likelihood: Tensor
+    gain: list[Tensor]
 
 
 def polish_sources(
@@ -132,7 +135,7 @@ def polish_sources(
     penalty = options.penalty * math.log(max(snapshots * m, 2))
     state, box = _start(measurement, candidates, atoms, options, noise_power)
     if b == 0:
-        return Polished([], [], state.noise, state.noise)
+        return Polished([], [], state.noise, state.noise, [])
     found = ascend(likelihood, state, box, options.iterations)
     found = _bury(likelihood, found, box, penalty, options.iterations)
     before = found.state.mask.sum(1)
@@ -279,6 +282,7 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
 def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
     state = point.state
     information = likelihood.derivatives(state).information
+    lost = point.value[:, None] - _values_without(likelihood, state)
     mass = torch.ones_like(state.power)
     if options.range_points:
         state, mass = _range_posterior(likelihood, state, information, box, options)
@@ -290,14 +294,15 @@ def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptio
     )  # [B, K, 3, 3]
     scale = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
     blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
-    sources, covariances = [], []
+    sources, covariances, gains = [], [], []
     for i in range(b):
         there = state.mask[i].nonzero()[:, 0].cpu()
         there = there[state.power[i].cpu()[there].argsort(descending=True, stable=True)]
         azimuth, elevation, inverse = state.position[i].cpu()[there].unbind(-1)
         sources.append(Sources(azimuth, elevation, 1 / inverse, state.power[i].cpu()[there], mass[i].cpu()[there]))
         covariances.append(blocks[i][there])
-    return Polished(sources, covariances, state.noise, point.value)
+        gains.append(lost[i].cpu()[there])
+    return Polished(sources, covariances, state.noise, point.value, gains)
 
 
 def _range_posterior(

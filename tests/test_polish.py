@@ -174,3 +174,19 @@ def test_degenerate_measurements_end_well():
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PolishOptions(**wrong)
+
+
+def test_the_gain_is_what_the_likelihood_loses_without_the_source():
+    scenes = scenes_of()
+    options = PolishOptions(range_points=0)  # the sources are reported where the likelihood is largest
+    found = polish_sources(Measurement.of(scenes), None, GRID, options)
+    likelihood = Likelihood(Measurement.of(scenes), ARRAY)
+    whole = likelihood.value(state_of(found.sources, found.noise_power))
+    for i, sources in enumerate(found.sources):
+        assert len(sources) > 0
+        for k in range(len(sources)):
+            fewer = list(found.sources)
+            keep = torch.arange(len(sources)) != k
+            fewer[i] = as_sources(sources.position[keep], sources.power[keep])
+            without = likelihood.value(state_of(fewer, found.noise_power))[i]
+            assert float(found.gain[i][k]) == pytest.approx(float(whole[i] - without), rel=1e-4, abs=0.05)

@@ -21,7 +21,7 @@ from risfast.models.cells import RangeCells
 from risfast.ops import local_maxima_3d, nms_3d
 from risfast.tolerance import Tolerance
 
-__all__ = ["MapDetection", "PowerDetection", "sources_of_map", "sources_of_power"]
+__all__ = ["MapDetection", "PowerDetection", "counts_near", "sources_of_map", "sources_of_power"]
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def sources_of_map(
     found : SourceMap
         Of B scenes.
     power : real tensor, shape (B, G_az, G_el, G_r)
-        Powers of the atoms.
+        Powers of the atoms, linear.
     cells : RangeCells
+        Those of the map.
     options : MapDetection, optional
 
     Returns
@@ -105,6 +106,37 @@ def sources_of_map(
         left = torch.where(beside & ~inside, left * (1 - share)[:, None], left)
     point, mass = torch.stack(points, 1).cpu(), torch.stack(masses, 1).cpu()
     return [_reported(point[i], mass[i], power[i].detach().double().cpu(), cells, options) for i in range(len(point))]
+
+
+def counts_near(
+    found: SourceMap, position: Tensor, cells: RangeCells, options: MapDetection | None = None
+) -> tuple[Tensor, Tensor]:
+    """Expected number of sources of a map around given points.
+
+    Parameters
+    ----------
+    found : SourceMap
+        Of B scenes.
+    position : real tensor, shape (B, K, 3)
+        (azimuth, elevation, range) in radians and metres.
+    cells : RangeCells
+    options : MapDetection, optional
+        Its ``cells`` and ``tolerance`` are used.
+
+    Returns
+    -------
+    within : float64 tensor, shape (B, K)
+        Expected number within the tolerance in azimuth, elevation and range.
+    toward : float64 tensor, shape (B, K)
+        The same at any range.
+    """
+    options = options or MapDetection()
+    counts = found.log_intensity.detach().exp().double().flatten(1)
+    strongest = counts.topk(min(options.cells, counts.shape[1]), dim=1)
+    gap = (position.to(counts)[:, :, None] - _positions(found, cells, strongest.indices)[:, None]).abs()
+    near = (gap[..., 0] <= options.tolerance.azimuth_rad) & (gap[..., 1] <= options.tolerance.elevation_rad)
+    inside = near & (gap[..., 2] <= options.tolerance.range_m)
+    return tuple((m.double() @ strongest.values[..., None])[..., 0] for m in (inside, near))  # type: ignore[return-value]
 
 
 def _positions(found: SourceMap, cells: RangeCells, index: Tensor) -> Tensor:
@@ -177,7 +209,9 @@ def sources_of_power(power: Tensor, axes: AtomAxes, options: PowerDetection | No
     Parameters
     ----------
     power : real tensor, shape (B, G_az, G_el, G_r)
+        Powers of the atoms, linear, >= 0.
     axes : AtomAxes
+        Where the atoms stand.
     options : PowerDetection, optional
 
     Returns

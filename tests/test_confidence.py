@@ -1,0 +1,154 @@
+"""The probability of a hit: features from their formulas, the fit, the decision, the file."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from risfast.confidence import CONFIDENCE_FILE, FEATURES, HitModel, hit_features
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.errors import FileFormatError
+from risfast.evaluate import match
+from risfast.localize import Localizer, LocalizerOptions
+from risfast.models import Measurement
+from risfast.polish import PolishOptions, polish_sources
+from risfast.train.confidence import draw, fit, reliability
+
+SEED = 31_337  # of no training and no fit
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return Localizer.from_pretrained()
+
+
+@pytest.fixture(scope="module")
+def polished(pretrained):
+    scenes = generate_scenes(SystemConfig(n_snapshots=16, code_kinds=("dft", "random")), SEED, range(24))
+    measurement = Measurement.of(scenes, noise_known=False)
+    with torch.no_grad():
+        estimate = pretrained.backbone(measurement)
+        found = pretrained.backbone.sources(estimate)
+        result = polish_sources(
+            measurement,
+            found,
+            pretrained.backbone.atoms,
+            PolishOptions(),
+            noise_power=estimate.noise_power,
+        )
+    return scenes, estimate, result
+
+
+def test_features_are_what_their_names_say(pretrained, polished):
+    _, estimate, result = polished
+    rows = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
+    assert [r.shape for r in rows] == [(len(s), len(FEATURES)) for s in result.sources]
+    i = max(range(len(rows)), key=lambda i: len(rows[i]))
+    row, sources = dict(zip(FEATURES, rows[i].T, strict=True)), result.sources[i]
+    torch.testing.assert_close(row["log gain"], result.gain[i].clamp_min(1e-3).log())
+    torch.testing.assert_close(row["log range"], sources.range.log())
+    for k, name in enumerate(("azimuth", "elevation", "range")):
+        deviation = result.covariance[i][:, k, k].clamp_min(0).sqrt().clamp(1e-5, 10)
+        torch.testing.assert_close(row[f"log deviation of {name}"], deviation.log())
+    power = sources.power.numpy()
+    np.testing.assert_allclose(
+        row["log power over the scene's median"], np.log(power / sorted(power)[(len(power) - 1) // 2])
+    )
+    assert (row["sources found"] == len(sources)).all()
+    assert (row["log2 snapshots"] == 4).all()
+
+
+def test_counts_are_sums_over_the_cells_around(pretrained, polished):
+    _, estimate, result = polished
+    cells = pretrained.backbone.range_cells
+    rows = hit_features(result, estimate.sources, cells, 16)
+    i = max(range(len(rows)), key=lambda i: len(rows[i]))
+    counts = np.exp(estimate.sources.log_intensity[i].double().numpy())  # [G_az, G_el, cells]
+    offset = estimate.sources.offset[i].double().numpy()  # [G_az, G_el, G_r, 2]
+    axes = cells.axes
+    sines = [s.double().numpy() for s in axes.sines]
+    for k in range(len(rows[i])):
+        az, el, r = result.sources[i].position[k].tolist()
+        within = 0.0
+        for c, centre in enumerate(cells.centres.tolist()):
+            moved = offset[:, :, c // cells.per_atom]
+            azimuth = np.arcsin(np.clip(sines[0][:, None] + axes.spacing[0] * moved[..., 0], -1, 1))
+            elevation = np.arcsin(np.clip(sines[1][None] + axes.spacing[1] * moved[..., 1], -1, 1))
+            near = (abs(azimuth - az) <= math.radians(5)) & (abs(elevation - el) <= math.radians(5))
+            within += (counts[:, :, c] * near).sum() * (abs(centre - r) <= 1)
+        # The weakest cells are left out of it.
+        assert float(rows[i][k, FEATURES.index("counts within, at most 1.2")]) == pytest.approx(
+            min(within, 1.2), abs=0.03
+        )
+
+
+def test_the_fit_finds_the_weights_that_made_the_data():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(40_000, len(FEATURES), dtype=torch.float64, generator=generator) * 2 + 0.5
+    true = torch.linspace(-1, 1, len(FEATURES), dtype=torch.float64)
+    p = torch.sigmoid(x @ true - 0.3)
+    hit = (torch.rand(len(p), dtype=torch.float64, generator=generator) < p).double()
+    model = fit(x, hit)
+    assert float((torch.tensor(model.weights) - true).abs().max()) < 0.1
+    assert float((model.probability(x) - p).square().mean().sqrt()) < 0.02
+    rows = reliability(model.probability(x), hit)
+    assert ((rows[:, 0] - rows[:, 1]).abs() < 4 * rows[:, 2] + 0.01).all()
+    with pytest.raises(ValueError, match="more scenes"):
+        fit(x, torch.ones_like(hit))
+
+
+def test_what_is_kept_is_probable_enough_and_says_so(pretrained, polished):
+    _, estimate, result = polished
+    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
+    decided = pretrained.hits.decide(result, features, 0.5)
+    for before, after, rows in zip(result.sources, decided.sources, features, strict=True):
+        p = pretrained.hits.probability(rows)
+        torch.testing.assert_close(after.confidence, p[p >= 0.5])
+        torch.testing.assert_close(after.position, before.position[p >= 0.5])
+    assert [len(c) for c in decided.covariance] == [len(s) for s in decided.sources]
+
+
+def test_the_shipped_probabilities_are_better_than_the_share_of_hits(pretrained, polished):
+    scenes, estimate, result = polished
+    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
+    p = torch.cat([pretrained.hits.probability(rows) for rows in features])
+    hit = []
+    for i, sources in enumerate(result.sources):
+        pairs = match(sources.position, scenes.position[i][scenes.mask[i]])
+        hit += [k in pairs.pairs[pairs.hit, 0] for k in range(len(sources))]
+    hit = torch.tensor(hit, dtype=torch.float64)
+    assert float((p - hit).square().mean()) < 0.8 * float((hit - hit.mean()).square().mean())
+
+
+def test_a_localizer_reports_what_is_probable_unless_told_otherwise(pretrained, polished):
+    scenes, _, _ = polished
+    some = (scenes.y[:8], scenes.codes[:8], scenes.channel[:8])
+    usual = pretrained.localize(*some)
+    assert all(float(s.confidence.min()) >= 0.35 for s in usual if len(s))
+    strict = Localizer.from_pretrained(LocalizerOptions(least_confidence=0.8)).localize(*some)
+    assert sum(map(len, strict)) < sum(map(len, usual))
+    with pytest.raises(ValueError, match="least_confidence"):
+        LocalizerOptions(least_confidence=1.0)
+
+
+def test_the_file_comes_back_and_damage_is_named(tmp_path):
+    model = HitModel(tuple(float(i) for i in range(len(FEATURES))), -1.5)
+    model.save(tmp_path, {"seed": 1})
+    assert HitModel.load(tmp_path) == model
+    assert HitModel.load(tmp_path / "nothing") is None
+    path = tmp_path / CONFIDENCE_FILE
+    content = json.loads(path.read_text())
+    for damage in ("{", json.dumps(content | {"features": ["other"]}), json.dumps(content | {"weights": [1.0]})):
+        path.write_text(damage)
+        with pytest.raises(FileFormatError, match=CONFIDENCE_FILE):
+            HitModel.load(tmp_path)
+
+
+def test_the_reliability_diagram_is_drawn(tmp_path):
+    rows = reliability(torch.linspace(0, 1, 50, dtype=torch.float64), (torch.arange(50) > 20).double(), bins=5)
+    draw(tmp_path / "x.png", {"L = 16": rows})
+    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
