@@ -38,7 +38,35 @@ _SCENES_AT_ONCE = 8  # so that a long file shows progress
 
 @dataclass(frozen=True)
 class DetectCommand:
-    """Options of ``risfast-train detect``; angles in degrees, as typed."""
+    """Options of ``risfast-train detect``; angles in degrees, as typed.
+
+    Parameters
+    ----------
+    covariance : Path
+        File with R; see :func:`risfast.files.read_covariance`.
+    array : Path
+        TOML file with the elements; see :func:`risfast.array_file.read_array`.
+    key : str or None
+        Variable in the covariance file; None is ``R`` or ``covariance``.
+    grid : {"reference", "training"}
+        Search grid.
+    azimuth_deg, elevation_deg : (float, float, float) or None
+        Lowest, highest and count of an axis in place of the grid's.
+    range_m : tuple of float or None
+        Range planes in metres, increasing, in place of the grid's.
+    wavefront, loading, method
+        See :func:`risfast.ops.mvdr_spectrum`.
+    max_sources : int or None
+        Most sources that are reported for a covariance.
+    device : str
+        Where everything is computed.
+    output : Path or None
+        .json or .csv file for the sources.
+    picture : Path or None
+        .png, .pdf or .svg file for the spectrum.
+    picture_scene : int
+        Which covariance of a batch is drawn, from 0.
+    """
 
     covariance: Path
     array: Path
@@ -58,7 +86,13 @@ class DetectCommand:
 
 
 class Progress:
-    """One line on stderr that says how far the work has come; on a terminal it is overwritten in place."""
+    """One line on stderr that says how far the work has come; on a terminal it is overwritten in place.
+
+    Parameters
+    ----------
+    stream : text file
+        Where the line goes. Where it is no terminal, only the first and the last step of a stage are written.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -99,6 +133,14 @@ def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
 def search_grid(options: DetectCommand) -> SearchGrid:
     """The named grid with the axes that were given in its place.
 
+    Parameters
+    ----------
+    options : DetectCommand
+
+    Returns
+    -------
+    SearchGrid
+
     Raises
     ------
     ValueError
@@ -126,7 +168,22 @@ def _check_output(path: Path | None, option: str, suffixes: Sequence[str]) -> No
 
 
 def check_device(name: str) -> torch.device:
-    """The device of that name, if torch can use it here; ValueError otherwise."""
+    """The device of that name, if torch can use it here.
+
+    Parameters
+    ----------
+    name : str
+        As torch spells it: ``cpu``, ``cuda``, ``cuda:1``.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        Torch knows no such device, or cannot use it on this machine.
+    """
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -137,7 +194,26 @@ def check_device(name: str) -> torch.device:
 
 
 def run_detect(options: DetectCommand, progress: Progress) -> int:
-    """Sources from a covariance file: a table, and where asked a file and a picture."""
+    """Sources from a covariance file: a table, and where asked a file and a picture.
+
+    Parameters
+    ----------
+    options : DetectCommand
+    progress : Progress
+        Told of every few covariances.
+
+    Returns
+    -------
+    int
+        Exit status 0; what goes wrong raises.
+
+    Raises
+    ------
+    FileFormatError
+        A file that cannot be read as what it was given for.
+    ValueError
+        A device, an axis, a name of a result or ``picture_scene`` out of its range.
+    """
     _check_output(options.output, "--output", OUTPUT_SUFFIXES)
     _check_output(options.picture, "--picture", PICTURE_SUFFIXES)
     device = check_device(options.device)
@@ -203,7 +279,26 @@ def _source_table(scenes: Sequence[Sources]) -> str:
 
 
 def run_demo_command(options: DemoOptions, progress: Progress) -> int:
-    """Simulate, localise, compare, and say where the pictures are."""
+    """Simulate, localise, compare, and say where the pictures are.
+
+    Parameters
+    ----------
+    options : DemoOptions
+    progress : Progress
+        Told of every few scenes.
+
+    Returns
+    -------
+    int
+        Exit status 0; what goes wrong raises.
+
+    Raises
+    ------
+    ValueError
+        The device cannot be used here.
+    OSError
+        The folder for the pictures cannot be made or written.
+    """
     check_device(options.device)
     report = run_demo(options, progress)
     progress.close()

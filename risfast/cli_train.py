@@ -11,20 +11,16 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
+
+from risfast.cli_evaluate import evaluate_command
+from risfast.cli_tune import hpo2_command, hpo_command
 
 if TYPE_CHECKING:  # training is imported by the command that trains, not by every start of risfast-train
-    from risfast.train.backbone import Outcome
-    from risfast.train.runs import Progress
+    from risfast.train.runs import Progress, Report
+    from risfast.train.stage import Outcome
 
 __all__ = ["COMMANDS", "run_training_command"]
-
-COMMANDS = {
-    "backbone": "train a backbone, from measurements to covariance",
-    "overfit": "check that a backbone can learn a few fixed scenes by heart; one that cannot is not worth training",
-    "refiner": "train a refiner on the maps of a trained backbone",
-    "shards": "make scenes once and keep them in files, for training, validation and test",
-}
 
 T = TypeVar("T")
 
@@ -86,9 +82,7 @@ def run_training_command(arguments: Sequence[str]) -> int:
     debug = "--debug" in rest
     rest = [item for item in rest if item != "--debug"]
     try:
-        status: int = {"backbone": _backbone, "overfit": _overfit, "refiner": _refiner, "shards": _shards}[command](
-            rest
-        )
+        return _COMMANDS[command].run(rest)
     except (ValueError, TypeError, OSError, RuntimeError) as error:
         if debug:
             traceback.print_exc()
@@ -98,7 +92,6 @@ def run_training_command(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
-    return status
 
 
 @dataclass(frozen=True)
@@ -186,32 +179,34 @@ def _table_of(items: Sequence[str]) -> dict[str, Any]:
     return table
 
 
-def _backbone(rest: Sequence[str]) -> int:
-    from risfast.train.backbone import train_backbone  # noqa: PLC0415
-    from risfast.train.config import RunConfig  # noqa: PLC0415
-
-    folder, config = _parse(RunConfig, "backbone", rest)
+def _trained(
+    command: str, kind: type[T], train: Callable[[T, Path, Report], Outcome | None], rest: Sequence[str]
+) -> Outcome | None:
+    """A run under its live line, and the table that it ends with; None in every process but the first."""
+    folder, config = _parse(kind, command, rest)
     line = _Line(sys.stderr)
     try:
-        outcome = train_backbone(config, folder, line)
+        outcome = train(config, folder, line)
     finally:
         line.close()
     if outcome is not None:
         print(outcome_text(outcome))
+    return outcome
+
+
+def _backbone(rest: Sequence[str]) -> int:
+    from risfast.train.backbone import train_backbone  # noqa: PLC0415
+    from risfast.train.config import RunConfig  # noqa: PLC0415
+
+    _trained("backbone", RunConfig, train_backbone, rest)
     return 0
 
 
 def _refiner(rest: Sequence[str]) -> int:
     from risfast.train.refiner import RefinerConfig, helps, train_refiner  # noqa: PLC0415
 
-    folder, config = _parse(RefinerConfig, "refiner", rest)
-    line = _Line(sys.stderr)
-    try:
-        outcome = train_refiner(config, folder, line)
-    finally:
-        line.close()
+    outcome = _trained("refiner", RefinerConfig, train_refiner, rest)
     if outcome is not None:
-        print(outcome_text(outcome))
         verdict = "helps" if helps(outcome.figures) else "does not help, and is marked so in its card"
         print(f"against the backbone's own sources and Capon on the same covariances it {verdict}")
     return 0
@@ -321,9 +316,23 @@ def outcome_text(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-_RUN: dict[str, Callable[[Sequence[str]], int]] = {
-    "backbone": _backbone,
-    "overfit": _overfit,
-    "refiner": _refiner,
-    "shards": _shards,
+class _Command(NamedTuple):
+    """A subcommand: what it does with the rest of the command line, and what the help text says of it."""
+
+    run: Callable[[Sequence[str]], int]
+    about: str
+
+
+_COMMANDS = {
+    "backbone": _Command(_backbone, "train a backbone, from measurements to covariance"),
+    "overfit": _Command(
+        _overfit, "check that a backbone can learn a few fixed scenes by heart; one that cannot is not worth training"
+    ),
+    "refiner": _Command(_refiner, "train a refiner on the maps of a trained backbone"),
+    "shards": _Command(_shards, "make scenes once and keep them in files, for training, validation and test"),
+    "evaluate": _Command(evaluate_command, "measure methods against the bound on fixed scenes; tables and a report"),
+    "hpo": _Command(hpo_command, "tune the options of a training, or of the detection of a trained model"),
+    "hpo2": _Command(hpo2_command, "tune a training in two stages: many short ones, then the best of them, longer"),
 }
+COMMANDS = {name: command.about for name, command in _COMMANDS.items()}
+"""What the help text lists; a new command is one entry of the table above."""

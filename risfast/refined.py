@@ -16,7 +16,15 @@ from torch import Tensor, nn
 from risfast.detect import Sources
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.models.base import CovarianceEstimate
-from risfast.models.refiner import GuardOptions, RefinerOptions, SpectrumRefiner, decode_peaks, guard, spectrum_map_db
+from risfast.models.refiner import (
+    GuardOptions,
+    GuardResult,
+    RefinerOptions,
+    SpectrumRefiner,
+    decode_peaks,
+    guard,
+    spectrum_map_db,
+)
 from risfast.ops import mvdr_spectrum_lowrank, nms_3d
 from risfast.ops.refinement import refine_peaks, walk_peaks
 
@@ -167,8 +175,8 @@ def refined_sources(
     grid: SearchGrid,
     options: RefinedOptions | None = None,
     guarded: GuardOptions | None = None,
-) -> tuple[list[Sources], Tensor]:
-    """Sources by way of the refined maps.
+) -> tuple[list[Sources], GuardResult]:
+    """Sources by way of the refined maps; none where the guard does not believe a map.
 
     Parameters
     ----------
@@ -187,12 +195,14 @@ def refined_sources(
     -------
     sources : list of Sources
         One a scene; the confidence is the value of the refined map.
-    believable : bool tensor, shape (B,)
-        What the guard says of each map: where it is False, detect without the refiner.
+    verdict : GuardResult
+        What the guard says of each map. Where it is not ``ok``, detect without the refiner:
+        :class:`risfast.guarded.GuardedRefiner` does.
     """
     chosen = options or RefinedOptions()
     refined = refiner(given.maps).float()
-    believable = guard(refined, guarded).ok
+    verdict = guard(refined, guarded)
+    refined = torch.where(verdict.ok.to(refined.device)[:, None, None], refined, torch.zeros_like(refined))
     peaks = decode_peaks(refined, given.plane, grid, threshold=chosen.threshold, k=chosen.candidates)
     filled = torch.arange(chosen.candidates, device=refined.device) < peaks.count[:, None]
     nearest = grid.range_m[0].to(peaks.position)
@@ -212,4 +222,4 @@ def refined_sources(
         azimuth, elevation, r = found.position[scene, index].cpu().unbind(-1)
         power, confidence = found.power[scene, index].cpu(), peaks.score[scene, index].double().cpu()
         sources.append(Sources(azimuth, elevation, r, power, confidence))
-    return sources, believable
+    return sources, verdict

@@ -19,7 +19,7 @@ PENDING = {
         "the likelihood polish and the localizer: small states whose methods have one line each",
     ),
     **dict.fromkeys(
-        ("cli_evaluate.py", "cli_io.py", "cli_train.py"),
+        ("cli_evaluate.py", "cli_train.py"),
         "commands of evaluation, recordings, training and studies",
     ),
     **dict.fromkeys(
@@ -76,7 +76,6 @@ PENDING = {
         ),
         "the trainer: methods have one line each",
     ),
-    "io/": "readers of recordings are being written",
     "tune/": "studies are being written",
 }
 

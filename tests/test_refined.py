@@ -48,8 +48,8 @@ def test_directions_come_from_the_map_and_the_rest_from_the_covariance() -> None
     factor = scenes.true_factor()
     given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID)
     told = Told(blob_heatmap(scenes.position, scenes.mask, GRID))
-    found, believable = refined_sources(told, given, factor, ARRAY, GRID)
-    assert bool(believable.all())
+    found, verdict = refined_sources(told, given, factor, ARRAY, GRID)
+    assert bool(verdict.ok.all())
     for i, sources in enumerate(found):
         matched = match(sources.position, scenes.position[i][scenes.mask[i]])
         assert matched.ghosts == matched.misses == 0
@@ -63,9 +63,9 @@ def test_what_the_map_does_not_show_is_not_found() -> None:
     scenes = generate_scenes(SYSTEM, 2, range(3))
     factor = scenes.true_factor()
     given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID)
-    found, believable = refined_sources(Told(torch.zeros(3, *GRID.shape[:2])), given, factor, ARRAY, GRID)
+    found, verdict = refined_sources(Told(torch.zeros(3, *GRID.shape[:2])), given, factor, ARRAY, GRID)
     assert [len(sources) for sources in found] == [0, 0, 0]
-    assert not bool(believable.any())  # and the guard says so
+    assert not bool(verdict.ok.any())  # and the guard says so
 
 
 def test_the_first_map_is_the_capon_power_in_decibels() -> None:

@@ -57,7 +57,6 @@ def start_processes(count: int, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow  # starts a launcher, two processes and their network: its end depends on what else the machine does
 def test_two_processes_learn_what_one_learns(alone: Path, tmp_path: Path) -> None:
     start_processes(2, tmp_path / "run")
     assert losses(tmp_path / "run") == pytest.approx(losses(alone), rel=ROUNDING)

@@ -20,7 +20,7 @@ from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.refined import RefinedOptions
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
-from risfast.train.refiner import RefinerConfig, RefinerTask, helps, load_refiner, train_refiner
+from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner
 from risfast.train.runs import Progress
 from risfast.train.toml_file import read_toml, to_toml
 
@@ -106,7 +106,7 @@ def test_the_loss_falls_and_the_backbone_stays(maps: tuple[str, ...], backbone: 
     torch.manual_seed(0)
     network = SpectrumRefiner(RefinerOptions(len(maps), (8, 16), (2,)))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    task = RefinerTask(network, module, SYSTEM.planar_array(), SearchGrid.training(), chosen)
+    task = RefinerStage(network, module, SYSTEM.planar_array(), SearchGrid.training(), chosen)
     scenes = generate_scenes(SYSTEM.system(6, ("random",)), 0, range(4))
     optimiser = Optimiser(network, dataclasses.replace(chosen.optimiser, steps=80))
     losses = []

@@ -26,11 +26,12 @@ from risfast.geometry import PlanarArray
 from risfast.model_files import load_model, save_model
 from risfast.models.base import Measurement
 from risfast.objective import Terms
-from risfast.train.backbone import Outcome, train_backbone
+from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
 from risfast.train.records import EventFile
 from risfast.train.runs import Progress
+from risfast.train.stage import Outcome
 
 PROCESS = Path(__file__).with_name("training_process.py")
 

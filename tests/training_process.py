@@ -3,8 +3,9 @@
 Usage: training_process.py once FOLDER
        training_process.py same FOLDER
        training_process.py kill FOLDER KILLS SEED
-"same" is a run without dropout, whose result does not depend on the number of processes. "kill" makes children that
-train and kills each after a random time, until so many died before their end.
+"same" is a run without dropout, whose result does not depend on the number of processes; it must leave no thread of
+their group behind, for one that is still at work when the interpreter shuts down aborts the process. "kill" makes
+children that train and kills each after a random time, until so many died before their end.
 """
 
 from __future__ import annotations
@@ -51,9 +52,17 @@ def kill(folder: Path, kills: int, seed: int) -> None:
     train_backbone(CONFIG, folder, silent, build=build)
 
 
+def group_threads() -> list[str]:
+    """Names of the threads of this process that belong to a process group; none where the system does not tell."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    return [name for name in names if "gloo" in name]
+
+
 if __name__ == "__main__":
     what, folder, *rest = sys.argv[1:]
     if what == "kill":
         kill(Path(folder), int(rest[0]), int(rest[1]))
     else:
         train_backbone(SAME if what == "same" else CONFIG, Path(folder), silent, build=build)
+        if left := group_threads():
+            raise SystemExit(f"threads outlive their process group: {left}")

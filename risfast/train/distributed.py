@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -86,6 +87,10 @@ def open_world(device: str) -> Iterator[World]:
     if device == "cuda":
         chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(chosen)
+    # Functions of this module take the group that exists when it is first imported as the default of an argument, and
+    # the optimiser imports it. Bound to a live group they would keep it, and its threads, beyond its end: a thread that
+    # lets go of its last tensor while the interpreter shuts down aborts the process.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size(), chosen)

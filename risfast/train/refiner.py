@@ -21,15 +21,15 @@ from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.objective import Terms
 from risfast.refined import RefinedOptions, RefinerInput, build_refiner, estimate_maps, refined_sources
-from risfast.train.backbone import Outcome, machine_settings, scene_source, write_outcome
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
-from risfast.train.distributed import World, open_world
-from risfast.train.loop import Trainer, autocast
-from risfast.train.run_folder import RunFolder, search_grid, validation_scenes
-from risfast.train.runs import Figures, Measured, Report, Run
+from risfast.train.distributed import World
+from risfast.train.loop import autocast
+from risfast.train.run_folder import search_grid
+from risfast.train.runs import Figures, Measured, Report
+from risfast.train.stage import Outcome, train_stage
 from risfast.train.validation import scene_slice, score_sources, summary_figures
 
-__all__ = ["HeatmapOptions", "RefinerConfig", "RefinerTask", "helps", "load_refiner", "train_refiner"]
+__all__ = ["HeatmapOptions", "RefinerConfig", "RefinerStage", "helps", "load_refiner", "train_refiner"]
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ class RefinerConfig:
 
 
 @dataclass
-class RefinerTask:
-    """A refiner, the loss of its map, and how well it detects.
+class RefinerStage:
+    """A refiner in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`.
 
     Parameters
     ----------
@@ -141,14 +141,34 @@ class RefinerTask:
         known = self._judged[key]
         self.module.eval()
         found: list[Sources] = []
-        believed = []
+        believed: list[bool] = []
         for given, factor in known.batches:
-            sources, ok = refined_sources(self.module, given, factor, self.array, self.grid, self.config.reading)
+            sources, verdict = refined_sources(self.module, given, factor, self.array, self.grid, self.config.reading)
             found += sources
-            believed.append(ok)
+            believed += verdict.ok.tolist()
+        # Where the guard does not believe a map, Capon is the answer, here as in production.
+        found = [own if ok else capon for own, capon, ok in zip(found, known.capon, believed, strict=True)]
         figures = summary_figures(score_sources(found, known.scenes))
-        share = float(torch.cat(believed).double().mean())
+        share = sum(believed) / len(believed)
         return Measured({**figures, **known.others, "guard_accepts": share}, False)
+
+    @torch.no_grad()
+    def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
+        """The backbone's estimate, and the sources by way of the refined maps."""
+        estimate, given = self.given(scenes)
+        reading = self.config.reading
+        return estimate, refined_sources(self.module, given, estimate.factor, self.array, self.grid, reading)[0]
+
+    def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
+        """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps."""
+        config = self.config
+        card |= {
+            "helps": helps(figures),
+            "reading": {**vars(config.reading), "maps": list(config.reading.maps)},
+            "grid": {name: axis.tolist() for name, axis in vars(self.grid).items()},
+            "backbone": {"sha256": read_card(config.backbone_folder())["sha256"]},
+        }
+        save_model(folder, "refiner", self.module.state_dict(), self.array, self.module.options(), card)
 
     def _judge(self, scenes: Scenes) -> _Judged:
         """What does not change while the refiner learns."""
@@ -165,7 +185,7 @@ class RefinerTask:
             **summary_figures(score_sources(own, scenes), "own_"),
             **summary_figures(score_sources(capon, scenes), "capon_"),
         }
-        return _Judged(scenes, batches, others)
+        return _Judged(scenes, batches, capon, others)
 
 
 @dataclass(frozen=True)
@@ -174,6 +194,7 @@ class _Judged:
 
     scenes: Scenes
     batches: list[tuple[RefinerInput, torch.Tensor]]
+    capon: list[Sources]
     others: dict[str, float]
 
 
@@ -203,21 +224,13 @@ def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcom
     FileFormatError, ValueError, OSError
         The backbone is missing, damaged or of another array; the folder holds something else or cannot be written.
     """
-    machine = config.machine
-    with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
+
+    def make(world: World) -> RefinerStage:
         array = config.system.planar_array()
         backbone, _ = load_model(config.backbone_folder(), build_backbone, world.device, array)
-        run_folder = RunFolder(folder, config)
-        if world.leads:
-            run_folder.open()
-        task = RefinerTask(_network(config, world), backbone, array, search_grid(config, "training"), config)
-        source = scene_source(config)
-        scaled = machine.amp == "fp16"
-        trainer = Trainer(task, source, config.data, config.optimiser, world, config.seed, scaled=scaled)
-        run = Run(run_folder, trainer, task.module, world, report, task.measure)
-        run.resume()
-        complete = run.train()
-        return _finish(run, task, complete) if world.leads else None
+        return RefinerStage(_network(config, world), backbone, array, search_grid(config, "training"), config)
+
+    return train_stage(config, folder, report, make)
 
 
 def _network(config: RefinerConfig, world: World) -> SpectrumRefiner:
@@ -242,32 +255,6 @@ def helps(figures: Figures) -> bool:
     recall = all(mean("recall") >= mean(f"{other}recall") for other in others)
     fewer = all(mean("ghosts_per_scene") < mean(f"{other}ghosts_per_scene") for other in others)
     return more or (recall and fewer)
-
-
-def _finish(run: Run, task: RefinerTask, complete: bool) -> Outcome:
-    """Test the best weights, say whether they help, and write the model, its card, the curves and a picture."""
-    config = task.config
-    best_step = run.use_best()
-    options = config.validation
-    figures: Figures = {}
-    if options.test_scenes:
-        for n in options.snapshots:
-            scenes = validation_scenes(config, n, options.test_seed, options.test_scenes, run.world.device)
-            figures[f"L{n}"] = task.measure(scenes).figures
-
-    def found(scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        estimate, given = task.given(scenes)
-        return estimate, refined_sources(task.module, given, estimate.factor, task.array, task.grid, config.reading)[0]
-
-    def save(folder: Path, card: dict[str, Any]) -> None:
-        card |= {
-            "helps": helps(figures),
-            "reading": {**vars(config.reading), "maps": list(config.reading.maps)},
-            "backbone": {"sha256": read_card(config.backbone_folder())["sha256"]},
-        }
-        save_model(folder, "refiner", task.module.state_dict(), task.array, task.module.options(), card)
-
-    return write_outcome(run, complete, best_step, figures, found, save)
 
 
 def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:

@@ -1,0 +1,186 @@
+"""The records of a suite put together: scores of every run, its errors, its times, and what the bound would give."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from risfast.evaluate.matching import Array
+from risfast.evaluate.metrics import Scores, score
+from risfast.evaluate.records import ResultsFolder
+from risfast.evaluate.scenarios import SceneSet
+from risfast.evaluate.suite import TRUTH, Task, tasks_of
+
+__all__ = ["Collected", "Key", "Timing", "Truth", "bound_errors", "collect"]
+
+_DRAWS = 50  # Gaussian errors for each source
+
+
+class Key(NamedTuple):
+    """Names one run: the set, its cell, L, and the label of the run."""
+
+    scene_set: str
+    cell: int
+    snapshots: int
+    label: str
+
+
+class Timing(NamedTuple):
+    """Seconds a scene, one number for each chunk.
+
+    Attributes
+    ----------
+    total : float64 array, shape (C,)
+    stages : dict of str to float64 array, shape (C,)
+    """
+
+    total: Array
+    stages: dict[str, Array]
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The answer and the bound of S scenes of one cell.
+
+    Attributes
+    ----------
+    snr_db : float64 array, shape (S,)
+    count : int64 array, shape (S,)
+    position : float64 array, shape (T, 3)
+        Sources of all scenes, one after the other.
+    covariance : float64 array, shape (T, 3, 3)
+    position_m, implied : float64 arrays, shape (T,)
+        Position bound in metres, and implied recall.
+    """
+
+    snr_db: Array
+    count: Array
+    position: Array
+    covariance: Array
+    position_m: Array
+    implied: Array
+
+    def first(self, scenes: int) -> Truth:
+        """The first so many scenes."""
+        sources = int(self.count[:scenes].sum())
+        values = {f.name: getattr(self, f.name)[:sources] for f in fields(self)}
+        return Truth(**{**values, "snr_db": self.snr_db[:scenes], "count": self.count[:scenes]})
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """All runs of a suite.
+
+    Attributes
+    ----------
+    truth : dict
+        By (set, cell, L).
+    scores : dict of Key to Scores
+    estimates : dict of Key to list of float64 arrays, shape (K, 5)
+        Azimuth, elevation, range, power, confidence of each scene's sources.
+    timing : dict of Key to Timing
+    failures : dict of Key to int
+        Scenes that a method gave up with an error; they count as scenes without estimates.
+    """
+
+    truth: dict[tuple[str, int, int], Truth]
+    scores: dict[Key, Scores]
+    estimates: dict[Key, list[Array]]
+    timing: dict[Key, Timing]
+    failures: dict[Key, int]
+
+    def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
+        """Scores of the sources and the estimates with low <= azimuth < high, radians; all scenes stay."""
+        scores = self.scores[key]
+        own = np.concatenate([*(rows[:, 0] for rows in self.estimates[key]), np.zeros(0)])
+        true = scores.source_position[:, 0]
+        chosen = {"source": (true >= low) & (true < high), "estimate": (own >= low) & (own < high)}
+        parts: dict[str, Any] = {
+            f.name: getattr(scores, f.name)[chosen[f.name.partition("_")[0]]]
+            for f in fields(scores)
+            if f.name.startswith(("source_", "estimate_"))
+        }
+        return replace(scores, **parts, partial=True)
+
+
+def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Collected:
+    """Read every record and score it.
+
+    Raises
+    ------
+    FileFormatError
+        A record is missing or damaged.
+    """
+    chunks: dict[Key, list[dict[str, Array]]] = {}
+    for task in tasks_of(sets, snapshots):
+        for label in task.labels:
+            key = Key(task.scene_set, task.cell, task.snapshots, label)
+            chunks.setdefault(key, []).append(_with_size(results.read(task.place(label)), task))
+    truth = {key[:3]: _truth(parts) for key, parts in chunks.items() if key.label == TRUTH}
+    collected = Collected(truth, {}, {}, {}, {})
+    for key, parts in chunks.items():
+        if key.label == TRUTH:
+            continue
+        estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
+        collected.estimates[key] = estimates
+        collected.scores[key] = _score(estimates, truth[key[:3]].first(len(estimates)))
+        collected.timing[key] = _timing(parts)
+        collected.failures[key] = sum(int(part["failed"].sum()) for part in parts)
+    return collected
+
+
+def _with_size(values: dict[str, Array], task: Task) -> dict[str, Array]:
+    return {**values, "size": np.array(task.stop - task.start)}
+
+
+def _truth(parts: Sequence[dict[str, Array]]) -> Truth:
+    return Truth(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Truth)})
+
+
+def _score(estimates: Sequence[Array], truth: Truth) -> Scores:
+    cuts = np.cumsum(truth.count)[:-1]
+    limits = np.stack([np.sqrt(truth.covariance[:, 2, 2]), truth.position_m, truth.implied], -1)
+    return score(
+        [rows[:, :3] for rows in estimates],
+        np.split(truth.position, cuts),
+        snr_db=truth.snr_db,
+        bound=np.split(limits, cuts),
+    )
+
+
+def _timing(parts: Sequence[dict[str, Array]]) -> Timing:
+    parts = [part for part in parts if np.isfinite(part["seconds"])]  # a chunk with a failure tells no time
+    names = [name for name in parts[0] if name.startswith("stage_")] if parts else []
+    return Timing(
+        np.array([float(part["seconds"] / part["size"]) for part in parts]),
+        {n.removeprefix("stage_"): np.array([float(part[n] / part["size"]) for part in parts]) for n in names},
+    )
+
+
+def bound_errors(truth: Truth, seed: int = 0) -> Array:
+    """Distances that Gaussian errors as large as the bound would have.
+
+    Parameters
+    ----------
+    truth : Truth
+    seed : int
+
+    Returns
+    -------
+    float64 array, shape (T, D)
+        In metres; infinite where the bound is.
+    """
+    count = len(truth.position)
+    known = np.isfinite(truth.covariance.sum((1, 2)))  # infinite variances stand alone, so no sum hides them
+    value, vector = np.linalg.eigh(np.where(known[:, None, None], truth.covariance, 0.0))
+    root = vector * np.sqrt(np.maximum(value, 0.0))[:, None]
+    normal = np.random.default_rng(seed).standard_normal((count, _DRAWS, 3))
+    error = normal @ root.transpose(0, 2, 1)
+    elevation, r = truth.position[:, 1], truth.position[:, 2]
+    # The coordinates move a point in orthogonal directions.
+    metres = np.stack([r * np.cos(elevation), r, np.ones_like(r)], -1)
+    distance = np.sqrt(np.square(error * metres[:, None]).sum(-1))
+    return np.where(known[:, None], distance, np.inf)

@@ -1,0 +1,270 @@
+"""Figures of every benchmark with bootstrap intervals, and paired differences against greedy ML."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from risfast.evaluate.collected import Collected, Key
+from risfast.evaluate.figures import Interval, bootstrap, bootstrap_difference
+from risfast.evaluate.metrics import Scores
+from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES, SceneSet
+
+__all__ = ["AZIMUTH_EDGES_DEG", "KEPT", "RANGE_EDGES", "REFERENCE", "SNR_EDGES", "Group", "groups_of"]
+
+REFERENCE = "greedy_ml"  # what every method is compared with
+KEPT = (
+    "scenes",
+    "sources",
+    "f1",
+    "precision",
+    "recall",
+    "implied_recall",
+    "recall_over_implied",
+    "ghosts_per_scene",
+    "count_accuracy",
+    "gospa_m",
+    "median_xyz_pairs_m",
+    "rmse_xyz_pairs_m",
+    "rmse_xyz_hits_m",
+    "rmse_range_hits_m",
+    "rmse_azimuth_hits_rad",
+    "rmse_elevation_hits_rad",
+    "error_over_bound",
+)
+"""Those of :data:`risfast.evaluate.figures.FIGURES` that the tables hold."""
+
+SNR_EDGES = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
+RANGE_EDGES = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)
+AZIMUTH_EDGES_DEG = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0)
+NEAR_M, LOUD_DB = 5.0, 5.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures of one method over some scenes or sources.
+
+    Attributes
+    ----------
+    benchmark : str
+        B1 .. B9 or robustness; ``headline`` for the groups that only the headline table needs.
+    scene_set, label : str
+    snapshots : int
+    variable : str
+        What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own.
+    low, high : float
+        low <= variable < high; NaN where there is no interval.
+    figures : dict of str to Interval
+    difference : dict of str to Interval or None
+        From greedy ML with the same knowledge on the same scenes.
+    second : (float, float)
+        The same interval of the SNR in a map of two variables.
+    """
+
+    benchmark: str
+    scene_set: str
+    label: str
+    snapshots: int
+    variable: str
+    low: float
+    high: float
+    figures: dict[str, Interval]
+    difference: dict[str, Interval] | None
+    second: tuple[float, float] = (math.nan, math.nan)
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.label.partition("@")[0]
+
+    @property
+    def knowledge(self) -> str:
+        """What it was told."""
+        return self.label.partition("@")[2] or "blind"
+
+
+CutScores = Callable[[Key], Scores]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A part of a run: what it is called, and how scores are cut to it."""
+
+    benchmark: str
+    variable: str
+    low: float
+    high: float
+    of: CutScores
+    second: tuple[float, float] = (math.nan, math.nan)
+
+
+Report = Callable[[int, int], None]
+
+
+def _cuts(collected: Collected) -> Iterator[_Cut]:
+    """Of the main set, blind."""
+    scores = collected.scores
+
+    def whole(key: Key) -> Scores:
+        return scores[key]
+
+    def snr(low: float, high: float) -> CutScores:
+        return lambda key: scores[key].of_scenes((scores[key].snr_db >= low) & (scores[key].snr_db < high))
+
+    def count(k: int) -> CutScores:
+        return lambda key: scores[key].of_scenes(scores[key].n_true == k)
+
+    def ranges(low: float, high: float) -> CutScores:
+        return lambda key: scores[key].in_range(low, high)
+
+    def azimuths(low: float, high: float) -> CutScores:
+        return lambda key: collected.in_azimuth(key, math.radians(low), math.radians(high))
+
+    def near(key: Key) -> Scores:
+        return snr(LOUD_DB, math.inf)(key).in_range(0.0, math.nextafter(NEAR_M, math.inf))
+
+    yield _Cut("B1", "all", math.nan, math.nan, whole)
+    yield _Cut("headline", "snr_low", -math.inf, LOUD_DB, snr(-math.inf, LOUD_DB))
+    yield _Cut("headline", "snr_high", 10.0, math.inf, snr(10.0, math.inf))
+    yield _Cut("headline", "near", 0.0, NEAR_M, near)
+    for k in MAP_SOURCES:
+        yield _Cut("B3", "sources", float(k), k + 1.0, count(k))
+    for low, high, end in _intervals(SNR_EDGES):
+        yield _Cut("B4", "snr_db", low, high, snr(low, end))
+    for low, high, end in _intervals(RANGE_EDGES):
+        yield _Cut("B5", "range_m", low, high, ranges(low, end))
+    for low, high, end in _intervals(AZIMUTH_EDGES_DEG):
+        yield _Cut("B6", "azimuth_deg", low, high, azimuths(low, end))
+
+
+def _intervals(edges: Sequence[float]) -> Iterator[tuple[float, float, float]]:
+    """(low, high, end): the last interval ends behind its edge, where estimates pile up at the field of view's."""
+    for low, high in itertools.pairwise(edges):
+        yield low, high, high + (1e-9 * abs(high) if high == edges[-1] else 0.0)
+
+
+def groups_of(
+    collected: Collected,
+    sets: Sequence[SceneSet],
+    snapshots: Sequence[int],
+    *,
+    resamples: int = 1000,
+    report: Report | None = None,
+) -> list[Group]:
+    """Every group of every benchmark that the records allow.
+
+    Parameters
+    ----------
+    collected : Collected
+    sets : sequence of SceneSet
+    snapshots : sequence of int
+    resamples : int
+        Of the bootstrap.
+    report : callable of (done, total), optional
+
+    Returns
+    -------
+    list of Group
+    """
+    jobs = list(_jobs(collected, sets, snapshots))
+    groups = []
+    for number, (key, cut) in enumerate(jobs):
+        groups.append(_group(collected, key, cut, resamples))
+        if report is not None:
+            report(number + 1, len(jobs))
+    return groups
+
+
+def _jobs(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Iterator[tuple[Key, _Cut]]:
+    cuts = list(_cuts(collected))
+    compared = False
+    for scene_set in sets:
+        for length in snapshots:
+            for run in scene_set.runs:
+                key = Key(scene_set.name, 0, length, run.label)
+                if scene_set.name == "main":
+                    for cut in _main_cuts(cuts, key, collected):
+                        yield key, cut
+                elif scene_set.name == "map":
+                    yield from _map_jobs(collected, key)
+                else:
+                    whole = _joined(collected, len(scene_set.cells))
+                    yield key, _Cut("robustness", "all", math.nan, math.nan, whole)
+                    if not compared:  # the same scenes without a mismatch, once
+                        nominal = _first_of_main(collected, scene_set.scenes)
+                        yield key, _Cut("robustness", "nominal", math.nan, math.nan, nominal)
+        compared = compared or scene_set.name not in ("main", "map")
+
+
+def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected) -> Iterator[_Cut]:
+    """All cuts of a blind run; of an oracle, and of the blind run on the scenes that oracles see, whole and by SNR."""
+    method, _, knowledge = key.label.partition("@")
+    blind = not knowledge and method != "true_capon"
+    if blind:
+        yield from cuts
+    seen = collected.scores.get(key._replace(label=f"{method}@count") if blind else key)
+    if seen is None:
+        return
+    plain = blind or (knowledge == "count" and method != "ml_from_truth")
+    yield _Cut("B2" if plain else "B7", "all", math.nan, math.nan, _first(collected, len(seen)))
+    for low, high, end in _intervals(SNR_EDGES):
+        yield _Cut("B7", "snr_db", low, high, _first(collected, len(seen), low, end))
+
+
+def _first(collected: Collected, scenes: int, low: float = -math.inf, high: float = math.inf) -> CutScores:
+    """The first scenes, where their SNR is in an interval."""
+
+    def part(key: Key) -> Scores:
+        scores = collected.scores[key]
+        inside = (scores.snr_db >= low) & (scores.snr_db < high)
+        return scores.of_scenes(inside & (np.arange(len(scores)) < scenes))
+
+    return part
+
+
+def _map_jobs(collected: Collected, key: Key) -> Iterator[tuple[Key, _Cut]]:
+    cell = 0
+    for k in MAP_SOURCES:
+        for snr in MAP_SNR_DB:
+            own = key._replace(cell=cell)
+            yield own, _Cut("B9", "sources", float(k), k + 1.0, lambda key: collected.scores[key], (snr, snr))
+            cell += 1
+
+
+def _joined(collected: Collected, cells: int) -> Callable[[Key], Scores]:
+    return lambda key: Scores.joined([collected.scores[key._replace(cell=cell)] for cell in range(cells)])
+
+
+def _first_of_main(collected: Collected, scenes: int) -> Callable[[Key], Scores]:
+    def nominal(key: Key) -> Scores:
+        scores = collected.scores[key._replace(scene_set="main", cell=0)]
+        return scores.of_scenes(np.arange(len(scores)) < scenes)
+
+    return nominal
+
+
+def _group(collected: Collected, key: Key, cut: _Cut, resamples: int) -> Group:
+    scores = cut.of(key)
+    found = bootstrap(scores, resamples=resamples)
+    knowledge = key.label.partition("@")[2]
+    reference = key._replace(label=f"{REFERENCE}@{knowledge}" if knowledge else REFERENCE)
+    difference = None
+    if key.label != reference.label and reference in collected.scores:
+        apart = bootstrap_difference(scores, cut.of(reference), resamples=resamples)
+        difference = {name: apart[name] for name in KEPT}
+    return Group(
+        cut.benchmark,
+        key.scene_set,
+        key.label,
+        key.snapshots,
+        cut.variable,
+        cut.low,
+        cut.high,
+        {name: found[name] for name in KEPT},
+        difference,
+        cut.second,
+    )

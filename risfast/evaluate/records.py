@@ -1,0 +1,195 @@
+"""The results folder of the suite: one record file for each method, number of snapshots and chunk of scenes.
+
+A record is either whole or absent at any instant, so that a run can be killed and goes on where it was. The folder
+belongs to one configuration: anything else is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import sys
+import time
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from risfast import __version__
+from risfast.data.system_json import differing_fields
+from risfast.durable import replace_file
+from risfast.errors import FileFormatError
+
+__all__ = ["Place", "ResultsFolder", "environment"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records"
+_APPEAR_S = 60.0  # how long other processes wait until the first one has opened the folder
+
+
+class Place(NamedTuple):
+    """Where a record belongs.
+
+    Attributes
+    ----------
+    scene_set : str
+    cell : int
+    snapshots : int
+    label : str
+        Of the run, or ``truth``.
+    start, stop : int
+        Scenes of the cell.
+    """
+
+    scene_set: str
+    cell: int
+    snapshots: int
+    label: str
+    start: int
+    stop: int
+
+    @property
+    def file(self) -> Path:
+        """Relative to the folder of records."""
+        chunk = f"{self.start:06d}-{self.stop:06d}.npz"
+        return Path(self.scene_set, f"L{self.snapshots}", f"cell{self.cell:02d}", self.label, chunk)
+
+
+class ResultsFolder:
+    """config.json, environment.json, records, and what a run ends with.
+
+    Parameters
+    ----------
+    folder : Path
+    config : mapping
+        JSON values that the results depend on. Under ``methods`` it holds the identity of each method: methods may be
+        added to a folder, for they do not touch each other.
+    """
+
+    def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
+        self.folder, self.config = folder, json.loads(json.dumps(config))
+
+    def open(self, *, leads: bool = True) -> None:
+        """Make the folder, or check that it holds these very results.
+
+        Parameters
+        ----------
+        leads : bool
+            Whether this process makes the folder; the others wait for it.
+
+        Raises
+        ------
+        ValueError
+            It holds results of another configuration, or something else.
+        FileFormatError
+            Its configuration cannot be read.
+        OSError
+            It cannot be made or written.
+        """
+        path = self.folder / CONFIG
+        if not leads:
+            self._wait_for(path)
+        if path.is_file():
+            merged = self._merged(path)
+        elif self.folder.is_dir() and any(p for p in self.folder.iterdir() if not p.name.startswith(".")):
+            raise ValueError(f"{self.folder} is not empty and holds no results; choose another folder")
+        else:
+            merged = self.config
+        if leads:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_file(path, _json_bytes(merged))
+            replace_file(self.folder / ENVIRONMENT, _json_bytes(environment()))
+
+    def _wait_for(self, path: Path) -> None:
+        began = time.monotonic()
+        while not path.is_file():
+            if time.monotonic() - began > _APPEAR_S:
+                raise ValueError(f"{path} did not appear within {_APPEAR_S:g} s: do all processes see the same folder?")
+            time.sleep(0.05)
+
+    def _merged(self, path: Path) -> dict[str, Any]:
+        """The configuration that is there with the methods of this one added."""
+        try:
+            before: dict[str, Any] = json.loads(path.read_bytes())
+            known = before["methods"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise FileFormatError(f"{path}: not the configuration of an evaluation") from error
+        here = {**self.config, "methods": {**known, **self.config["methods"]}}
+        changed = differing_fields(before, {**here, "methods": {n: here["methods"][n] for n in known}})
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds results of another configuration ({', '.join(changed)}); give the same options "
+                "to go on with it, or another folder"
+            )
+        return here
+
+    def has(self, place: Place) -> bool:
+        """Whether this record is there."""
+        return (self.folder / RECORDS / place.file).is_file()
+
+    def write(self, place: Place, values: Mapping[str, Array]) -> None:
+        """Write one record, whole or not at all.
+
+        Raises
+        ------
+        OSError
+            The disk is full, or the folder cannot be written.
+        """
+        path = self.folder / RECORDS / place.file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, place=np.array(json.dumps(place)), **values)
+        replace_file(path, buffer.getvalue())
+
+    def read(self, place: Place) -> dict[str, Array]:
+        """One record.
+
+        Raises
+        ------
+        FileFormatError
+            It is missing, damaged, or that of another place.
+        """
+        path = self.folder / RECORDS / place.file
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                values = {name: file[name] for name in file.files}
+            own = json.loads(str(values.pop("place")))
+        except FileNotFoundError as error:
+            raise FileFormatError(f"{path}: missing; run the same command again") from error
+        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+            raise FileFormatError(f"{path}: damaged; remove it, and the same command makes it again") from error
+        if own != list(place):
+            raise FileFormatError(f"{path}: holds the record of {own}; remove it, and the same command makes it again")
+        return values
+
+
+def environment() -> dict[str, Any]:
+    """Versions and processor, for a reader who wants to repeat the results."""
+    return {
+        "risfast": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads_per_process": 1,
+    }
+
+
+def _processor() -> str:
+    """Its name, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def _json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -1,0 +1,253 @@
+"""The tables of the report, as HTML and as LaTeX."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from risfast.evaluate.charts import DASH, number
+from risfast.evaluate.figures import Interval
+from risfast.evaluate.groups import REFERENCE, Group
+from risfast.evaluate.latex import latex_table, latex_value
+from risfast.evaluate.report_style import title_of
+from risfast.evaluate.scenarios import SceneSet
+from risfast.evaluate.tables import Row, Table
+
+__all__ = [
+    "Column",
+    "difference_html",
+    "headline_html",
+    "headline_latex",
+    "methods_html",
+    "methods_latex",
+    "oracle_html",
+    "robustness_html",
+    "robustness_latex",
+    "timing_html",
+    "value_html",
+]
+
+_LESS_IS_BETTER = {"ghosts", "median", "over_bound", "time"}
+_FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
+
+
+class Column(NamedTuple):
+    """A figure as a column of a table of methods."""
+
+    title: str
+    figure: str
+    form: str = "{:.3f}"
+
+
+COLUMNS = (
+    Column("F1", "f1"),
+    Column("precision", "precision"),
+    Column("recall", "recall"),
+    Column("recall / implied", "recall_over_implied"),
+    Column("ghosts", "ghosts_per_scene", "{:.2f}"),
+    Column("count right", "count_accuracy"),
+    Column("median xyz, pairs (m)", "median_xyz_pairs_m"),
+    Column("rms of hits / bound", "error_over_bound", "{:.2f}"),
+    Column("GOSPA (m)", "gospa_m", "{:.2f}"),
+)
+_LEFT_OUT = ("precision", "recall_over_implied", "gospa_m")  # where what a method was told needs the room
+_KNOWLEDGE = {"blind": "nothing", "noise": "noise power", "count": "K", "count_noise": "K and noise power"}
+
+
+def value_html(value: Interval, form: str = "{:.3f}") -> str:
+    """A number with its interval in small print."""
+    if not math.isfinite(value.value):
+        return DASH
+    text = form.format(value.value)
+    if math.isfinite(value.low) and math.isfinite(value.high):
+        text += f"<small>{form.format(value.low)} … {form.format(value.high)}</small>"
+    return text
+
+
+def difference_html(value: Interval, form: str = "{:+.3f}", *, less_is_better: bool = False) -> str:
+    """A difference with its interval; coloured where the interval excludes zero."""
+    if not math.isfinite(value.value):
+        return DASH
+    better, worse = (value.high < 0, value.low > 0) if less_is_better else (value.low > 0, value.high < 0)
+    style = "better" if better else "worse" if worse else ""
+    text = value_html(Interval(*(_unsigned_zero(v, form) for v in value)), form).replace("-", "\u2212")
+    return f'<span class="{style}">{text}</span>' if style else text
+
+
+def _unsigned_zero(value: float, form: str) -> float:
+    """Nothing that rounds to zero shows a minus."""
+    return 0.0 if math.isfinite(value) and float(form.format(value)) == 0 else value
+
+
+def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str) -> str:
+    head = "".join(f'<th{_bound(name)} scope="col">{name}</th>' for name in heads)
+    body = "".join(
+        f"<tr{style}>" + "".join(f"<td{_bound(heads[i])}>{cell}</td>" for i, cell in enumerate(cells)) + "</tr>"
+        for style, cells in rows
+    )
+    name = html.escape(caption.split(".", maxsplit=1)[0])
+    return (
+        f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div><p class="under">{caption}</p></div>'
+    )
+
+
+def _bound(head: str) -> str:
+    return ' class="bound"' if head.startswith("bound") else ""
+
+
+def _interval(row: Row, prefix: str) -> Interval:
+    return Interval(row[prefix], row[f"{prefix}_low"], row[f"{prefix}_high"])
+
+
+def headline_html(rows: Table, length: int) -> str:
+    """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML."""
+    own = [row for row in rows if row["snapshots"] == length]
+    methods = list(dict.fromkeys(row["method"] for row in own))
+    compared = methods[0] != REFERENCE and REFERENCE in methods
+    heads = ["", "bound", *(html.escape(title_of(m)) for m in methods)]
+    if compared:
+        heads.insert(3, f"{html.escape(title_of(methods[0]))} \u2212 greedy ML")
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in own):
+        cells = {row["method"]: row for row in own if row["name"] == name}
+        first = cells[methods[0]]
+        form = _FORMS.get(name, "{:.3f}")
+        bound = DASH if not math.isfinite(first["bound"]) else form.format(first["bound"])
+        line = [html.escape(first["title"]), bound, *(value_html(_interval(cells[m], "value"), form) for m in methods)]
+        if compared:
+            apart = _interval(first, "minus_greedy_ml")
+            signed = form.replace(":", ":+")
+            line.insert(3, difference_html(apart, signed, less_is_better=name in _LESS_IS_BETTER))
+        lines.append(("", line))
+    caption = (
+        f"L = {length}. Small print: 95 % bootstrap intervals over scenes. The difference is paired, scene by scene, "
+        "and coloured where its interval excludes zero. The column of the bound holds the recall that it implies for "
+        "the tolerance (beside F1 and recall), or what Gaussian errors as large as the bound would give."
+    )
+    return _table(heads, lines, caption)
+
+
+def headline_latex(rows: Table, length: int) -> str:
+    """The same for a paper."""
+    own = [row for row in rows if row["snapshots"] == length]
+    methods = list(dict.fromkeys(row["method"] for row in own))
+    lines = []
+    for name in dict.fromkeys(row["name"] for row in own):
+        cells = {row["method"]: row for row in own if row["name"] == name}
+        form = _FORMS.get(name, "{:.3f}")
+        bound = Interval(cells[methods[0]]["bound"], math.nan, math.nan)
+        values = [latex_value(_interval(cells[m], "value"), form) for m in methods]
+        lines.append([cells[methods[0]]["title"], latex_value(bound, form), *values])
+    return latex_table(["", "bound", *(title_of(m) for m in methods)], lines, f"Headline figures, L = {length}.")
+
+
+def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = False) -> str:
+    """One row for each run, all figures."""
+    columns = [c for c in COLUMNS if not (knowledge and c.figure in _LEFT_OUT)]
+    heads = ["method", *(["told"] if knowledge else []), *(c.title for c in columns), "F1 \u2212 greedy ML"]
+    lines = []
+    for group in groups:
+        told = [_KNOWLEDGE[group.knowledge]] if knowledge else []
+        apart = (group.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
+        style = ' class="own"' if group.method == "localizer" else ""
+        values = [value_html(group.figures[c.figure], c.form) for c in columns]
+        lines.append((style, [html.escape(title_of(group.method)), *told, *values, difference_html(apart)]))
+    return _table(heads, lines, caption)
+
+
+def methods_latex(groups: Sequence[Group], caption: str) -> str:
+    """The same for a paper."""
+    rows = [[title_of(g.method), *(latex_value(g.figures[c.figure], c.form) for c in COLUMNS)] for g in groups]
+    return latex_table(["method", *(c.title for c in COLUMNS)], rows, caption)
+
+
+def oracle_html(groups: Sequence[Group], length: int) -> str:
+    """What every piece of knowledge is worth: F1 of the whole set and by SNR."""
+    own = [g for g in groups if g.snapshots == length and g.scene_set == "main" and g.benchmark in ("B2", "B7")]
+    edges = sorted({(g.low, g.high) for g in own if g.variable == "snr_db"})
+    heads = ["method", "told", "F1", "recall", *(f"F1, {number(low)} … {number(high)} dB" for low, high in edges)]
+    lines = []
+    labels = dict.fromkeys(g.label for g in own if g.variable == "all")
+    methods = list(dict.fromkeys(label.partition("@")[0] for label in labels))
+    for label in sorted(labels, key=lambda label: methods.index(label.partition("@")[0])):
+        whole = next(g for g in own if g.label == label and g.variable == "all")
+        parts = {(g.low, g.high): g for g in own if g.label == label and g.variable == "snr_db"}
+        cells = [value_html(whole.figures["f1"]), value_html(whole.figures["recall"])]
+        cells += [f"{parts[e].figures['f1'].value:.3f}" if e in parts else DASH for e in edges]
+        told = {"ml_from_truth": "all, as its start", "true_capon": "the true covariance"}.get(whole.method)
+        lines.append(("", [html.escape(title_of(whole.method)), told or _KNOWLEDGE[whole.knowledge], *cells]))
+    bound = {(g.low, g.high): g.figures["implied_recall"].value for g in own if g.variable == "snr_db"}
+    whole = next(g for g in own if g.variable == "all")
+    implied = whole.figures["implied_recall"].value
+    cells = [DASH, f"{implied:.3f}", *(f"{bound[e]:.3f}" for e in edges)]
+    lines.append((' class="bound"', ["recall that the bound implies", "", *cells]))
+    scenes = int(whole.figures["scenes"].value)
+    return _table(heads, lines, f"L = {length}, the first {scenes} scenes of the set; all rows on the same scenes.")
+
+
+def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> list[tuple[str, list[Group]]]:
+    own = [g for g in groups if g.benchmark == "robustness" and g.snapshots == length]
+    titles = {scene_set.name: scene_set.title for scene_set in sets}
+    nominal = [g for g in own if g.variable == "nominal"]
+    rows = [("no mismatch", nominal)] if nominal else []
+    rows += [
+        (titles[name], [g for g in own if g.scene_set == name and g.variable == "all"])
+        for name in dict.fromkeys(g.scene_set for g in own)
+    ]
+    return rows
+
+
+def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
+    """F1 under each mismatch, and its difference from greedy ML."""
+    rows = _robust_rows(groups, sets, length)
+    methods = [g.label for g in rows[0][1]]
+    heads = ["", "bound of the nominal system", *(f"F1, {html.escape(title_of(m))}" for m in methods)]
+    first = methods[0]
+    heads += [f"{html.escape(title_of(first))} \u2212 greedy ML", f"ghosts, {html.escape(title_of(first))}"]
+    lines = []
+    for title, cells in rows:
+        by_label = {g.label: g for g in cells}
+        own = by_label[first]
+        apart = (own.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
+        line = [html.escape(title), f"{own.figures['implied_recall'].value:.3f}"]
+        line += [value_html(by_label[m].figures["f1"]) for m in methods]
+        lines.append(("", [*line, difference_html(apart), value_html(own.figures["ghosts_per_scene"], "{:.2f}")]))
+    scenes = int(rows[0][1][0].figures["scenes"].value)
+    caption = (
+        f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. With a mismatch the "
+        "implied recall is that of the nominal system with independent sources: a reference, not a limit."
+    )
+    return _table(heads, lines, caption)
+
+
+def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
+    """The same for a paper."""
+    rows = _robust_rows(groups, sets, length)
+    methods = [g.label for g in rows[0][1]]
+    lines = [
+        [title, *(latex_value({g.label: g for g in cells}[m].figures["f1"]) for m in methods)] for title, cells in rows
+    ]
+    return latex_table(["mismatch", *(f"F1, {title_of(m)}" for m in methods)], lines, f"Robustness, L = {length}.")
+
+
+def timing_html(rows: Table) -> str:
+    """Milliseconds a scene of every method and stage, one column for each L."""
+    blind = [row for row in rows if row["knowledge"] == "blind" and row["method"] != "true_capon"]
+    lengths = list(dict.fromkeys(row["snapshots"] for row in blind))
+    heads = ["method", "stage", *(f"L = {length}: ms a scene" for length in lengths)]
+    lines = []
+    for method, stage in dict.fromkeys((row["method"], row["stage"]) for row in blind):
+        cells = {row["snapshots"]: row for row in blind if (row["method"], row["stage"]) == (method, stage)}
+        values = [
+            value_html(Interval(c["ms_per_scene"], c["ms_low_quartile"], c["ms_high_quartile"]), "{:.1f}")
+            for c in (cells[length] for length in lengths)
+        ]
+        total = stage == "total"
+        lines.append(
+            (' class="own"' if total else "", [html.escape(title_of(method)) if total else "", stage, *values])
+        )
+    caption = "One thread, scenes in chunks of 16, wall time; median and quartiles over the chunks."
+    return _table(heads, lines, caption)

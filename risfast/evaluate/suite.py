@@ -1,0 +1,403 @@
+"""Runs methods over fixed scenes, chunk by chunk, in one process or several, and keeps every result in a folder."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.detect import Sources
+from risfast.evaluate.bounds import scene_bound
+from risfast.evaluate.matching import Tolerance
+from risfast.evaluate.methods import DEFAULT_METHODS, Found, Method, Methods, measurement_of
+from risfast.evaluate.records import Place, ResultsFolder
+from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
+from risfast.models.pretrained import DEFAULT_MODEL
+
+__all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
+
+TRUTH = "truth"  # the record that holds the answer and the bound
+_FORMAT = 1
+_WARM_SCENES = 2  # enough to build every table that a method keeps
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What the results of a suite depend on.
+
+    Parameters
+    ----------
+    suite : str
+        One of :data:`risfast.evaluate.scenarios.SUITES`.
+    scenes : int
+        Of the main set; the others follow from it.
+    snapshots : tuple of int
+        L, each at least 1.
+    methods : tuple of str
+        Among :data:`risfast.evaluate.methods.METHODS`.
+    seed : int
+        Of the scenes. The default is none that training, validation or test of the trainer uses.
+    model : Path
+        Model folder of the localizer; its array is that of the suite.
+    transformer : Path or None
+        Model folder of the transformer backbone.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    suite: str = "all"
+    scenes: int = 1000
+    snapshots: tuple[int, ...] = (64, 16)
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    seed: int = 0x6576616C
+    model: Path = DEFAULT_MODEL
+    transformer: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value that needs no file."""
+        if self.suite not in SUITES:
+            raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {self.suite!r}")
+        if self.scenes < 1:
+            raise ValueError(f"scenes must be at least 1, got {self.scenes}")
+        if not self.snapshots or min(self.snapshots) < 1 or len(set(self.snapshots)) != len(self.snapshots):
+            raise ValueError(f"snapshots must be different numbers of at least 1, got {self.snapshots}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+
+    def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
+        """The scenes and the runs over them, for the array of the model."""
+        return scene_sets(self.suite, self.scenes, self.methods, SystemConfig(array=methods.array))
+
+
+class Task(NamedTuple):
+    """One chunk of scenes with everything that runs over it.
+
+    Attributes
+    ----------
+    scene_set : str
+    cell, snapshots, start, stop : int
+    labels : tuple of str
+        Of the runs; the truth comes first.
+    """
+
+    scene_set: str
+    cell: int
+    snapshots: int
+    start: int
+    stop: int
+    labels: tuple[str, ...]
+
+    def place(self, label: str) -> Place:
+        """Of the record of one run."""
+        return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
+
+    @property
+    def work(self) -> float:
+        """Relative cost: scenes and runs, most of which grow with the number of snapshots."""
+        return (self.stop - self.start) * len(self.labels) * (self.snapshots + 16)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands; rates are NaN where they are not known yet.
+
+    Attributes
+    ----------
+    done, total : int
+        Scenes that have gone through a method, counted once for each method.
+    per_s : float
+    seconds_left : float
+    note : str
+    """
+
+    done: int
+    total: int
+    per_s: float
+    seconds_left: float
+    note: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
+    """Every chunk of every set, in the order of the sets."""
+    tasks = []
+    for scene_set in sets:
+        for length in snapshots:
+            for cell in range(len(scene_set.cells)):
+                for start in range(0, scene_set.scenes, CHUNK):
+                    labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
+                    stop = min(start + CHUNK, scene_set.scenes)
+                    tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
+    return tasks
+
+
+def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: bool = True) -> ResultsFolder:
+    """The results folder of a configuration.
+
+    Raises
+    ------
+    ValueError
+        It holds other results; see :meth:`risfast.evaluate.records.ResultsFolder.open`.
+    """
+    names = dict.fromkeys(run.method for scene_set in config.sets(methods) for run in scene_set.runs)
+    gate = Tolerance()
+    described = {
+        "format": _FORMAT,
+        "suite": config.suite,
+        "scenes": config.scenes,
+        "snapshots": list(config.snapshots),
+        "seed": config.seed,
+        "tolerance": [gate.azimuth_rad, gate.elevation_rad, gate.range_m],
+        "methods": {name: methods.identity(name) for name in names},
+    }
+    results = ResultsFolder(folder, described)
+    results.open(leads=leads)
+    return results
+
+
+def run_suite(
+    config: SuiteConfig,
+    folder: Path,
+    *,
+    workers: int = 1,
+    rank: int = 0,
+    world: int = 1,
+    report: Report | None = None,
+) -> ResultsFolder:
+    """Make every record that the folder lacks.
+
+    Parameters
+    ----------
+    config : SuiteConfig
+    folder : Path
+        Made if need be; one that was interrupted goes on.
+    workers : int
+        Processes that this one starts, each with one thread; with 1 the work is done here.
+    rank, world : int
+        This process among several that were started together: every ``world``-th chunk is its own. The first returns
+        when all are through.
+    report : callable of Progress, optional
+
+    Returns
+    -------
+    ResultsFolder
+
+    Raises
+    ------
+    ValueError
+        An option is out of its range, or the folder holds something else.
+    OSError
+        The folder cannot be written.
+    RuntimeError
+        A worker was killed.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must lie in [0, {world}), got {rank}")
+    methods = Methods(config.model, config.transformer)
+    methods.check(config.methods)
+    results = open_results(config, folder, methods, leads=rank == 0)
+    every = tasks_of(config.sets(methods), config.snapshots)
+    own = [task for task in every[rank::world] if not _complete(results, task)]
+    counter = _Counter(results, every, report or (lambda _: None))
+    counter.tell()
+    if workers == 1:
+        with _one_thread():
+            bench = _Bench(config, methods, results)
+            for task in own:
+                bench.run(task)
+                counter.finished(task)
+    elif own:
+        _run_in_processes(config, folder, own, min(workers, len(own)), counter)
+    while rank == 0 and world > 1 and not counter.all_there():
+        time.sleep(_POLL_S)
+    return results
+
+
+def _complete(results: ResultsFolder, task: Task) -> bool:
+    return all(results.has(task.place(label)) for label in task.labels)
+
+
+class _Counter:
+    """Progress of all processes together: what the others have done is seen in the folder."""
+
+    def __init__(self, results: ResultsFolder, tasks: Sequence[Task], report: Report) -> None:
+        self._results, self._report = results, report
+        self._open = {task for task in tasks if not _complete(results, task)}
+        self._total = sum(_runs(task) for task in tasks)
+        self._began, self._first = time.monotonic(), self._done()
+        self._work = sum(task.work for task in self._open)
+
+    def _done(self) -> int:
+        return self._total - sum(_runs(task) for task in self._open)
+
+    def finished(self, task: Task) -> None:
+        self._open.discard(task)
+        self.tell(f"{task.scene_set}, L = {task.snapshots}")
+
+    def all_there(self) -> bool:
+        self._open = {task for task in self._open if not _complete(self._results, task)}
+        self.tell("waiting for the other processes" if self._open else "")
+        return not self._open
+
+    def tell(self, note: str = "") -> None:
+        spent = time.monotonic() - self._began
+        rest = sum(task.work for task in self._open)
+        fresh = self._done() - self._first
+        left = spent * rest / (self._work - rest) if fresh else (0.0 if not self._open else float("nan"))
+        rate = fresh / spent if fresh and spent > 0 else float("nan")
+        self._report(Progress(self._done(), self._total, rate, left, note))
+
+
+def _runs(task: Task) -> int:
+    return (task.stop - task.start) * (len(task.labels) - 1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Times a scene mean one thread, however many processes there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Bench:
+    """Makes the records of tasks."""
+
+    def __init__(self, config: SuiteConfig, methods: Methods, results: ResultsFolder) -> None:
+        self.config, self.methods, self.results = config, methods, results
+        self._sets = {scene_set.name: scene_set for scene_set in config.sets(methods)}
+        self._warm: set[tuple[str, int]] = set()
+
+    def run(self, task: Task) -> None:
+        """Every record of one chunk that is not there yet."""
+        scene_set = self._sets[task.scene_set]
+        system = replace(scene_set.cells[task.cell], n_snapshots=task.snapshots)
+        scenes = generate_scenes(system, self.config.seed, range(task.start, task.stop))
+        runs = {run.label: run for run in scene_set.runs}
+        for label in task.labels:
+            place = task.place(label)
+            if self.results.has(place):
+                continue
+            if label == TRUTH:
+                self.results.write(place, _truth(scenes))
+            else:
+                self.results.write(place, self._found(runs[label].method, runs[label].knowledge, scenes))
+
+    def _found(self, name: str, knowledge: str, scenes: Scenes) -> dict[str, Any]:
+        method = self.methods[name]
+        key = (f"{name}@{knowledge}", scenes.config.n_snapshots)
+        if key not in self._warm:  # tables that are built once would count as time of the first scenes
+            few = generate_scenes(scenes.config, self.config.seed, scenes.indices[:_WARM_SCENES])
+            self._tried(method, few, knowledge)
+            self._warm.add(key)
+        found, failed = self._tried(method, scenes, knowledge)
+        stages = {f"stage_{stage}": np.array(value) for stage, value in found.stages.items()}
+        return {**_flat(found.sources), "failed": failed, "seconds": np.array(found.seconds), **stages}
+
+    def _tried(self, method: Method, scenes: Scenes, knowledge: str) -> tuple[Found, np.ndarray[Any, Any]]:
+        """What a method finds; a scene that it fails on has no estimates, and is counted."""
+        count = len(scenes)
+        try:
+            with torch.no_grad():
+                return method.find(scenes, *measurement_of(scenes, knowledge)), np.zeros(count, dtype=bool)
+        except (ValueError, RuntimeError):  # such as a spectrum that holds NaN, or a matrix without a factor
+            if count == 1:
+                nothing = torch.zeros(0, dtype=torch.float64)
+                return Found([Sources(*[nothing] * 5)], math.nan, {}), np.ones(1, dtype=bool)
+        single = [
+            self._tried(method, generate_scenes(scenes.config, self.config.seed, [index]), knowledge)
+            for index in scenes.indices.tolist()
+        ]
+        found = [one for one, _ in single]
+        # The others tell nothing of the time of a whole chunk.
+        return Found([f.sources[0] for f in found], math.nan, {}), np.concatenate([failed for _, failed in single])
+
+
+def _flat(found: Sequence[Sources]) -> dict[str, Any]:
+    """Counts [B] and rows [T, 5]: azimuth, elevation, range, power, confidence."""
+    rows = [torch.stack([s.azimuth, s.elevation, s.range, s.power, s.confidence], -1).double().cpu() for s in found]
+    return {
+        "count": np.array([len(s) for s in found], dtype=np.int64),
+        "sources": torch.cat([*rows, torch.zeros(0, 5, dtype=torch.float64)]).numpy(),
+    }
+
+
+def _truth(scenes: Scenes) -> dict[str, Any]:
+    """The answer and the bound of every source; the bound is that of the nominal system."""
+    bound = scene_bound(scenes)
+    mask = scenes.mask.cpu()
+    return {
+        "snr_db": scenes.snr_db.cpu().double().numpy(),
+        "count": mask.sum(1).numpy(),
+        "position": scenes.position.cpu()[mask].double().numpy(),
+        "covariance": bound.covariance.cpu()[mask].numpy(),
+        "position_m": bound.position_m.cpu()[mask].numpy(),
+        "implied": bound.implied_recall(Tolerance()).cpu()[mask].numpy(),
+    }
+
+
+_worker: list[_Bench] = []  # the bench of a worker process, made once when it starts
+
+
+def _start_worker(config: SuiteConfig, folder: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent stops the work
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:  # a parent that was killed leaves no worker behind
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+    methods = Methods(config.model, config.transformer)
+    _worker.append(_Bench(config, methods, open_results(config, folder, methods, leads=False)))
+
+
+def _run_in_worker(task: Task) -> Task:
+    _worker[0].run(task)
+    return task
+
+
+def _run_in_processes(
+    config: SuiteConfig, folder: Path, tasks: Sequence[Task], workers: int, counter: _Counter
+) -> None:
+    pool = ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(config, folder)
+    )
+    try:
+        futures: list[Future[Task]] = [pool.submit(_run_in_worker, task) for task in tasks]
+        for future in as_completed(futures):
+            counter.finished(future.result())
+    except BrokenProcessPool as error:
+        raise RuntimeError(
+            "a worker process ended unexpectedly (out of memory, or killed); the same command goes on, with fewer "
+            "--workers if memory is short"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,195 @@
+"""From a configuration to a trained model in a folder, whatever is trained: what all trainings share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from risfast.data.scenes import Scenes, SystemConfig
+from risfast.detect import Sources
+from risfast.models.base import CovarianceEstimate
+from risfast.train.batches import FlySource, SceneSource, ShardSource
+from risfast.train.distributed import World, open_world
+from risfast.train.loop import Task, Trainer
+from risfast.train.pictures import draw_curves, draw_localisation
+from risfast.train.run_folder import RunFolder, RunOptions, search_grid, validation_scenes
+from risfast.train.runs import Figures, Measured, Report, Run
+from risfast.train.toml_file import as_table
+
+__all__ = ["Outcome", "Stage", "machine_settings", "train_stage"]
+
+_PICTURES = 3  # scenes drawn at the end
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ended with.
+
+    Attributes
+    ----------
+    complete : bool
+        False where the time limit ended it; the same command goes on.
+    step, steps : int
+        Steps taken, and of the whole run.
+    best_step : int
+        Whose averaged weights are in the model folder.
+    figures : dict
+        On the test scenes, by set.
+    model : Path
+        The model folder.
+    pictures : dict of str to Path
+    notes : list of str
+        Damage that was found and what was done about it.
+    """
+
+    complete: bool
+    step: int
+    steps: int
+    best_step: int
+    figures: Figures
+    model: Path
+    pictures: dict[str, Path]
+    notes: list[str]
+
+
+class Stage(Task, Protocol):
+    """What one training has that others have not: a module with its loss, how it is judged, and what is kept of it."""
+
+    def measure(self, scenes: Scenes) -> Measured:
+        """How good the module is, as validation and the final test take it."""
+        ...
+
+    def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
+        """Estimate and sources of a few scenes."""
+        ...
+
+    def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
+        """Write the model folder; ``figures`` of the final test may add to the card."""
+        ...
+
+
+@contextmanager
+def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
+    """Threads and determinism for the time of a run; both are as before afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic or before[1])
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])
+
+
+def train_stage(config: RunOptions, folder: Path, report: Report, make: Callable[[World], Stage]) -> Outcome | None:
+    """Train what ``make`` makes, or go on with a run that was interrupted.
+
+    Parameters
+    ----------
+    config : dataclass
+        Of the run.
+    folder : Path
+        The run folder; new, empty, or of this very run.
+    report : callable of Progress
+        Told where the run stands after each step.
+    make : callable of World
+        Makes the stage, the same in every process; nothing is written before it is made.
+
+    Returns
+    -------
+    Outcome or None
+        None in every process but the first.
+
+    Raises
+    ------
+    TrainingError
+        The run has gone wrong. The last good checkpoint is intact.
+    FileFormatError, ValueError, OSError
+        The folder holds something else or cannot be written; an option does not fit.
+    """
+    machine = config.machine
+    with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
+        stage = make(world)
+        source = _scene_source(config)
+        run_folder = RunFolder(folder, config)
+        if world.leads:
+            run_folder.open()
+        scaled = machine.amp == "fp16"
+        trainer = Trainer(stage, source, config.data, config.optimiser, world, config.seed, scaled=scaled)
+        run = Run(run_folder, trainer, stage.module, world, report, stage.measure)
+        run.resume()
+        complete = run.train()
+        return _finish(run, stage, complete) if world.leads else None
+
+
+def _scene_source(config: RunOptions) -> SceneSource:
+    """Scenes made on the fly, or those of a folder of shards."""
+    data = config.data
+
+    def system(n_snapshots: int) -> SystemConfig:
+        return config.system.system(n_snapshots, data.code_kinds)
+
+    if data.source == "fly":
+        return FlySource(system, data.seed)
+    judged_on = (config.validation.seed, config.validation.test_seed)
+    return ShardSource(Path(data.source), system, data.snapshots, judged_on)
+
+
+def _finish(run: Run, stage: Stage, complete: bool) -> Outcome:
+    """Test the best weights, and write the model, its card, the curves and the pictures."""
+    best_step = run.use_best()
+    config, folder = run.folder.config, run.folder.folder
+    figures = _tested(run, stage)
+    stage.save(folder / "model", _card(run, best_step, figures), figures)
+    pictures = {"curves": folder / "curves.png", "localisation": folder / "localisation.png"}
+    draw_curves(run.folder.metrics.read(), pictures["curves"])
+    options = config.validation
+    scenes = validation_scenes(config, options.snapshots[-1], options.test_seed, _PICTURES, run.world.device)
+    run.module.eval()
+    with torch.no_grad():
+        estimate, sources = stage.locate(scenes)
+    draw_localisation(scenes, estimate, sources, search_grid(config, "reference"), pictures["localisation"])
+    steps = config.optimiser.steps
+    return Outcome(complete, run.trainer.step, steps, best_step, figures, folder / "model", pictures, run.notes)
+
+
+def _tested(run: Run, stage: Stage) -> Figures:
+    """Figures on the test scenes of every L."""
+    config = run.folder.config
+    options = config.validation
+    if not options.test_scenes:
+        return {}
+    return {
+        f"L{n}": stage.measure(
+            validation_scenes(config, n, options.test_seed, options.test_scenes, run.world.device)
+        ).figures
+        for n in options.snapshots
+    }
+
+
+def _card(run: Run, best_step: int, figures: Figures) -> dict[str, Any]:
+    """What made the model, and how good it is."""
+    config = run.folder.config
+    options = config.validation
+    return {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "training": as_table(config),
+        "trained": {
+            "steps": run.trainer.step,
+            "scenes": run.trainer.scenes,
+            "best_step": best_step,
+            "seconds": round(run.seconds, 1),
+            "device": str(run.world.device),
+            "processes": run.world.size,
+            "skipped_steps": run.trainer.skipped,
+        },
+        "parameters": sum(p.numel() for p in run.module.parameters()),
+        "test": {"scenes": options.test_scenes, "seed": options.test_seed, "sets": figures},
+    }

@@ -1,0 +1,200 @@
+"""What a trial of a training is judged by."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.evaluate.figures import figures
+from risfast.evaluate.metrics import Scores, score_scenes
+from risfast.localize import Localizer, LocalizerOptions
+from risfast.model_files import Build, load_model
+from risfast.models import build_backbone
+from risfast.train.backbone import train_backbone
+from risfast.train.config import RunConfig
+from risfast.train.runs import Progress
+from risfast.tune.errors import TrialRejectedError
+from risfast.tune.options import HpoConfig, ScoreOptions
+from risfast.tune.space import apply, read_out_options
+from risfast.tune.worker import Result
+
+__all__ = ["TrainingObjective", "final_value", "judging_scenes", "scene_sums", "value_of_sums"]
+
+_MARGIN = 1.1  # a source may be reported a tenth beyond the field of view
+# What the value is made of, for each scene: the sums that a resample of scenes adds up.
+_SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
+
+
+def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dict[str, Scenes]:
+    """The fixed scenes of a study, one set for each L that the base configuration validates at."""
+    base = config.base
+    return {
+        f"L{n}": generate_scenes(
+            base.system.system(n, base.data.code_kinds), config.score.seed, range(config.score.scenes), device
+        )
+        for n in base.validation.snapshots
+    }
+
+
+def farthest_m(system: SystemConfig) -> float:
+    """No two points that are reported or true are farther apart."""
+    return 2 * _MARGIN * system.range_m[1]
+
+
+def scene_sums(scores: Scores) -> dict[str, list[float]]:
+    """For each scene what :func:`value_of_sums` adds up."""
+    count = len(scores)
+    paired = ~np.isnan(scores.source_error[:, 3])
+    squared = np.square(np.where(paired, scores.source_error[:, 3], 0.0))
+
+    def by_scene(values: Any) -> list[float]:
+        return [float(v) for v in np.bincount(scores.source_scene, weights=values, minlength=count)]
+
+    return {
+        "sources": [float(v) for v in scores.n_true],
+        "estimates": [float(v) for v in scores.n_estimated],
+        "hits": by_scene(scores.source_hit.astype(float)),
+        "pairs": by_scene(paired.astype(float)),
+        "squared_m2": by_scene(squared),
+    }
+
+
+def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: float) -> Any:
+    """``mvdr_final`` of summed scenes; arrays of sums give arrays.
+
+    Parameters
+    ----------
+    totals : mapping of str to float or array, shape (...)
+        Sums of :func:`scene_sums` over scenes.
+    options : ScoreOptions
+    farthest : float
+        What the error is taken as without a pair, metres.
+
+    Returns
+    -------
+    float or array, shape (...)
+        rmse over all pairs / ``xyz_norm_m`` + ``f1_weight`` (1 - F1); without a pair the largest value there is.
+    """
+    pairs, hits = np.asarray(totals["pairs"], float), np.asarray(totals["hits"], float)
+    squared = np.asarray(totals["squared_m2"], float)
+    rmse = np.where(pairs > 0, np.sqrt(squared / np.maximum(pairs, 1)), farthest)
+    both = np.asarray(totals["sources"], float) + np.asarray(totals["estimates"], float)
+    f1 = np.where(both > 0, 2 * hits / np.maximum(both, 1), 1.0)
+    f1 = np.where((pairs > 0) | (both == 0), f1, 0.0)
+    rmse = np.where(both == 0, 0.0, rmse)  # scenes without sources, and nothing found
+    return rmse / options.xyz_norm_m + options.f1_weight * (1 - f1)
+
+
+def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: float) -> Result:
+    """``mvdr_final`` over all sets together, with the figures of each set and the sums of each scene.
+
+    Parameters
+    ----------
+    scores : mapping of str to Scores
+    options : ScoreOptions
+    farthest : float
+        As for :func:`value_of_sums`.
+    """
+    sums = {name: scene_sums(found) for name, found in scores.items()}
+    joined = {key: [v for part in sums.values() for v in part[key]] for key in _SUMS}
+    totals = {key: math.fsum(values) for key, values in joined.items()}
+    value = float(value_of_sums(totals, options, farthest))
+    together = figures(Scores.joined(list(scores.values())))
+    attributes = {"figures": together, "sets": {name: figures(found) for name, found in scores.items()}, "sums": joined}
+    return Result(value, attributes)
+
+
+class TrainingObjective:
+    """Train with the choice applied, and judge the validation or the model that comes out.
+
+    Parameters
+    ----------
+    config : HpoConfig
+    build : callable, optional
+        Makes the backbone; :func:`risfast.models.build_backbone` by default.
+    """
+
+    def __init__(self, config: HpoConfig, build: Build | None = None) -> None:
+        self._config, self._build = config, build or build_backbone
+        self._scenes = judging_scenes(config) if config.objective == "mvdr_final" else {}
+
+    def run_config(self, choice: Mapping[str, Any], seed: int) -> RunConfig:
+        """The training that a choice stands for."""
+        config = apply(RunConfig, self._config.base, choice)
+        # Capon on the reference grid and the final table are for people; here they would only cost time.
+        judged = replace(config.validation, capon_scenes=0, test_scenes=0)
+        return replace(config, seed=seed, validation=judged)
+
+    def __call__(
+        self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
+    ) -> Result:
+        """Train, report each validation, and judge."""
+        config = self.run_config(choice, seed)
+        watch = _Watch(config, self._config.score.f1_weight, report)
+        try:
+            outcome = train_backbone(config, folder, watch, build=self._build)
+        finally:  # a trial is begun anew, never resumed: only its model and metrics stay
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+        assert outcome is not None  # one process
+        if not outcome.complete:
+            raise TrialRejectedError("machine.minutes ended its training before its last step")
+        if self._config.objective == "surrogate":
+            if watch.best is None:
+                raise TrialRejectedError("no validation gave a finite value")
+            return Result(watch.best, {"validations": watch.values, "train_seconds": round(watch.seconds, 3)})
+        options, _ = read_out_options(self._config, choice)
+        result = self._judge(outcome.model, options, config.machine.device)
+        return Result(result.value, {**result.attributes, "train_seconds": round(watch.seconds, 3)})
+
+    def _judge(self, model: Path, options: LocalizerOptions, device: str) -> Result:
+        module, card = load_model(model, self._build, device)
+        localizer = Localizer(module, self._config.base.system.planar_array(), options)
+        polish = self._config.score.polish
+        scores, seconds, system = {}, 0.0, None
+        for name, scenes in self._scenes.items():
+            system, at = scenes.config, scenes.to(device)
+            began = time.monotonic()
+            found = localizer.localize(at.y, at.codes, at.channel, noise_power=at.noise_power, polish=polish)
+            seconds += time.monotonic() - began
+            scores[name] = score_scenes(found, scenes)
+        assert system is not None
+        result = final_value(scores, self._config.score, farthest_m(system))
+        count = sum(len(scenes) for scenes in self._scenes.values())
+        extra = {"seconds_per_scene": seconds / count, "parameters": card.get("parameters")}
+        return Result(result.value, {**result.attributes, **extra})
+
+
+class _Watch:
+    """Turns the progress of a run into reports of its validations."""
+
+    def __init__(self, config: RunConfig, f1_weight: float, report: Callable[[int, float], None]) -> None:
+        self._every, self._steps = config.validation.every, config.optimiser.steps
+        self._weight, self._report = f1_weight, report
+        self._began = time.monotonic()
+        self.best: float | None = None
+        self.values: dict[int, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+    def __call__(self, progress: Progress) -> None:
+        """A run tells each step once its validation, if there was one, is in."""
+        step = progress.step
+        if progress.note or step == 0 or (step % self._every and step != self._steps) or step in self.values:
+            return
+        value = progress.nmse + self._weight * (1 - progress.f1)
+        self.values[step] = value
+        if math.isfinite(value):
+            self.best = value if self.best is None else min(self.best, value)
+        self._report(step, value)

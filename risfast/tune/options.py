@@ -1,0 +1,190 @@
+"""What a study is told: frozen dataclasses, from which the command line is generated and which the storage keeps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from risfast.train.config import RunConfig
+
+__all__ = ["Hpo2Config", "HpoConfig", "PrunerOptions", "SamplerOptions", "ScoreOptions"]
+
+OBJECTIVES = ("surrogate", "mvdr_final")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class SamplerOptions:
+    """The tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011)."""
+
+    startup: int = 10
+    """Random trials before it begins."""
+    candidates: int = 24
+    """Candidates of which the best expected improvement is tried."""
+    multivariate: bool = True
+    """Whether parameters are drawn jointly."""
+    constant_liar: bool = True
+    """Whether running trials count as bad ones, so that workers keep out of each other's way."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(self.startup >= 1, f"sampler.startup must be at least 1, got {self.startup}")
+        _require(self.candidates >= 1, f"sampler.candidates must be at least 1, got {self.candidates}")
+
+
+@dataclass(frozen=True)
+class PrunerOptions:
+    """When a trial that falls behind is given up, at a validation."""
+
+    kind: Literal["median", "hyperband", "none"] = "median"
+    """Worse than the median of the others at the same step; by Hyperband's brackets; or never."""
+    startup: int = 5
+    """Finished trials before the median counts."""
+    warmup: int = 0
+    """Steps in which no trial is given up."""
+    reduction: int = 3
+    """Hyperband keeps one of so many at each rung."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(self.startup >= 1, f"pruner.startup must be at least 1, got {self.startup}")
+        _require(self.warmup >= 0, f"pruner.warmup must be at least 0, got {self.warmup}")
+        _require(self.reduction >= 2, f"pruner.reduction must be at least 2, got {self.reduction}")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    """How a trial is judged.
+
+    ``mvdr_final`` is rmse / ``xyz_norm_m`` + ``f1_weight`` (1 - F1), with the root mean square distance of all pairs;
+    ``surrogate`` is the NMSE of the covariance + ``f1_weight`` (1 - F1) at the best validation.
+    """
+
+    scenes: int = 64
+    """Scenes of each L that the localizer is judged on, the same in every trial."""
+    seed: int = 0x74756E65
+    """Which scenes."""
+    xyz_norm_m: float = 5.0
+    """Distance that weighs as much as an F1 of 0 with a weight of 1."""
+    f1_weight: float = 1.0
+    """Weight of 1 - F1."""
+    polish: bool = True
+    """Whether the localizer polishes by the likelihood, as it does by default."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(self.scenes >= 2, f"score.scenes must be at least 2, got {self.scenes}")
+        _require(
+            0 < self.xyz_norm_m < math.inf, f"score.xyz_norm_m must be positive and finite, got {self.xyz_norm_m!r}"
+        )
+        _require(
+            0 <= self.f1_weight < math.inf, f"score.f1_weight must be finite and at least 0, got {self.f1_weight!r}"
+        )
+
+
+@dataclass(frozen=True)
+class HpoConfig:
+    """A study."""
+
+    name: str = "risfast"
+    """Of the study in its storage."""
+    what: Literal["training", "detection"] = "training"
+    """Tune a training, or the detection of a trained model on covariances that are estimated once."""
+    objective: Literal["surrogate", "mvdr_final"] = "surrogate"
+    """What is minimised; detection is always judged by mvdr_final."""
+    trials: int = 50
+    """Trials of the whole study, over all its workers; may grow later."""
+    seed: int = 0
+    """Trial i draws its parameters and its initial weights from this and i."""
+    parameters: tuple[str, ...] = ()
+    """Names or groups of names that are tuned (optimiser, optimiser.lr); empty tunes the whole space."""
+    storage: str = "sqlite"
+    """sqlite (a local disk), journal (a shared folder), or the URL of a PostgreSQL or MySQL database."""
+    model: str = ""
+    """Model folder whose detection is tuned; empty is the one that comes with the package."""
+    read_out: Literal["own", "capon"] = "own"
+    """Which detection: the backbone's own, or the Capon spectrum of its covariance."""
+    beat_s: float = 15.0
+    """Seconds between two signs of life of a worker; a trial is taken over after four without one."""
+    attempts: int = 5
+    """How often a trial is begun before it is given up as one that kills its workers."""
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)
+    """How parameters are chosen."""
+    pruner: PrunerOptions = field(default_factory=PrunerOptions)
+    """When a trial is given up."""
+    score: ScoreOptions = field(default_factory=ScoreOptions)
+    """How a trial is judged."""
+    base: RunConfig = field(default_factory=RunConfig)
+    """The training that trials change; of a study of detection its system, and its values of L, are those of the
+    scenes."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(bool(self.name), "name must not be empty")
+        _require(
+            self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
+        )
+        _require(self.what in ("training", "detection"), f"what must be training or detection, got {self.what!r}")
+        _require(self.read_out in ("own", "capon"), f"read_out must be own or capon, got {self.read_out!r}")
+        _require(
+            self.what == "training" or self.read_out == "own" or not self.score.polish,
+            "Capon detection is tuned as it comes, without the polish: give --score.polish False",
+        )
+        _require(self.trials >= 1, f"trials must be at least 1, got {self.trials}")
+        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
+        _require(0 < self.beat_s < math.inf, f"beat_s must be positive, got {self.beat_s!r}")
+        _require(self.attempts >= 1, f"attempts must be at least 1, got {self.attempts}")
+        seeds = (self.base.data.seed, self.base.validation.seed, self.base.validation.test_seed)
+        _require(
+            self.score.seed not in seeds,
+            f"score.seed must differ from data.seed, validation.seed and validation.test_seed, got {self.score.seed}: "
+            "a trial must not be judged on scenes that it learned from",
+        )
+
+
+@dataclass(frozen=True)
+class Hpo2Config:
+    """Two stages: many short trainings by ``surrogate``, then the best of them again, longer, by ``mvdr_final``."""
+
+    top: int = 5
+    """Trials of stage 1 that stage 2 takes, unchanged."""
+    budget: float = 4.0
+    """Steps of stage 2 over those of stage 1."""
+    stages: Literal["both", "first", "second"] = "both"
+    """Which stages this command runs."""
+    resamples: int = 2000
+    """Resamples of the scenes that say what stage 2 can tell apart."""
+    study: HpoConfig = field(default_factory=HpoConfig)
+    """Stage 1; stage 2 has the same storage and the name with .final behind it."""
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _require(self.top >= 3, f"top must be at least 3, got {self.top}: fewer cannot be ranked")
+        _require(1 <= self.budget < math.inf, f"budget must be at least 1, got {self.budget!r}")
+        _require(self.resamples >= 100, f"resamples must be at least 100, got {self.resamples}")
+        _require(
+            self.study.what == "training" and self.study.objective == "surrogate",
+            "stage 1 is a study of training by surrogate: leave study.what and study.objective as they are",
+        )
+        _require(
+            self.top <= self.study.trials, f"top must be at most study.trials = {self.study.trials}, got {self.top}"
+        )
+
+    def second(self) -> HpoConfig:
+        """The study of stage 2."""
+        base, factor = self.study.base, self.budget
+        longer = replace(base.optimiser, steps=round(base.optimiser.steps * factor))
+        seldom = replace(base.validation, every=max(1, round(base.validation.every * factor)))
+        return replace(
+            self.study,
+            name=f"{self.study.name}.final",
+            objective="mvdr_final",
+            trials=self.top,
+            pruner=PrunerOptions(kind="none"),
+            base=replace(base, optimiser=longer, validation=seldom),
+        )

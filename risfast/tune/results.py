@@ -1,0 +1,105 @@
+"""What a study ends with: the best configuration as files that the other commands take, a table, and pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from optuna.trial import FrozenTrial
+
+from risfast.durable import replace_file
+from risfast.train.config import RunConfig
+from risfast.train.toml_file import to_toml
+from risfast.tune.pictures import draw_study
+from risfast.tune.space import apply, read_out_options, untuned
+from risfast.tune.stages import finished_trials
+from risfast.tune.storage import quiet, reachable
+from risfast.tune.study import OpenStudy
+
+__all__ = ["Results", "results_text", "write_best", "write_results"]
+
+_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Results:
+    """Files of a study.
+
+    Attributes
+    ----------
+    best : FrozenTrial
+    files : dict of str to Path
+    """
+
+    best: FrozenTrial
+    files: dict[str, Path]
+
+
+def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str, Path]:
+    """Write what a trial stands for.
+
+    ``best.toml`` for ``risfast-train backbone --config``; ``localizer.toml``, the options of
+    :class:`risfast.LocalizerOptions`, and for Capon detection ``covariance.toml``, where they were tuned.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: dict[str, Path] = {}
+    localizer, covariance = read_out_options(opened.config, trial.params)
+    texts = {}
+    if opened.config.what == "training":
+        texts["best"] = to_toml(apply(RunConfig, opened.config.base, trial.params))
+    if opened.config.what == "detection" or opened.config.objective == "mvdr_final":
+        texts["localizer"] = to_toml(localizer)
+    if any(name.startswith("covariance.") for name in trial.params):
+        texts["covariance"] = to_toml(covariance)
+    for name, text in texts.items():
+        written[name] = folder / f"{name}.toml"
+        replace_file(written[name], text.encode())
+    return written
+
+
+def write_results(opened: OpenStudy, folder: Path) -> Results:
+    """Write the best configuration and the pictures.
+
+    Raises
+    ------
+    StudyError
+        No trial has finished.
+    """
+    with reachable(opened.opened.where), quiet():
+        best = finished_trials(opened)[0]
+        files = write_best(opened, best, folder)
+        return Results(best, files | draw_study(opened, folder))
+
+
+def results_text(opened: OpenStudy, results: Results) -> str:
+    """The best trials, the parameters of the best against those without tuning, and the files."""
+    trials = finished_trials(opened)
+    done, open_slots, dead = opened.jobs.state()
+    lines = [
+        f"{done} trials done, {len(trials)} of them finished; {open_slots} to do"
+        + (f", {dead} given up" if dead else "")
+    ]
+    lines.append(f"{'trial':>6}  {'value':>8}  {'F1':>6}  {'rmse (m)':>8}  {'seconds':>8}")
+    for trial in trials[:_ROWS]:
+        found = trial.user_attrs.get("figures", {})
+        cells = [_cell(found.get("f1"), 6), _cell(found.get("rmse_xyz_pairs_m"), 8)]
+        seconds = trial.user_attrs.get("seconds", 0.0)
+        lines.append(f"{trial.number:>6}  {trial.value:8.4f}  {'  '.join(cells)}  {seconds:8.1f}")
+    before = untuned(opened.config)
+    width = max(len(name) for name in before)
+    lines.append(f"{'best':{width}}  {'value':>12}  {'untuned':>12}")
+    lines += [
+        f"{name:{width}}  {_short(results.best.params[name]):>12}  {_short(value):>12}"
+        for name, value in before.items()
+        if name in results.best.params
+    ]
+    lines += [f"{name}: {path}" for name, path in results.files.items()]
+    return "\n".join(lines)
+
+
+def _cell(value: float | None, width: int) -> str:
+    return f"{'-' if value is None else f'{value:.3f}':>{width}}"
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

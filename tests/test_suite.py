@@ -1,0 +1,354 @@
+"""The suite: what it runs over, that it can be interrupted anywhere, and that a folder belongs to one configuration."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import suite_process
+import torch
+from tiny_suite import ARRAY, finished, save_tiny_model, tiny_config
+
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.errors import FileFormatError
+from risfast.evaluate.methods import METHOD_TITLES, METHODS, Methods, measurement_of
+from risfast.evaluate.records import Place, ResultsFolder
+from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
+from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
+
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def whole(model: Path, tmp_path_factory: pytest.TempPathFactory) -> ResultsFolder:
+    return run_suite(tiny_config(model), tmp_path_factory.mktemp("whole") / "out")
+
+
+def records(folder: Path) -> dict[str, dict[str, np.ndarray]]:
+    """Every record but its times, by its path."""
+    found = {}
+    for path in sorted((folder / "records").rglob("*.npz")):
+        with np.load(path) as file:
+            values = {n: file[n] for n in file.files if n != "seconds" and not n.startswith("stage_")}
+        found[str(path.relative_to(folder))] = values
+    return found
+
+
+def assert_same_records(one: Path, other: Path) -> None:
+    first, second = records(one), records(other)
+    assert list(first) == list(second)
+    for name, values in first.items():
+        for key, value in values.items():
+            np.testing.assert_array_equal(value, second[name][key], err_msg=f"{name}: {key}")
+
+
+# ---- what it runs over
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("scenes", [1, 8, 100, 1000])
+def test_sets_cover_what_the_suite_says_in_whole_chunks(suite: str, scenes: int) -> None:
+    sets = scene_sets(suite, scenes, ("localizer", "greedy_ml", "sbl"))
+    assert sets[0].name == "main"
+    assert len({s.name for s in sets}) == len(sets)
+    names = {s.name for s in sets}
+    assert ("map" in names) == (suite in ("all", "map"))
+    assert ("coherent" in names) == (suite in ("all", "robustness"))
+    for scene_set in sets:
+        assert 1 <= scene_set.scenes <= scenes
+        labels = [run.label for run in scene_set.runs]
+        assert len(set(labels)) == len(labels)
+        for run in scene_set.runs:
+            assert run.knowledge in KNOWLEDGE
+            assert run.scenes == scene_set.scenes or run.scenes % CHUNK == 0
+    if suite == "frozen":
+        assert sets[0].scenes <= 8
+
+
+def test_every_scene_of_a_set_is_in_one_chunk_of_each_run() -> None:
+    sets = scene_sets("all", 70, ("localizer", "greedy_ml", "sbl"))
+    tasks = tasks_of(sets, (64, 16))
+    for scene_set in sets:
+        for length in (64, 16):
+            for cell in range(len(scene_set.cells)):
+                own = [t for t in tasks if (t.scene_set, t.snapshots, t.cell) == (scene_set.name, length, cell)]
+                for run in scene_set.runs:
+                    seen = [i for t in own if run.label in t.labels for i in range(t.start, t.stop)]
+                    assert seen == list(range(run.scenes))
+                assert [i for t in own if TRUTH in t.labels for i in range(t.start, t.stop)] == list(
+                    range(scene_set.scenes)
+                )
+
+
+def test_a_mismatch_changes_the_measurements_and_nothing_else() -> None:
+    sets = {s.name: s for s in scene_sets("robustness", 64, ("localizer",))}
+    nominal = generate_scenes(sets["main"].cells[0], 5, range(4))
+    impaired = [n for n, s in sets.items() if s.cells[0].impairments != SystemConfig().impairments]
+    assert len(impaired) == 8
+    for name in impaired:
+        scenes = generate_scenes(sets[name].cells[0], 5, range(4))
+        assert torch.equal(scenes.position, nominal.position), name
+        assert torch.equal(scenes.codes, nominal.codes), name
+        assert torch.equal(scenes.snr_db, nominal.snr_db), name
+        assert not torch.allclose(scenes.y, nominal.y), name
+
+
+@pytest.mark.parametrize("width", [4, 8])
+def test_close_pairs_are_two_sources_in_a_small_box(width: int) -> None:
+    sets = {s.name: s for s in scene_sets("robustness", 64, ("localizer",))}
+    for system in sets[f"close_{width}_deg"].cells:
+        scenes = generate_scenes(system, 5, range(20))
+        assert (scenes.n_sources == 2).all()
+        apart = (scenes.position[:, 0, :2] - scenes.position[:, 1, :2]).abs().rad2deg()
+        assert float(apart.max()) <= width
+        assert float(apart.max()) > width / 2  # and not closer than the box makes them
+
+
+def test_cells_of_the_map_hold_their_number_of_sources_and_their_snr() -> None:
+    cells = scene_sets("map", 64, ("localizer",))[1].cells
+    seen = set()
+    for system in cells:
+        scenes = generate_scenes(system, 1, range(3))
+        assert len(scenes.n_sources.unique()) == len(scenes.snr_db.round(decimals=3).unique()) == 1
+        seen.add((int(scenes.n_sources[0]), round(float(scenes.snr_db[0]), 3)))
+    assert seen == {(k, snr) for k in range(1, 6) for snr in (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"suite": "most"}, "suite must be one of"),
+        ({"scenes": 0}, "scenes must be at least 1"),
+        ({"snapshots": ()}, "snapshots must be different numbers"),
+        ({"snapshots": (16, 16)}, "snapshots must be different numbers"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"methods": ("magic",)}, "methods must be among"),
+        ({"methods": ("sbl", "sbl")}, "must not repeat"),
+        ({"methods": ("transformer_capon",)}, "--transformer"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_any_work(
+    model: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        run_suite(tiny_config(model, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# ---- methods
+
+
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "transformer_capon"])
+def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Path, name: str) -> None:
+    methods = Methods(model)
+    scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(4))
+    found = methods[name].find(scenes, *measurement_of(scenes, "count"))
+    counts = scenes.n_sources.tolist()
+    if name == "localizer_raw":  # it can only leave sources out
+        assert all(len(s) <= k for s, k in zip(found.sources, counts, strict=True))
+    else:
+        assert [len(s) for s in found.sources] == counts
+    assert found.seconds > 0
+
+
+def test_only_the_knowledge_that_is_named_is_handed_over() -> None:
+    scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=3), 0, range(2))
+    for knowledge in KNOWLEDGE:
+        measurement, counts = measurement_of(scenes, knowledge)
+        assert (measurement.noise_power is not None) == (knowledge in ("noise", "count_noise"))
+        assert (counts is not None) == (knowledge in ("count", "count_noise"))
+    with pytest.raises(ValueError, match="knowledge must be one of"):
+        measurement_of(scenes, "everything")
+
+
+def test_every_method_has_a_title_and_an_identity(model: Path) -> None:
+    methods = Methods(model)
+    for name in (m for m in METHODS if m != "transformer_capon"):
+        assert name in METHOD_TITLES
+        assert methods.identity(name) == Methods(model).identity(name)
+    assert methods.identity("localizer")["weights"] != ""
+
+
+# ---- records
+
+
+def test_records_hold_the_truth_of_the_scenes_and_what_the_methods_find(model: Path, whole: ResultsFolder) -> None:
+    config = tiny_config(model)
+    methods = Methods(model)
+    system = SystemConfig(array=ARRAY, n_snapshots=6)
+    scenes = generate_scenes(system, config.seed, range(16, 18))
+    truth = whole.read(Place("main", 0, 6, TRUTH, 16, 18))
+    np.testing.assert_array_equal(truth["position"], scenes.position[scenes.mask].double().numpy())
+    np.testing.assert_array_equal(truth["snr_db"], scenes.snr_db.double().numpy())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = methods["greedy_ml"].find(scenes, *measurement_of(scenes, "blind")).sources
+    finally:
+        torch.set_num_threads(threads)
+    record = whole.read(Place("main", 0, 6, "greedy_ml", 16, 18))
+    np.testing.assert_array_equal(record["count"], [len(s) for s in found])
+    np.testing.assert_array_equal(record["sources"][:, :3], torch.cat([s.position for s in found]).numpy())
+    assert float(record["seconds"]) > 0
+
+
+def test_the_whole_suite_reaches_every_set(tmp_path_factory: pytest.TempPathFactory) -> None:
+    done = finished(tmp_path_factory)
+    assert {key.scene_set for key in done.collected.scores} == {
+        s.name for s in scene_sets("all", 6, done.config.methods)
+    }
+    for key, scores in done.collected.scores.items():
+        assert np.isfinite(scores.gospa).all(), key
+
+
+def test_a_finished_folder_is_left_as_it_is(model: Path, whole: ResultsFolder) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (whole.folder / "records").rglob("*.npz")}
+    seen: list[Progress] = []
+    run_suite(tiny_config(model), whole.folder, report=seen.append)
+    assert {p: p.stat().st_mtime_ns for p in (whole.folder / "records").rglob("*.npz")} == before
+    assert seen[-1].done == seen[-1].total == 36
+    assert seen[-1].seconds_left == 0
+
+
+def test_progress_counts_scenes_by_methods_and_ends_complete(model: Path, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run_suite(tiny_config(model, methods=("localizer_raw",)), tmp_path, report=seen.append)
+    assert [p.done for p in seen] == [0, 16, 18]
+    assert all(p.total == 18 for p in seen)
+    assert math.isnan(seen[0].per_s)
+    assert seen[1].per_s > 0
+    assert seen[1].seconds_left > 0
+
+
+def test_missing_records_are_made_again_the_same(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
+    config = tiny_config(model)
+    run_suite(config, tmp_path)
+    lost = [Place("main", 0, 6, "greedy_ml", 0, 16), Place("main", 0, 6, TRUTH, 16, 18)]
+    for place in lost:
+        (tmp_path / "records" / place.file).unlink()
+    results = run_suite(config, tmp_path)
+    assert all(results.has(place) for place in lost)
+    assert_same_records(tmp_path, whole.folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed through fork")
+def test_killed_at_any_instant_it_goes_on_to_the_same_records(model: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(TESTS / "suite_process.py"), str(model), str(tmp_path / "killed"), "6", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    done = subprocess.run(script, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    run_suite(suite_process.config_of(model), tmp_path / "whole")
+    assert_same_records(tmp_path / "killed", tmp_path / "whole")
+    assert not list((tmp_path / "killed").rglob(".*.tmp"))
+
+
+def test_several_workers_make_the_same_records(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
+    seen: list[Progress] = []
+    run_suite(tiny_config(model), tmp_path, workers=2, report=seen.append)
+    assert_same_records(tmp_path, whole.folder)
+    assert seen[-1].done == seen[-1].total
+
+
+def test_two_processes_started_together_share_the_work(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
+    config = tiny_config(model)
+    other = threading.Thread(target=run_suite, args=(config, tmp_path), kwargs={"rank": 1, "world": 2})
+    other.start()
+    seen: list[Progress] = []
+    run_suite(config, tmp_path, rank=0, world=2, report=seen.append)
+    assert seen[-1].done == seen[-1].total  # the first returns when all are through
+    other.join()
+    assert_same_records(tmp_path, whole.folder)
+
+
+def test_bad_counts_of_processes_are_refused(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="workers must be at least 1"):
+        run_suite(tiny_config(model), tmp_path / "out", workers=0)
+    with pytest.raises(ValueError, match="rank must lie in"):
+        run_suite(tiny_config(model), tmp_path / "out", rank=2, world=2)
+    assert not (tmp_path / "out").exists()
+
+
+# ---- the folder belongs to one configuration
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"seed": 4}, "seed"),
+        ({"scenes": 17}, "scenes"),
+        ({"snapshots": (6, 7)}, "snapshots"),
+        ({"suite": "map"}, "suite"),
+    ],
+)
+def test_a_folder_of_another_configuration_is_refused_by_name(
+    model: Path, whole: ResultsFolder, changes: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ValueError, match=f"another configuration.*{named}"):
+        run_suite(tiny_config(model, **changes), whole.folder)
+
+
+def test_a_folder_of_another_model_is_refused(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "other")  # fresh, and so different, weights
+    assert Methods(other).identity("localizer") != Methods(model).identity("localizer")
+    with pytest.raises(ValueError, match=r"another configuration.*methods\.localizer_raw\.weights"):
+        run_suite(tiny_config(other), whole.folder)
+
+
+def test_methods_may_be_added_to_a_folder(model: Path, tmp_path: Path) -> None:
+    run_suite(tiny_config(model, methods=("localizer_raw",)), tmp_path)
+    before = records(tmp_path)
+    run_suite(tiny_config(model), tmp_path)
+    run_suite(tiny_config(model, methods=("localizer_raw",)), tmp_path)
+    after = records(tmp_path)
+    assert set(before) < set(after)
+    assert any("greedy_ml" in name for name in after)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds no results"):
+        run_suite(tiny_config(model), tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_damaged_configuration_is_named(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(FileFormatError, match=r"config\.json"):
+        run_suite(tiny_config(model), tmp_path)
+
+
+def test_a_damaged_missing_or_misplaced_record_is_named(tmp_path: Path) -> None:
+    folder = ResultsFolder(tmp_path / "out", {"methods": {}})
+    folder.open()
+    place, other = Place("main", 0, 6, "sbl", 0, 16), Place("main", 0, 6, "sbl", 16, 32)
+    folder.write(place, {"count": np.arange(3)})
+    np.testing.assert_array_equal(folder.read(place)["count"], np.arange(3))
+    with pytest.raises(FileFormatError, match="missing"):
+        folder.read(other)
+    path = tmp_path / "out" / "records" / place.file
+    data = path.read_bytes()
+    (tmp_path / "out" / "records" / other.file).write_bytes(data)
+    with pytest.raises(FileFormatError, match="holds the record of"):
+        folder.read(other)
+    for damaged in (data[: len(data) // 2], b"", bytes([*data[:60], data[60] ^ 1, *data[61:]])):
+        path.write_bytes(damaged)
+        with pytest.raises(FileFormatError, match="damaged"):
+            folder.read(place)
+
+
+def test_the_configuration_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        SuiteConfig().scenes = 3  # type: ignore[misc]

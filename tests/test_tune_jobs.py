@@ -1,0 +1,275 @@
+"""Every slot of a study is done once, whatever its workers do."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from optuna.trial import TrialState
+from tuning_process import Waiting, config
+
+from risfast.tune.jobs import Jobs, slot_trials
+from risfast.tune.storage import quiet
+from risfast.tune.study import open_study
+from risfast.tune.worker import Result, TrialRejectedError, work
+
+PROGRAM = Path(__file__).parent / "tuning_process.py"
+STORAGES = ("sqlite", "journal")
+
+
+def trials_of(opened):
+    return opened.study.get_trials(deepcopy=False)
+
+
+def finished(opened):
+    return [t for t in trials_of(opened) if t.state == TrialState.COMPLETE]
+
+
+def other_worker(opened, storage, folder):
+    """The same study through a connection of its own, as another process has it."""
+    return open_study(opened.config, folder)
+
+
+def assert_each_slot_is_done_once(opened, count):
+    assert sorted(t.user_attrs["slot"] for t in finished(opened)) == list(range(count))
+    assert not [t for t in trials_of(opened) if t.state in (TrialState.RUNNING, TrialState.WAITING)]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_worker_does_every_slot_and_the_first_is_the_base_configuration(storage, tmp_path):
+    opened = open_study(config(storage, 5), tmp_path)
+    lines = []
+    work(opened, Waiting(0.0), lines.append)
+    assert_each_slot_is_done_once(opened, 5)
+    assert len(lines) == 5
+    base = opened.config.base.optimiser
+    assert finished(opened)[0].params == {"optimiser.lr": base.lr, "optimiser.weight_decay": base.weight_decay}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_more_trials_go_on_with_the_same_study(storage, tmp_path):
+    work(open_study(config(storage, 2), tmp_path), Waiting(0.0), lambda line: None)
+    opened = open_study(config(storage, 4), tmp_path)
+    work(opened, Waiting(0.0), lambda line: None)
+    assert_each_slot_is_done_once(opened, 4)
+
+
+def test_parameters_and_seeds_of_a_slot_do_not_depend_on_who_takes_it(tmp_path):
+    seen = []
+    for name in ("one", "other"):
+        opened = open_study(config("journal", 6), tmp_path / name)
+        work(opened, Waiting(0.0), lambda line: None)
+        seen.append([(t.user_attrs["slot"], t.params, t.user_attrs["seed"]) for t in finished(opened)])
+    assert seen[0] == seen[1]
+    assert len({seed for _, _, seed in seen[0]}) == 6
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_waiting_trial_is_taken_by_one_worker_only(storage, tmp_path):
+    opened = open_study(config(storage, 3), tmp_path)
+    second = other_worker(opened, storage, tmp_path)
+    with quiet():
+        opened.jobs.plan([None] * 3)
+        taken = [jobs.claim() for jobs in (opened.jobs, second.jobs) * 3]
+    assert sorted(job.slot for job in taken if job is not None) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_slot_that_two_workers_enqueued_is_done_once(storage, tmp_path):
+    opened = open_study(config(storage, 1), tmp_path)
+    with quiet():
+        for _ in range(2):
+            opened.study.enqueue_trial({}, user_attrs={"slot": 0, "attempt": 0})
+    work(opened, Waiting(0.0), lambda line: None)
+    assert_each_slot_is_done_once(opened, 1)
+
+
+def silent_jobs(opened):
+    """A worker's view that calls anything dead that has not moved since the last look."""
+    return Jobs(opened.study, opened.opened, 1e-9, 5)
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_silent_trial_is_tried_again_with_its_parameters_and_its_own_result_is_dropped(storage, tmp_path):
+    opened = open_study(config(storage, 1), tmp_path)
+    second = other_worker(opened, storage, tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        lost = opened.jobs.claim()
+        value = lost.trial.suggest_float("optimiser.lr", 1e-3, 1e-2)
+        jobs = silent_jobs(second)
+        assert jobs.claim() is None  # the first look only notes what it sees
+        again = jobs.claim()
+        assert (again.slot, again.attempt) == (0, 1)
+        assert again.trial.suggest_float("optimiser.lr", 1e-3, 1e-2) == value
+        assert not opened.jobs.finish(lost, TrialState.COMPLETE, 1.0, {"late": True})
+        assert jobs.finish(again, TrialState.COMPLETE, 2.0, {})
+    assert [t.value for t in finished(opened)] == [2.0]
+
+
+def test_a_sign_of_life_keeps_a_trial(tmp_path):
+    opened = open_study(config("sqlite", 1, beat_s=0.02), tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        job = opened.jobs.claim()
+        watcher = Jobs(opened.study, opened.opened, 0.5, 5)
+        with opened.jobs.beating(job):
+            counts = []
+            for _ in range(3):
+                time.sleep(0.3)
+                assert watcher.claim() is None
+                counts.append(trials_of(opened)[0].user_attrs["beat"])
+    assert counts == sorted(set(counts))
+
+
+def test_a_trial_that_was_finished_after_it_was_enqueued_again_is_not_done_twice(tmp_path):
+    opened = open_study(config("journal", 1), tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        slow = opened.jobs.claim()
+        # Another worker found it silent and died between enqueueing it again and marking it as failed.
+        opened.study.enqueue_trial({}, user_attrs={"slot": 0, "attempt": 1})
+        assert opened.jobs.finish(slow, TrialState.COMPLETE, 1.0, {})
+        assert opened.jobs.claim() is None
+    assert_each_slot_is_done_once(opened, 1)
+
+
+def test_a_trial_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
+    child = subprocess.Popen([sys.executable, str(PROGRAM), "journal", str(tmp_path), "1", "600"])
+    opened = None
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            if (tmp_path / "study.journal").is_file():
+                opened = opened or open_study(config("journal", 1), tmp_path)
+                if any("worker" in t.user_attrs for t in trials_of(opened)):
+                    break
+            time.sleep(0.05)
+        os.kill(child.pid, signal.SIGKILL)
+    finally:
+        child.kill()
+        child.wait()
+    with quiet():
+        patient = Jobs(opened.study, opened.opened, 1e9, 5)
+        job = patient.claim()
+    assert (job.slot, job.attempt) == (0, 1)
+
+
+def test_a_slot_that_kills_its_workers_is_given_up(tmp_path):
+    opened = open_study(config("journal", 1, attempts=2), tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        jobs = Jobs(opened.study, opened.opened, 1e-9, 2)
+        for _ in range(2):
+            assert jobs.claim() is not None
+            jobs.claim()  # notes the trial that has just been begun
+        assert jobs.claim() is None
+        assert jobs.state() == (0, 0, 1)
+    work(opened, Waiting(0.0), lambda line: None)  # nothing is left to do
+    assert not finished(opened)
+
+
+def test_rejected_and_non_finite_trials_are_pruned_and_the_study_goes_on(tmp_path):
+    opened = open_study(config("journal", 4), tmp_path)
+
+    def objective(choice, seed, folder, report):
+        slot = next(t for t in trials_of(opened) if t.state == TrialState.RUNNING).user_attrs["slot"]
+        if slot == 0:
+            raise TrialRejectedError("the loss has diverged")
+        if slot == 1:
+            return Result(float("nan"))
+        if slot == 2:
+            report(1, float("inf"))
+        return Result(1.0)
+
+    lines = []
+    work(opened, objective, lines.append)
+    states = {slot: t for slot, t in slot_trials(trials_of(opened)).items()}
+    assert [states[i].state for i in range(4)] == [TrialState.PRUNED] * 3 + [TrialState.COMPLETE]
+    assert "diverged" in states[0].user_attrs["reason"]
+    assert "nan" in states[1].user_attrs["reason"]
+    assert "inf" in states[2].user_attrs["reason"]
+
+
+def test_an_error_that_is_no_fault_of_the_trial_ends_the_worker_and_the_trial_waits_again(tmp_path):
+    opened = open_study(config("journal", 2), tmp_path)
+
+    def broken(choice, seed, folder, report):
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="disk is full"):
+        work(opened, broken, lambda line: None)
+    first = trials_of(opened)[0]
+    assert first.state == TrialState.FAIL
+    assert "disk is full" in first.user_attrs["reason"]
+    work(opened, Waiting(0.0), lambda line: None)
+    assert_each_slot_is_done_once(opened, 2)
+    again = next(t for t in finished(opened) if t.user_attrs["slot"] == 0)
+    assert again.params == first.params
+
+
+def test_a_trial_that_falls_behind_is_pruned(tmp_path):
+    from risfast.tune.options import PrunerOptions
+
+    opened = open_study(config("journal", 8, pruner=PrunerOptions(startup=2)), tmp_path)
+    slots = iter(range(8))
+
+    def objective(choice, seed, folder, report):
+        level = float(next(slots))
+        for step in range(3):
+            report(step, level)
+        return Result(level)
+
+    work(opened, objective, lambda line: None)
+    pruned = [t for t in trials_of(opened) if t.state == TrialState.PRUNED]
+    assert pruned
+    assert all("behind the others" in t.user_attrs["reason"] for t in pruned)
+    assert all(t.user_attrs["slot"] >= 2 for t in pruned)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", STORAGES)
+def test_four_workers_killed_at_random_lose_and_double_no_trial(storage, tmp_path):
+    kill_workers(storage, tmp_path, trials=40, kills=12, seed=1)
+
+
+def kill_workers(storage, folder, trials, kills, seed):
+    """Four workers on one study; one of them is killed every so often and replaced."""
+    with open_study(config(storage, trials), folder) as opened:
+        command = [sys.executable, str(PROGRAM), storage, str(folder), str(trials), "1.0"]
+        killed = killed_and_replaced(command, kills, seed)
+        assert killed == kills, "the study was through before enough workers had been killed"
+        assert_each_slot_is_done_once(opened, trials)
+        assert opened.jobs.state() == (trials, 0, 0)
+        assert len([t for t in trials_of(opened) if t.state == TrialState.FAIL]) >= 1
+
+
+def killed_and_replaced(command, kills, seed):
+    """Run four workers to their end; returns how many were killed."""
+    rng = random.Random(seed)
+    workers = [subprocess.Popen(command) for _ in range(4)]
+    done = 0
+    try:
+        time.sleep(4.0)  # imports
+        while done < kills:
+            time.sleep(rng.uniform(0.1, 1.0))
+            victim = rng.randrange(4)
+            if workers[victim].poll() is not None:
+                break  # the study is through
+            os.kill(workers[victim].pid, signal.SIGKILL)
+            workers[victim].wait()
+            workers[victim] = subprocess.Popen(command)
+            done += 1
+        for worker in workers:
+            assert worker.wait(timeout=300) == 0
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    return done

@@ -1,0 +1,162 @@
+"""Trials of a training: judged by their validations, or by what the localizer finds with the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from optuna import TrialPruned
+from tiny_backbone import build, tiny
+
+from risfast.evaluate.metrics import score
+from risfast.train.config import RunConfig
+from risfast.train.loop import TrainingError
+from risfast.train.toml_file import read_toml
+from risfast.tune.objectives import TrainingObjective, final_value, scene_sums, value_of_sums
+from risfast.tune.options import HpoConfig, ScoreOptions
+
+
+def study(**changes):
+    return HpoConfig(base=tiny(), score=ScoreOptions(scenes=4, polish=False), **changes)
+
+
+def cartesian(position):
+    azimuth, elevation, r = position
+    return r * np.array(
+        [
+            math.sin(azimuth) * math.cos(elevation),
+            math.sin(elevation),
+            math.cos(azimuth) * math.cos(elevation),
+        ]
+    )
+
+
+def brute_force(found, true, options, farthest):
+    """From the definition, over all assignments: the least sum of squared normalised distances is not asked for here,
+    so that scenes with one source and one estimate leave no choice."""
+    squared, hits = [], 0
+    for (estimate,), (source,) in ((f, t) for f, t in zip(found, true, strict=True) if len(f) and len(t)):
+        squared.append(float(np.square(cartesian(estimate) - cartesian(source)).sum()))
+        error = np.abs(np.asarray(estimate) - np.asarray(source))
+        hits += bool(error[0] <= math.radians(5) and error[1] <= math.radians(5) and error[2] <= 1.0)
+    sources, estimates = sum(map(len, true)), sum(map(len, found))
+    if not squared:
+        return farthest / options.xyz_norm_m + options.f1_weight
+    precision, recall = hits / estimates, hits / sources
+    f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
+    return math.sqrt(sum(squared) / len(squared)) / options.xyz_norm_m + options.f1_weight * (1 - f1)
+
+
+def array(points):
+    return np.array(points, dtype=float).reshape(-1, 3)
+
+
+@pytest.mark.parametrize("options", [ScoreOptions(), ScoreOptions(xyz_norm_m=0.7, f1_weight=3.0)])
+def test_final_value_is_its_definition(options):
+    true = [[(0.1, 0.2, 2.0)], [(-0.5, 0.0, 5.0)], [(0.7, -0.1, 1.0)], []]
+    found = [[(0.12, 0.2, 2.3)], [(0.5, 0.0, 5.0)], [], [(0.0, 0.0, 3.0)]]
+    scores = score([array(f) for f in found], [array(t) for t in true])
+    result = final_value({"L16": scores}, options, 22.0)
+    assert result.value == pytest.approx(brute_force(found, true, options, 22.0), rel=1e-12)
+    assert result.attributes["figures"]["f1"] == result.attributes["sets"]["L16"]["f1"]
+
+
+def test_the_value_of_summed_sets_is_that_of_all_scenes_together():
+    rng = np.random.default_rng(0)
+
+    def points(k):
+        return np.stack([rng.uniform(-1, 1, k), rng.uniform(-0.5, 0.5, k), rng.uniform(0.5, 9, k)], 1)
+
+    true = [points(k) for k in (1, 2, 3, 0, 2)]
+    found = [points(k) for k in (2, 2, 1, 1, 0)]
+    options = ScoreOptions()
+    together = final_value({"all": score(found, true)}, options, 22.0)
+    apart = final_value({"a": score(found[:2], true[:2]), "b": score(found[2:], true[2:])}, options, 22.0)
+    assert apart.value == pytest.approx(together.value, rel=1e-12)
+    figures = together.attributes["figures"]
+    assert together.value == pytest.approx(figures["rmse_xyz_pairs_m"] / 5.0 + 1 - figures["f1"], rel=1e-12)
+
+
+def test_nothing_found_has_the_largest_value_and_nothing_to_find_the_smallest():
+    options, empty, one = ScoreOptions(), array([]), array([(0.0, 0.0, 2.0)])
+    worst = final_value({"L": score([empty], [one])}, options, 22.0).value
+    assert worst == 22.0 / options.xyz_norm_m + options.f1_weight
+    for other in itertools.product((-1.0, 1.0), (-0.5, 0.5), (0.5, 10.0)):
+        assert final_value({"L": score([array([other])], [one])}, options, 22.0).value < worst
+    assert final_value({"L": score([empty], [empty])}, options, 22.0).value == 0.0
+
+
+def test_sums_of_resampled_scenes_give_one_value_each():
+    true, found = [array([(0.0, 0.0, 2.0)])] * 3, [array([(0.0, 0.0, 2.0 + 0.3 * i)]) for i in range(3)]
+    sums = scene_sums(score(found, true))
+    weights = np.eye(3)
+    values = value_of_sums({k: weights @ np.array(v) for k, v in sums.items()}, ScoreOptions(), 22.0)
+    np.testing.assert_allclose(values, [0.0, 0.3 / 5.0, 0.6 / 5.0], atol=1e-12)
+
+
+def test_surrogate_reports_each_validation_and_returns_the_best(tmp_path):
+    seen = {}
+    objective = TrainingObjective(study(), build)
+    result = objective({"optimiser.lr": 5e-3}, 7, tmp_path / "trial", seen.__setitem__)
+    assert list(seen) == [4, 8, 12]  # validations of twelve steps, every four
+    assert result.value == min(seen.values())
+    config = read_toml(RunConfig, tmp_path / "trial" / "config.toml")
+    assert (config.seed, config.optimiser.lr) == (7, 5e-3)
+    assert not (tmp_path / "trial" / "checkpoints").exists()
+    assert (tmp_path / "trial" / "model").is_dir()
+
+
+def test_the_same_choice_and_seed_give_the_same_value_and_another_seed_another(tmp_path):
+    objective = TrainingObjective(study(), build)
+    values = [objective({}, seed, tmp_path / str(i), lambda *_: None).value for i, seed in enumerate((1, 1, 2))]
+    assert values[0] == values[1] != values[2]
+
+
+def test_a_report_that_prunes_ends_the_training_there(tmp_path):
+    def prune(step, value):
+        raise TrialPruned
+
+    with pytest.raises(TrialPruned):
+        TrainingObjective(study(), build)({}, 0, tmp_path / "trial", prune)
+    assert not (tmp_path / "trial" / "model").exists()
+
+
+def test_final_objective_is_what_the_localizer_finds_on_the_fixed_scenes(tmp_path):
+    from risfast.evaluate.metrics import score_scenes
+    from risfast.localize import Localizer
+    from risfast.model_files import load_model
+
+    config = study(objective="mvdr_final")
+    objective = TrainingObjective(config, build)
+    result = objective({}, 3, tmp_path / "trial", lambda *_: None)
+    module, _ = load_model(tmp_path / "trial" / "model", build)
+    base = config.base
+    from risfast.data.scenes import generate_scenes
+
+    scenes = generate_scenes(base.system.system(6, base.data.code_kinds), config.score.seed, range(4))
+    found = Localizer(module, base.system.planar_array()).localize(
+        scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power, polish=False
+    )
+    expected = final_value({"L6": score_scenes(found, scenes)}, config.score, 2 * 1.1 * base.system.range_m[1])
+    assert result.value == expected.value
+    assert set(result.attributes) >= {"figures", "sets", "sums", "seconds_per_scene", "train_seconds"}
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    base = dataclasses.replace(
+        tiny(optimiser={"steps": 60, "lr": 1e6, "warmup": 0, "clip_norm": 0.0, "divergence": 0.01}),
+    )
+    config = dataclasses.replace(study(), base=base)
+    with pytest.raises((TrainingError, FloatingPointError)):
+        TrainingObjective(config, build)({}, 0, tmp_path / "trial", lambda *_: None)
+
+
+def test_judging_scenes_are_no_scenes_of_training_or_validation():
+    base = tiny()
+    with pytest.raises(ValueError, match=r"score\.seed must differ"):
+        HpoConfig(base=base, score=ScoreOptions(seed=base.validation.seed))
+    assert torch.is_tensor(TrainingObjective(study(objective="mvdr_final"), build)._scenes["L6"].y)
