@@ -156,7 +156,7 @@ class ResultsFolder:
         """
         path = self.folder / RECORDS / place.file
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 values = {name: file[name] for name in file.files}
             own = json.loads(str(values.pop("place")))
         except FileNotFoundError as error:

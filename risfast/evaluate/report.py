@@ -238,7 +238,7 @@ def _spectra(findings: Findings) -> str:
             f"its peak. White circles: true sources with their ranges. Orange crosses: those of the {title_of(label)}. "
             "Best, median and worst of all scenes by GOSPA."
         )
-        parts.append(_figure(f'<div class="row">{views}</div>', caption))
+        parts.append(_figure(f'<div class="row triple">{views}</div>', caption))
     return "".join(parts)
 
 

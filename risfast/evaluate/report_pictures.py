@@ -39,6 +39,8 @@ _SHIFT = 2.5  # between error bars at the same place, in units of the view box
 _ERRORS_M = np.logspace(-2, 1, 121)
 _FLOOR_DB = -25.0
 _PIXELS = (241, 121)
+_RING = '<circle class="true" cx="{x:.1f}" cy="{y:.1f}" r="8"/>'
+_CROSS = '<path class="found" transform="translate({x:.1f} {y:.1f})" d="M-4.5 -4.5L4.5 4.5M4.5 -4.5L-4.5 4.5"/>'
 
 
 class SpectrumScene(NamedTuple):
@@ -223,18 +225,15 @@ def _spectrum_html(
         return (row[0] / half[0] + 1) / 2 * width, (1 - row[1] / half[1]) / 2 * height
 
     marks = []
-    for row in true:
-        x, y = place(row)
-        side, anchor = (-10, "end") if x > 0.86 * width else (10, "start")
-        marks.append(f'<circle class="true" cx="{x:.1f}" cy="{y:.1f}" r="7.5"/>')
-        marks.append(f'<text x="{x + side:.1f}" y="{y - 7:.1f}" text-anchor="{anchor}">{row[2]:.1f} m</text>')
-    for row in found:
-        x, y = place(row)
-        side, anchor = (-10, "end") if x > 0.86 * width else (10, "start")
-        marks.append(f'<path class="found" d="M{x - 4:.1f} {y - 4:.1f}l8 8m0 -8l-8 8"/>')
-        marks.append(
-            f'<text class="of-found" x="{x + side:.1f}" y="{y + 15:.1f}" text-anchor="{anchor}">{row[2]:.1f} m</text>'
-        )
+    for rows, shape, style, above in ((true, _RING, "", True), (found, _CROSS, ' class="of-found"', False)):
+        for row in rows:
+            x, y = place(row)
+            side, anchor = (-11, "end") if x > 0.86 * width else (11, "start")
+            # Above for what is true and below for what was found, unless that is outside.
+            low = y - 8 if (above and y > 20) or y > height - 24 else y + 18
+            marks.append(shape.format(x=x, y=y))
+            label = f"{row[2]:.1f} m"
+            marks.append(f'<text{style} x="{x + side:.1f}" y="{low:.1f}" text-anchor="{anchor}">{label}</text>')
     words = (
         f"<b>{chosen.title.capitalize()}</b>: scene {chosen.scene}, L = {chosen.snapshots}, SNR {snr_db:.1f} dB, "
         f"{len(true)} true, {len(found)} found, {int(hit.sum())} hit"

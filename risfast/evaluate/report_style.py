@@ -89,7 +89,7 @@ td.bound, th.bound { color: var(--bound); }
 .spectrum img { position: absolute; inset: 0; width: 100%; height: 100%; }
 .spectrum svg { position: absolute; inset: 0; width: 100%; height: 100%; }
 .true { fill: none; stroke: #ffffff; stroke-width: 2; } .found { stroke: #ff7f0e; stroke-width: 2.4; fill: none; }
-.spectrum text { font-size: 11px; fill: #ffffff; paint-order: stroke; stroke: #1c1030; stroke-width: 2.5px; }
+.spectrum text { font-size: 13px; fill: #ffffff; paint-order: stroke; stroke: #1c1030; stroke-width: 2.5px; }
 .spectrum text.of-found { fill: #ffb066; }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: .84rem; margin-top: 3px; }
 details { margin: 12px 0; } summary { cursor: pointer; color: var(--accent); }

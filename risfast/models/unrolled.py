@@ -113,11 +113,12 @@ class _Convolution(nn.Conv3d):
     For a batch of one and a small map torch leaves oneDNN for a kernel of its own, which is five times slower here.
     """
 
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (the name in torch)
+    def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] to [B, C', ...]."""
         usual = len(input) > 1 or input.device.type != "cpu" or torch.is_grad_enabled()
         if usual or not torch.backends.mkldnn.is_available():
             return super().forward(input)
+        assert not isinstance(self.padding, str)  # numbers throughout
         return torch.mkldnn_convolution(  # it has no gradient
             input, self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
         )
