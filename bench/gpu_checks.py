@@ -19,7 +19,11 @@ from risfast.detect import FixedDetections, detect_fixed
 
 ROOT = Path(__file__).resolve().parents[1]
 _TESTS = "tests/test_kernels_*.py", "tests/test_cuda_path.py"
-_LEFT_OUT = ("compile.py", "process.py")  # ends of the names of those that need no GPU, and run without one
+_LEFT_OUT = (
+    "compile.py",
+    "process.py",
+    "offsets.py",
+)  # ends of the names of those that need no GPU, and run without one
 # One node for each kernel, small enough for the checker.
 _CHECKED_NODES = (
     "tests/test_cuda_path.py::test_capon_matches_brute_force[spherical-dense-mirrored]",

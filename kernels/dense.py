@@ -21,12 +21,28 @@ from risfast.geometry import direction_cosines
 from risfast.ops.domain import Domain
 from risfast.steering import check_wavefront
 
-from .device import keep_best, power_of, sincos_turns, steering_turns
-from .launch import Epilogue, check_operands, on_device, unused
+from .device import (
+    first_best,
+    keep_best,
+    load_complex,
+    load_points,
+    plus_conjugate_product,
+    power_of,
+    steering_tile,
+    store_best,
+)
+from .launch import (
+    Epilogue,
+    best_and_plane,
+    check_extent,
+    check_operands,
+    check_precision,
+    default_precision,
+    on_device,
+    unused,
+)
 
-__all__ = ["PRECISIONS", "DensePoints", "default_precision", "dense_configuration", "dense_map", "dense_volume"]
-
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+__all__ = ["DensePoints", "dense_configuration", "dense_map", "dense_volume"]
 
 
 @triton.jit
@@ -69,16 +85,12 @@ def dense_analysis_kernel(  # type: ignore[no-untyped-def]
     scene = (pid // point_blocks * SCENES).to(tl.int64) + tl.arange(0, SCENES)  # [SCENES]
     column = tl.arange(0, SCENES * BLOCK_K)  # scene, then k within the block
     column_scene = (pid // point_blocks * SCENES).to(tl.int64) + column // BLOCK_K  # [SCENES * BLOCK_K]
-    ux = tl.load(direction_ptr + g, mask=g < G, other=0.0)[:, None]  # [BLOCK_G, 1]
-    uy = tl.load(direction_ptr + G + g, mask=g < G, other=0.0)[:, None]
-    uz = tl.load(direction_ptr + 2 * G + g, mask=g < G, other=0.0)[:, None]
+    u = load_points(direction_ptr, g, G)  # of [BLOCK_G]
     scale = tl.load(scale_ptr + scene, mask=scene < B, other=1.0)[None, :]  # [1, SCENES]
     there = (g < G)[:, None] & (scene < B)[None, :]  # [BLOCK_G, SCENES]
-    worst: tl.constexpr = float("inf") if EPILOGUE == "reciprocal" else float("-inf")
-    best = tl.full([BLOCK_G, SCENES], worst, tl.float32)
-    plane = tl.zeros([BLOCK_G, SCENES], tl.int32)
+    best, plane = first_best(tl.zeros([BLOCK_G, SCENES], tl.float32), EPILOGUE)
     for index in range(0, R):
-        r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=g < G, other=1.0)[:, None]
+        r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=g < G, other=1.0)  # [BLOCK_G]
         q = tl.zeros([BLOCK_G, SCENES], tl.float32)
         for first_k in range(0, K, BLOCK_K):
             k = first_k + column % BLOCK_K  # [SCENES * BLOCK_K]
@@ -88,19 +100,12 @@ def dense_analysis_kernel(  # type: ignore[no-untyped-def]
             last_n = tl.minimum(N, first_k + BLOCK_K) if TRIANGULAR else N
             for first_n in range(0, last_n, BLOCK_N):
                 n = first_n + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-                px = tl.load(position_ptr + n, mask=n < N, other=0.0)[None, :]  # [1, BLOCK_N]
-                py = tl.load(position_ptr + N + n, mask=n < N, other=0.0)[None, :]
-                pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0)[None, :]
-                a_im, a_re = sincos_turns(steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT))  # [BLOCK_G, BLOCK_N]
+                a_re, a_im = steering_tile(u, r, position_ptr, n, N, WAVEFRONT)  # [BLOCK_G, BLOCK_N]
                 # Rows beyond N are zero in the factor, so what the steering vector holds there does not matter.
                 entry = factor_ptr + 2 * ((column_scene[None, :] * N + n[:, None]) * K + k[None, :])
                 w_there = (n < N)[:, None] & column_there[None, :]
-                w_re = tl.load(entry, mask=w_there, other=0.0)  # [BLOCK_N, SCENES * BLOCK_K]
-                w_im = tl.load(entry + 1, mask=w_there, other=0.0)
-                re = tl.dot(a_re, w_re, re, input_precision=PRECISION)
-                re = tl.dot(a_im, w_im, re, input_precision=PRECISION)
-                im = tl.dot(a_im, w_re, im, input_precision=PRECISION)
-                im = tl.dot(a_re, -w_im, im, input_precision=PRECISION)
+                w_re, w_im = load_complex(entry, w_there)  # [BLOCK_N, SCENES * BLOCK_K]
+                re, im = plus_conjugate_product(a_re, a_im, w_re, w_im, re, im, PRECISION)
             q += tl.sum(tl.reshape(re * re + im * im, [BLOCK_G, SCENES, BLOCK_K]), axis=2)
         if VOLUME:
             out = volume_ptr + (scene[None, :] * R + index) * G + g[:, None]
@@ -109,8 +114,7 @@ def dense_analysis_kernel(  # type: ignore[no-untyped-def]
             best, plane = keep_best(best, plane, q, index, EPILOGUE)
     if not VOLUME:
         out = scene[None, :] * G + g[:, None]
-        tl.store(best_ptr + out, power_of(best, scale, offset, EPILOGUE), mask=there)
-        tl.store(plane_ptr + out, plane, mask=there)
+        store_best(best_ptr + out, plane_ptr + out, best, plane, scale, offset, there, EPILOGUE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +163,6 @@ class DensePoints:
         return len(self.shape) == 3
 
 
-def default_precision() -> str:
-    """Products to float32's accuracy: three tf32 products on NVIDIA, native float32 matrix instructions on AMD."""
-    return "ieee" if torch.version.hip is not None else "tf32x3"
-
-
 def dense_configuration(columns: int, batch: int) -> dict[str, int]:
     """Pinned tile for a number of columns: with few of them, several scenes share each steering vector."""
     if columns > 16:
@@ -184,8 +183,8 @@ def _check(factor: Tensor, points: DensePoints, precision: str) -> torch.device:
             f"factor must be complex64, got {factor.dtype}; the dense kernel computes in float32, "
             "risfast.ops on CPU tensors in float64"
         )
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_precision(precision)
+    check_extent(points=points.direction.shape[1], factor=2 * n * factor.shape[2])
     return device
 
 
@@ -254,7 +253,7 @@ def dense_map(
     triangular : bool
         W [B, N, N] is upper triangular (such as L^-H); what is below the diagonal is taken for zero.
     precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`default_precision` if left out. tf32 is wrong by 1 dB at a peak.
+        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out. tf32 is wrong by 1 dB at a peak.
 
     Returns
     -------
@@ -265,9 +264,7 @@ def dense_map(
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use dense_volume")
     precision = precision or default_precision()
     device = _check(factor, points, precision)
-    shape = (factor.shape[0], *points.shape[:2])
-    best = torch.empty(shape, dtype=torch.float32, device=device)
-    plane = torch.empty(shape, dtype=torch.int32, device=device)
+    best, plane = best_and_plane((factor.shape[0], *points.shape[:2]), torch.float32, device)
     _analyse(factor, points, epilogue, (best, plane, None), triangular, precision, device)
     return best, plane
 

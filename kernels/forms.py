@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -20,67 +19,11 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.steering import check_wavefront
 
-from .dense import default_precision
-from .device import sincos_turns, steering_turns
-from .launch import check_operands, on_device
+from .device import load_complex, plus_conjugate_product, sincos_turns_double, steering_tile
+from .launch import check_extent, check_operands, default_precision, on_device
 from .peaks import double_bits
 
-__all__ = ["FormGeometry", "form_configuration", "forms", "sincos_turns_double"]
-
-
-@triton.jit
-def sincos_turns_double(turns) -> Any:  # type: ignore[no-untyped-def]
-    """(sin, cos) of 2 pi turns in float64, wrong by at most 4e-16 beyond the rounding of ``turns`` itself.
-
-    Notes
-    -----
-    Quarter turns are taken off exactly, as in :func:`sincos_turns`; on the eighth of a turn to both sides that is left,
-    the Taylor series leave out less than 5e-17.
-    """
-    part = turns - tl.floor(turns + 0.5)
-    quarter = tl.floor(4.0 * part + 0.5)
-    f = (4.0 * part - quarter) * tl.full([1], 1.5707963267948966, tl.float64)  # radians, in [-pi/4, pi/4]
-    z = f * f
-    s = tl.full([1], -7.647163731819816e-13, tl.float64)  # -1/15!
-    s = 1.605904383682161e-10 + z * s
-    s = -2.505210838544172e-08 + z * s
-    s = 2.755731922398589e-06 + z * s
-    s = -0.0001984126984126984 + z * s
-    s = 0.008333333333333333 + z * s
-    s = -0.16666666666666666 + z * s
-    s = f + f * (z * s)
-    c = tl.full([1], 4.779477332387385e-14, tl.float64)  # 1/16!
-    c = -1.1470745597729725e-11 + z * c
-    c = 2.08767569878681e-09 + z * c
-    c = -2.755731922398589e-07 + z * c
-    c = 2.48015873015873e-05 + z * c
-    c = -0.001388888888888889 + z * c
-    c = 0.041666666666666664 + z * c
-    c = 1.0 - 0.5 * z + z * z * c
-    which = quarter.to(tl.int32)
-    swapped = (which & 1) != 0
-    sine = tl.where(swapped, c, s)
-    cosine = tl.where(swapped, s, c)
-    sine = tl.where((which & 2) != 0, -sine, sine)
-    cosine = tl.where(((which + 1) & 2) != 0, -cosine, cosine)
-    return sine, cosine
-
-
-@triton.jit
-def _steering(  # type: ignore[no-untyped-def]
-    direction, position_ptr, n, N, WAVEFRONT: tl.constexpr, DTYPE: tl.constexpr
-) -> Any:
-    """(real, imaginary) of the steering vectors [P, BLOCK] of elements n, whose masked lanes hold anything."""
-    ux, uy, uz, r = direction
-    px = tl.load(position_ptr + n, mask=n < N, other=0.0).to(DTYPE)[None, :]  # [1, BLOCK]
-    py = tl.load(position_ptr + N + n, mask=n < N, other=0.0).to(DTYPE)[None, :]
-    pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0).to(DTYPE)[None, :]
-    turns = steering_turns(ux[:, None], uy[:, None], uz[:, None], r[:, None], px, py, pz, WAVEFRONT)
-    if turns.dtype == tl.float64:
-        sine, cosine = sincos_turns_double(turns)
-    else:
-        sine, cosine = sincos_turns(turns)
-    return cosine, sine
+__all__ = ["FormGeometry", "form_configuration", "forms"]
 
 
 @triton.jit(do_not_specialize=["wavelength_bits"])
@@ -115,9 +58,8 @@ def form_kernel(  # type: ignore[no-untyped-def]
     sin_az, cos_az = sincos_turns_double(tl.load(point, mask=p < P, other=0.0) * per_radian)
     sin_el, cos_el = sincos_turns_double(tl.load(point + 1, mask=p < P, other=0.0) * per_radian)
     wavelength = wavelength_bits.to(tl.int64).to(tl.float64, bitcast=True)
-    r = 1.0 / (tl.load(point + 2, mask=p < P, other=1.0) * wavelength)
-    ux, uz = (sin_az * cos_el).to(DTYPE), (cos_az * cos_el).to(DTYPE)
-    direction = (ux, sin_el.to(DTYPE), uz, r.to(DTYPE))
+    r = (1.0 / (tl.load(point + 2, mask=p < P, other=1.0) * wavelength)).to(DTYPE)
+    u = ((sin_az * cos_el).to(DTYPE), sin_el.to(DTYPE), (cos_az * cos_el).to(DTYPE))
     total = tl.zeros([BLOCK_P], DTYPE)
     a_re = tl.zeros([BLOCK_P, BLOCK], DTYPE)
     a_im = tl.zeros([BLOCK_P, BLOCK], DTYPE)
@@ -128,20 +70,17 @@ def form_kernel(  # type: ignore[no-untyped-def]
         last_n = N if FACTORED else tl.minimum(N, first_k + BLOCK)
         for first_n in range(0, last_n, BLOCK):
             n = first_n + tl.arange(0, BLOCK)  # [BLOCK]
-            a_re, a_im = _steering(direction, position_ptr, n, N, WAVEFRONT, DTYPE)  # [BLOCK_P, BLOCK]
+            a_re, a_im = steering_tile(u, r, position_ptr, n, N, WAVEFRONT)  # [BLOCK_P, BLOCK]
             # Rows beyond N are zero in the matrix, so what the steering vector holds there does not matter.
             entry = matrix_ptr + 2 * ((scene * N + n[:, None]) * K + k[None, :])
             there = (n < N)[:, None] & (k < K)[None, :]
-            m_re = tl.load(entry, mask=there, other=0.0).to(DTYPE)  # [BLOCK, BLOCK]
-            m_im = tl.load(entry + 1, mask=there, other=0.0).to(DTYPE)
+            m_re, m_im = load_complex(entry, there)  # [BLOCK, BLOCK]
+            m_re, m_im = m_re.to(DTYPE), m_im.to(DTYPE)
             if not FACTORED:
                 weight = tl.where(n < first_k, 2.0, 1.0).to(DTYPE)[:, None]  # above the diagonal block
                 m_re *= weight
                 m_im *= weight
-            re = tl.dot(a_re, m_re, re, input_precision=PRECISION, out_dtype=DTYPE)
-            re = tl.dot(a_im, m_im, re, input_precision=PRECISION, out_dtype=DTYPE)
-            im = tl.dot(a_im, m_re, im, input_precision=PRECISION, out_dtype=DTYPE)
-            im = tl.dot(a_re, -m_im, im, input_precision=PRECISION, out_dtype=DTYPE)
+            re, im = plus_conjugate_product(a_re, a_im, m_re, m_im, re, im, PRECISION)
         if FACTORED:
             total += tl.sum(re * re + im * im, axis=1)
         else:
@@ -203,7 +142,7 @@ def forms(
     dtype : torch.float32 or torch.float64
         Of the arithmetic and of the result.
     precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of float32 products; :func:`risfast.kernels.dense.default_precision` if left out.
+        Of float32 products; :func:`risfast.kernels.launch.default_precision` if left out.
 
     Returns
     -------
@@ -219,6 +158,7 @@ def forms(
     if not matrix.is_complex() or points.dtype != torch.float64:
         raise TypeError(f"matrix must be complex and points float64, got {matrix.dtype} and {points.dtype}")
     batch, count = points.shape[:2]
+    check_extent(points=3 * count, matrix=n * matrix.shape[2])
     value = torch.empty(batch, count, dtype=dtype, device=device)
     configuration = form_configuration(dtype)
     blocks = triton.cdiv(count, configuration["BLOCK_P"])

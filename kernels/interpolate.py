@@ -13,9 +13,17 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-from .dense import PRECISIONS, default_precision
-from .device import keep_best, power_of
-from .launch import Epilogue, check_operands, on_device, unused
+from .device import first_best, keep_best, power_of, store_best
+from .launch import (
+    Epilogue,
+    best_and_plane,
+    check_extent,
+    check_operands,
+    check_precision,
+    default_precision,
+    on_device,
+    unused,
+)
 
 __all__ = ["interpolate_configuration", "interpolate_map", "interpolate_volume"]
 
@@ -58,9 +66,7 @@ def interpolate_kernel(  # type: ignore[no-untyped-def]
     there = (a < G_az)[:, None] & (e < G_el)[None, :]  # [BLOCK_A, BLOCK_E]
     point = a[:, None].to(tl.int64) * G_el + e[None, :]
     scale = tl.load(scale_ptr + scene)
-    worst: tl.constexpr = float("inf") if EPILOGUE == "reciprocal" else float("-inf")
-    best = tl.full([BLOCK_A, BLOCK_E], worst, tl.float32)
-    plane = tl.zeros([BLOCK_A, BLOCK_E], tl.int32)
+    best, plane = first_best(tl.zeros([BLOCK_A, BLOCK_E], tl.float32), EPILOGUE)
     for index in range(0, R):
         q = tl.zeros([BLOCK_A, BLOCK_E], tl.float32)
         nodes = nodes_ptr + (scene * R + index) * n_az * n_el
@@ -84,8 +90,7 @@ def interpolate_kernel(  # type: ignore[no-untyped-def]
             best, plane = keep_best(best, plane, q, index, EPILOGUE)
     if not VOLUME:
         out = scene * G_az * G_el + point
-        tl.store(best_ptr + out, power_of(best, scale, offset, EPILOGUE), mask=there)
-        tl.store(plane_ptr + out, plane, mask=there)
+        store_best(best_ptr + out, plane_ptr + out, best, plane, scale, offset, there, EPILOGUE)
 
 
 def interpolate_configuration() -> dict[str, int]:
@@ -103,8 +108,9 @@ def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor, precision: str) ->
     for name, tensor in (("nodes", nodes), ("azimuth", azimuth), ("elevation", elevation)):
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert it with .float()")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_precision(precision)
+    check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), nodes=nodes.shape[2] * nodes.shape[3])
+    check_extent(grid=azimuth.shape[0] * elevation.shape[0])
     return device
 
 
@@ -163,7 +169,7 @@ def interpolate_map(
         Interpolation matrices; the identity for an axis that is its own nodes.
     epilogue : Epilogue
     precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`default_precision` if left out.
+        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
 
     Returns
     -------
@@ -172,9 +178,7 @@ def interpolate_map(
     """
     precision = precision or default_precision()
     device = _check(nodes, azimuth, elevation, precision)
-    shape = (nodes.shape[0], azimuth.shape[0], elevation.shape[0])
-    best = torch.empty(shape, dtype=torch.float32, device=device)
-    plane = torch.empty(shape, dtype=torch.int32, device=device)
+    best, plane = best_and_plane((nodes.shape[0], azimuth.shape[0], elevation.shape[0]), torch.float32, device)
     _interpolate(nodes, (azimuth, elevation), epilogue, (best, plane, None), precision, device)
     return best, plane
 

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-from .dense import PRECISIONS, default_precision
-from .launch import check_operands, on_device
+from .launch import check_extent, check_operands, check_precision, default_precision, on_device
 from .weights import PointWeights, load_weight
 
 __all__ = ["interpolate_adjoint", "interpolate_adjoint_configuration"]
@@ -101,7 +100,7 @@ def interpolate_adjoint(
     planes : int
         R.
     precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.dense.default_precision` if left out.
+        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
 
     Returns
     -------
@@ -115,14 +114,14 @@ def interpolate_adjoint(
         Weights for another grid, matrices of another dtype, tensors on several devices, or an unknown precision.
     """
     precision = precision or default_precision()
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_precision(precision)
     for name, matrix in (("azimuth", azimuth), ("elevation", elevation)):
         if matrix.ndim != 2:
             raise ShapeError(f"{name} must be a matrix [points, nodes], got {tuple(matrix.shape)}")
         if matrix.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {matrix.dtype}; convert it with .float()")
     weights.check_shape((azimuth.shape[0], elevation.shape[0], planes))
+    check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), grid=azimuth.shape[0] * elevation.shape[0])
     device = check_operands(interpolate_adjoint_kernel, **weights.tensors(), azimuth=azimuth, elevation=elevation)
     values, power, plane, scale = weights.operands(torch.float32, azimuth_last=False)
     (g_az, n_az), (g_el, n_el) = azimuth.shape, elevation.shape

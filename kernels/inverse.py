@@ -30,9 +30,17 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
+from .device import load_complex, store_complex
 from .launch import check_operands, on_device
 
-__all__ = ["LARGEST", "hermitian_inverse", "inverse_configuration", "inverse_factor", "product_configuration"]
+__all__ = [
+    "LARGEST",
+    "hermitian_inverse",
+    "inverse_configuration",
+    "inverse_factor",
+    "inverse_from_factor",
+    "product_configuration",
+]
 
 LARGEST = 256  # elements: what one program's time is reasonable for
 _BLOCK = 16  # of a column; the least that matrix instructions take
@@ -97,6 +105,18 @@ def _inverse_cholesky(re, im, info, first, BLOCK: tl.constexpr, ACC: tl.constexp
     return c_re, c_im, tl.trans(t_re), -tl.trans(t_im), info
 
 
+@triton.jit
+def _clear_below(w_ptr, N, BLOCK: tl.constexpr, BLOCK_M: tl.constexpr, ACC: tl.constexpr) -> None:  # type: ignore[no-untyped-def]
+    """Zeros below the diagonal blocks, where the columns of L were."""
+    for first in range(0, N, BLOCK):
+        j = first + tl.arange(0, BLOCK)
+        for first_i in range(first + BLOCK, N, BLOCK_M):
+            i = first_i + tl.arange(0, BLOCK_M)
+            nothing = tl.zeros([BLOCK_M, BLOCK], ACC)
+            empty = (i < N)[:, None] & (j < N)[None, :]
+            store_complex(w_ptr + 2 * (i[:, None] * N + j[None, :]), nothing, nothing, empty)
+
+
 # Knowing that N divides by 16, ptxas would aim at fewer registers than the kernel needs, and spill.
 @triton.jit(do_not_specialize=["N"])
 def inverse_factor_kernel(  # type: ignore[no-untyped-def]
@@ -127,9 +147,7 @@ def inverse_factor_kernel(  # type: ignore[no-untyped-def]
         d_re, d_im = _load_loaded(r_ptr, j, j, (j < N)[:, None] & (j < N)[None, :], shift, N, ACC)
         for first_k in range(0, first, BLOCK):
             k = first_k + tl.arange(0, BLOCK)
-            entry = w_ptr + 2 * (j[:, None] * N + k[None, :])
-            l_re = tl.load(entry, mask=(j < N)[:, None], other=0.0)  # [BLOCK, BLOCK]
-            l_im = tl.load(entry + 1, mask=(j < N)[:, None], other=0.0)
+            l_re, l_im = load_complex(w_ptr + 2 * (j[:, None] * N + k[None, :]), (j < N)[:, None])  # [BLOCK, BLOCK]
             d_re, d_im = _minus_product(l_re, l_im, tl.trans(l_re), -tl.trans(l_im), d_re, d_im, PRECISION, ACC)
         c_re, c_im, t_re, t_im, info = _inverse_cholesky(d_re, d_im, info, first, BLOCK, ACC)  # C^H and T^H
         for first_i in range(0, N, BLOCK_M):
@@ -141,12 +159,10 @@ def inverse_factor_kernel(  # type: ignore[no-untyped-def]
             for first_k in range(first_sum, first, BLOCK):
                 k = first_k + tl.arange(0, BLOCK)
                 entry = w_ptr + 2 * (j[:, None] * N + k[None, :])
-                l_re = tl.load(entry, mask=(j < N)[:, None], other=0.0)  # [BLOCK, BLOCK]
-                l_im = tl.load(entry + 1, mask=(j < N)[:, None], other=0.0)
+                l_re, l_im = load_complex(entry, (j < N)[:, None])  # [BLOCK, BLOCK]
                 there = (below | ((i < first) & (i // BLOCK * BLOCK <= first_k)))[:, None]
                 entry = w_ptr + 2 * (i[:, None] * N + k[None, :])
-                m_re = tl.load(entry, mask=there, other=0.0)  # [BLOCK_M, BLOCK]
-                m_im = tl.load(entry + 1, mask=there, other=0.0)
+                m_re, m_im = load_complex(entry, there)  # [BLOCK_M, BLOCK]
                 re, im = _minus_product(m_re, m_im, tl.trans(l_re), -tl.trans(l_im), re, im, PRECISION, ACC)
             zero = tl.zeros([BLOCK_M, BLOCK], ACC)
             out_re, out_im = _minus_product(-re, -im, t_re, t_im, zero, zero, PRECISION, ACC)
@@ -155,24 +171,13 @@ def inverse_factor_kernel(  # type: ignore[no-untyped-def]
                 out_re, out_im = _minus_product(-re, -im, t_re, t_im, out_re, out_im, PRECISION, ACC)
             entry = w_ptr + 2 * (i[:, None] * N + j[None, :])
             there = (below | (i < first))[:, None] & (j < N)[None, :]
-            tl.store(entry, out_re, mask=there)
-            tl.store(entry + 1, out_im, mask=there)
-        entry = w_ptr + 2 * (j[:, None] * N + j[None, :])  # the diagonal block takes T^H
-        there = (j < N)[:, None] & (j < N)[None, :]
-        tl.store(entry, t_re, mask=there)
-        tl.store(entry + 1, t_im, mask=there)
+            store_complex(entry, out_re, out_im, there)
+        # The diagonal block takes T^H.
+        store_complex(w_ptr + 2 * (j[:, None] * N + j[None, :]), t_re, t_im, (j < N)[:, None] & (j < N)[None, :])
         tl.debug_barrier()
     tl.store(info_ptr + scene, info)
     if CLEAR:
-        for first in range(0, N, BLOCK):
-            j = first + tl.arange(0, BLOCK)
-            for first_i in range(first + BLOCK, N, BLOCK_M):
-                i = first_i + tl.arange(0, BLOCK_M)
-                cleared = w_ptr + 2 * (i[:, None] * N + j[None, :])
-                nothing = tl.zeros([BLOCK_M, BLOCK], ACC)
-                empty = (i < N)[:, None] & (j < N)[None, :]
-                tl.store(cleared, nothing, mask=empty)
-                tl.store(cleared + 1, nothing, mask=empty)
+        _clear_below(w_ptr, N, BLOCK, BLOCK_M, ACC)
 
 
 @triton.jit
@@ -204,23 +209,15 @@ def gram_kernel(  # type: ignore[no-untyped-def]
         im = tl.zeros([BLOCK, BLOCK], ACC)
         for first_k in range(block_n * BLOCK, N, BLOCK_K):
             k = first_k + tl.arange(0, BLOCK_K)
-            entry = w_ptr + 2 * (m[:, None] * N + k[None, :])
             there = (m[:, None] <= k[None, :]) & (k < N)[None, :]
-            x_re = tl.load(entry, mask=there, other=0.0)  # [BLOCK, BLOCK_K]
-            x_im = tl.load(entry + 1, mask=there, other=0.0)
-            entry = w_ptr + 2 * (n[:, None] * N + k[None, :])
+            x_re, x_im = load_complex(w_ptr + 2 * (m[:, None] * N + k[None, :]), there)  # [BLOCK, BLOCK_K]
             there = (n[:, None] <= k[None, :]) & (k < N)[None, :]
-            y_re = tl.load(entry, mask=there, other=0.0)  # [BLOCK, BLOCK_K]
-            y_im = tl.load(entry + 1, mask=there, other=0.0)
+            y_re, y_im = load_complex(w_ptr + 2 * (n[:, None] * N + k[None, :]), there)
             re, im = _minus_product(-x_re, -x_im, tl.trans(y_re), -tl.trans(y_im), re, im, PRECISION, ACC)
         im = tl.where(m[:, None] == n[None, :], 0.0, im)
         there = (m[:, None] <= n[None, :]) & (n < N)[None, :]
-        entry = q_ptr + 2 * (m[:, None] * N + n[None, :])
-        tl.store(entry, re, mask=there)
-        tl.store(entry + 1, im, mask=there)
-        image = q_ptr + 2 * (n[None, :] * N + m[:, None])
-        tl.store(image, re, mask=there)
-        tl.store(image + 1, -im, mask=there)
+        store_complex(q_ptr + 2 * (m[:, None] * N + n[None, :]), re, im, there)
+        store_complex(q_ptr + 2 * (n[None, :] * N + m[:, None]), re, -im, there)
 
 
 def inverse_configuration(dtype: torch.dtype) -> dict[str, int]:
@@ -319,7 +316,25 @@ def hermitian_inverse(
     info : int32 tensor, shape (B,)
     """
     factor, info = _factor(covariance, delta, dtype, clear=False)
-    batch, n = covariance.shape[:2]
+    return inverse_from_factor(torch.view_as_complex(factor)), info
+
+
+def inverse_from_factor(factor: Tensor) -> Tensor:
+    """R^-1 = W W^H, exactly Hermitian.
+
+    Parameters
+    ----------
+    factor : complex64 or complex128 tensor, shape (B, N, N), contiguous
+        W of :func:`inverse_factor`; what it holds below its diagonal is not looked at.
+
+    Returns
+    -------
+    complex tensor, shape (B, N, N)
+        In the dtype of the factor.
+    """
+    check_operands(gram_kernel, factor=factor)
+    batch, n = factor.shape[:2]
+    factor = torch.view_as_real(factor)
     inverse = torch.empty_like(factor)
     configuration = product_configuration()
     blocks = triton.cdiv(n, configuration["BLOCK"])
@@ -330,8 +345,8 @@ def hermitian_inverse(
                 inverse,
                 n,
                 blocks,
-                ACC=tl.float64 if dtype == torch.float64 else tl.float32,
+                ACC=tl.float64 if factor.dtype == torch.float64 else tl.float32,
                 PRECISION="ieee",
                 **configuration,
             )
-    return torch.view_as_complex(inverse), info
+    return torch.view_as_complex(inverse)

@@ -14,9 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import complex_product
+from .device import complex_product, load_complex, store_complex
 from .lag_tables import LagTables
-from .launch import check_operands, on_device
+from .launch import check_extent, check_operands, on_device
 from .weights import PointWeights, load_weight
 
 __all__ = ["lag_synthesis", "lags_configuration", "toeplitz_configuration", "weight_rows_configuration"]
@@ -160,32 +160,22 @@ def toeplitz_kernel(  # type: ignore[no-untyped-def]
         re = tl.zeros([BLOCK, BLOCK], ACC)
         im = tl.zeros([BLOCK, BLOCK], ACC)
         for r in range(0, R):
-            weight_i, there_i = wh_ptr + 2 * (r * n_h + i // n_v), i < n
-            weight_j, there_j = wh_ptr + 2 * (r * n_h + j // n_v), j < n
-            ih_re, ih_im = tl.load(weight_i, mask=there_i, other=0.0), tl.load(weight_i + 1, mask=there_i, other=0.0)
-            jh_re, jh_im = tl.load(weight_j, mask=there_j, other=0.0), tl.load(weight_j + 1, mask=there_j, other=0.0)
-            weight_i = wv_ptr + 2 * (r * n_v + i % n_v)
-            weight_j = wv_ptr + 2 * (r * n_v + j % n_v)
-            iv_re, iv_im = tl.load(weight_i, mask=there_i, other=0.0), tl.load(weight_i + 1, mask=there_i, other=0.0)
-            jv_re, jv_im = tl.load(weight_j, mask=there_j, other=0.0), tl.load(weight_j + 1, mask=there_j, other=0.0)
+            ih_re, ih_im = load_complex(wh_ptr + 2 * (r * n_h + i // n_v), i < n)  # [BLOCK, 1]
+            jh_re, jh_im = load_complex(wh_ptr + 2 * (r * n_h + j // n_v), j < n)  # [1, BLOCK]
+            iv_re, iv_im = load_complex(wv_ptr + 2 * (r * n_v + i % n_v), i < n)
+            jv_re, jv_im = load_complex(wv_ptr + 2 * (r * n_v + j % n_v), j < n)
             i_re, i_im = complex_product(ih_re, ih_im, iv_re, iv_im)
             j_re, j_im = complex_product(jh_re, jh_im, jv_re, jv_im)
             w_re, w_im = complex_product(i_re, i_im, j_re, -j_im)  # [BLOCK, BLOCK]
-            entry = lags_ptr + 2 * ((scene * R + r) * n_h * n_lags + lag)
-            t_re = tl.load(entry, mask=there, other=0.0)
-            t_im = tl.load(entry + 1, mask=there, other=0.0)
+            t_re, t_im = load_complex(lags_ptr + 2 * ((scene * R + r) * n_h * n_lags + lag), there)
             part_re, part_im = complex_product(w_re, w_im, t_re, t_im)
             re += part_re
             im += part_im
         im = tl.where(i == j, 0.0, im)
         row = tl.load(order_ptr + i, mask=i < n, other=0)
         column = tl.load(order_ptr + j, mask=j < n, other=0)
-        out = out_ptr + 2 * (scene * n * n + row * n + column)
-        tl.store(out, re, mask=there)
-        tl.store(out + 1, im, mask=there)
-        image = out_ptr + 2 * (scene * n * n + column * n + row)
-        tl.store(image, re, mask=there)
-        tl.store(image + 1, -im, mask=there)
+        store_complex(out_ptr + 2 * (scene * n * n + row * n + column), re, im, there)
+        store_complex(out_ptr + 2 * (scene * n * n + column * n + row), re, -im, there)
 
 
 def weight_rows_configuration() -> dict[str, int]:
@@ -280,6 +270,7 @@ def lag_synthesis(weights: PointWeights, tables: LagTables) -> Tensor:
     """
     planes, n = tables.weights_h.shape[0], tables.n_h * tables.n_v
     weights.check_shape((tables.n_azimuth, tables.n_elevation, planes))
+    check_extent(grid=tables.n_azimuth * tables.n_elevation, matrix=2 * n * n)
     device = check_operands(weight_rows_kernel, **weights.tensors(), tables=tables.cosines)
     batch = weights.values.shape[0]
     out = torch.empty(batch, n, n, 2, dtype=tables.dtype, device=device)

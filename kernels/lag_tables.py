@@ -11,6 +11,8 @@ from risfast.geometry import find_lattice
 from risfast.ops.domain import Domain
 from risfast.ops.nodes import HalfAxis
 
+from .launch import check_extent
+
 __all__ = ["LagTables"]
 
 
@@ -54,8 +56,9 @@ class LagTables:
 
         Raises
         ------
-        ValueError
-            The points are no box, the elements no lattice, the wavefront spherical, or the dtype not real.
+        ShapeError, ValueError
+            More table entries than int32 can count; the points are no box, the elements no lattice, the wavefront
+            spherical, or the dtype not real.
         """
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
@@ -75,6 +78,7 @@ class LagTables:
         vertical = k * lattice.spacing_v_m * lag_v * domain.elevation.sin()[:, None]  # [G_el, 2 n_v - 1]
         real_part = torch.stack([vertical.cos(), -vertical.sin()], -1).flatten(1)
         imaginary_part = torch.stack([vertical.sin(), vertical.cos()], -1).flatten(1)
+        check_extent(tables=elevation.values.numel() * lattice.n_h * azimuth.values.numel())
         turn = k * lattice.spacing_h_m * elevation.values.cos()[:, None, None] * lag_h[:, None]
         turn = turn * azimuth.values.sin()  # [half G_el, n_h, half G_az]
 

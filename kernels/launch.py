@@ -1,4 +1,4 @@
-"""What every launcher needs: epilogues, the check of the device, and outputs that a kernel does not write."""
+"""What every launcher needs: epilogues, checks of device, size and precision, outputs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,23 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-__all__ = ["EPILOGUES", "Epilogue", "check_operands", "on_device", "unused"]
+__all__ = [
+    "EPILOGUES",
+    "PRECISIONS",
+    "Epilogue",
+    "best_and_plane",
+    "check_extent",
+    "check_operands",
+    "check_precision",
+    "default_precision",
+    "on_device",
+    "unused",
+]
 
 EPILOGUES = ("linear", "reciprocal", "complement")
+PRECISIONS = ("ieee", "tf32x3", "tf32")
+# Within a scene the kernels count in int32, up to a tile past the end; what a scene is multiplied by is int64.
+_MOST_NUMBERS = (1 << 31) - (1 << 12)
 # The oldest compute capability that the pinned configurations are compiled for.
 _OLDEST_CAPABILITY = (8, 0)
 
@@ -81,6 +95,27 @@ def check_operands(kernel: Any, **tensors: Tensor) -> torch.device:
     return device
 
 
+def check_extent(**sizes: int) -> None:
+    """Raise ShapeError if one scene, or a table that all scenes share, holds more numbers than int32 can count."""
+    for name, size in sizes.items():
+        if size > _MOST_NUMBERS:
+            raise ShapeError(
+                f"{name} of one scene must hold at most {_MOST_NUMBERS} numbers on a GPU, got {size}; cut the grid or "
+                "the list of points into parts"
+            )
+
+
+def default_precision() -> str:
+    """Products to float32's accuracy: three tf32 products on NVIDIA, native float32 matrix instructions on AMD."""
+    return "ieee" if torch.version.hip is not None else "tf32x3"
+
+
+def check_precision(precision: str) -> None:
+    """Raise ValueError for a precision that products cannot have."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+
+
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
     """Makes ``device`` current, so that Triton launches there, on that device's current stream."""
     return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
@@ -89,3 +124,8 @@ def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
 def unused(like: Tensor, dtype: torch.dtype) -> Tensor:
     """An argument for an output that the kernel was told not to write."""
     return torch.empty(1, dtype=dtype, device=like.device)
+
+
+def best_and_plane(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Memory for the power of the best plane and its index."""
+    return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=torch.int32, device=device)

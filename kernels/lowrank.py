@@ -26,10 +26,28 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-from .dense import PRECISIONS, DensePoints, default_precision
-from .device import keep_best, power_of, sincos_turns, steering_turns
+from .dense import DensePoints
+from .device import (
+    first_best,
+    keep_best,
+    load_complex,
+    load_points,
+    plus_conjugate_product,
+    power_of,
+    steering_tile,
+    store_best,
+)
 from .inverse import inverse_factor
-from .launch import Epilogue, check_operands, on_device, unused
+from .launch import (
+    Epilogue,
+    best_and_plane,
+    check_extent,
+    check_operands,
+    check_precision,
+    default_precision,
+    on_device,
+    unused,
+)
 
 __all__ = [
     "MOST_COLUMNS",
@@ -48,13 +66,8 @@ def _project(v_ptr, n, k, N, K, a_re, a_im, y_re, y_im, PRECISION: tl.constexpr)
     """(y_re, y_im) + a conj(v) for elements n and columns k: [BLOCK_G, BLOCK_K]."""
     entry = v_ptr + 2 * (n[:, None] * K + k[None, :])
     there = (n < N)[:, None] & (k < K)[None, :]
-    v_re = tl.load(entry, mask=there, other=0.0)  # [BLOCK_N, BLOCK_K]
-    v_im = tl.load(entry + 1, mask=there, other=0.0)
-    y_re = tl.dot(a_re, v_re, y_re, input_precision=PRECISION)
-    y_re = tl.dot(a_im, v_im, y_re, input_precision=PRECISION)
-    y_im = tl.dot(a_im, v_re, y_im, input_precision=PRECISION)
-    y_im = tl.dot(a_re, -v_im, y_im, input_precision=PRECISION)
-    return y_re, y_im
+    v_re, v_im = load_complex(entry, there)  # [BLOCK_N, BLOCK_K]
+    return plus_conjugate_product(a_re, a_im, v_re, v_im, y_re, y_im, PRECISION)
 
 
 @triton.jit
@@ -62,8 +75,7 @@ def _less(u_ptr, n, k, N, K, y_re, y_im, e_re, e_im, PRECISION: tl.constexpr) ->
     """(e_re, e_im) - y u^T for elements n and columns k: [BLOCK_G, BLOCK_N]."""
     entry = u_ptr + 2 * (n[None, :] * K + k[:, None])
     there = (n < N)[None, :] & (k < K)[:, None]
-    u_re = tl.load(entry, mask=there, other=0.0)  # [BLOCK_K, BLOCK_N]
-    u_im = tl.load(entry + 1, mask=there, other=0.0)
+    u_re, u_im = load_complex(entry, there)  # [BLOCK_K, BLOCK_N]
     e_re = tl.dot(y_re, -u_re, e_re, input_precision=PRECISION)
     e_re = tl.dot(y_im, u_im, e_re, input_precision=PRECISION)
     e_im = tl.dot(y_re, -u_im, e_im, input_precision=PRECISION)
@@ -112,34 +124,24 @@ def residual_kernel(  # type: ignore[no-untyped-def]
     v_ptr += 2 * scene * N * K
     k = tl.arange(0, BLOCK_K)
     there = g < G
-    ux = tl.load(direction_ptr + g, mask=there, other=0.0)[:, None]  # [BLOCK_G, 1]
-    uy = tl.load(direction_ptr + G + g, mask=there, other=0.0)[:, None]
-    uz = tl.load(direction_ptr + 2 * G + g, mask=there, other=0.0)[:, None]
+    direction = load_points(direction_ptr, g, G)  # of [BLOCK_G]
     scale = tl.load(scale_ptr + scene)
-    worst: tl.constexpr = float("inf") if EPILOGUE == "reciprocal" else float("-inf")
-    best = tl.full([BLOCK_G], worst, tl.float32)
-    plane = tl.zeros([BLOCK_G], tl.int32)
+    best, plane = first_best(tl.zeros([BLOCK_G], tl.float32), EPILOGUE)
     for index in range(0, R):
-        r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=there, other=1.0)[:, None]
+        r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=there, other=1.0)  # [BLOCK_G]
         y_re = tl.zeros([BLOCK_G, BLOCK_K], tl.float32)
         y_im = tl.zeros([BLOCK_G, BLOCK_K], tl.float32)
         z_re, z_im = y_re, y_im  # of the second half of the columns, if WIDE
         for first_n in range(0, N, BLOCK_N):
             n = first_n + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-            px = tl.load(position_ptr + n, mask=n < N, other=0.0)[None, :]  # [1, BLOCK_N]
-            py = tl.load(position_ptr + N + n, mask=n < N, other=0.0)[None, :]
-            pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0)[None, :]
-            a_im, a_re = sincos_turns(steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT))  # [BLOCK_G, BLOCK_N]
+            a_re, a_im = steering_tile(direction, r, position_ptr, n, N, WAVEFRONT)  # [BLOCK_G, BLOCK_N]
             y_re, y_im = _project(v_ptr, n, k, N, K, a_re, a_im, y_re, y_im, PRECISION)
             if WIDE:
                 z_re, z_im = _project(v_ptr, n, k + BLOCK_K, N, K, a_re, a_im, z_re, z_im, PRECISION)
         q = tl.zeros([BLOCK_G], tl.float32)
         for first_n in range(0, N, BLOCK_N):
             n = first_n + tl.arange(0, BLOCK_N)
-            px = tl.load(position_ptr + n, mask=n < N, other=0.0)[None, :]
-            py = tl.load(position_ptr + N + n, mask=n < N, other=0.0)[None, :]
-            pz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0)[None, :]
-            e_im, e_re = sincos_turns(steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT))  # [BLOCK_G, BLOCK_N]
+            e_re, e_im = steering_tile(direction, r, position_ptr, n, N, WAVEFRONT)  # [BLOCK_G, BLOCK_N]
             e_re, e_im = _less(u_ptr, n, k, N, K, y_re, y_im, e_re, e_im, PRECISION)
             if WIDE:
                 e_re, e_im = _less(u_ptr, n, k + BLOCK_K, N, K, z_re, z_im, e_re, e_im, PRECISION)
@@ -151,8 +153,7 @@ def residual_kernel(  # type: ignore[no-untyped-def]
             best, plane = keep_best(best, plane, q, index, EPILOGUE)
     if not VOLUME:
         out = scene * G + g
-        tl.store(best_ptr + out, power_of(best, scale, offset, EPILOGUE), mask=there)
-        tl.store(plane_ptr + out, plane, mask=there)
+        store_best(best_ptr + out, plane_ptr + out, best, plane, scale, offset, there, EPILOGUE)
 
 
 def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -209,8 +210,8 @@ def _check(u: Tensor, v: Tensor, points: DensePoints, precision: str) -> torch.d
         )
     if u.dtype != torch.complex64 or v.dtype != torch.complex64:
         raise TypeError(f"U and V must be complex64, got {u.dtype} and {v.dtype}")
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_precision(precision)
+    check_extent(points=points.direction.shape[1])
     return device
 
 
@@ -281,9 +282,7 @@ def residual_map(
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use residual_volume")
     precision = precision or residual_precision(u.shape[-1])
     device = _check(u, v, points, precision)
-    shape = (u.shape[0], *points.shape[:2])
-    best = torch.empty(shape, dtype=torch.float32, device=device)
-    plane = torch.empty(shape, dtype=torch.int32, device=device)
+    best, plane = best_and_plane((u.shape[0], *points.shape[:2]), torch.float32, device)
     _evaluate((u, v), points, epilogue, (best, plane, None), precision, device)
     return best, plane
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops.peaks_reference import reject_bad_candidates
 
-from .launch import check_operands, on_device
+from .launch import check_extent, check_operands, on_device
 from .peaks import double_bits
 
 __all__ = ["nms", "nms_configuration"]
@@ -45,6 +45,43 @@ def _unwrapped(difference) -> Any:  # type: ignore[no-untyped-def]
     return difference - nearest * turn
 
 
+@triton.jit
+def _near(turned, raised, further, azimuth_bits, elevation_bits, range_bits, WRAP: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Whether differences in (azimuth, elevation, range) lie in the box."""
+    if WRAP:
+        turned = _unwrapped(turned)
+    near = _within(turned, azimuth_bits) & _within(raised, elevation_bits)
+    return near & _within(further, range_bits)
+
+
+@triton.jit
+def _loaded(positions, scores, i, P) -> Any:  # type: ignore[no-untyped-def]
+    """(azimuth, elevation, range, score) of candidates i; those beyond P have the lowest score."""
+    there = i < P
+    score = tl.load(scores + i, mask=there, other=float("-inf"))
+    az = tl.load(positions + 3 * i, mask=there, other=0.0)
+    el = tl.load(positions + 3 * i + 1, mask=there, other=0.0)
+    return az, el, tl.load(positions + 3 * i + 2, mask=there, other=0.0), score
+
+
+@triton.jit
+def _looked_over(positions, scores, left_ptr, P, RESIDENT: tl.constexpr, BLOCK: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """1 where a score is NaN or a present candidate is nowhere; marks who is present, if they are not RESIDENT."""
+    bad = tl.full([], 0, tl.int32)
+    for first in range(0, P, BLOCK):
+        i = first + tl.arange(0, BLOCK)
+        az, el, r, score = _loaded(positions, scores, i, P)
+        present = score > float("-inf")
+        # x - x is 0 for a finite x and NaN for any other.
+        placed = (az - az == 0) & (el - el == 0) & (r - r == 0)
+        nan = score != score  # noqa: PLR0124
+        wrong = nan | (present & (placed == 0))
+        bad = tl.maximum(bad, tl.max(wrong.to(tl.int32)))
+        if not RESIDENT:
+            tl.store(left_ptr + i, present.to(tl.int8), mask=i < P)
+    return bad
+
+
 @triton.jit(do_not_specialize=["azimuth_bits", "elevation_bits", "range_bits"])
 def nms_kernel(  # type: ignore[no-untyped-def]
     position_ptr,  # [B, P, 3]
@@ -69,29 +106,13 @@ def nms_kernel(  # type: ignore[no-untyped-def]
     About 15 operations a candidate and round; 12 bytes a candidate and 3 numbers a scene in, 8 k bytes out (float32).
     """
     scene = tl.program_id(0).to(tl.int64)
-    positions, scores = position_ptr + scene * P * 3, score_ptr + scene * P
+    positions, scores, lefts = position_ptr + scene * P * 3, score_ptr + scene * P, left_ptr + scene * P
     lane = tl.arange(0, BLOCK)  # [BLOCK]
     lowest: tl.constexpr = float("-inf")
-    bad = tl.full([], 0, tl.int32)
-    for first in range(0, P, BLOCK):
-        i = first + lane
-        score = tl.load(scores + i, mask=i < P, other=lowest)
-        az = tl.load(positions + 3 * i, mask=i < P, other=0.0)
-        el = tl.load(positions + 3 * i + 1, mask=i < P, other=0.0)
-        r = tl.load(positions + 3 * i + 2, mask=i < P, other=0.0)
-        # x - x is 0 for a finite x and NaN for any other.
-        placed = (az - az == 0) & (el - el == 0) & (r - r == 0)
-        nan = score != score  # noqa: PLR0124
-        wrong = nan | ((score > lowest) & (placed == 0))
-        bad = tl.maximum(bad, tl.max(wrong.to(tl.int32)))
-        if not RESIDENT:
-            tl.store(left_ptr + scene * P + i, (score > lowest).to(tl.int8), mask=i < P)
+    bad = _looked_over(positions, scores, lefts, P, RESIDENT, BLOCK)
     tl.store(bad_ptr + scene, bad)
     if RESIDENT:
-        score = tl.load(scores + lane, mask=lane < P, other=lowest)
-        az = tl.load(positions + 3 * lane, mask=lane < P, other=0.0)
-        el = tl.load(positions + 3 * lane + 1, mask=lane < P, other=0.0)
-        r = tl.load(positions + 3 * lane + 2, mask=lane < P, other=0.0)
+        az, el, r, score = _loaded(positions, scores, lane, P)
         left = score > lowest
     else:
         tl.debug_barrier()  # what one thread stores here, another may load
@@ -99,28 +120,19 @@ def nms_kernel(  # type: ignore[no-untyped-def]
     open_ = bad == 0
     last = P  # the candidate kept last; P before the first
     while open_ & (kept < k):
-        at = tl.minimum(last, P - 1)
-        last_az = tl.load(positions + 3 * at)
-        last_el = tl.load(positions + 3 * at + 1)
-        last_r = tl.load(positions + 3 * at + 2)
+        at = positions + 3 * tl.minimum(last, P - 1)
+        last_az, last_el, last_r = tl.load(at), tl.load(at + 1), tl.load(at + 2)
         best = tl.full([], lowest, score_ptr.dtype.element_ty)
         chosen = tl.full([], 2147483647, tl.int32)
         for first in range(0, P, BLOCK):
             i = first + lane
             if not RESIDENT:
-                score = tl.load(scores + i, mask=i < P, other=lowest)
-                az = tl.load(positions + 3 * i, mask=i < P, other=0.0)
-                el = tl.load(positions + 3 * i + 1, mask=i < P, other=0.0)
-                r = tl.load(positions + 3 * i + 2, mask=i < P, other=0.0)
-                left = tl.load(left_ptr + scene * P + i, mask=i < P, other=0) > 0
-            turned = az - last_az
-            if WRAP:
-                turned = _unwrapped(turned)
-            near = _within(turned, azimuth_bits) & _within(el - last_el, elevation_bits)
-            near &= _within(r - last_r, range_bits)
+                az, el, r, score = _loaded(positions, scores, i, P)
+                left = tl.load(lefts + i, mask=i < P, other=0) > 0
+            near = _near(az - last_az, el - last_el, r - last_r, azimuth_bits, elevation_bits, range_bits, WRAP)
             left &= (near == 0) | (last == P)
             if not RESIDENT:
-                tl.store(left_ptr + scene * P + i, left.to(tl.int8), mask=i < P)
+                tl.store(lefts + i, left.to(tl.int8), mask=i < P)
             value = tl.where(left, score, lowest)
             top = tl.max(value)
             place = tl.min(tl.where(left & (value == top), i, 2147483647))
@@ -161,6 +173,7 @@ def _check(position: Tensor, score: Tensor, separation: Sequence[float], k: int)
         raise ValueError(f"separation must be 3 numbers >= 0 (radians, radians, metres), got {tuple(separation)}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
+    check_extent(position=3 * score.shape[1], slots=k)
     return device
 
 

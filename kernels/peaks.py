@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -29,6 +30,99 @@ __all__ = ["candidates_configuration", "double_bits", "local_maxima", "rank_conf
 
 # Of one volume: linear indices are int32, and so are the numbers of the cells that the last program is given.
 _MOST_POINTS = (1 << 31) - (1 << 12)
+
+
+@triton.jit
+def _pointer(volume, az, el, r, stride_az, stride_el, stride_r) -> Any:  # type: ignore[no-untyped-def]
+    """Of points of one scene, whatever its strides."""
+    return volume + (az.to(tl.int64) * stride_az + el.to(tl.int64) * stride_el + r.to(tl.int64) * stride_r)
+
+
+@triton.jit
+def _best_of_cells(  # type: ignore[no-untyped-def]
+    corner,
+    there,
+    az,
+    el,
+    r,
+    n_az,
+    n_el,
+    n_r,
+    stride_az,
+    stride_el,
+    stride_r,
+    REACH_AZ: tl.constexpr,
+    REACH_EL: tl.constexpr,
+    REACH_R: tl.constexpr,
+) -> Any:
+    """(value, place, NaN) of the best point of cells: its number within its cell, and whether the cell holds NaN.
+
+    The cells have their corners at (az, el, r), ``corner`` in memory; one that is not ``there`` has -inf.
+    """
+    dtype: tl.constexpr = corner.dtype.element_ty
+    lowest: tl.constexpr = float("-inf")
+    best = tl.full(there.shape, lowest, dtype)
+    place = tl.zeros(there.shape, tl.int32)
+    nan = tl.zeros(there.shape, tl.int32)
+    for a in range(REACH_AZ + 1):
+        for e in range(REACH_EL + 1):
+            row = corner + (tl.cast(a, tl.int64) * stride_az + tl.cast(e, tl.int64) * stride_el)
+            inside = there & (az + a < n_az) & (el + e < n_el)
+            for i in range(REACH_R + 1):
+                value = tl.load(row + tl.cast(i, tl.int64) * stride_r, mask=inside & (r + i < n_r), other=lowest)
+                nan |= (value != value).to(tl.int32)  # noqa: PLR0124
+                # In ascending linear index, and strictly: a tie leaves the lower index.
+                better = value > best
+                best = tl.where(better, value, best)
+                place = tl.where(better, (a * (REACH_EL + 1) + e) * (REACH_R + 1) + i, place)
+    return best, place, nan
+
+
+@triton.jit
+def _above_neighbours(at, best, standing, position, size, stride, REACH: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Of those standing, who is not below the next point along one axis and above the one before."""
+    lowest: tl.constexpr = float("-inf")
+    if REACH > 0:
+        standing &= tl.load(at + stride, mask=standing & (position + 1 < size), other=lowest) <= best
+        standing &= tl.load(at - stride, mask=standing & (position > 0), other=lowest) < best
+    return standing
+
+
+@triton.jit
+def _is_beaten(  # type: ignore[no-untyped-def]
+    volume,
+    az,
+    el,
+    r,
+    n_az,
+    n_el,
+    n_r,
+    stride_az,
+    stride_el,
+    stride_r,
+    REACH_AZ: tl.constexpr,
+    REACH_EL: tl.constexpr,
+    REACH_R: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+) -> Any:
+    """1 if a point of the clipped window around (az, el, r) is larger, or as large with a lower index; else 0."""
+    lowest: tl.constexpr = float("-inf")
+    WIDTH_EL: tl.constexpr = 2 * REACH_EL + 1
+    WIDTH_R: tl.constexpr = 2 * REACH_R + 1
+    WINDOW: tl.constexpr = (2 * REACH_AZ + 1) * WIDTH_EL * WIDTH_R
+    peak = _pointer(volume, az, el, r, stride_az, stride_el, stride_r)
+    value = tl.load(peak)
+    beaten = tl.zeros([BLOCK_W], tl.int32)
+    for first in range(0, WINDOW, BLOCK_W):
+        w = first + tl.arange(0, BLOCK_W)  # [BLOCK_W]; w < WINDOW // 2 are the points of lower index
+        d_az = w // (WIDTH_EL * WIDTH_R) - REACH_AZ
+        d_el = w // WIDTH_R % WIDTH_EL - REACH_EL
+        d_r = w % WIDTH_R - REACH_R
+        inside = (w < WINDOW) & (az + d_az >= 0) & (az + d_az < n_az)
+        inside &= (el + d_el >= 0) & (el + d_el < n_el) & (r + d_r >= 0) & (r + d_r < n_r)
+        other = tl.load(_pointer(peak, d_az, d_el, d_r, stride_az, stride_el, stride_r), mask=inside, other=lowest)
+        beaten |= ((other > value) | ((other == value) & (w < WINDOW // 2))).to(tl.int32)
+    return tl.max(beaten)
 
 
 @triton.jit(do_not_specialize=["floor_bits"])
@@ -68,72 +162,64 @@ def maxima_candidates_kernel(  # type: ignore[no-untyped-def]
     pid = tl.program_id(0).to(tl.int64)
     scene = pid // blocks
     cells = cells_az * cells_el * cells_r
-    cell = (pid % blocks).to(tl.int32) * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
+    lane = tl.arange(0, BLOCK)
+    cell = (pid % blocks).to(tl.int32) * BLOCK + lane  # [BLOCK]
     az = cell // step_az % cells_az * (REACH_AZ + 1)
     el = cell // step_el % cells_el * (REACH_EL + 1)
     r = cell // step_r % cells_r * (REACH_R + 1)
     volume = volume_ptr + scene * stride_scene
-    corner = volume + (az.to(tl.int64) * stride_az + el.to(tl.int64) * stride_el + r.to(tl.int64) * stride_r)
-    dtype: tl.constexpr = volume_ptr.dtype.element_ty
-    lowest: tl.constexpr = float("-inf")
-    best = tl.full([BLOCK], lowest, dtype)
-    place = tl.zeros([BLOCK], tl.int32)  # number of the best point within its cell
-    nan = tl.zeros([BLOCK], tl.int32)
-    for a in range(REACH_AZ + 1):
-        for e in range(REACH_EL + 1):
-            row = corner + (tl.cast(a, tl.int64) * stride_az + tl.cast(e, tl.int64) * stride_el)
-            inside = (cell < cells) & (az + a < n_az) & (el + e < n_el)
-            for i in range(REACH_R + 1):
-                value = tl.load(row + tl.cast(i, tl.int64) * stride_r, mask=inside & (r + i < n_r), other=lowest)
-                nan |= (value != value).to(tl.int32)  # noqa: PLR0124
-                # In ascending linear index, and strictly: a tie leaves the lower index.
-                better = value > best
-                best = tl.where(better, value, best)
-                place = tl.where(better, (a * (REACH_EL + 1) + e) * (REACH_R + 1) + i, place)
+    corner = _pointer(volume, az, el, r, stride_az, stride_el, stride_r)
+    best, place, nan = _best_of_cells(
+        corner,
+        cell < cells,
+        az,
+        el,
+        r,
+        n_az,
+        n_el,
+        n_r,
+        stride_az,
+        stride_el,
+        stride_r,
+        REACH_AZ,
+        REACH_EL,
+        REACH_R,
+    )
     if tl.max(nan) > 0:
         tl.store(bad_ptr + scene, 1)
     az += place // ((REACH_EL + 1) * (REACH_R + 1))
     el += place // (REACH_R + 1) % (REACH_EL + 1)
     r += place % (REACH_R + 1)
     # A cell outside the volume holds -inf, which is above no floor.
-    standing = best > floor_bits.to(tl.int64).to(tl.float64, bitcast=True).to(dtype)
-    at = volume + (az.to(tl.int64) * stride_az + el.to(tl.int64) * stride_el + r.to(tl.int64) * stride_r)
-    if REACH_AZ > 0:
-        standing &= tl.load(at + stride_az, mask=standing & (az + 1 < n_az), other=lowest) <= best
-        standing &= tl.load(at - stride_az, mask=standing & (az > 0), other=lowest) < best
-    if REACH_EL > 0:
-        standing &= tl.load(at + stride_el, mask=standing & (el + 1 < n_el), other=lowest) <= best
-        standing &= tl.load(at - stride_el, mask=standing & (el > 0), other=lowest) < best
-    if REACH_R > 0:
-        standing &= tl.load(at + stride_r, mask=standing & (r + 1 < n_r), other=lowest) <= best
-        standing &= tl.load(at - stride_r, mask=standing & (r > 0), other=lowest) < best
-    lane = tl.arange(0, BLOCK)
+    standing = best > floor_bits.to(tl.int64).to(tl.float64, bitcast=True).to(volume_ptr.dtype.element_ty)
+    at = _pointer(volume, az, el, r, stride_az, stride_el, stride_r)
+    standing = _above_neighbours(at, best, standing, az, n_az, stride_az, REACH_AZ)
+    standing = _above_neighbours(at, best, standing, el, n_el, stride_el, REACH_EL)
+    standing = _above_neighbours(at, best, standing, r, n_r, stride_r, REACH_R)
     waiting = tl.where(standing, lane, BLOCK)
     kept = tl.zeros([BLOCK], tl.int32)
     chosen = tl.min(waiting)
     while chosen < BLOCK:  # one survivor after another, the lanes spread over its window
         this = lane == chosen
-        peak_az = tl.sum(tl.where(this, az, 0))
-        peak_el = tl.sum(tl.where(this, el, 0))
+        peak_az, peak_el = tl.sum(tl.where(this, az, 0)), tl.sum(tl.where(this, el, 0))
         peak_r = tl.sum(tl.where(this, r, 0))
-        peak = volume + peak_az.to(tl.int64) * stride_az + peak_el.to(tl.int64) * stride_el
-        peak += peak_r.to(tl.int64) * stride_r
-        value = tl.load(peak)
-        beaten = tl.zeros([BLOCK_W], tl.int32)
-        WIDTH_EL: tl.constexpr = 2 * REACH_EL + 1
-        WIDTH_R: tl.constexpr = 2 * REACH_R + 1
-        WINDOW: tl.constexpr = (2 * REACH_AZ + 1) * WIDTH_EL * WIDTH_R
-        for first in range(0, WINDOW, BLOCK_W):
-            w = first + tl.arange(0, BLOCK_W)  # [BLOCK_W]; w < WINDOW // 2 are the points of lower index
-            d_az = w // (WIDTH_EL * WIDTH_R) - REACH_AZ
-            d_el = w // WIDTH_R % WIDTH_EL - REACH_EL
-            d_r = w % WIDTH_R - REACH_R
-            inside = (w < WINDOW) & (peak_az + d_az >= 0) & (peak_az + d_az < n_az)
-            inside &= (peak_el + d_el >= 0) & (peak_el + d_el < n_el) & (peak_r + d_r >= 0) & (peak_r + d_r < n_r)
-            offset = d_az.to(tl.int64) * stride_az + d_el.to(tl.int64) * stride_el + d_r.to(tl.int64) * stride_r
-            other = tl.load(peak + offset, mask=inside, other=lowest)
-            beaten |= ((other > value) | ((other == value) & (w < WINDOW // 2))).to(tl.int32)
-        kept = tl.where(this & (tl.max(beaten) == 0), 1, kept)
+        beaten = _is_beaten(
+            volume,
+            peak_az,
+            peak_el,
+            peak_r,
+            n_az,
+            n_el,
+            n_r,
+            stride_az,
+            stride_el,
+            stride_r,
+            REACH_AZ,
+            REACH_EL,
+            REACH_R,
+            BLOCK_W,
+        )
+        kept = tl.where(this & (beaten == 0), 1, kept)
         waiting = tl.where(this, BLOCK, waiting)
         chosen = tl.min(waiting)
     total = tl.sum(kept)

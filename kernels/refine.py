@@ -21,10 +21,9 @@ from risfast.errors import ShapeError
 from risfast.ops import refinement as definition
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
 
-from .dense import default_precision
 from .descent import descend
 from .forms import FormGeometry, forms
-from .launch import check_operands, on_device
+from .launch import check_operands, default_precision, on_device
 
 __all__ = ["RefinePlan", "grid_minimum_configuration", "refine", "walk", "widest_half"]
 

@@ -15,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .dense import PRECISIONS, DensePoints, default_precision
-from .device import sincos_turns, steering_turns
-from .launch import check_operands, on_device
+from .dense import DensePoints
+from .device import load_complex, load_points, plus_conjugate_product, sincos_turns, steering_turns, store_complex
+from .launch import check_extent, check_operands, check_precision, default_precision, on_device
 from .weights import PointWeights, load_weight
 
 __all__ = ["dense_synthesis", "settled", "sum_configuration", "synthesis_configuration", "synthesis_parts"]
@@ -77,12 +77,8 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
     if block_m <= block_n:
         m = block_m * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-        mx = tl.load(position_ptr + m, mask=m < N, other=0.0)[:, None]
-        my = tl.load(position_ptr + N + m, mask=m < N, other=0.0)[:, None]
-        mz = tl.load(position_ptr + 2 * N + m, mask=m < N, other=0.0)[:, None]
-        nx = tl.load(position_ptr + n, mask=n < N, other=0.0)[None, :]
-        ny = tl.load(position_ptr + N + n, mask=n < N, other=0.0)[None, :]
-        nz = tl.load(position_ptr + 2 * N + n, mask=n < N, other=0.0)[None, :]
+        mx, my, mz = load_points(position_ptr, m[:, None], N)  # [BLOCK_N, 1]
+        nx, ny, nz = load_points(position_ptr, n[None, :], N)  # [1, BLOCK_N]
         scale = 1.0
         if FORM != "given":
             scale = tl.load(scale_ptr + scene)
@@ -93,9 +89,7 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
         for item in range(part * part_blocks * planes, (part + 1) * part_blocks * planes):
             g = item // planes * BLOCK_G + tl.arange(0, BLOCK_G)  # [BLOCK_G]
             there = g < G
-            ux = tl.load(direction_ptr + g, mask=there, other=0.0)
-            uy = tl.load(direction_ptr + G + g, mask=there, other=0.0)
-            uz = tl.load(direction_ptr + 2 * G + g, mask=there, other=0.0)
+            ux, uy, uz = load_points(direction_ptr, g, G)
             if WINNER:
                 index = tl.load(plane_ptr + scene * G + g, mask=there, other=0)  # [BLOCK_G], the planes that won
                 r = tl.load(range_ptr + index, mask=there, other=1.0)
@@ -109,14 +103,9 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
             turns = steering_turns(ux[:, None], uy[:, None], uz[:, None], r[:, None], nx, ny, nz, WAVEFRONT)
             right_im, right_re = sincos_turns(turns)  # [BLOCK_G, BLOCK_N]
             right_re, right_im = settled(right_re), settled(right_im)
-            re = tl.dot(left_re, right_re, re, input_precision=PRECISION)
-            re = tl.dot(left_im, right_im, re, input_precision=PRECISION)
-            im = tl.dot(left_im, right_re, im, input_precision=PRECISION)
-            im = tl.dot(left_re, -right_im, im, input_precision=PRECISION)
+            re, im = plus_conjugate_product(left_re, left_im, right_re, right_im, re, im, PRECISION)
         out = part_ptr + 2 * (((part.to(tl.int64) * B + scene) * N + m[:, None]) * N + n[None, :])
-        stored = (m < N)[:, None] & (n < N)[None, :]
-        tl.store(out, re, mask=stored)
-        tl.store(out + 1, im, mask=stored)
+        store_complex(out, re, im, (m < N)[:, None] & (n < N)[None, :])
 
 
 @triton.jit
@@ -143,15 +132,13 @@ def sum_parts_kernel(  # type: ignore[no-untyped-def]
     im = tl.zeros([BLOCK], tl.float32)
     for part in range(0, parts):
         start = part_ptr + 2 * ((part * B + scene) * N * N + entry)
-        re += tl.load(start, mask=there, other=0.0)
-        im += tl.load(start + 1, mask=there, other=0.0)
+        part_re, part_im = load_complex(start, there)
+        re += part_re
+        im += part_im
     im = tl.where(row == column, 0.0, im)
     out = out_ptr + 2 * (scene * N * N + entry)
-    tl.store(out, re, mask=there)
-    tl.store(out + 1, im, mask=there)
-    image = out_ptr + 2 * (scene * N * N + column * N + row)
-    tl.store(image, re, mask=there)
-    tl.store(image + 1, -im, mask=there)
+    store_complex(out, re, im, there)
+    store_complex(out_ptr + 2 * (scene * N * N + column * N + row), re, -im, there)
 
 
 def synthesis_configuration() -> dict[str, int]:
@@ -182,7 +169,7 @@ def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: st
     points : DensePoints
         The points and the array, on the same device.
     precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.dense.default_precision` if left out.
+        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
 
     Returns
     -------
@@ -194,9 +181,9 @@ def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: st
         Weights for other points, tensors on several devices, or an unknown precision.
     """
     precision = precision or default_precision()
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    check_precision(precision)
     weights.check_shape(points.shape)
+    check_extent(points=points.direction.shape[1], matrix=2 * points.positions.shape[1] ** 2)
     device = check_operands(synthesis_kernel, **weights.tensors(), positions=points.positions)
     values, power, plane, scale = weights.operands(torch.float32, azimuth_last=False)
     batch, n, size = values.shape[0], points.positions.shape[1], points.direction.shape[1]

@@ -12,7 +12,9 @@ import pytest
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
 
-@pytest.mark.parametrize("name", ["interpreter", "inverse", "lowrank", "synthesis", "peaks", "refine"])
+@pytest.mark.parametrize(
+    "name", ["interpreter", "inverse", "lowrank", "synthesis", "peaks", "refine", "offsets", "adjoint_offsets"]
+)
 def test_kernels_hold_in_the_interpreter(name):
     import triton
     import triton.language as tl

@@ -50,7 +50,7 @@ def test_detection_is_tuned_reported_joined_and_gone_on_with(model, tmp_path, ca
     localizer = read_toml(LocalizerOptions, results / "localizer.toml")
     assert localizer.read_out == "capon"
     assert set(tomllib.loads((results / "covariance.toml").read_text())) == {"loading", "beta"}
-    for picture in ("history", "parallel", "pareto"):
+    for picture in ("history", "parallel"):
         assert (results / f"{picture}.png").stat().st_size > 5000
     assert run("hpo", *options, "--trials", "9") == 0
     assert "9 trials done" in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_the_value_of_summed_sets_is_that_of_all_scenes_together():
     apart = final_value({"a": score(found[:2], true[:2]), "b": score(found[2:], true[2:])}, options, 22.0)
     assert apart.value == pytest.approx(together.value, rel=1e-12)
     figures = together.attributes["figures"]
-    assert together.value == pytest.approx(figures["rmse_xyz_pairs_m"] / 5.0 + 1 - figures["f1"], rel=1e-12)
+    assert together.value == pytest.approx(figures["rmse_xyz_pairs_m"] / options.xyz_norm_m + 1 - figures["f1"], rel=1e-12)
 
 
 def test_nothing_found_has_the_largest_value_and_nothing_to_find_the_smallest():
@@ -95,7 +95,7 @@ def test_sums_of_resampled_scenes_give_one_value_each():
     sums = scene_sums(score(found, true))
     weights = np.eye(3)
     values = value_of_sums({k: weights @ np.array(v) for k, v in sums.items()}, ScoreOptions(), 22.0)
-    np.testing.assert_allclose(values, [0.0, 0.3 / 5.0, 0.6 / 5.0], atol=1e-12)
+    np.testing.assert_allclose(values, [0.0, 0.03, 0.06], atol=1e-12)
 
 
 def test_surrogate_reports_each_validation_and_returns_the_best(tmp_path):

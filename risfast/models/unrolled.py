@@ -20,7 +20,7 @@ from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import CovarianceEstimate, Measurement, SourceMap
 from risfast.models.cells import RangeCells
 from risfast.models.decode import MapDetection, PowerDetection, sources_of_map, sources_of_power
-from risfast.models.fit import statistics
+from risfast.models.fit import matched, statistics
 from risfast.steering import steering_phase
 
 __all__ = ["UnrolledBackbone", "UnrolledOptions"]
@@ -295,7 +295,7 @@ class UnrolledBackbone(nn.Module):
     def _start(self, scaled: _Scaled) -> tuple[Tensor, Tensor, Tensor]:
         """Logarithmic powers, noise, and the first map: the matched filter |Phi^H y|^2 over its own gain."""
         b, snapshots, m = scaled.y.shape
-        v = (scaled.phi.mH @ scaled.y[..., None])[..., 0]
+        v = matched(scaled.phi, scaled.y)
         gram = scaled.phi.flatten(1, 2)
         both = self.atoms.analysis(torch.cat([v.mT @ v.conj(), gram.mH @ gram]))
         n, d = both[:b], both[b:]

@@ -16,14 +16,10 @@ from risfast.ops.checks import check_covariance_values, check_finite
 from risfast.ops.domain import Domain, adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
 from risfast.ops.plan import Plan
-from risfast.ops.register_common import GEOMETRY, fake_map_or_volume, map_or_volume, planned, register_vmap
+from risfast.ops.register_common import GEOMETRY, define, fake_map_or_volume, map_or_volume, planned, register_vmap
 from risfast.ops.register_devices import serve_gpu
 
 __all__ = ["bartlett_op", "capon_backward_op", "capon_lowrank_backward_op", "capon_lowrank_op", "capon_op", "music_op"]
-
-
-def _on_cpu(name: str, implementation: Callable[..., Any]) -> Any:
-    return torch.library.custom_op(name, implementation, mutates_args=(), device_types="cpu")
 
 
 # --- Capon, full rank -------------------------------------------------------------------------------------------------
@@ -33,19 +29,10 @@ def capon_torch(
     covariance: Tensor,
     loading: float,
     volume: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> tuple[Tensor, Tensor]:
     """Capon power of R [B, N, N]: (map, plane), or (volume, empty)."""
     check_covariance_values(covariance, "R")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     domain, plan, evaluator = planned("mvdr", covariance, geometry, True, loading, None)
 
     def operand(start: int, stop: int) -> Operand:
@@ -55,7 +42,8 @@ def capon_torch(
     return map_or_volume(plan, evaluator, operand, spectra.reciprocal(scale), volume)
 
 
-capon_op = _on_cpu("risfast::capon", capon_torch)
+_SPECTRUM = "(Tensor, Tensor)"
+capon_op = define("capon", "Tensor covariance, float loading, bool volume", _SPECTRUM, capon_torch)
 
 
 @capon_op.register_fake
@@ -69,18 +57,9 @@ def capon_backward_torch(
     power: Tensor,
     plane: Tensor,
     loading: float,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> Tensor:
     """Gradient of :func:`capon_op` with respect to R; ``plane`` is empty for a volume."""
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     domain, plan, evaluator = planned("mvdr", covariance, geometry, True, loading, None)
 
     def inverse(start: int, stop: int) -> Tensor:
@@ -110,8 +89,9 @@ def _capon_gradients(
         yield start, stop, spectra.capon_gradient(plan, evaluator, inverse(start, stop), weights, loading)
 
 
-capon_backward_op = torch.library.custom_op(
-    "risfast::capon_backward", capon_backward_torch, mutates_args=(), device_types="cpu"
+_SAVED = "Tensor power, Tensor plane, float loading"
+capon_backward_op = define(
+    "capon_backward", f"Tensor grad, Tensor covariance, {_SAVED}", "Tensor", capon_backward_torch
 )
 
 
@@ -143,19 +123,10 @@ def capon_lowrank_torch(
     factor: Tensor,
     loading: float,
     volume: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> tuple[Tensor, Tensor]:
     """Capon power of R = F F^H, F [B, N, K]: (map, plane), or (volume, empty)."""
     check_finite(factor, "F")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     delta = _delta_of(factor, loading)
     domain, plan, evaluator = planned("mvdr_lowrank", factor, geometry, True, loading, factor.shape[2])
 
@@ -173,9 +144,7 @@ def _delta_of(factor: Tensor, loading: float) -> Tensor:
     return loading * mean
 
 
-capon_lowrank_op = torch.library.custom_op(
-    "risfast::capon_lowrank", capon_lowrank_torch, mutates_args=(), device_types="cpu"
-)
+capon_lowrank_op = define("capon_lowrank", "Tensor factor, float loading, bool volume", _SPECTRUM, capon_lowrank_torch)
 
 
 @capon_lowrank_op.register_fake
@@ -189,18 +158,9 @@ def capon_lowrank_backward_torch(
     power: Tensor,
     plane: Tensor,
     loading: float,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> Tensor:
     """Gradient of :func:`capon_lowrank_op` with respect to F: 2 G F with G the gradient with respect to F F^H."""
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     delta = _delta_of(factor, loading)
     domain, plan, evaluator = planned("mvdr_lowrank", factor, geometry, True, loading, factor.shape[2])
 
@@ -215,8 +175,8 @@ def capon_lowrank_backward_torch(
     return result
 
 
-capon_lowrank_backward_op = torch.library.custom_op(
-    "risfast::capon_lowrank_backward", capon_lowrank_backward_torch, mutates_args=(), device_types="cpu"
+capon_lowrank_backward_op = define(
+    "capon_lowrank_backward", f"Tensor grad, Tensor factor, {_SAVED}", "Tensor", capon_lowrank_backward_torch
 )
 
 
@@ -239,19 +199,10 @@ capon_lowrank_op.register_autograd(_capon_lowrank_backward, setup_context=_capon
 def bartlett_torch(
     covariance: Tensor,
     volume: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> tuple[Tensor, Tensor]:
     """a^H R a / N^2 of R [B, N, N]: (map, plane), or (volume, empty)."""
     check_covariance_values(covariance, "R")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     domain, plan, evaluator = planned("bartlett", covariance, geometry, True, 0.0, None)
 
     def operand(start: int, stop: int) -> Operand:
@@ -263,7 +214,7 @@ def bartlett_torch(
     return map_or_volume(plan, evaluator, operand, spectra.linear(scale), volume)
 
 
-bartlett_op = _on_cpu("risfast::bartlett", bartlett_torch)
+bartlett_op = define("bartlett", "Tensor covariance, bool volume", _SPECTRUM, bartlett_torch)
 
 
 @bartlett_op.register_fake
@@ -275,19 +226,10 @@ def music_torch(
     covariance: Tensor,
     n_sources: int,
     volume: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> tuple[Tensor, Tensor]:
     """N / (N - ||U^H a||^2), U the leading eigenvectors of R [B, N, N]: (map, plane), or (volume, empty)."""
     check_covariance_values(covariance, "R")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     domain, plan, evaluator = planned("music", covariance, geometry, True, 0.0, n_sources)
 
     def operand(start: int, stop: int) -> Operand:
@@ -301,7 +243,7 @@ def music_torch(
     return map_or_volume(plan, evaluator, operand, spectra.complement(scale, n), volume)
 
 
-music_op = _on_cpu("risfast::music", music_torch)
+music_op = define("music", "Tensor covariance, SymInt n_sources, bool volume", _SPECTRUM, music_torch)
 
 
 @music_op.register_fake

@@ -6,6 +6,7 @@ without waiting for a device, and so that an exported program carries all it nee
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,18 +18,60 @@ from risfast.ops.domain import Domain, domain_of
 from risfast.ops.evaluators import Evaluator
 from risfast.ops.plan import Plan, make_plan, request_of
 
-__all__ = ["GEOMETRY", "Geometry", "fake_map_or_volume", "fake_volume", "map_or_volume", "planned", "register_vmap"]
+__all__ = [
+    "GEOMETRY",
+    "Geometry",
+    "define",
+    "fake_map_or_volume",
+    "fake_volume",
+    "map_or_volume",
+    "planned",
+    "register_vmap",
+    "whole",
+]
 
-# positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision
 Geometry = tuple[Tensor, Tensor, Tensor, Tensor, float, str, str, int, str]
-GEOMETRY = 9  # arguments that describe it, at the end of each schema
+# The arguments that describe it, at the end of each schema.
+_GEOMETRY = (
+    "Tensor positions, Tensor azimuth, Tensor elevation, Tensor range_m, float wavenumber, str wavefront, str method, "
+    'SymInt byte_budget, str precision="auto"'
+)
+GEOMETRY = _GEOMETRY.count(",") + 1
+
+
+def define(name: str, arguments: str, result: str, implementation: Callable[..., Any]) -> Any:
+    """Register ``risfast::<name>`` for the CPU.
+
+    Parameters
+    ----------
+    name : str
+    arguments, result : str
+        Of the schema, without the geometry that follows the arguments.
+    implementation : callable
+        Plain torch; takes the arguments and ``*geometry``.
+
+    Returns
+    -------
+    torch.library.CustomOpDef
+    """
+    schema = f"({arguments}, {_GEOMETRY}) -> {result}"
+    return torch.library.custom_op(
+        f"risfast::{name}", implementation, mutates_args=(), device_types="cpu", schema=schema
+    )
+
+
+def whole(geometry: tuple[Any, ...]) -> Geometry:
+    """The geometry with its last argument, which the dispatcher leaves out where it is the default."""
+    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *rest = geometry
+    precision = rest[0] if rest else "auto"
+    return positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, precision
 
 
 def planned(
-    operation: str, matrix: Tensor, geometry: Geometry, box: bool, loading: float, rank: int | None
+    operation: str, matrix: Tensor, geometry: tuple[Any, ...], box: bool, loading: float, rank: int | None
 ) -> tuple[Domain, Plan, Evaluator]:
     """Domain, plan and evaluator of a request, its tables on the device of the matrix."""
-    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, _ = geometry
+    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, _ = whole(geometry)
     with on_host(matrix.device):
         domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
         dtype = matrix.dtype.to_complex() if not matrix.dtype.is_complex else matrix.dtype

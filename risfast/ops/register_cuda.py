@@ -15,6 +15,7 @@ from risfast.ops import checks, spectra
 from risfast.ops import register_cuda_operands as operands
 from risfast.ops.devices import checks_values
 from risfast.ops.domain import adjoint_of
+from risfast.ops.register_common import whole
 from risfast.ops.register_cuda_maps import filled, from_factor, from_matrix, from_residual, outer_products, scale_for
 from risfast.ops.register_cuda_tables import DevicePlan, device_plan
 from risfast.ops.register_devices import kernel_module
@@ -37,11 +38,7 @@ _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU
 def _planned(
     operation: str, matrix: Tensor, geometry: tuple[Any, ...], loading: float, rank: int | None, box: bool = True
 ) -> DevicePlan:
-    """The plan; ``geometry`` may leave out the precision, which has a default."""
-    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *rest = geometry
-    precision = rest[0] if rest else "auto"
-    whole = (positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, precision)
-    return device_plan(operation, matrix, whole, box, loading, rank)
+    return device_plan(operation, matrix, whole(geometry), box, loading, rank)
 
 
 def _finished(result: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from risfast.ops import register_cuda, spectra
 from risfast.ops.checks import check_finite, check_hermitian
 from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Operand
-from risfast.ops.register_common import GEOMETRY, fake_volume, planned, register_vmap
+from risfast.ops.register_common import GEOMETRY, define, fake_volume, planned, register_vmap
 from risfast.ops.register_devices import serve_gpu
 
 __all__ = ["adjoint_op", "analysis_op"]
@@ -21,21 +21,12 @@ def analysis_torch(
     matrix: Tensor,
     factored: bool,
     box: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> Tensor:
     """Q = a^H Q a of Hermitian Q [B, N, N], or ||W^H a||^2 of W [B, N, K]."""
     check_finite(matrix, "W_or_Q")
     if not factored:
         check_hermitian(matrix, "W_or_Q", "; pass factored=True if it is a factor W")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     rank = matrix.shape[2] if factored else None
     _, plan, evaluator = planned("analysis", matrix, geometry, box, 0.0, rank)
 
@@ -47,7 +38,7 @@ def analysis_torch(
     return spectra.volume_of(plan, evaluator, operand, unit)
 
 
-analysis_op = torch.library.custom_op("risfast::analysis", analysis_torch, mutates_args=(), device_types="cpu")
+analysis_op = define("analysis", "Tensor matrix, bool factored, bool box", "Tensor", analysis_torch)
 
 
 @analysis_op.register_fake
@@ -61,19 +52,10 @@ def _(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
 def adjoint_torch(
     weights: Tensor,
     box: bool,
-    positions: Tensor,
-    azimuth: Tensor,
-    elevation: Tensor,
-    range_m: Tensor,
-    wavenumber: float,
-    wavefront: str,
-    method: str,
-    byte_budget: int,
-    precision: str = "auto",
+    *geometry: Any,
 ) -> Tensor:
     """sum_g p_g a_g a_g^H of p [B, G_az, G_el, G_r] or [B, G]: [B, N, N]."""
     check_finite(weights, "p")
-    geometry = (positions, azimuth, elevation, range_m, wavenumber, wavefront, method, byte_budget, precision)
     domain, plan, evaluator = planned("synthesis", weights, geometry, box, 0.0, None)
     result = torch.empty(weights.shape[0], domain.n_elements, domain.n_elements, dtype=plan.dtype)
     for start, stop in spectra.scene_groups(plan):
@@ -81,7 +63,7 @@ def adjoint_torch(
     return result
 
 
-adjoint_op = torch.library.custom_op("risfast::synthesis", adjoint_torch, mutates_args=(), device_types="cpu")
+adjoint_op = define("synthesis", "Tensor weights, bool box", "Tensor", adjoint_torch)
 
 
 @adjoint_op.register_fake

@@ -69,7 +69,7 @@ class ScoreOptions:
     """Scenes of each L that the localizer is judged on, the same in every trial."""
     seed: int = 0x74756E65
     """Which scenes."""
-    xyz_norm_m: float = 5.0
+    xyz_norm_m: float = 10.0
     """Distance that weighs as much as an F1 of 0 with a weight of 1."""
     f1_weight: float = 1.0
     """Weight of 1 - F1."""

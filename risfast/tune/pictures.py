@@ -48,7 +48,7 @@ def draw_study(opened: OpenStudy, folder: Path) -> dict[str, Path]:
         "importance": _importance(opened, trials),
         "history": _history(opened),
         "parallel": _parallel(trials, study_space(opened.config)),
-        "pareto": _pareto(trials),
+        "pareto": _pareto(trials, opened.config.what),
     }
     written = {}
     for name, figure in figures.items():
@@ -93,7 +93,8 @@ def _history(opened: OpenStudy) -> Figure:
     best = np.minimum.accumulate(values)
     axes.plot([t.number for t in done], values, ".", color=_BLUE, label="finished")
     given_up = np.array([t.value for t in pruned], dtype=float)
-    axes.plot([t.number for t in pruned], given_up, "x", color=_GREY, label="pruned", markersize=5)
+    if pruned:
+        axes.plot([t.number for t in pruned], given_up, "x", color=_GREY, label="pruned", markersize=5)
     axes.step([t.number for t in done], best, where="post", color=_ORANGE, label="best so far")
     low, high = float(values.min()), float(np.quantile(values, 0.9) + 2 * np.ptp(np.quantile(values, [0.1, 0.9])))
     if values.max() > high > low:  # a few failures would press everything else flat
@@ -148,15 +149,14 @@ def _marks(parameter: Parameter) -> list[tuple[float, str]]:
     return [(0.0, f"{parameter.low:.3g}"), (1.0, f"{parameter.high:.3g}")]
 
 
-def _pareto(trials: Sequence[FrozenTrial]) -> Figure | None:
+def _pareto(trials: Sequence[FrozenTrial], what: str) -> Figure | None:
     """Value against the time of production where it was measured, of the trial elsewhere."""
-    key = "seconds_per_scene" if all("seconds_per_scene" in t.user_attrs for t in trials) else "seconds"
-    known = [t for t in trials if key in t.user_attrs]
-    if not known:
+    timed = all("seconds_per_scene" in t.user_attrs for t in trials)
+    if not timed and what == "detection":
         return None
-    factor, unit = (
-        (1e3, "time of the localizer, ms a scene") if key == "seconds_per_scene" else (1.0, "time of the trial, s")
-    )
+    key = "seconds_per_scene" if timed else "seconds"
+    factor, unit = (1e3, "time of the localizer, ms a scene") if timed else (1.0, "time of the trial, s")
+    known = [t for t in trials if key in t.user_attrs]
     time = np.array([t.user_attrs[key] for t in known]) * factor
     value = np.array([t.value for t in known])
     front = [i for i in np.argsort(time, kind="stable") if not np.any((time <= time[i]) & (value < value[i]))]

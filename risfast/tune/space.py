@@ -164,12 +164,12 @@ SPACE: dict[type, dict[str, Parameter]] = {
     },
     # A spectrum for each pair of these two is kept, so they are few.
     CovarianceOptions: {
-        "loading": Choice((1e-3, 3e-3, 1e-2, 3e-2)),
+        "loading": Choice((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
         "beta": Choice((0.0, 0.2)),
     },
     DetectionOptions: {
-        "max_db": Float(3.0, 30.0),
-        "mad_z": Float(0.0, 12.0),
+        "max_db": Float(1.0, 30.0),
+        "mad_z": Float(0.0, 16.0),
         "prominence_db": Float(0.0, 10.0),
         "separation_rad": Float(math.radians(0.5), math.radians(10.0), log=True),
         "separation_m": Float(0.2, 5.0, log=True),
