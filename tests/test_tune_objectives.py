@@ -78,7 +78,8 @@ def test_the_value_of_summed_sets_is_that_of_all_scenes_together():
     apart = final_value({"a": score(found[:2], true[:2]), "b": score(found[2:], true[2:])}, options, 22.0)
     assert apart.value == pytest.approx(together.value, rel=1e-12)
     figures = together.attributes["figures"]
-    assert together.value == pytest.approx(figures["rmse_xyz_pairs_m"] / options.xyz_norm_m + 1 - figures["f1"], rel=1e-12)
+    expected = figures["rmse_xyz_pairs_m"] / options.xyz_norm_m + 1 - figures["f1"]
+    assert together.value == pytest.approx(expected, rel=1e-12)
 
 
 def test_nothing_found_has_the_largest_value_and_nothing_to_find_the_smallest():
