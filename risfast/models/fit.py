@@ -52,9 +52,21 @@ def _spread(phi: Tensor, matrix: Tensor) -> Tensor:
 
 
 def matched(phi: Tensor, u: Tensor) -> Tensor:
-    """Phi_l^H u_l [B, L, N] of Phi [B, L, M, N] and u [B, L, M].
+    """Every snapshot's vector seen from the surface, Phi_l^H u_l.
 
     As a row from the left: a batch of products with a column is many times slower.
+
+    Parameters
+    ----------
+    phi : Tensor
+        Operators of the snapshots [B, L, M, N], complex.
+    u : Tensor
+        Vectors at the receiver [B, L, M], complex.
+
+    Returns
+    -------
+    Tensor
+        Phi_l^H u_l [B, L, N], complex.
     """
     return (u.conj()[:, :, None] @ phi)[:, :, 0].conj_physical()
 
