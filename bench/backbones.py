@@ -38,6 +38,8 @@ RESULTS = Path(__file__).parent / "results"
 SEED = 77_001
 CODE_KINDS = ("dft", "random")
 FINE = AtomAxes(37, 21, 16)  # 12 432 atoms
+FINE_NAME = "classical, 30 steps, 12 432 atoms"
+_PAIRED = "less those of 12 432 atoms, paired"
 RESAMPLES = 2000
 LOW_SNR_DB = 5.0
 
@@ -155,15 +157,28 @@ def table(results: dict[str, dict[str, dict[str, object]]]) -> str:
     """What the terminal shows."""
     lines = []
     for name, rows in results.items():
+        width = max(len(label) for label in (*rows, _PAIRED))
         heads = "NMSE mean  median  correl.     F1  <5 dB  >5 dB  ghosts  count  ms batched  alone"
-        lines.append(f"{name}\n{'':28s}   {heads}")
+        lines.append(f"{name}\n{'':{width}}  {heads}")
         lines += [
-            f"{method:28s}  {r['nmse_mean']:10.3f}  {r['nmse_median']:6.3f}  {r['correlation']:7.3f}  {r['f1']:5.3f}  "
-            f"{r['f1_below_5_db']:5.3f}  {r['f1_above_5_db']:5.3f}  {r['ghosts_per_scene']:6.2f}  "
+            f"{method:{width}}  {r['nmse_mean']:9.3f}  {r['nmse_median']:6.3f}  {r['correlation']:7.3f}  "
+            f"{r['f1']:5.3f}  {r['f1_below_5_db']:5.3f}  {r['f1_above_5_db']:5.3f}  {r['ghosts_per_scene']:6.2f}  "
             f"{r['count_accuracy']:5.2f}  {r['ms_batched']:10.1f}  {r['ms_alone']:5.1f}"
             for method, r in rows.items()
         ]
+        lines.append(f"{_PAIRED:{width}}  {'NMSE':23s}  F1")
+        lines += [
+            f"{method:{width}}  {difference(r, 'nmse_less_reference')}  {difference(r, 'f1_less_reference')}"
+            for method, r in rows.items()
+            if method != FINE_NAME
+        ]
     return "\n".join(lines)
+
+
+def difference(r: dict[str, object], key: str) -> str:
+    """A paired difference with its interval."""
+    low, high = r[f"{key}_interval"]  # type: ignore[misc]
+    return f"{r[key]:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def picture(results: dict[str, dict[str, dict[str, object]]], path: Path) -> None:
@@ -184,6 +199,15 @@ def picture(results: dict[str, dict[str, dict[str, object]]], path: Path) -> Non
     figure.savefig(path, dpi=120)
 
 
+def save(results: dict[str, dict[str, dict[str, object]]], options: argparse.Namespace) -> None:
+    """The file of figures and the picture."""
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    made = {"seed": SEED, "scenes": options.scenes, "code_kinds": CODE_KINDS, "threads": options.threads}
+    content = {"made": made, "cpu": cpu_model(), "versions": versions(), "reference": FINE_NAME, "results": results}
+    options.output.write_text(json.dumps(content, indent=1) + "\n")
+    picture(results, options.output.with_suffix(".png"))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=300, help="scenes of each set (default: 300)")
@@ -194,12 +218,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=RESULTS / "backbones.json")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    fine = "classical, 30 steps, 12 432 atoms"
     methods: dict[str, Callable[[SystemConfig], nn.Module]] = {
         "default": trained(options.default),
         "classical, 6 steps": classical(6),
         "classical, 30 steps": classical(30),
-        fine: classical(30, FINE),
+        FINE_NAME: classical(30, FINE),
         **{folder.parent.name: trained(folder) for folder in options.model},
     }
     results: dict[str, dict[str, dict[str, object]]] = {}
@@ -207,13 +230,9 @@ def main() -> None:
         config = SystemConfig(n_snapshots=n_snapshots, code_kinds=CODE_KINDS)
         scenes = generate_scenes(config, SEED, range(options.scenes))
         scores = {name: score(name, make(config), scenes, 16, 20) for name, make in methods.items()}
-        results[f"L = {n_snapshots}"] = {name: row(s, scores[fine]) for name, s in scores.items()}
+        results[f"L = {n_snapshots}"] = {name: row(s, scores[FINE_NAME]) for name, s in scores.items()}
+        save(results, options)  # a set takes minutes: the next may be interrupted
     print(table(results))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    made = {"seed": SEED, "scenes": options.scenes, "code_kinds": CODE_KINDS, "threads": options.threads}
-    content = {"made": made, "cpu": cpu_model(), "versions": versions(), "reference": fine, "results": results}
-    options.output.write_text(json.dumps(content, indent=1) + "\n")
-    picture(results, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -69,30 +69,34 @@ class Floor:
         return max(self.compute_us, self.memory_us)
 
 
-def _lag() -> list[Floor]:
+def _lag(dtype: str) -> list[Floor]:
+    """In float64 the rows are products on matrix units, and the map and what is read have twice the size."""
+    double = dtype == "float64"
+    suffix, size = (", float64", 8.0) if double else ("", 4.0)
     lags = 2 * N_V - 1
     coefficients = 8.0 * _up(R, 8) * N_H * 16 * (N_V * N_V + lags)
     rows = 2.0 * _up(2 * G_EL, 32) * R * N_H * _up(2 * lags, 16)
     evaluation = 2.0 * 2 * (N_H - 1) * 192 * HALF_EL * 2 * R
-    written = 4.0 * 2 * G_EL * R * N_H
+    made = 2 * size * R * N_H * lags
+    written = size * 2 * G_EL * R * N_H
     return [
         Floor(
-            "lag coefficients",
+            f"lag coefficients{suffix}",
             "8 planes x 12 columns x 16 lags, 8 flops for each of 144 pairs of rows and each of 23 vertical lags",
-            {"float32": coefficients},
-            4.0 * N * N + 8.0 * R * N_H * lags,
+            {dtype: coefficients},
+            size * N * N + made,
         ),
         Floor(
-            "lag rows",
-            "[384 x 48] x [48 x 84], fused operations",
-            {"float32": rows},
-            8.0 * R * N_H * lags + written,
+            f"lag rows{suffix}",
+            "[384 x 48] x [48 x 84], " + ("products" if double else "fused operations"),
+            {"float64 products" if double else dtype: rows},
+            made + written,
         ),
         Floor(
-            "lag evaluation and map",
+            f"lag evaluation and map{suffix}",
             "11 lags x 2 fused operations for 192 half-azimuths x 91 half-elevations x 2 images x 7 planes",
-            {"float32": evaluation},
-            written + MAP,
+            {dtype: evaluation},
+            written + (size + 4) * DIRECTIONS,
         ),
     ]
 
@@ -170,17 +174,21 @@ def _inverse() -> list[Floor]:
             {"float64 products": gram},
             upper + 2 * upper,
         ),
+        Floor(
+            "product W W^H, float32",
+            "the same in IEEE, fused operations",
+            {"float32": gram},
+            (upper + 2 * upper) / 2,
+        ),
     ]
 
 
 def _adjoints() -> list[Floor]:
-    lags = 2 * N_V - 1
     tiles = 15
     gradient = 12.0 * DIRECTIONS  # gradient, power and plane of a map
     nodes = NODES_AZ * NODES_EL * R
     half = 2.0 * 32 * 32 * _up(G_AZ, 16)
     interpolation = R * 2 * math.ceil(G_EL / 32) * (half + 2.0 * 64 * 32 * 32)
-    written = 4.0 * 2 * G_EL * R * N_H
     return [
         Floor(
             "dense synthesis, gradient of a map",
@@ -195,23 +203,35 @@ def _adjoints() -> list[Floor]:
             {"tf32x3": interpolation},
             gradient + 4.0 * nodes,
         ),
+    ]
+
+
+def _lag_adjoint(dtype: str) -> list[Floor]:
+    double = dtype == "float64"
+    suffix, size = (", float64", 8.0) if double else ("", 4.0)
+    products, how = ("float64 products", "products") if double else (dtype, "fused operations")
+    lags = 2 * N_V - 1
+    gradient = (2 * size + 4) * DIRECTIONS  # gradient, power and plane of a map
+    written = size * 2 * G_EL * R * N_H
+    made = 2 * size * R * N_H * lags
+    return [
         Floor(
-            "weight rows, gradient of a map",
-            "2 products of 192 half-azimuths and 16 lags at 181 elevations and 7 planes, fused operations",
-            {"float32": 2.0 * 2 * 192 * 16 * G_EL * R},
+            f"weight rows{suffix}, gradient of a map",
+            f"2 products of 192 half-azimuths and 16 lags at 181 elevations and 7 planes, {how}",
+            {products: 2.0 * 2 * 192 * 16 * G_EL * R},
             gradient + written,
         ),
         Floor(
-            "lags",
-            "[84 x 368] x [368 x 64], fused operations",
-            {"float32": 2.0 * R * N_H * _up(2 * G_EL, 16) * _up(2 * lags, 32)},
-            written + 8.0 * R * N_H * lags,
+            f"lags{suffix}",
+            f"[84 x 368] x [368 x 64], {how}",
+            {products: 2.0 * R * N_H * _up(2 * G_EL, 16) * _up(2 * lags, 32)},
+            written + made,
         ),
         Floor(
-            "toeplitz",
+            f"toeplitz{suffix}",
             "15 tiles of 32 x 32, 14 flops an entry and plane",
-            {"float32": 14.0 * 32 * 32 * tiles * R},
-            8.0 * R * N_H * lags + 8.0 * N * N,
+            {dtype: 14.0 * 32 * 32 * 15 * R},
+            made + 2 * size * N * N,
         ),
     ]
 
@@ -268,12 +288,15 @@ def _detection() -> list[Floor]:
 
 
 FLOORS: tuple[Floor, ...] = (
-    *_lag(),
+    *_lag("float32"),
+    *_lag("float64"),
     *_dense(),
     _interpolation("interpolation from 60 x 36 nodes", NODES_AZ, NODES_EL),
     _interpolation("interpolation from 44 x 28 nodes", FEW_AZ, FEW_EL),
     *_inverse(),
     *_adjoints(),
+    *_lag_adjoint("float32"),
+    *_lag_adjoint("float64"),
     *_detection(),
 )
 

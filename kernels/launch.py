@@ -90,7 +90,8 @@ def check_operands(kernel: Any, **tensors: Tensor) -> torch.device:
         if capability < _OLDEST_CAPABILITY:
             raise RuntimeError(
                 f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}; the "
-                "kernels need 8.0 or newer; move the tensors to the CPU, where risfast.ops has implementations"
+                "kernels need 8.0 or newer; set the environment variable RISFAST_TRITON=0, with which risfast.ops "
+                "computes in plain torch on that GPU, or move the tensors to the CPU"
             )
     return device
 

@@ -174,16 +174,17 @@ def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Ten
         0, or the first pivot of F^H F + delta I that is not positive, as in
         :func:`~risfast.kernels.inverse.inverse_factor`.
     """
+    device = check_operands(residual_kernel, factor=factor, delta=delta)
     if factor.ndim != 3 or not 1 <= factor.shape[2] <= MOST_COLUMNS:
         raise ShapeError(
             f"factor must have shape (B, N, K) with K at most {MOST_COLUMNS}, got {tuple(factor.shape)}; with more "
             "columns invert F F^H + delta I"
         )
     f = factor.to(torch.complex128)
-    loading = delta.to(f.device, torch.float64)
+    loading = delta.to(torch.float64)
     inverse, info = inverse_factor(f.mH.resolve_conj() @ f, loading, dtype=torch.float64)  # C^-H, upper triangular
     v = f @ inverse
-    eye = torch.eye(f.shape[2], dtype=f.dtype, device=f.device)
+    eye = torch.eye(f.shape[2], dtype=f.dtype, device=device)
     u = torch.linalg.solve_triangular(eye + loading.sqrt()[:, None, None] * inverse, v, upper=True, left=False)
     return u.to(torch.complex64), v.to(torch.complex64), info
 

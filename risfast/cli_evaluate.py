@@ -29,9 +29,10 @@ A run that was interrupted goes on with the same command. Under torchrun every p
 class EvaluateOptions:
     """Options of ``risfast-train evaluate``."""
 
-    suite: Literal["all", "quick", "main", "oracle", "map", "robustness", "frozen"] = "all"
-    """main: all methods, nothing told. oracle, map, robustness: that and one more part. all: everything. quick: at most
-    200 scenes of main with the localizer and greedy ML. frozen: the 8 scenes that results/ are checked with."""
+    suite: Literal["all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen"] = "all"
+    """main: all methods, nothing told. oracle, map, robustness, ablation: that and one more part. all: everything.
+    quick: at most 200 scenes of main with the localizer and greedy ML. frozen: the 8 scenes that results/ are checked
+    with."""
     scenes: int = 1000
     """Scenes of the main set; the other sets are shares of it."""
     snapshots: tuple[int, ...] = (64, 16)
@@ -79,7 +80,18 @@ class _Line:
 
 
 def progress_text(progress: Progress) -> str:
-    """Scenes done, their rate and the time left in one line; what is not known yet is a dash."""
+    """Scenes done, their rate and the time left in one line; what is not known yet is a dash.
+
+    Parameters
+    ----------
+    progress : Progress
+        Of :func:`risfast.evaluate.suite.run_suite`.
+
+    Returns
+    -------
+    str
+        Without a line end.
+    """
     rate = f"{progress.per_s:.1f} scenes/s" if math.isfinite(progress.per_s) else "- scenes/s"
     left = "-"
     if math.isfinite(progress.seconds_left):
@@ -171,7 +183,18 @@ _SHORT = {
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """The headline figures, and where everything is."""
+    """The headline figures, and where everything is.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of :func:`risfast.evaluate.outcome.finish`.
+
+    Returns
+    -------
+    str
+        Lines of a table, paths, and notes.
+    """
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):
         own = [row for row in outcome.headline if row["snapshots"] == length]

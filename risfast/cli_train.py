@@ -50,7 +50,18 @@ class _Line:
 
 
 def progress_line(progress: Progress) -> str:
-    """Loss, NMSE, F1, scenes/s and the time left in one line; what is not known yet is a dash."""
+    """Loss, NMSE, F1, scenes/s and the time left in one line; what is not known yet is a dash.
+
+    Parameters
+    ----------
+    progress : Progress
+        Of a training run.
+
+    Returns
+    -------
+    str
+        Without a line end.
+    """
     known = {
         "loss": (progress.loss, "{:.4f}"),
         "NMSE": (progress.nmse, "{:.3f}"),
@@ -71,12 +82,22 @@ def _duration(seconds: float) -> str:
 
 
 def run_training_command(arguments: Sequence[str]) -> int:
-    """Run one of :data:`COMMANDS`; the first argument is its name.
+    """Run one of :data:`COMMANDS`.
+
+    Parameters
+    ----------
+    arguments : sequence of str
+        The command line without the program's name; the first is the name of the command.
 
     Returns
     -------
     int
         As :func:`risfast.cli.main`.
+
+    Raises
+    ------
+    SystemExit
+        Options that cannot be parsed, or a request for help, as the parsers of the standard library have it.
     """
     command, *rest = arguments
     debug = "--debug" in rest
@@ -295,7 +316,18 @@ _ROWS = {
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """The table that a run ends with, and where its files are."""
+    """The table that a run ends with, and where its files are.
+
+    Parameters
+    ----------
+    outcome : Outcome
+        Of a training run.
+
+    Returns
+    -------
+    str
+        Notes, the figures of each set, and paths, one a line; angles in degrees.
+    """
     lines = list(outcome.notes)
     if outcome.complete:
         lines.append(f"{outcome.step} steps; the best weights are those of step {outcome.best_step}. On unseen scenes:")

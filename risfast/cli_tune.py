@@ -29,7 +29,8 @@ T = TypeVar("T")
 _PLACES = {
     "hpo": "--run FOLDER (default: risfast-hpo) holds the study and its results: the same command goes on with it.\n"
     "--join STUDY takes part in a study, by its folder, or with --storage by its name; its options come from it.\n"
-    "--show-space prints what is tuned. --report writes the results as they stand. --device D is short for\n"
+    "--show-space prints what is tuned. --report writes the results as they stand. --check N judges what a study of\n"
+    "detection found, and the untuned options, on N other scenes of each L. --device D is short for\n"
     "--base.machine.device. ",
     "hpo2": "--run FOLDER (default: risfast-hpo2) holds the studies and their results: the same command goes on with\n"
     "them, and the same command elsewhere, with the same folder or --study.storage, takes part in them.\n"
@@ -48,6 +49,7 @@ class _Place:
     preset: str | None
     show_space: bool
     report: bool
+    check: int
     device: str | None
 
 
@@ -60,10 +62,11 @@ def _place(command: str, rest: Sequence[str]) -> tuple[_Place, list[str]]:
     parser.add_argument("--report", action="store_true")
     if command == "hpo":
         parser.add_argument("--join", default=None)
+        parser.add_argument("--check", type=int, default=0)
     else:
         parser.add_argument("--preset", default=None)
     found, left = parser.parse_known_args(rest)
-    values = {"join": None, "preset": None, **vars(found)}
+    values = {"join": None, "preset": None, "check": 0, **vars(found)}
     return _Place(**values), left
 
 
@@ -137,10 +140,16 @@ def hpo_command(rest: Sequence[str]) -> int:
         print(describe_space(config))
         return 0
     _begin()
+    if place.check and place.check < 2:
+        raise ValueError(f"--check must be at least 2, got {place.check}")
     with _open(place, config) as opened:
+        if place.check:
+            _check_detection(opened)
         if not place.report:
             _work(opened, opened.folder)
         _print_results(opened)
+        if place.check:
+            _print_check(opened, place.check)
     return 0
 
 
@@ -177,6 +186,23 @@ def _print_results(opened: OpenStudy) -> None:
     from risfast.tune.results import results_text, write_results  # noqa: PLC0415
 
     print(results_text(opened, write_results(opened, opened.folder / "results")))
+
+
+def _check_detection(opened: OpenStudy) -> None:
+    from risfast.tune.held_out import require_detection  # noqa: PLC0415
+
+    require_detection(opened.config)
+
+
+def _print_check(opened: OpenStudy, scenes: int) -> None:
+    from risfast.train.stage import machine_settings  # noqa: PLC0415
+    from risfast.tune.held_out import held_out, held_out_text  # noqa: PLC0415
+    from risfast.tune.stages import finished_trials  # noqa: PLC0415
+
+    machine = opened.config.base.machine
+    with machine_settings(machine.threads, machine.deterministic):
+        found = held_out(opened.config, finished_trials(opened)[0].params, scenes, opened.folder / "cache")
+    print(held_out_text(found))
 
 
 def hpo2_command(rest: Sequence[str]) -> int:
@@ -218,7 +244,7 @@ def hpo2_command(rest: Sequence[str]) -> int:
 
 
 def _both(config: Hpo2Config, place: _Place) -> int:
-    from risfast.tune.stages import top_trials  # noqa: PLC0415
+    from risfast.tune.stages import second_config, top_trials  # noqa: PLC0415
     from risfast.tune.study import open_study  # noqa: PLC0415
 
     with open_study(config.study, place.run) as first:
@@ -228,7 +254,7 @@ def _both(config: Hpo2Config, place: _Place) -> int:
             _print_results(first)
             return 0
         top_trials(first, config.top)  # before stage 2 is made
-        with open_study(config.second(), place.run) as second:
+        with open_study(second_config(config), place.run) as second:
             return _final(config, place, first, second)
 
 
@@ -236,7 +262,7 @@ def _final(config: Hpo2Config, place: _Place, first: OpenStudy, second: OpenStud
     from risfast.train.stage import machine_settings  # noqa: PLC0415
     from risfast.tune.pictures import draw_study  # noqa: PLC0415
     from risfast.tune.results import write_best  # noqa: PLC0415
-    from risfast.tune.stages import second_stage, verdict, verdict_text  # noqa: PLC0415
+    from risfast.tune.stages import finished_trials, second_stage, verdict, verdict_text  # noqa: PLC0415
 
     machine = config.study.base.machine
     if not place.report:
@@ -244,7 +270,9 @@ def _final(config: Hpo2Config, place: _Place, first: OpenStudy, second: OpenStud
             second_stage(first, second, _objective(second.config, place.run), _tell)
     found = verdict(config, first, second)
     print(verdict_text(found))
-    files = {f"stage 1, {name}": path for name, path in draw_study(first, place.run / "results" / "stage1").items()}
+    of_first = place.run / "results" / "stage1"
+    drawn = write_best(first, finished_trials(first)[0], of_first) | draw_study(first, of_first)
+    files = {f"stage 1, {name}": path for name, path in drawn.items()}
     files |= {f"stage 2, {name}": path for name, path in draw_study(second, place.run / "results").items()}
     if found.winner is not None:
         files = write_best(second, found.winner, place.run / "results") | files

@@ -51,15 +51,49 @@ class SourceState:
         return 4 * self.mask.shape[1] + 1
 
     def take(self, scenes: Tensor) -> SourceState:
-        """Some of the scenes, by their indices."""
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        SourceState
+            Of b scenes, in that order.
+        """
         return SourceState(self.position[scenes], self.power[scenes], self.noise[scenes], self.mask[scenes])
 
     def columns(self, used: Tensor) -> SourceState:
-        """Some of the slots of sources, by their indices."""
+        """Some of the slots of sources, by their indices.
+
+        Parameters
+        ----------
+        used : int64 tensor, shape (k,)
+            Which, from 0; the same in every scene.
+
+        Returns
+        -------
+        SourceState
+            Of the same scenes, with k slots.
+        """
         return SourceState(self.position[:, used], self.power[:, used], self.noise, self.mask[:, used])
 
     def moved(self, step: Tensor) -> SourceState:
-        """The state plus a step [B, 4 K + 1] in the parameters; those of sources that do not exist stay."""
+        """The state after a step in the parameters; those of sources that do not exist stay.
+
+        Parameters
+        ----------
+        step : float64 tensor, shape (B, 4 K + 1)
+            Azimuths and elevations (radians), 1/ranges (1/metres) and log powers (natural logarithm), K of each, then
+            the log noise.
+
+        Returns
+        -------
+        SourceState
+            Positions move by the step; powers and noise grow by a factor, so that they stay positive.
+        """
         k = self.mask.shape[1]
         by_source = torch.where(self.mask[:, None], step[:, : 4 * k].unflatten(1, (4, k)), 0.0)
         return replace(
@@ -106,6 +140,11 @@ class Likelihood:
     ------
     ValueError
         An unknown wavefront.
+
+    Notes
+    -----
+    The stochastic (unconditional) model: P. Stoica and A. Nehorai, "Performance study of conditional and unconditional
+    direction-of-arrival estimation", IEEE Transactions on Acoustics, Speech, and Signal Processing 38(10), 1990.
     """
 
     def __init__(
@@ -138,10 +177,19 @@ class Likelihood:
         return b, snapshots, m
 
     def seen(self, position: Tensor, *, derivatives: bool = False) -> Tensor:
-        """Responses b of the antennas, complex128 [B, L, M, K], with ``derivatives`` [B, L, M, 4, K].
+        """Responses b of the antennas to sources of unit power, and their derivatives.
 
-        ``position`` [B, K, 3] holds azimuth, elevation and 1/range. The second form stacks b and its derivatives along
-        the three coordinates.
+        Parameters
+        ----------
+        position : float64 tensor, shape (B, K, 3)
+            Azimuth, elevation (radians), 1/range (1/metres, > 0).
+        derivatives : bool
+            Whether the derivatives along the three coordinates come with them.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, L, M, K), or (B, L, M, 4, K) with ``derivatives``
+            The second form stacks b and its derivatives with respect to azimuth, elevation and 1/range.
         """
         azimuth, elevation, inverse = position.unbind(-1)
         phase, gradient = steering_phase_gradient(
@@ -168,13 +216,35 @@ class Likelihood:
         return -logdet - whitened.abs().square().sum((1, 2))
 
     def value(self, state: SourceState) -> Tensor:
-        """Log-likelihood [B], without the constant -L M log(pi)."""
+        """Log-likelihood, without the constant -L M log(pi).
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        float64 tensor, shape (B,)
+            Natural logarithm; NaN where a covariance R_l is not definite.
+        """
         factor = self._factor(self.seen(state.position), state)
         whitened = torch.linalg.solve_triangular(factor, self.y[..., None], upper=False)[..., 0]
         return self._value(factor, whitened)
 
     def inverse(self, state: SourceState) -> Tensor:
-        """R_l^-1, complex128 [B, L, M, M]."""
+        """Inverse covariances R_l^-1 of the snapshots.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, L, M, M)
+            NaN where R_l is not definite.
+        """
         return torch.cholesky_inverse(self._factor(self.seen(state.position), state))
 
     def profile(self, others: SourceState, path: Tensor) -> tuple[Tensor, Tensor]:
@@ -199,6 +269,8 @@ class Likelihood:
         By the matrix determinant lemma: sum_l p |q_l|^2 / (1 + p s_l) - log(1 + p s_l) with s = b^H R^-1 b and
         q = b^H R^-1 y of the covariance R without the source. The power starts at what would be best if every snapshot
         saw the source with the same gain; the fixed point of the derivative's ratio then takes it to the maximum.
+        s and q are the sparsity and quality factors of M. E. Tipping and A. C. Faul, "Fast marginal likelihood
+        maximisation for sparse Bayesian models", AISTATS 2003.
         """
         eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
         factor = self._factor(self.seen(others.position), others)
@@ -220,10 +292,21 @@ class Likelihood:
     def derivatives(self, state: SourceState) -> Derivatives:
         """Value, gradient and Fisher information.
 
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        Derivatives
+            NaN in scenes where a covariance R_l is not definite.
+
         Notes
         -----
         Slepian-Bangs: F_ij = sum_l tr(R_l^-1 dR_l/di R_l^-1 dR_l/dj), with dR/dtheta = p (db b^H + b db^H),
         dR/dlog p = p b b^H and dR/dlog sigma^2 = sigma^2 I.
+        P. Stoica and R. Moses, Spectral Analysis of Signals, 2005, appendix B.
         """
         m = self.shape[2]
         k = state.mask.shape[1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from risfast.confidence import HitModel, hit_features
-from risfast.covariance import covariance_from_factor, effective_covariance
+from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
 from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.guarded import GuardedRefiner, load_helpful_refiner
+from risfast.measured import measurement_from
 from risfast.models import CovarianceEstimate, Measurement, build_backbone
 from risfast.models.atoms import AtomGrid
 from risfast.models.pretrained import DEFAULT_MODEL
@@ -25,7 +26,8 @@ from risfast.polish import Polished, PolishOptions, polish_sources
 
 __all__ = ["Localisation", "Localizer", "LocalizerOptions"]
 
-READ_OUTS = ("own", "capon")
+READ_OUTS = ("own", "capon", "refined")
+REFINER_FOLDER = "refiner"
 _SBL_STEPS = 30
 
 
@@ -35,14 +37,17 @@ class LocalizerOptions:
 
     Parameters
     ----------
-    read_out : {"own", "capon"}
-        Where candidates come from: the backbone's own detections, or the peaks of the Capon spectrum of its covariance.
+    read_out : {"own", "capon", "refined"}
+        Where candidates come from: the backbone's own detections, the peaks of the Capon spectrum of its covariance, or
+        the spectrum that the model's refiner redraws, behind its guard (:class:`risfast.guarded.GuardedRefiner`).
     own : dict
         Options of the backbone's own detection, where it is the answer.
     candidates : dict
         The same where a polish follows: it takes away what does not hold, so that candidates may be many.
     detection : DetectionOptions
         Of the Capon peaks.
+    blend : float in [0, 1]
+        Weight of the least-squares sample covariance in the covariance of the Capon peaks, both of trace N.
     polish : PolishOptions
     least_confidence : float in [0, 1)
         Least probability of a hit of a reported source, where the model comes with a fitted one
@@ -53,13 +58,14 @@ class LocalizerOptions:
     Raises
     ------
     ValueError
-        An unknown read-out, a probability outside [0, 1), or ``scenes_at_once`` below 1.
+        An unknown read-out, a probability outside [0, 1), a weight outside [0, 1], or ``scenes_at_once`` below 1.
     """
 
     read_out: str = "own"
     own: dict[str, Any] = field(default_factory=dict)
     candidates: dict[str, Any] = field(default_factory=dict)
     detection: DetectionOptions = field(default_factory=DetectionOptions)
+    blend: float = 0.0
     polish: PolishOptions = field(default_factory=PolishOptions)
     least_confidence: float = 0.35
     scenes_at_once: int = 16
@@ -70,6 +76,8 @@ class LocalizerOptions:
             raise ValueError(f"read_out must be one of {', '.join(READ_OUTS)}; got {self.read_out!r}")
         if not 0 <= self.least_confidence < 1:
             raise ValueError(f"least_confidence must lie in [0, 1), got {self.least_confidence!r}")
+        if not 0 <= self.blend <= 1:
+            raise ValueError(f"blend must lie in [0, 1], got {self.blend!r}")
         if self.scenes_at_once < 1:
             raise ValueError(f"scenes_at_once must be at least 1, got {self.scenes_at_once}")
 
@@ -87,6 +95,9 @@ class Localisation(NamedTuple):
         Of the backbone's covariance.
     seconds : dict of str to float
         Wall time of each stage, of all scenes together.
+    refused : tuple of B tuples of str
+        Why the guard refused a scene's refined map, whose candidates are those of raw Capon then; empty where none was
+        refused.
     """
 
     sources: list[Sources]
@@ -94,6 +105,7 @@ class Localisation(NamedTuple):
     noise_power: Tensor | None
     factor: Tensor
     seconds: dict[str, float]
+    refused: tuple[tuple[str, ...], ...] = ()
 
 
 class Localizer:
@@ -108,6 +120,13 @@ class Localizer:
     options : LocalizerOptions, optional
     hits : HitModel, optional
         Of this backbone: turns what the polish ends with into probabilities of a hit, by which sources are kept.
+    refiner : GuardedRefiner, optional
+        Of this backbone, for the read-out ``"refined"``.
+
+    Raises
+    ------
+    ValueError
+        The read-out is ``"refined"`` and there is no refiner.
 
     Examples
     --------
@@ -122,30 +141,64 @@ class Localizer:
         array: PlanarArray,
         options: LocalizerOptions | None = None,
         hits: HitModel | None = None,
+        refiner: GuardedRefiner | None = None,
     ) -> None:
-        self.backbone, self.array, self.hits = backbone.eval(), array, hits
+        self.backbone, self.array, self.hits, self.refiner = backbone.eval(), array, hits, refiner
         self.options = options or LocalizerOptions()
+        if self.options.read_out == "refined" and refiner is None:
+            raise ValueError(
+                "read_out='refined' needs a refiner, and this model has none whose own test says that it helps; "
+                "train one with `risfast-train refiner`, or take 'own' or 'capon'"
+            )
         # The polish looks for new sources on the backbone's atoms, or on the default ones.
         self._atoms = backbone.atoms if isinstance(backbone, UnrolledBackbone) else AtomGrid(array)
 
     @classmethod
     def from_pretrained(cls, options: LocalizerOptions | None = None) -> Localizer:
-        """The checkpoint that comes with the package: the reference surface, any codes, 16 to 64 snapshots."""
-        return cls.load(DEFAULT_MODEL, options)
+        """The checkpoint that comes with the package: the reference surface, any codes, 16 to 64 snapshots.
 
-    @classmethod
-    def load(cls, folder: Path | str, options: LocalizerOptions | None = None) -> Localizer:
-        """A model folder that a training run ended with.
+        Parameters
+        ----------
+        options : LocalizerOptions, optional
+
+        Returns
+        -------
+        Localizer
 
         Raises
         ------
         FileFormatError, ValueError
-            A file is missing or damaged, or the weights are not the architecture's.
+            As :meth:`load`.
+        """
+        return cls.load(DEFAULT_MODEL, options)
+
+    @classmethod
+    def load(cls, folder: Path | str, options: LocalizerOptions | None = None) -> Localizer:
+        """A model folder that a training run ended with, and the refiner in its folder ``refiner`` if that helps.
+
+        Parameters
+        ----------
+        folder : Path or str
+            Weights, card and, where one was fitted, the model of hits.
+        options : LocalizerOptions, optional
+
+        Returns
+        -------
+        Localizer
+            For the array of the model.
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            A file is missing or damaged, the weights are not the architecture's, or the refiner is another model's.
         """
         from risfast.model_files import load_model  # noqa: PLC0415 - safetensors only where a file is read
 
         module, card = load_model(Path(folder), build_backbone)
-        return cls(module, array_from_json(card["array"]), options, HitModel.load(Path(folder)))
+        array = array_from_json(card["array"])
+        within = Path(folder) / REFINER_FOLDER
+        refiner = load_helpful_refiner(within, module, card, array) if within.is_dir() else None
+        return cls(module, array, options, HitModel.load(Path(folder)), refiner)
 
     @classmethod
     def classical(
@@ -158,6 +211,16 @@ class Localizer:
         array : PlanarArray
         options : LocalizerOptions, optional
         wavefront : {"spherical", "fresnel", "planar"}
+
+        Returns
+        -------
+        Localizer
+            Without a model of hits and without a refiner.
+
+        Raises
+        ------
+        ValueError
+            An unknown wavefront.
         """
         fit = UnrolledBackbone(array, UnrolledOptions(steps=_SBL_STEPS, corrections=False, wavefront=wavefront))
         return cls(fit, array, options)
@@ -210,8 +273,23 @@ class Localizer:
         noise_power: Tensor | np.ndarray[Any, Any] | float | None = None,
         polish: bool = True,
     ) -> Localisation:
-        """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage."""
-        measurement = self._measurement(y, codes, channel, noise_power)
+        """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage.
+
+        Parameters
+        ----------
+        y, codes, channel, noise_power, polish
+            As :meth:`localize` takes them.
+
+        Returns
+        -------
+        Localisation
+
+        Raises
+        ------
+        ShapeError, TypeError, ValueError
+            As :meth:`localize`.
+        """
+        measurement = measurement_from(y, codes, channel, noise_power)
         parts = [
             self._some(measurement[start : start + self.options.scenes_at_once], polish)
             for start in range(0, max(len(measurement), 1), self.options.scenes_at_once)
@@ -225,6 +303,7 @@ class Localizer:
             torch.cat(noise) if noise else None,
             torch.cat([part.factor for part in parts]),
             seconds,
+            tuple(why for part in parts for why in part.refused),
         )
 
     @torch.no_grad()
@@ -234,14 +313,16 @@ class Localizer:
         estimate = self.backbone(measurement)
         seconds["backbone"] = time.perf_counter() - began
         began = time.perf_counter()
-        found = self._candidates(estimate, polish)
+        found, refused = self._candidates(measurement, estimate, polish)
         seconds["detection"] = time.perf_counter() - began
         if not polish:
-            return Localisation(found, None, estimate.noise_power, estimate.factor, seconds)
+            return Localisation(found, None, estimate.noise_power, estimate.factor, seconds, refused)
         began = time.perf_counter()
         polished = self._polished(measurement, found, estimate)
         seconds["polish"] = time.perf_counter() - began
-        return Localisation(polished.sources, polished.covariance, polished.noise_power, estimate.factor, seconds)
+        return Localisation(
+            polished.sources, polished.covariance, polished.noise_power, estimate.factor, seconds, refused
+        )
 
     def _polished(self, measurement: Measurement, found: list[Sources], estimate: CovarianceEstimate) -> Polished:
         polished = polish_sources(
@@ -253,61 +334,21 @@ class Localizer:
         features = hit_features(polished, estimate.sources, self.backbone.range_cells, snapshots)  # type: ignore[arg-type]
         return self.hits.decide(polished, features, self.options.least_confidence)
 
-    def _candidates(self, estimate: CovarianceEstimate, polish: bool) -> list[Sources]:
-        if self.options.read_out == "capon":
-            covariance = effective_covariance(covariance_from_factor(estimate.factor))
-            return detect_sources(covariance, self.array, SearchGrid.reference(), options=self.options.detection)
-        chosen = self.options.candidates if polish else self.options.own
-        return list(self.backbone.sources(estimate, **chosen))  # type: ignore[operator]  # every backbone has it
-
-    def _measurement(self, y: Any, codes: Any, channel: Any, noise_power: Any) -> Measurement:
-        """Check, batch and convert; every error comes before any work."""
-        tensors = {"y": _tensor(y, "y"), "codes": _tensor(codes, "codes"), "channel": _tensor(channel, "channel")}
-        ranks = {name: t.ndim for name, t in tensors.items()}
-        if set(ranks.values()) not in ({2}, {3}):
-            raise ValueError(
-                "y, codes and channel must all have 2 dimensions (one scene) or all 3 (a batch), got "
-                + ", ".join(f"{name} with {rank}" for name, rank in ranks.items())
-            )
-        if ranks["y"] == 2:
-            tensors = {name: t[None] for name, t in tensors.items()}
-        measurement = Measurement(**tensors)
-        if measurement.y.shape[1] == 0:
-            raise ValueError("y holds no snapshot: L must be at least 1")
-        if len(measurement) and not bool((measurement.y.abs().amax((1, 2)) > 0).all()):
-            silent = int((measurement.y.abs().amax((1, 2)) == 0).nonzero()[0, 0])
-            raise ValueError(f"y[{silent}] is zero throughout: there is nothing to localise")
-        if noise_power is None:
-            return measurement
-        noise = torch.as_tensor(noise_power).to(measurement.y.device).double()
-        noise = noise.expand(len(measurement)) if noise.ndim == 0 else noise
-        return Measurement(measurement.y, measurement.codes, measurement.channel, _checked_noise(noise, measurement))
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    tensor = torch.as_tensor(value)
-    if not tensor.is_complex():
-        raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")
-    if not bool(torch.isfinite(torch.view_as_real(tensor.resolve_conj())).all()):
-        raise ValueError(f"{name} holds values that are not finite")
-    return tensor
-
-
-def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
-    if noise.shape != (len(measurement),):
-        raise ValueError(
-            f"noise_power must be one number or have shape ({len(measurement)},), one for each scene, got "
-            f"{tuple(noise.shape)}"
-        )
-    if not bool((torch.isfinite(noise) & (noise > 0)).all()):
-        raise ValueError("noise_power must be positive and finite: it is linear (sigma^2), not in dB")
-    received = measurement.y.abs().double().square().mean((1, 2))
-    loud = (noise > 3 * received).nonzero()[:, 0]
-    if len(loud):
-        # What is received holds the noise too: three times as much noise does not happen.
-        warnings.warn(
-            f"noise_power of scene {int(loud[0])} is {float(noise[loud[0]]):.3g}, more than three times the mean power "
-            f"{float(received[loud[0]]):.3g} of its snapshots; is it in dB?",
-            stacklevel=4,
-        )
-    return noise
+    def _candidates(
+        self, measurement: Measurement, estimate: CovarianceEstimate, polish: bool
+    ) -> tuple[list[Sources], tuple[tuple[str, ...], ...]]:
+        """Where the polish starts, or what is reported without one; and what the refiner's guard refused."""
+        options = self.options
+        if options.read_out == "own":
+            chosen = options.candidates if polish else options.own
+            return list(self.backbone.sources(estimate, **chosen)), ()  # type: ignore[operator]  # every backbone has it
+        if options.read_out == "refined" and self.refiner is not None:
+            guarded = self.refiner.sources(estimate)
+            return guarded.sources, guarded.reasons
+        matrix, sample = covariance_from_factor(estimate.factor), None
+        if options.blend:
+            noise = estimate.noise_power if measurement.noise_power is None else measurement.noise_power
+            sample = ls_covariance(measurement.y, measurement.codes, measurement.channel, noise_power=noise)
+            sample = sample.to(matrix.dtype)
+        covariance = effective_covariance(matrix, sample=sample, beta=options.blend)
+        return detect_sources(covariance, self.array, SearchGrid.reference(), options=options.detection), ()

@@ -102,6 +102,20 @@ class RefinerInput:
 def build_refiner(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
     """Make a refiner for a model folder; the network itself needs no array.
 
+    Parameters
+    ----------
+    name : str
+        ``"refiner"``: the only one.
+    array : PlanarArray
+        Not looked at; a model folder builds every network with one.
+    options : dict, optional
+        Fields of :class:`risfast.models.refiner.RefinerOptions`.
+
+    Returns
+    -------
+    nn.Module
+        A :class:`risfast.models.refiner.SpectrumRefiner` with fresh weights.
+
     Raises
     ------
     ValueError

@@ -41,7 +41,18 @@ class Box:
         return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
 
     def clamp(self, state: SourceState) -> SourceState:
-        """The nearest state inside."""
+        """The nearest state inside.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        SourceState
+            Each coordinate, power and noise moved to the nearest bound that it passes.
+        """
         return replace(
             state,
             position=torch.maximum(torch.minimum(state.position, self.high), self.low),
@@ -52,17 +63,49 @@ class Box:
 
 @dataclass(frozen=True)
 class Point:
-    """States of B scenes with their log-likelihoods (B,)."""
+    """States of B scenes with their log-likelihoods.
+
+    Attributes
+    ----------
+    state : SourceState
+        Of B scenes.
+    value : float64 tensor, shape (B,)
+        As :meth:`risfast.likelihood.Likelihood.value` gives it.
+    """
 
     state: SourceState
     value: Tensor
 
     def take(self, scenes: Tensor) -> Point:
-        """Some of the scenes, by their indices."""
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        Point
+            Of b scenes, in that order.
+        """
         return Point(self.state.take(scenes), self.value[scenes])
 
     def put(self, scenes: Tensor, other: Point) -> Point:
-        """A copy with some of the scenes, by their indices, taken from ``other``."""
+        """A copy with some of the scenes, by their indices, taken from ``other``.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0; none twice.
+        other : Point
+            Of b scenes, in the order of ``scenes``.
+
+        Returns
+        -------
+        Point
+            Of B scenes.
+        """
         return Point(
             SourceState(
                 self.state.position.index_copy(0, scenes, other.state.position),
@@ -95,6 +138,7 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     -----
     Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
     that was taken and ten times as large after one that was not.
+    D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM 11(2), 1963.
     """
     used = state.mask.any(0).nonzero()[:, 0]
     inner = state.columns(used)

@@ -18,8 +18,10 @@ from triton.runtime import interpreter
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from bench.gpu_compiled import kernel_module
+from bench.gpu_interpreter import patch_once_a_launch
 from risfast.ops.domain import domain_of
 
+patch_once_a_launch()
 launch = kernel_module("launch")
 
 PAST = 1 << 31

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from risfast.geometry import PlanarArray
-from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.models.atoms import AtomAxes, AtomGrid, _significant
 
 ARRAYS = {
     "square": lambda: PlanarArray.rectangular(4, 4),
@@ -91,6 +91,16 @@ def test_the_reference_grid_keeps_half_of_the_singular_values_and_60_db():
     error = to_elements(grid, grid.synthesis(one))[0].numpy() - exact
     assert np.linalg.norm(error) <= 2e-3 * np.linalg.norm(exact)
     assert max(grid.ranks) <= 520  # of 1040 atoms that are not mirror images of each other
+
+
+def test_a_finer_grid_leaves_out_no_more_than_the_reference_grid():
+    # Every atom ten times: the singular values grow by the root of ten, what may be left out does not.
+    values = torch.logspace(-12, 2, 300, dtype=torch.float64)
+    kept = _significant(values, 3750)
+    assert torch.equal(kept, values > 1e-6 * values[-1])
+    finer = _significant(10 * values, 37_500)
+    assert (10 * values)[~finer].max() <= 1e-6 * values[-1] < (10 * values)[finer].min()
+    assert torch.equal(_significant(values, 400), kept)  # and a coarser one keeps to its own largest
 
 
 def test_axes_are_antisymmetric_and_ranges_increase():

@@ -256,6 +256,10 @@ def test_options_of_every_subcommand_are_these() -> None:
         "detect": common
         | {"--array", "--key", "--grid", "--azimuth-deg", "--elevation-deg", "--range-m", "--wavefront", "--loading"}
         | {"--method", "--max-sources", "--device", "--output", "--picture", "--picture-scene"},
+        "import": common
+        | {"--array-output", "--format", "--field", "--array", "--positions", "--wavelength-m", "--frequency-hz"}
+        | {"--speed-m-s", "--sample-rate-hz", "--polarization", "--block-size", "--flagged", "--covariance"},
+        "doctor": common | {"--folder", "--device"},
         # Generated from the configuration classes: tests/test_cli_train.py holds their options.
         **{name: {"--debug"} for name in COMMANDS},
     }

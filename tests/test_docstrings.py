@@ -13,71 +13,7 @@ import risfast
 
 PACKAGE = Path(risfast.__file__).resolve().parent
 # Modules, and folders with a slash at their end, that are not documented in full yet, and why. It may only shrink.
-PENDING = {
-    **dict.fromkeys(
-        ("likelihood.py", "localize.py", "refined.py", "scoring.py"),
-        "the likelihood polish and the localizer: small states whose methods have one line each",
-    ),
-    **dict.fromkeys(
-        ("cli_evaluate.py", "cli_train.py"),
-        "commands of evaluation, recordings, training and studies",
-    ),
-    **dict.fromkeys(
-        (
-            "evaluate/charts.py",
-            "evaluate/collected.py",
-            "evaluate/latex.py",
-            "evaluate/methods.py",
-            "evaluate/outcome.py",
-            "evaluate/records.py",
-            "evaluate/report.py",
-            "evaluate/report_pictures.py",
-            "evaluate/report_style.py",
-            "evaluate/report_tables.py",
-            "evaluate/suite.py",
-            "evaluate/tables.py",
-        ),
-        "the evaluation suite is being written",
-    ),
-    **dict.fromkeys(("models/atoms.py", "models/unrolled.py"), "the unrolled fit: methods have one line each"),
-    **dict.fromkeys(
-        (
-            "ops/devices.py",
-            "ops/register.py",
-            "ops/register_common.py",
-            "ops/register_cuda.py",
-            "ops/register_cuda_maps.py",
-            "ops/register_cuda_operands.py",
-            "ops/register_cuda_peaks.py",
-            "ops/register_cuda_tables.py",
-            "ops/register_devices.py",
-            "ops/register_linear.py",
-        ),
-        "bodies of registered ops, whose arguments are those of the public operators",
-    ),
-    **dict.fromkeys(
-        (
-            "train/backbone.py",
-            "train/batches.py",
-            "train/checkpoints.py",
-            "train/config.py",
-            "train/distributed.py",
-            "train/loop.py",
-            "train/optimisation.py",
-            "train/overfit.py",
-            "train/pictures.py",
-            "train/records.py",
-            "train/refiner.py",
-            "train/run_folder.py",
-            "train/runs.py",
-            "train/stage.py",
-            "train/toml_file.py",
-            "train/validation.py",
-        ),
-        "the trainer: methods have one line each",
-    ),
-    "tune/": "studies are being written",
-}
+PENDING = {}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 RECORDS = ("NamedTuple", "Protocol")

@@ -70,7 +70,7 @@ def gradient(zeros, batch, tail, power, plane):
 
 @pytest.mark.parametrize("winner", [False, True])
 def test_synthesis_reads_weights(holes, last, winner):
-    n_az, n_el = 48, 32
+    n_az, n_el = 16, 8
     points = dense.DensePoints.build(box(n_az, n_el), "cpu")
     p, power = random(1, n_az, n_el, 2), random(1, n_az, n_el, seed=1).abs() + 1
     plane = (random(1, n_az, n_el, seed=2) > 0).int()

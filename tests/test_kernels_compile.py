@@ -1,7 +1,8 @@
 """Every shipped kernel configuration compiled for three GPUs, without one: no spills, and the right instructions.
 
-Each target is compiled in a process of its own, because the interpreter that the other kernel tests use cannot be left
-once Triton is imported. ``python -m bench.gpu_compiled --write`` makes the tables of kernels/README.md from the same.
+Each target is compiled in a process of its own, beside the others, because the interpreter that the other kernel tests
+use cannot be left once Triton is imported. ``python -m bench.gpu_compiled --write`` makes the tables of
+kernels/README.md from the same.
 """
 
 from __future__ import annotations
@@ -15,11 +16,28 @@ triton = pytest.importorskip("triton", reason="Triton is not installed: its kern
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))
 from bench.gpu_cases import CASES  # noqa: E402
-from bench.gpu_compiled import MOST_SHARED, README, TARGETS, generated, kernel_module, report, section  # noqa: E402
+from bench.gpu_compiled import (  # noqa: E402
+    MOST_SHARED,
+    ONES_TARGETS,
+    README,
+    TARGETS,
+    generated,
+    kernel_module,
+    report,
+    section,
+    started,
+)
 from bench.gpu_floors import floor_table  # noqa: E402
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_target = pytest.mark.parametrize("target", TARGETS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def all_started():
+    """Every target at once, as far as there are processors."""
+    for job in [*((target,) for target in TARGETS), *((target, "--ones") for target in ONES_TARGETS)]:
+        started(*job)
 
 
 def test_every_kernel_has_a_case():
@@ -59,7 +77,7 @@ def test_suppression_rounds_every_product_as_the_cpu_does(target, case):
     assert report(target)[case.name]["fused"] == report(target)[case.name]["double"] == 0
 
 
-@every_target
+@pytest.mark.parametrize("target", ONES_TARGETS)
 def test_compiles_where_every_size_is_one(target):
     assert set(report(target, "--ones")) == {
         next(case.name for case in CASES if case.kernel == kernel) for kernel in {case.kernel for case in CASES}

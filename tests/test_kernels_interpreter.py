@@ -6,10 +6,7 @@ honours if it is asked for before the first import.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -28,19 +25,12 @@ if DEVICE == "cpu" and isinstance(tl.sum, triton.runtime.jit.JITFunction):
     reason = "triton was imported without its interpreter; test_kernels_process.py runs this file in a fresh process"
     pytest.skip(reason, allow_module_level=True)
 
+sys.path.append(str(Path(__file__).resolve().parent.parent))
+from bench.gpu_compiled import kernel_module  # noqa: E402
+from bench.gpu_interpreter import patch_once_a_launch  # noqa: E402
 
-def kernel_module(name):
-    """risfast.kernels.<name>, from the folder kernels/ where the package is not installed."""
-    if importlib.util.find_spec("risfast.kernels") is None:
-        folder = Path(__file__).resolve().parent.parent / "kernels"
-        spec = importlib.util.spec_from_file_location(
-            "risfast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
-        )
-        package = importlib.util.module_from_spec(spec)
-        sys.modules["risfast.kernels"] = package
-        spec.loader.exec_module(package)
-    return importlib.import_module(f"risfast.kernels.{name}")
-
+if DEVICE == "cpu":
+    patch_once_a_launch()
 
 device = kernel_module("device")
 dense = kernel_module("dense")
@@ -125,6 +115,15 @@ def test_sine_and_cosine_are_accurate_to_9e_8_in_every_octant():
     exact = 2 * np.pi * turns.double().numpy()
     assert np.abs(sine.cpu().numpy() - np.sin(exact)).max() < 9e-8
     assert np.abs(cosine.cpu().numpy() - np.cos(exact)).max() < 9e-8
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="about the interpreter")
+def test_a_launch_leaves_the_language_as_it_was():
+    before = dict(vars(tl))
+    out = torch.empty(3)
+    sincos_kernel[(1,)](torch.ones(3), out, torch.empty(3), 3, BLOCK=4)
+    assert out.isfinite().all()
+    assert vars(tl) == before
 
 
 @triton.jit
@@ -290,8 +289,9 @@ def test_dense_map_matches_brute_force(columns, batch, wavefront):
     assert_map(power, plane, expected_power(q, "linear"), 2e-5)
 
 
-@pytest.mark.parametrize("form", ["linear", "reciprocal", "complement"])
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
+@pytest.mark.parametrize(
+    ("form", "precision"), [("linear", "ieee"), ("reciprocal", "tf32x3"), ("complement", "tf32x3")]
+)
 def test_dense_epilogues_scale_each_scene(form, precision):
     positions = oracles.irregular_plane(3, 11, 0.4)
     axes = (np.radians(np.linspace(-60, 60, 5)), np.radians([-20, 7]), RANGES)
@@ -346,20 +346,32 @@ def test_a_triangular_factor_is_not_read_below_its_last_row():
 # --- Interpolation ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n_az", "n_el"), [(1, 1), (17, 5), (60, 36), (44, 28)])
-@pytest.mark.parametrize(("g_az", "g_el", "batch"), [(67, 71, 2), (1, 3, 1)])
-def test_interpolation_is_the_product_of_both_matrices(n_az, n_el, g_az, g_el, batch):
-    rng = np.random.default_rng(n_az)
-    nodes = rng.uniform(1, 2, (batch, 3, n_az, n_el))
-    azimuth, elevation = rng.uniform(0, 1, (g_az, n_az)), rng.uniform(0, 1, (g_el, n_el))
-    q = np.einsum("am,brmn,en->baer", azimuth, nodes, elevation)
-    given = [on(x, torch.float32) for x in (nodes, azimuth, elevation)]
-    for form in ("linear", "reciprocal", "complement"):
-        offset = int(2 * q.max()) + 1
-        expected = expected_power(q, form, offset)
-        assert_map(*interpolate.interpolate_map(*given, epilogue(form, batch, offset)), expected, 2e-5)
-    volume = interpolate.interpolate_volume(*given, epilogue("linear", batch)).cpu().numpy()
-    np.testing.assert_allclose(volume, expected_power(q, "linear"), rtol=1e-5)
+def interpolation_case(nodes, grid, batch):
+    """Nodes and both matrices as the kernels take them, and the product in float64."""
+    rng = np.random.default_rng(nodes[0])
+    values = rng.uniform(1, 2, (batch, 3, *nodes))
+    azimuth, elevation = (rng.uniform(0, 1, sizes) for sizes in zip(grid, nodes, strict=True))
+    q = np.einsum("am,brmn,en->baer", azimuth, values, elevation, optimize=True)
+    return [on(x, torch.float32) for x in (values, azimuth, elevation)], q
+
+
+@pytest.mark.parametrize("form", ["linear", "reciprocal", "complement"])
+@pytest.mark.parametrize(
+    ("nodes", "grid", "batch"), [((1, 1), (67, 71), 2), ((17, 5), (67, 71), 2), ((44, 28), (1, 3), 1)]
+)
+def test_interpolation_is_the_product_of_both_matrices(nodes, grid, batch, form):
+    given, q = interpolation_case(nodes, grid, batch)
+    offset = int(2 * q.max()) + 1
+    expected = expected_power(q, form, offset)
+    assert_map(*interpolate.interpolate_map(*given, epilogue(form, batch, offset)), expected, 2e-5)
+    volume = interpolate.interpolate_volume(*given, epilogue(form, batch, offset)).cpu().numpy()
+    np.testing.assert_allclose(volume, expected, rtol=2e-5)
+
+
+def test_interpolation_from_the_nodes_of_the_reference_system():
+    given, q = interpolation_case((60, 36), (67, 35), 1)
+    power, plane = interpolate.interpolate_map(*given, epilogue("reciprocal", 1))
+    assert_map(power, plane, expected_power(q, "reciprocal"), 2e-5)
 
 
 def test_chebyshev_capon_of_dense_nodes_matches_brute_force():
@@ -409,35 +421,11 @@ def test_bad_operands_are_named():
         dense.dense_map(on(np.zeros((2, 6, 2))), points, epilogue("linear", 1))
     with pytest.raises(ValueError, match="form must be one of"):
         launch.Epilogue("square", torch.ones(1))
-    with pytest.raises(ValueError, match="no configuration for 65 columns"):
-        lag.lag_configuration(65, torch.float32)
+    for columns, dtype in ((65, torch.float32), (33, torch.float64)):
+        with pytest.raises(ValueError, match=f"no configuration for {columns} columns"):
+            lag.lag_configuration(columns, dtype)
     spherical = domain(oracles.rectangular(3, 2), [0.1], [0.3], RANGES, "spherical")
     with pytest.raises(ValueError, match="fresnel or planar"):
         lag_tables.LagTables.build(spherical, torch.float32, DEVICE)
     with pytest.raises(ValueError, match="one device"):
         launch.check_operands(lag.lag_rows_kernel, a=torch.ones(1), b=torch.ones(1, device="meta"))
-
-
-def test_cpu_tensors_without_the_interpreter_are_refused():
-    root = Path(__file__).resolve().parent.parent
-    code = (
-        "import importlib.util, sys, torch, risfast\n"
-        f"spec = importlib.util.spec_from_file_location('risfast.kernels', {str(root / 'kernels/__init__.py')!r}, "
-        f"submodule_search_locations=[{str(root / 'kernels')!r}])\n"
-        "sys.modules['risfast.kernels'] = importlib.util.module_from_spec(spec)\n"
-        "from risfast.kernels import interpolate, launch\n"
-        "one = torch.ones(1, 1, 1, 1)\n"
-        "interpolate.interpolate_map(one, one[0, 0], one[0, 0], launch.Epilogue('linear', torch.ones(1)))\n"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1
-    assert "RuntimeError: a Triton kernel was given CPU tensors" in done.stderr
-
-
-def test_importing_risfast_leaves_triton_alone():
-    root = Path(__file__).resolve().parent.parent
-    code = "import risfast, risfast.ops, sys; print([m for m in sys.modules if m.startswith('triton')])"
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.stdout.strip() == "[]", done.stderr

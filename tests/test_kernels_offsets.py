@@ -159,27 +159,28 @@ MANY_RANGES = tuple(np.linspace(0.6, 9.0, 40))
 
 @both_kinds
 def test_lag_rows_and_evaluation(holes, last, kind):
-    dtype = REAL[kind]
-    tables = lag_tables.LagTables.build(box(ranges=MANY_RANGES, wavefront="fresnel"), dtype, "cpu")
-    tail = random(8, 40, 4, 5, dtype=kind)
+    dtype, planes = REAL[kind], 16
+    ranges = tuple(np.linspace(0.6, 9.0, planes))
+    tables = lag_tables.LagTables.build(box(ranges=ranges, wavefront="fresnel"), dtype, "cpu")
+    tail = random(8, planes, 4, 5, dtype=kind)
     expected = lag.lag_rows(tail, tables)
     maps = launch.best_and_plane((8, 3, 5), dtype, torch.device("cpu"))
     lag_evaluate.lag_evaluate(expected, tables, epilogue(8), (*maps, None))
-    volume = torch.empty(8, 40, 3, 5, dtype=dtype)
+    volume = torch.empty(8, planes, 3, 5, dtype=dtype)
     lag_evaluate.lag_evaluate(expected, tables, epilogue(8), (*maps, volume))
     last(1)
-    batch = beyond(2 * 40 * 4 * 5)
+    batch = beyond(2 * planes * 4 * 5)
     rows = lag.lag_rows(ending(holes, batch, tail), tables)
     assert torch.equal(rows[:, :, -1, -8:], expected[:, :, -1, -8:])  # one tile of 8 planes and 4 lags
-    batch = beyond(40 * 3 * 5)
-    rows = holes(2, 3, batch, 40, 4, dtype=dtype)
+    batch = beyond(planes * 3 * 5)
+    rows = holes(2, 3, batch, planes, 4, dtype=dtype)
     rows[:, :, -8:] = expected
     assert rows[0].numel() > PAST / 2
     found = launch.best_and_plane((batch, 3, 5), dtype, torch.device("cpu"))
     lag_evaluate.lag_evaluate(rows, tables, epilogue(batch), (*found, None))
     equal_at_the_end(found[0][:, -1], maps[0][:, -1], 8)  # the last program's elevation
     assert torch.equal(found[1][-8:, -1], maps[1][:, -1])
-    large = holes(batch, 40, 3, 5, dtype=dtype)
+    large = holes(batch, planes, 3, 5, dtype=dtype)
     lag_evaluate.lag_evaluate(rows, tables, epilogue(batch), (*found, large))
     equal_at_the_end(large[:, :, -1], volume[:, :, -1], 8)
 
@@ -189,12 +190,12 @@ def test_lag_rows_and_evaluation(holes, last, kind):
 
 @both_kinds
 def test_the_inverse_reads_and_writes_matrices(holes, last, kind):
-    F = random(1, 64, 64, dtype=kind)
+    F = random(1, 48, 48, dtype=kind)
     R, delta = F @ F.mH, torch.full((1,), 0.5)
     factor, info = inverse.inverse_factor(R, delta, dtype=REAL[kind])
     expected = inverse.inverse_from_factor(factor)
     assert info.tolist() == [0]
-    batch = beyond(2 * 64 * 64)
+    batch = beyond(2 * 48 * 48)
     last(1)
     actual, info = inverse.inverse_factor(ending(holes, batch, R), torch.full((batch,), 0.5), dtype=REAL[kind])
     equal_at_the_end(actual, factor)

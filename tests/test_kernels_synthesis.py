@@ -67,8 +67,7 @@ def test_dense_synthesis_matches_brute_force(n, batch, wavefront):
     assert_synthesis(synthesis.dense_synthesis(given(p), points), p, A)
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32x3"])
-@pytest.mark.parametrize("count", [1, 67, 131])
+@pytest.mark.parametrize(("count", "precision"), [(1, "ieee"), (67, "tf32x3"), (131, "ieee")])
 def test_dense_synthesis_of_lists_of_points_each_with_its_range(count, precision):
     positions = oracles.irregular_plane(9, 13, 0.4)
     rng = np.random.default_rng(count)
@@ -140,9 +139,11 @@ def test_adjoint_interpolation_is_the_product_of_both_transposed_matrices(n_az, 
     np.testing.assert_allclose(actual, expected, atol=1e-6 * np.abs(p).sum((1, 2, 3)).max())
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize(("array", "wavefront"), [("permuted", "fresnel"), ("off-centre", "planar")])
+@pytest.mark.parametrize(
+    ("array", "wavefront", "dtype"),
+    [("permuted", "fresnel", torch.float32), ("off-centre", "planar", torch.float64)],
+)
 def test_lag_synthesis_matches_brute_force_on_every_symmetry(array, wavefront, grid, dtype):
     axes = (*GRIDS[grid], RANGES)
     tables = lag_tables.LagTables.build(domain(LATTICES[array], *axes, wavefront), dtype, DEVICE)

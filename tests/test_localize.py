@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import math
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.covariance import ls_covariance
+from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.detect import Sources, detect_sources
 from risfast.errors import ShapeError
 from risfast.evaluate import match
-from risfast.geometry import PlanarArray
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.guarded import GuardedSources
 from risfast.localize import Localizer, LocalizerOptions
-from risfast.models import build_backbone
+from risfast.model_files import read_card, save_model
+from risfast.models import Measurement, build_backbone
+from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.polish import PolishOptions
 
 ARRAY = PlanarArray.rectangular(6, 6)
@@ -91,6 +97,72 @@ def test_capon_peaks_can_be_the_candidates():
     assert hits >= 5
 
 
+def test_capon_candidates_are_those_of_the_blended_covariance():
+    scenes = scenes_of()
+    localizer = Localizer.classical(ARRAY, LocalizerOptions(read_out="capon", blend=0.4))
+    measured = (scenes.y, scenes.codes, scenes.channel)
+    result = localizer.analyse(*measured, polish=False)
+    noise = localizer.backbone(Measurement(*measured)).noise_power
+    fitted = (result.factor @ result.factor.mH).to(torch.complex128)
+    sample = ls_covariance(*measured, noise_power=noise).to(torch.complex128)
+    trace = lambda r: r.diagonal(dim1=-2, dim2=-1).real.sum(-1)[:, None, None]  # noqa: E731
+    blended = 36 * (0.6 * fitted / trace(fitted) + 0.4 * sample / trace(sample))
+    expected = detect_sources(blended, ARRAY, SearchGrid.reference(), options=localizer.options.detection)
+    for found, one in zip(result.sources, expected, strict=True):
+        torch.testing.assert_close(found.position.double(), one.position, rtol=1e-3, atol=1e-3)
+    alone = Localizer.classical(ARRAY, LocalizerOptions(read_out="capon")).localize(*measured, polish=False)
+    assert any(
+        len(a) != len(b) or not torch.equal(a.power, b.power) for a, b in zip(alone, result.sources, strict=True)
+    )
+
+
+class Redrawn(NamedTuple):
+    """Stands for a refiner: the truth as it found it in some scenes, refused in the others."""
+
+    scenes: Scenes
+
+    def sources(self, estimate):
+        found = []
+        for position, mask in zip(self.scenes.position, self.scenes.mask, strict=True):
+            azimuth, elevation, r = position[mask].unbind(-1)
+            found.append(Sources(azimuth, elevation, r, torch.ones_like(r), torch.ones_like(r)))
+        return GuardedSources(found, ((), ("saturated",), ()))
+
+
+def test_a_refiner_gives_the_candidates_and_what_its_guard_refused_is_told():
+    scenes = scenes_of()
+    fit = Localizer.classical(ARRAY).backbone
+    localizer = Localizer(fit, ARRAY, LocalizerOptions(read_out="refined"), refiner=Redrawn(scenes))
+    result = localizer.analyse(scenes.y, scenes.codes, scenes.channel, polish=False)
+    assert hits_and_ghosts(result.sources, scenes) == (6, 0)
+    assert result.refused == ((), ("saturated",), ())
+    assert Localizer(fit, ARRAY, refiner=Redrawn(scenes)).analyse(scenes.y, scenes.codes, scenes.channel).refused == ()
+    with pytest.raises(ValueError, match="needs a refiner"):
+        Localizer(fit, ARRAY, LocalizerOptions(read_out="refined"))
+
+
+@pytest.mark.parametrize("helps", [True, False])
+def test_a_refiner_in_the_model_folder_is_loaded_where_it_helps(tmp_path, helps):
+    small = {"steps": 2, "width": 4, "head_width": 4, "axes": {"n_azimuth": 9, "n_elevation": 7, "n_range": 4}}
+    backbone = build_backbone("unrolled", ARRAY, small)
+    save_model(tmp_path, "unrolled", backbone.state_dict(), ARRAY, small, {})
+    refiner = SpectrumRefiner(RefinerOptions(1, (8, 16), (2,)))
+    axes = {name: axis.tolist() for name, axis in vars(SearchGrid.box(31, 21, [0.6, 2.0], 0.8, 0.4)).items()}
+    card = {
+        "helps": helps,
+        "reading": {"maps": ["capon"], "threshold": 0.25},
+        "grid": axes,
+        "backbone": {"sha256": read_card(tmp_path)["sha256"]},
+    }
+    save_model(tmp_path / "refiner", "refiner", refiner.state_dict(), ARRAY, refiner.options(), card)
+    if helps:
+        assert Localizer.load(tmp_path, LocalizerOptions(read_out="refined")).refiner is not None
+    else:
+        assert Localizer.load(tmp_path).refiner is None
+        with pytest.raises(ValueError, match="none whose own test says that it helps"):
+            Localizer.load(tmp_path, LocalizerOptions(read_out="refined"))
+
+
 def test_a_learned_backbone_runs_without_training():
     small = {"steps": 2, "width": 4, "head_width": 4, "axes": {"n_azimuth": 9, "n_elevation": 7, "n_range": 4}}
     scenes = scenes_of()
@@ -145,5 +217,7 @@ def test_a_noise_power_above_what_is_received_is_warned_of(localizer):
 def test_wrong_options_are_refused():
     with pytest.raises(ValueError, match="read_out must be one of"):
         LocalizerOptions(read_out="music")
+    with pytest.raises(ValueError, match="blend must lie"):
+        LocalizerOptions(blend=1.5)
     with pytest.raises(ValueError, match="scenes_at_once"):
         LocalizerOptions(scenes_at_once=0)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
 import subprocess
 import sys
 import threading
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from risfast.evaluate.methods import METHOD_TITLES, METHODS, Methods, measuremen
 from risfast.evaluate.records import Place, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
+from risfast.evaluate.variants import VARIANTS
 
 TESTS = Path(__file__).parent
 
@@ -151,7 +154,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(
 # ---- methods
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m != "transformer_capon"])
+@pytest.mark.parametrize("name", [m for m in METHODS if m != "transformer_capon" and m not in VARIANTS])
 def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Path, name: str) -> None:
     methods = Methods(model)
     scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(4))
@@ -162,6 +165,31 @@ def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Pa
     else:
         assert [len(s) for s in found.sources] == counts
     assert found.seconds > 0
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_the_localizer_with_one_thing_changed(model: Path, name: str) -> None:
+    methods = Methods(model)
+    options, changed = methods.localizer.options, VARIANTS[name].of(methods.localizer.options)
+    same = {f.name for f in fields(options) if getattr(options, f.name) == getattr(changed, f.name)}
+    polish = {f.name for f in fields(options.polish)}
+    kept = {n for n in polish if getattr(options.polish, n) == getattr(changed.polish, n)}
+    assert {f.name for f in fields(options)} - same - {"polish"} == set(VARIANTS[name].options)
+    assert polish - kept == set(VARIANTS[name].polish_options)
+    identities = [json.dumps(methods.identity(other)) for other in ("localizer", "localizer_raw", *VARIANTS)]
+    assert identities.count(json.dumps(methods.identity(name))) == 1  # records of one are never taken for another's
+    scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(2))
+    found = methods[name].find(scenes, *measurement_of(scenes, "blind"))
+    assert len(found.sources) == 2
+    assert ("polish" in found.stages) is VARIANTS[name].polish
+
+
+def test_the_ablation_is_over_scenes_of_the_main_set(model: Path) -> None:
+    sets = {s.name: s for s in scene_sets("ablation", 64, ("localizer", "greedy_ml"))}
+    assert sets["ablation"].cells == sets["main"].cells
+    assert sets["ablation"].scenes == 32
+    assert {run.method for run in sets["ablation"].runs} == {"localizer", "localizer_raw", *VARIANTS}
+    assert [s.name for s in scene_sets("ablation", 64, ("greedy_ml",))] == ["main"]  # nothing to take apart
 
 
 def test_only_the_knowledge_that_is_named_is_handed_over() -> None:

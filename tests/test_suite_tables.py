@@ -157,7 +157,12 @@ KEY = ("benchmark", "scenes", "snapshots", "method", "knowledge", "variable", "l
 
 def test_every_benchmark_has_its_rows_with_the_bound_beside_them(done: Finished) -> None:
     rows = rows_of(done, "figures")
-    assert {r["benchmark"] for r in rows} == {*(f"B{i}" for i in (1, 2, 3, 4, 5, 6, 7, 9)), "headline", "robustness"}
+    assert {r["benchmark"] for r in rows} == {
+        *(f"B{i}" for i in (1, 2, 3, 4, 5, 6, 7, 9)),
+        "headline",
+        "ablation",
+        "robustness",
+    }
     groups = {tuple(r[n] for n in KEY[:-1]) for r in rows}
     for group in groups:
         own = [r for r in rows if tuple(r[n] for n in KEY[:-1]) == group]

@@ -14,8 +14,10 @@ from training_process import silent
 from risfast.cli import main
 from risfast.data import generate_scenes
 from risfast.geometry import SearchGrid
-from risfast.model_files import load_model, save_model
+from risfast.localize import REFINER_FOLDER, Localizer
+from risfast.model_files import load_model, read_card, save_model
 from risfast.models import build_backbone
+from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.refined import RefinedOptions
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
@@ -144,6 +146,13 @@ def test_it_helps_with_more_f1_or_with_fewer_ghosts_at_no_less_recall(
 
 def test_without_figures_it_is_not_known_to_help() -> None:
     assert helps({}) is False
+
+
+def test_the_package_holds_no_refiner_whose_own_test_does_not_say_that_it_helps() -> None:
+    # The localizer would leave it out: it would be weight without use.
+    within = DEFAULT_MODEL / REFINER_FOLDER
+    assert not within.exists() or read_card(within)["helps"] is True
+    assert (Localizer.from_pretrained().refiner is not None) == within.exists()
 
 
 def test_a_configuration_survives_toml(backbone: Path, tmp_path: Path) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 import types
@@ -20,18 +22,20 @@ from torch import nn
 from training_process import CONFIG, silent
 
 from risfast.data import generate_scenes
-from risfast.durable import finite_json
+from risfast.durable import finite_json, write_synced
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
 from risfast.model_files import load_model, save_model
+from risfast.models import build_backbone
 from risfast.models.base import Measurement
 from risfast.objective import Terms
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
 from risfast.train.records import EventFile
+from risfast.train.run_folder import validation_scenes
 from risfast.train.runs import Progress
-from risfast.train.stage import Outcome
+from risfast.train.stage import Outcome, _pictured
 
 PROCESS = Path(__file__).with_name("training_process.py")
 
@@ -189,8 +193,7 @@ def run_process(*arguments: str) -> None:
 
 
 def test_a_run_killed_at_ten_random_instants_ends_with_the_same_bits(tmp_path: Path) -> None:
-    run_process("once", str(tmp_path / "whole"))
-    run_process("kill", str(tmp_path / "killed"), "10", "4")
+    run_process("kill", str(tmp_path), "10", "4")
     assert metrics(tmp_path / "whole")[-1]["step"] == CONFIG.optimiser.steps
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
@@ -219,6 +222,42 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
 
     with pytest.raises(ValueError, match=r"another architecture: hidden\.bias"):
         train(tiny(optimiser={"steps": 4}), tmp_path / "run", build=wider)
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_with_room_it_goes_on(
+    finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        if "00000008" in str(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_synced(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("risfast.train.checkpoints.write_synced", full)
+        with pytest.raises(OSError, match=r"checkpoint of step 8: No space left"):
+            train(TINY, tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoints" / "LATEST").read_text().strip() < "ckpt-00000008"
+    assert not (tmp_path / "run" / "model").exists()
+    train(TINY, tmp_path / "run")
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+def test_more_sources_than_the_backbone_has_room_for_are_refused(tmp_path: Path) -> None:
+    small = {"n_antennas": 4, "width": 8, "n_heads": 1, "n_layers": 1, "hidden": 8, "column_width": 4}
+    config = tiny(backbone={"name": "transformer", "options": {**small, "max_sources": 1}})
+    with pytest.raises(ValueError, match=r"system\.n_sources goes up to 2.* max_sources=2"):
+        train(config, tmp_path / "run", build=build_backbone)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_scenes_that_are_drawn_are_the_clearest_a_middling_and_the_faintest() -> None:
+    options = TINY.validation
+    every = validation_scenes(TINY, options.snapshots[-1], options.test_seed, 16, torch.device("cpu"))
+    snr = _pictured(TINY, torch.device("cpu")).snr_db
+    assert len(snr) == 3
+    assert snr[0] == every.snr_db.max()
+    assert snr[2] == every.snr_db.min()
+    assert snr[2] < snr[1] < snr[0]
 
 
 def test_a_backbone_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import tomllib
 
 import pytest
 from test_tune_cached import model  # noqa: F401 - a fixture
+from tuning_process import without_pictures
 
 from risfast.cli import main
 from risfast.cli_train import COMMANDS
@@ -14,7 +15,9 @@ from risfast.train.config import RunConfig
 from risfast.train.toml_file import read_toml, to_toml
 from risfast.tune.options import Hpo2Config, HpoConfig
 from risfast.tune.presets import PRESETS
+from risfast.tune.study import join_study, open_study
 
+MACHINE = ("--base.machine.threads", "1")
 TINY = [
     *("--base.system.n-h", "5", "--base.system.n-v", "4", "--base.system.n-antennas", "4"),
     *("--base.system.n-sources", "1", "2", "--base.data.snapshots", "8", "--base.data.weights", "1"),
@@ -22,7 +25,7 @@ TINY = [
     *("--base.optimiser.steps", "4", "--base.optimiser.batch-size", "4", "--base.optimiser.warmup", "1"),
     *("--base.backbone.options", "steps=2", "width=4", "head_width=4", "columns=8"),
     *("axes.n_azimuth=9", "axes.n_elevation=7", "axes.n_range=4"),
-    *("--base.machine.threads", "1"),
+    *MACHINE,
 ]
 
 
@@ -55,11 +58,15 @@ def test_detection_is_tuned_reported_joined_and_gone_on_with(model, tmp_path, ca
     assert run("hpo", *options, "--trials", "9") == 0
     assert "9 trials done" in capsys.readouterr().out
     assert (results / "importance.png").stat().st_size > 5000
-    assert run("hpo", "--join", tmp_path / "run", "--run", tmp_path / "run", "--report") == 0
-    assert "9 trials done" in capsys.readouterr().out
+    assert run("hpo", "--join", tmp_path / "run", "--report", "--check", "2", *MACHINE) == 0
+    text = capsys.readouterr().out
+    assert "9 trials done" in text
+    assert "on 2 other scenes" in text
+    assert any(line.startswith("f1 ") for line in text.splitlines())
 
 
-def test_the_best_training_is_a_configuration_that_training_takes(tmp_path, capsys):
+def test_the_best_training_is_a_configuration_that_training_takes(tmp_path, monkeypatch, capsys):
+    without_pictures(monkeypatch)
     options = [*TINY, "--run", tmp_path / "run", "--parameters", "optimiser.lr", "objective"]
     assert run("hpo", *options, "--trials", "2", "--storage", "journal") == 0
     assert "best" in capsys.readouterr().out
@@ -72,6 +79,36 @@ def test_the_best_training_is_a_configuration_that_training_takes(tmp_path, caps
     assert read_toml(RunConfig, tmp_path / "again" / "config.toml").optimiser == config.optimiser
 
 
+def test_both_stages_run_on_the_whole_space_and_crown_or_refuse(tmp_path, monkeypatch, capsys):
+    without_pictures(monkeypatch)
+    monkeypatch.setattr("risfast.tune.pictures.draw_study", lambda *arguments: {})
+    both = ["hpo2", "--run", tmp_path / "run", "--top", "3", "--budget", "2", "--study.trials", "3"]
+    both += [a.replace("--base.", "--study.base.") for a in TINY] + ["--study.score.scenes", "3"]
+    # Narrow networks are not in the space of widths, but the first trial keeps what it can.
+    status = run(*both, "--study.score.polish", "False", "--study.pruner.kind", "none")
+    text = capsys.readouterr().out
+    assert "rank correlation of the stages" in text
+    assert status == (1 if "no winner" in text else 0)
+    best = tmp_path / "run" / "results" / "best.toml"
+    assert best.exists() == (status == 0)
+    with open_study(stored_config(tmp_path / "run", "risfast"), tmp_path / "run") as first:
+        one = [t.params for t in first.study.trials]
+    with open_study(stored_config(tmp_path / "run", "risfast.final"), tmp_path / "run") as second:
+        two = [t.params for t in second.study.trials]
+    assert len(one) == len(two) == 3
+    assert all(params in one for params in two)
+    if status == 0:
+        assert read_toml(RunConfig, best).optimiser.steps == 8
+    by_surrogate = read_toml(RunConfig, tmp_path / "run" / "results" / "stage1" / "best.toml")
+    assert by_surrogate.optimiser.steps == 4
+    assert any(by_surrogate.optimiser.lr == params["optimiser.lr"] for params in one)
+
+
+def stored_config(folder, name):
+    """The configuration that a study was made with."""
+    return join_study("sqlite", name, folder, HpoConfig()).config
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -80,6 +117,8 @@ def test_the_best_training_is_a_configuration_that_training_takes(tmp_path, caps
         (["hpo", "--storage", "redis"], "give sqlite, journal, or a URL"),
         (["hpo", "--join", "nowhere"], "nowhere holds no study"),
         (["hpo", "--report"], "no trial of 'risfast' has finished"),
+        (["hpo", "--check", "-1"], "--check must be at least 2, got -1"),
+        (["hpo", "--check", "9"], "only a study of detection is checked on other scenes"),
         (["hpo2", "--preset", "huge"], "--preset must be one of quick, reference; got 'huge'"),
         (["hpo2", "--preset", "quick", "--config", "x.toml"], "give --preset or --config, not both"),
         (["hpo2", "--preset", "quick", "--stages", "second"], "stage 2 takes the best 4 trials of stage 1"),

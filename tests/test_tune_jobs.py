@@ -141,23 +141,14 @@ def test_a_trial_that_was_finished_after_it_was_enqueued_again_is_not_done_twice
 
 
 def test_a_trial_of_a_dead_process_of_this_machine_is_taken_over_at_once(tmp_path):
-    child = subprocess.Popen([sys.executable, str(PROGRAM), "journal", str(tmp_path), "1", "600"])
-    opened = None
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            if (tmp_path / "study.journal").is_file():
-                opened = opened or open_study(config("journal", 1), tmp_path)
-                if any("worker" in t.user_attrs for t in trials_of(opened)):
-                    break
-            time.sleep(0.05)
-        os.kill(child.pid, signal.SIGKILL)
-    finally:
-        child.kill()
-        child.wait()
-    with quiet():
-        patient = Jobs(opened.study, opened.opened, 1e9, 5)
-        job = patient.claim()
+    with open_study(config("journal", 1), tmp_path) as opened, Workers("journal", tmp_path, 1, 600.0) as workers:
+        number = workers.start()
+        assert wait_until_at_work(workers, opened, number)
+        os.kill(number, signal.SIGKILL)
+        assert workers.wait(number) == -signal.SIGKILL
+        with quiet():
+            patient = Jobs(opened.study, opened.opened, 1e9, 5)
+            job = patient.claim()
     assert (job.slot, job.attempt) == (0, 1)
 
 
@@ -233,43 +224,111 @@ def test_a_trial_that_falls_behind_is_pruned(tmp_path):
     assert all(t.user_attrs["slot"] >= 2 for t in pruned)
 
 
+class Workers:
+    """Processes that work on one study, and can be killed."""
+
+    def __init__(self, storage, folder, trials, pause_s):
+        command = [sys.executable, str(PROGRAM), storage, str(folder), str(trials), str(pause_s)]
+        self._parent = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._running = set()
+
+    def _ask(self, question):
+        self._parent.stdin.write(f"{question}\n")
+        self._parent.stdin.flush()
+        return self._parent.stdout.readline().strip()
+
+    def start(self):
+        number = int(self._ask("start"))
+        self._running.add(number)
+        return number
+
+    def ended(self, number):
+        """Exit status of a worker, None while it runs."""
+        answer = self._ask(f"state {number}")
+        if answer == "running":
+            return None
+        self._running.remove(number)
+        return int(answer)
+
+    def alive(self, number):
+        """Whether a worker runs; its exit status stays to be asked for."""
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+    def wait(self, number, timeout_s=120.0):
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            status = self.ended(number)
+            if status is not None:
+                return status
+            time.sleep(0.02)
+        raise AssertionError(f"worker {number} still runs after {timeout_s:g} s")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for number in self._running:
+            os.kill(number, signal.SIGKILL)
+        self._parent.stdin.close()
+        self._parent.stdout.close()
+        self._parent.wait()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 def test_four_workers_killed_at_random_lose_and_double_no_trial(storage, tmp_path):
-    kill_workers(storage, tmp_path, trials=40, kills=12, seed=1)
+    kill_workers(storage, tmp_path, trials=48, kills=12, seed=1)
 
 
 def kill_workers(storage, folder, trials, kills, seed):
     """Four workers on one study; one of them is killed every so often and replaced."""
-    with open_study(config(storage, trials), folder) as opened:
-        command = [sys.executable, str(PROGRAM), storage, str(folder), str(trials), "1.0"]
-        killed = killed_and_replaced(command, kills, seed)
+    with open_study(config(storage, trials), folder) as opened, Workers(storage, folder, trials, 1.0) as workers:
+        killed = killed_and_replaced(workers, opened, kills, seed)
         assert killed == kills, "the study was through before enough workers had been killed"
         assert_each_slot_is_done_once(opened, trials)
         assert opened.jobs.state() == (trials, 0, 0)
-        assert len([t for t in trials_of(opened) if t.state == TrialState.FAIL]) >= 1
+        assert_lost_trials_were_tried_again(opened)
 
 
-def killed_and_replaced(command, kills, seed):
-    """Run four workers to their end; returns how many were killed."""
+def assert_lost_trials_were_tried_again(opened):
+    trials = trials_of(opened)
+    lost = [t for t in trials if t.state == TrialState.FAIL and "worker" in t.user_attrs]
+    assert lost, "no worker was killed in the middle of a trial"
+    for trial in lost:
+        slot, attempt = trial.user_attrs["slot"], trial.user_attrs["attempt"]
+        again = [t for t in trials if (t.user_attrs["slot"], t.user_attrs["attempt"]) == (slot, attempt + 1)]
+        assert any(trial.params.items() <= t.params.items() for t in again)
+
+
+def killed_and_replaced(workers, opened, kills, seed):
+    """Run four workers to their end; returns how many were killed.
+
+    Two of three are killed in the middle of a trial, the third at any moment: while it starts, takes or stores one.
+    """
     rng = random.Random(seed)
-    workers = [subprocess.Popen(command) for _ in range(4)]
-    done = 0
-    try:
-        time.sleep(4.0)  # imports
-        while done < kills:
-            time.sleep(rng.uniform(0.1, 1.0))
-            victim = rng.randrange(4)
-            if workers[victim].poll() is not None:
-                break  # the study is through
-            os.kill(workers[victim].pid, signal.SIGKILL)
-            workers[victim].wait()
-            workers[victim] = subprocess.Popen(command)
-            done += 1
-        for worker in workers:
-            assert worker.wait(timeout=300) == 0
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    return done
+    four = [workers.start() for _ in range(4)]
+    for done in range(kills):
+        victim = rng.randrange(4)
+        if done % 3 and not wait_until_at_work(workers, opened, four[victim]):
+            return done  # the study is through
+        time.sleep(rng.uniform(0.0, 0.5))
+        if workers.ended(four[victim]) is not None:
+            return done
+        os.kill(four[victim], signal.SIGKILL)
+        assert workers.wait(four[victim]) == -signal.SIGKILL
+        four[victim] = workers.start()
+    assert [workers.wait(number) for number in four] == [0] * 4
+    return kills
+
+
+def wait_until_at_work(workers, opened, number, timeout_s=120.0):
+    """Whether a worker has a trial, or has come to its end without another."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        running = (t.user_attrs.get("worker", {}) for t in trials_of(opened) if t.state == TrialState.RUNNING)
+        if any(worker.get("pid") == number for worker in running):
+            return True
+        if not workers.alive(number):
+            return False
+        time.sleep(0.02)
+    raise AssertionError(f"worker {number} has not begun a trial after {timeout_s:g} s")

@@ -11,6 +11,7 @@ import pytest
 import torch
 from optuna import TrialPruned
 from tiny_backbone import build, tiny
+from tuning_process import without_pictures
 
 from risfast.evaluate.metrics import score
 from risfast.train.config import RunConfig
@@ -18,6 +19,11 @@ from risfast.train.loop import TrainingError
 from risfast.train.toml_file import read_toml
 from risfast.tune.objectives import TrainingObjective, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
+
+
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch):
+    without_pictures(monkeypatch)
 
 
 def study(**changes):

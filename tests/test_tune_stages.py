@@ -15,9 +15,12 @@ from tuning_process import Waiting, config
 from risfast.tune.errors import StudyError
 from risfast.tune.objectives import value_of_sums
 from risfast.tune.options import Hpo2Config
+from risfast.tune.presets import PRESETS
+from risfast.tune.space import study_space
 from risfast.tune.stages import (
     finished_trials,
     rank_correlation,
+    second_config,
     second_stage,
     top_trials,
     verdict,
@@ -31,7 +34,7 @@ FARTHEST = 22.0
 
 def stages(tmp_path, trials=6, top=3, storage="journal"):
     both = Hpo2Config(top=top, budget=2.0, resamples=400, study=config(storage, trials))
-    return both, open_study(both.study, tmp_path), open_study(both.second(), tmp_path)
+    return both, open_study(both.study, tmp_path), open_study(second_config(both), tmp_path)
 
 
 class Judged:
@@ -65,6 +68,12 @@ def test_stage_two_takes_the_best_unchanged_with_more_steps_and_never_prunes(tmp
     assert second.config.base.validation.every == 2 * first.config.base.validation.every
     assert second.config.pruner.kind == "none"
     assert second.config.objective == "mvdr_final"
+
+
+def test_stage_two_has_the_parameters_of_stage_one_and_no_other():
+    """Also where its objective would tune the localizer, and its longer trainings a longer warm-up."""
+    for both in (Hpo2Config(), PRESETS["quick"](), Hpo2Config(study=config("journal", 9))):
+        assert list(study_space(second_config(both))) == list(study_space(both.study))
 
 
 def test_stage_two_before_stage_one_has_enough_trials_is_refused(tmp_path):

@@ -1,11 +1,11 @@
 """Runs the tiny training in processes of its own: killed at random instants, or two at a time.
 
-Usage: training_process.py once FOLDER
-       training_process.py same FOLDER
+Usage: training_process.py same FOLDER
        training_process.py kill FOLDER KILLS SEED
-"same" is a run without dropout, whose result does not depend on the number of processes; it must leave no thread of
-their group behind, for one that is still at work when the interpreter shuts down aborts the process. "kill" makes
-children that train and kills each after a random time, until so many died before their end.
+"same" is a run without dropout, whose result does not depend on the number of processes; its group must have had
+threads, and leave none behind, for one that is still at work when the interpreter shuts down aborts the process.
+"kill" makes children that train in FOLDER/killed and kills each after a random time, until so many died before their
+end; it then ends that run, and makes the same one in FOLDER/whole without a break.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def kill(folder: Path, kills: int, seed: int) -> None:
     while done < kills:
         child = os.fork()
         if child == 0:
-            train_backbone(CONFIG, folder, silent, build=build)
+            train_backbone(CONFIG, folder / "killed", silent, build=build)
             os._exit(0)
         time.sleep(rng.uniform(0.02, 0.6))
         os.kill(child, signal.SIGKILL)
@@ -49,7 +49,8 @@ def kill(folder: Path, kills: int, seed: int) -> None:
         if not os.WIFSIGNALED(status):  # it was through before the kill: nothing is left to interrupt
             raise SystemExit(f"the run ended after {done} kills; give it more steps")
         done += 1
-    train_backbone(CONFIG, folder, silent, build=build)
+    for name in ("killed", "whole"):  # after the last fork: a child must not inherit the threads of a training
+        train_backbone(CONFIG, folder / name, silent, build=build)
 
 
 def group_threads() -> list[str]:
@@ -58,11 +59,23 @@ def group_threads() -> list[str]:
     return [name for name in names if "gloo" in name]
 
 
+def same(folder: Path) -> None:
+    """A run that looks for the threads of its group, at work and after it."""
+    at_work: list[str] = []
+
+    def look(_: object) -> None:
+        at_work[:] = group_threads()
+
+    train_backbone(SAME, folder, look, build=build)
+    if left := group_threads():
+        raise SystemExit(f"threads outlive their process group: {left}")
+    if not at_work and Path("/proc/self/task").is_dir():
+        raise SystemExit("the threads of the process group have other names: the check above sees none")
+
+
 if __name__ == "__main__":
     what, folder, *rest = sys.argv[1:]
     if what == "kill":
         kill(Path(folder), int(rest[0]), int(rest[1]))
     else:
-        train_backbone(SAME if what == "same" else CONFIG, Path(folder), silent, build=build)
-        if left := group_threads():
-            raise SystemExit(f"threads outlive their process group: {left}")
+        same(Path(folder))

@@ -9,13 +9,11 @@ where it stopped. Scene i of a set is scene i of :func:`risfast.data.generate_sc
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -25,144 +23,28 @@ from torch import Tensor
 
 from risfast import __version__
 from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.data.shard_manifest import (
+    MANIFEST,
+    SAMPLE_COVARIANCE,
+    SCENES_FORMAT,
+    ShardSpec,
+    file_digest,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
 from risfast.data.system_json import differing_fields, system_from_json, system_to_json
-from risfast.durable import replace_file, sync_folder
+from risfast.durable import sync_folder
 from risfast.errors import FileFormatError
 from risfast.sample_covariance import ls_covariance
 
 __all__ = ["SCENES_FORMAT", "ShardSet", "ShardSpec", "write_shards"]
 
-SCENES_FORMAT = 1
-"""Of the files, and of what a seed means: a change of either gets a new number, and older sets are refused."""
-
-_MANIFEST = "manifest.json"
 _ARRAYS = tuple(f.name for f in fields(Scenes) if f.name not in ("config", "indices"))
-_SAMPLE = "sample_covariance"
 _BATCH = 64  # scenes made at once: some 64 MB of the reference system
-_CHUNK = 1 << 22
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Report = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class ShardSpec:
-    """What a set holds.
-
-    Parameters
-    ----------
-    system : SystemConfig
-        Its scenes, ``n_snapshots`` included.
-    seed : int
-        Of :func:`risfast.data.generate_scenes`.
-    count : int
-        Scenes of the set, at least 1.
-    shard_size : int
-        Scenes of a shard (the last may be smaller), at least 1.
-    sample_covariance : bool
-        Whether to keep the least-squares sample covariance of each scene too, [N, N].
-
-    Raises
-    ------
-    ValueError
-        A count below 1.
-    """
-
-    system: SystemConfig
-    seed: int
-    count: int
-    shard_size: int = 4096
-    sample_covariance: bool = False
-
-    def __post_init__(self) -> None:
-        """Check the counts."""
-        for name in ("count", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
-
-    def description(self) -> dict[str, Any]:
-        """As JSON values; two sets of the same description hold the same scenes."""
-        return {
-            "format": SCENES_FORMAT,
-            "system": system_to_json(self.system),
-            "seed": self.seed,
-            "count": self.count,
-            "shard_size": self.shard_size,
-            _SAMPLE: self.sample_covariance,
-        }
-
-    def ranges(self) -> list[range]:
-        """Indices of the scenes of each shard."""
-        return [range(a, min(a + self.shard_size, self.count)) for a in range(0, self.count, self.shard_size)]
-
-    def shapes(self, scenes: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each array of a shard.
-
-        Parameters
-        ----------
-        scenes : int
-            Scenes of the shard.
-
-        Returns
-        -------
-        dict of str to (tuple of int, str)
-        """
-        s = self.system
-        n, k = s.array.n_elements, s.max_sources
-        found: dict[str, tuple[tuple[int, ...], str]] = {
-            "y": ((scenes, s.n_snapshots, s.n_antennas), "complex64"),
-            "codes": ((scenes, s.n_snapshots, n), "complex64"),
-            "channel": ((scenes, s.n_antennas, n), "complex64"),
-            "noise_power": ((scenes,), "float32"),
-            "snr_db": ((scenes,), "float32"),
-            "position": ((scenes, k, 3), "float32"),
-            "mask": ((scenes, k), "bool"),
-            "power": ((scenes, k), "float32"),
-            "coherent": ((scenes, k), "bool"),
-        }
-        if self.sample_covariance:
-            found[_SAMPLE] = ((scenes, n, n), "complex64")
-        return found
-
-    def size_bytes(self) -> int:
-        """Bytes of the whole set."""
-        return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes(self.count).values())
-
-
-def _digest(path: Path) -> str:
-    found = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest as it stands, of this format."""
-    path = folder / _MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["set"]["format"] != SCENES_FORMAT:
-            raise FileFormatError(
-                f"{path}: format {manifest['set']['format']!r}, this version reads {SCENES_FORMAT}; make the set again"
-            )
-        claimed = manifest.pop("sha256")
-        if hashlib.sha256(_canonical(manifest)).hexdigest() != claimed:
-            raise FileFormatError(f"{path}: damaged, its checksum does not match")
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path}: missing; this is not a folder of shards") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise FileFormatError(f"{path}: damaged, not the manifest of a set of shards") from error
-    return dict(manifest)
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
-
-
-def _write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    sealed = {**manifest, "sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-    replace_file(folder / _MANIFEST, _canonical(sealed) + b"\n")
 
 
 def write_shards(
@@ -198,14 +80,14 @@ def write_shards(
         if report:
             report(indices.start, spec.count)
         manifest["shards"].append(_write_shard(folder, number, indices, spec, device, report))
-        _write_manifest(folder, manifest)
+        write_manifest(folder, manifest)
     if report:
         report(spec.count, spec.count)
 
 
 def _open_for_writing(folder: Path, spec: ShardSpec) -> dict[str, Any]:
-    if (folder / _MANIFEST).exists():
-        manifest = _read_manifest(folder)
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
         changed = differing_fields(manifest["set"], spec.description())
         if changed:
             raise ValueError(
@@ -219,19 +101,15 @@ def _open_for_writing(folder: Path, spec: ShardSpec) -> dict[str, Any]:
     if needed > free:
         raise OSError(f"{folder}: the set takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left")
     manifest = {"version": __version__, "set": spec.description(), "shards": []}
-    _write_manifest(folder, manifest)
+    write_manifest(folder, manifest)
     return manifest
-
-
-def _name(number: int) -> str:
-    return f"shard-{number:05d}"
 
 
 def _write_shard(
     folder: Path, number: int, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None
 ) -> dict[str, Any]:
     """Write one shard and return its entry of the manifest."""
-    beside, target = folder / f".{_name(number)}.tmp", folder / _name(number)
+    beside, target = folder / f".{shard_name(number)}.tmp", folder / shard_name(number)
     for left_behind in (beside, target):  # by a run that was killed before the manifest knew of it
         if left_behind.exists():
             shutil.rmtree(left_behind)
@@ -240,14 +118,14 @@ def _write_shard(
         _fill(beside, indices, spec, device, report)
         files = {}
         for path in sorted(beside.iterdir()):
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         sync_folder(beside)
         beside.rename(target)
         sync_folder(folder)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise OSError(error.errno, f"cannot write shard {number}: {error.strerror}", str(target)) from error
-    return {"name": _name(number), "first": indices.start, "count": len(indices), "files": files}
+    return {"name": shard_name(number), "first": indices.start, "count": len(indices), "files": files}
 
 
 def _fill(folder: Path, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None) -> None:
@@ -261,7 +139,7 @@ def _fill(folder: Path, indices: range, spec: ShardSpec, device: torch.device | 
         for start in range(indices.start, indices.stop, _BATCH):
             part = generate_scenes(spec.system, spec.seed, range(start, min(start + _BATCH, indices.stop)), device)
             for name, (_, dtype) in names.items():
-                values = _sample_covariance(part) if name == _SAMPLE else getattr(part, name)
+                values = _sample_covariance(part) if name == SAMPLE_COVARIANCE else getattr(part, name)
                 streams[name].write(np.ascontiguousarray(values.cpu().numpy(), dtype=dtype).tobytes())
             if report:
                 report(start + len(part), spec.count)
@@ -297,25 +175,29 @@ class ShardSet:
 
     def __init__(self, folder: Path, system: SystemConfig | None = None, *, verify: bool = True) -> None:
         self.folder = folder
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         try:
             description = manifest["set"]
             self.system = system_from_json(description["system"])
             self.seed, self._count = int(description["seed"]), int(description["count"])
             self.spec = ShardSpec(
-                self.system, self.seed, self._count, int(description["shard_size"]), bool(description[_SAMPLE])
+                self.system,
+                self.seed,
+                self._count,
+                int(description["shard_size"]),
+                bool(description[SAMPLE_COVARIANCE]),
             )
             entries = list(manifest["shards"])
         except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{folder / _MANIFEST}: not the manifest of a set of shards: {error}") from error
+            raise FileFormatError(f"{folder / MANIFEST}: not the manifest of a set of shards: {error}") from error
         if system is not None:
             changed = differing_fields(description["system"], system_to_json(system))
             if changed:
                 raise ValueError(f"{folder} was made for another system: {', '.join(changed)} differ")
-        expected = [(_name(i), part.start, len(part)) for i, part in enumerate(self.spec.ranges())]
+        expected = [(shard_name(i), part.start, len(part)) for i, part in enumerate(self.spec.ranges())]
         if [(e["name"], e["first"], e["count"]) for e in entries] != expected:
             raise FileFormatError(
-                f"{folder / _MANIFEST}: {len(entries)} of {len(expected)} shards are there; the command that began the "
+                f"{folder / MANIFEST}: {len(entries)} of {len(expected)} shards are there; the command that began the "
                 "set completes it"
             )
         self._maps = [self._open(entry, verify) for entry in entries]
@@ -329,7 +211,7 @@ class ShardSet:
                 raise FileFormatError(f"{path}: missing")
             if path.stat().st_size != claimed["bytes"]:
                 raise FileFormatError(f"{path}: {path.stat().st_size} bytes, the manifest says {claimed['bytes']}")
-            if verify and _digest(path) != claimed["sha256"]:
+            if verify and file_digest(path) != claimed["sha256"]:
                 raise FileFormatError(f"{path}: damaged, or of another set: its checksum is not the manifest's")
             try:
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -406,7 +288,7 @@ class ShardSet:
         """
         if not self.spec.sample_covariance:
             raise ValueError(f"{self.folder} holds no sample covariances; make the set with them")
-        return self._gather(_SAMPLE, self._checked(indices))
+        return self._gather(SAMPLE_COVARIANCE, self._checked(indices))
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Scenes]:
         """All scenes in order.

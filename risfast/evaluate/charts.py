@@ -55,7 +55,17 @@ class Axis:
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """Position in 0 .. 1, cut off at the ends."""
+        """Position in 0 .. 1, cut off at the ends.
+
+        Parameters
+        ----------
+        value : float
+            In the unit of the axis.
+
+        Returns
+        -------
+        float
+        """
         low, high = self.low, self.high
         if self.logarithmic:
             value, low, high = math.log(max(value, 1e-300)), math.log(low), math.log(high)
@@ -67,7 +77,17 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """Short, with a true minus sign; a dash where there is none."""
+    """A number in few letters.
+
+    Parameters
+    ----------
+    value : float
+
+    Returns
+    -------
+    str
+        With a true minus sign; a dash where the value is not finite.
+    """
     if not math.isfinite(value):
         return DASH
     return f"{value:g}".replace("-", "\u2212")
@@ -99,7 +119,22 @@ class Chart:
         return self.height - _BOTTOM - self.y.share(value) * (self.height - _TOP - _BOTTOM)
 
     def line(self, x: Sequence[float], y: Sequence[float], series: Series, *, steps: bool = False) -> None:
-        """A line through the points; where a value is not finite it is broken."""
+        """A line through the points; where a value is not finite it is broken.
+
+        Parameters
+        ----------
+        x, y : sequences of float, of one length
+            In the units of the axes.
+        series : Series
+            Whose line it is.
+        steps : bool
+            Whether it stays level up to the next point and then jumps, as an empirical distribution does.
+
+        Raises
+        ------
+        ValueError
+            x and y differ in length.
+        """
         path, pen = [], False
         previous = 0.0
         for a, b in zip(x, y, strict=True):
@@ -116,7 +151,24 @@ class Chart:
     def points(
         self, x: Sequence[float], y: Sequence[tuple[float, float, float]], series: Series, shift: float = 0.0
     ) -> None:
-        """A line with markers and error bars, (value, low, high) each; ``shift`` moves it so that bars stay apart."""
+        """A line with markers and error bars.
+
+        Parameters
+        ----------
+        x : sequence of float
+            In the unit of the axis.
+        y : sequence of (float, float, float), of the same length
+            Value, low and high end of its bar; a point without a finite value is left out, and so are infinite bars.
+        series : Series
+            Whose line it is.
+        shift : float
+            Moves all to the right, in units of the view box, so that bars of several series stay apart.
+
+        Raises
+        ------
+        ValueError
+            x and y differ in length.
+        """
         keep = [(a, v) for a, v in zip(x, y, strict=True) if math.isfinite(v[0])]
         moved = [(self._px(a) + shift, v) for a, v in keep]
         path = " ".join(f"{'L' if i else 'M'}{px:.1f} {self._py(v[0]):.1f}" for i, (px, v) in enumerate(moved))
@@ -130,7 +182,15 @@ class Chart:
             self._parts.append(_marker(px, py, series, html.escape(text)))
 
     def vertical(self, x: float, text: str) -> None:
-        """A thin line with a word beside it."""
+        """A thin line with a word beside it.
+
+        Parameters
+        ----------
+        x : float
+            Where it stands, in the unit of the axis.
+        text : str
+            Already escaped for HTML.
+        """
         px = self._px(x)
         self._parts.append(f'<path class="rule" d="M{px:.1f} {_TOP}V{self.height - _BOTTOM}"/>')
         self._parts.append(f'<text class="note" x="{px - 4:.1f}" y="{_TOP + 11}" text-anchor="end">{text}</text>')
@@ -178,7 +238,17 @@ def _closing(shape: str) -> str:
 
 
 def legend(series: Sequence[Series]) -> str:
-    """One entry for each, with its line and its marker."""
+    """A list with an entry for each series: its line, its marker, and its name.
+
+    Parameters
+    ----------
+    series : sequence of Series
+
+    Returns
+    -------
+    str
+        An HTML list.
+    """
     entries = []
     for one in series:
         mark = _marker(17, 6, one) if one.marker else ""

@@ -20,7 +20,19 @@ _DRAWS = 50  # Gaussian errors for each source
 
 
 class Key(NamedTuple):
-    """Names one run: the set, its cell, L, and the label of the run."""
+    """Names one run.
+
+    Attributes
+    ----------
+    scene_set : str
+        Name of the set of scenes.
+    cell : int
+        Of the set, from 0.
+    snapshots : int
+        L.
+    label : str
+        Of the run, as :class:`risfast.evaluate.scenarios.Run` spells it, or ``truth``.
+    """
 
     scene_set: str
     cell: int
@@ -64,7 +76,18 @@ class Truth:
     implied: Array
 
     def first(self, scenes: int) -> Truth:
-        """The first so many scenes."""
+        """The first so many scenes.
+
+        Parameters
+        ----------
+        scenes : int
+            How many, at most S.
+
+        Returns
+        -------
+        Truth
+            With the sources of those scenes.
+        """
         sources = int(self.count[:scenes].sum())
         values = {f.name: getattr(self, f.name)[:sources] for f in fields(self)}
         return Truth(**{**values, "snr_db": self.snr_db[:scenes], "count": self.count[:scenes]})
@@ -93,7 +116,25 @@ class Collected:
     failures: dict[Key, int]
 
     def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
-        """Scores of the sources and the estimates with low <= azimuth < high, radians; all scenes stay."""
+        """Scores of the sources and the estimates of an interval of azimuth; all scenes stay.
+
+        Parameters
+        ----------
+        key : Key
+            Of a run.
+        low, high : float
+            low <= azimuth < high, radians.
+
+        Returns
+        -------
+        Scores
+            Marked as partial.
+
+        Raises
+        ------
+        KeyError
+            There is no such run.
+        """
         scores = self.scores[key]
         own = np.concatenate([*(rows[:, 0] for rows in self.estimates[key]), np.zeros(0)])
         true = scores.source_position[:, 0]
@@ -108,6 +149,18 @@ class Collected:
 
 def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Collected:
     """Read every record and score it.
+
+    Parameters
+    ----------
+    results : ResultsFolder
+        With every record of the sets.
+    sets : sequence of SceneSet
+    snapshots : sequence of int
+        Each L that was run.
+
+    Returns
+    -------
+    Collected
 
     Raises
     ------

@@ -51,7 +51,7 @@ class Group:
     Attributes
     ----------
     benchmark : str
-        B1 .. B9 or robustness; ``headline`` for the groups that only the headline table needs.
+        B1 .. B9, ablation or robustness; ``headline`` for the groups that only the headline table needs.
     scene_set, label : str
     snapshots : int
     variable : str
@@ -60,7 +60,7 @@ class Group:
         low <= variable < high; NaN where there is no interval.
     figures : dict of str to Interval
     difference : dict of str to Interval or None
-        From greedy ML with the same knowledge on the same scenes.
+        From greedy ML with the same knowledge on the same scenes; of an ablation, from the localizer.
     second : (float, float)
         The same interval of the SNR in a map of two variables.
     """
@@ -100,6 +100,7 @@ class _Cut:
     high: float
     of: CutScores
     second: tuple[float, float] = (math.nan, math.nan)
+    reference: str = REFERENCE
 
 
 Report = Callable[[int, int], None]
@@ -191,13 +192,15 @@ def _jobs(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[in
                         yield key, cut
                 elif scene_set.name == "map":
                     yield from _map_jobs(collected, key)
+                elif scene_set.name == "ablation":
+                    yield key, _Cut("ablation", "all", math.nan, math.nan, _whole(collected), reference="localizer")
                 else:
                     whole = _joined(collected, len(scene_set.cells))
                     yield key, _Cut("robustness", "all", math.nan, math.nan, whole)
                     if not compared:  # the same scenes without a mismatch, once
                         nominal = _first_of_main(collected, scene_set.scenes)
                         yield key, _Cut("robustness", "nominal", math.nan, math.nan, nominal)
-        compared = compared or scene_set.name not in ("main", "map")
+        compared = compared or scene_set.name not in ("main", "map", "ablation")
 
 
 def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected) -> Iterator[_Cut]:
@@ -231,8 +234,12 @@ def _map_jobs(collected: Collected, key: Key) -> Iterator[tuple[Key, _Cut]]:
     for k in MAP_SOURCES:
         for snr in MAP_SNR_DB:
             own = key._replace(cell=cell)
-            yield own, _Cut("B9", "sources", float(k), k + 1.0, lambda key: collected.scores[key], (snr, snr))
+            yield own, _Cut("B9", "sources", float(k), k + 1.0, _whole(collected), (snr, snr))
             cell += 1
+
+
+def _whole(collected: Collected) -> CutScores:
+    return lambda key: collected.scores[key]
 
 
 def _joined(collected: Collected, cells: int) -> Callable[[Key], Scores]:
@@ -251,7 +258,7 @@ def _group(collected: Collected, key: Key, cut: _Cut, resamples: int) -> Group:
     scores = cut.of(key)
     found = bootstrap(scores, resamples=resamples)
     knowledge = key.label.partition("@")[2]
-    reference = key._replace(label=f"{REFERENCE}@{knowledge}" if knowledge else REFERENCE)
+    reference = key._replace(label=f"{cut.reference}@{knowledge}" if knowledge else cut.reference)
     difference = None
     if key.label != reference.label and reference in collected.scores:
         apart = bootstrap_difference(scores, cut.of(reference), resamples=resamples)

@@ -36,7 +36,19 @@ def _escaped(text: str) -> str:
 
 
 def latex_value(value: Interval, form: str = "{:.3f}") -> str:
-    """A number and its interval; a dash where there is none."""
+    """A number and its interval; a dash where there is none.
+
+    Parameters
+    ----------
+    value : Interval
+    form : str
+        Of each number, for ``str.format``.
+
+    Returns
+    -------
+    str
+        LaTeX; without the interval where it is not finite.
+    """
     if not math.isfinite(value.value):
         return "--"
     text = form.format(value.value)

@@ -17,8 +17,9 @@ from risfast.data.scenes import Scenes
 from risfast.data.system_json import array_from_json
 from risfast.detect import Sources
 from risfast.evaluate.scenarios import KNOWLEDGE
+from risfast.evaluate.variants import VARIANTS
 from risfast.geometry import PlanarArray
-from risfast.localize import Localizer
+from risfast.localize import Localizer, LocalizerOptions
 from risfast.model_files import load_model, read_card
 from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomGrid
@@ -28,7 +29,7 @@ from risfast.polish import PolishOptions, polish_sources
 __all__ = ["DEFAULT_METHODS", "METHODS", "METHOD_TITLES", "Found", "Method", "Methods", "measurement_of"]
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
-METHODS = ("localizer", "localizer_raw", *BASELINES)
+METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
 METHOD_TITLES = {
     "localizer": "localizer",
     "localizer_raw": "localizer, no polish",
@@ -42,6 +43,7 @@ METHOD_TITLES = {
     "true_capon": "Capon on the true covariance",
     "ml_from_truth": "ML started at the truth",
     "bound": "Cramér-Rao bound",
+    **{name: variant.title for name, variant in VARIANTS.items()},
 }
 
 
@@ -66,12 +68,46 @@ class Method(Protocol):
     """A method of the suite."""
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
-        """Find the sources of B scenes; only oracles look at the scenes themselves."""
+        """Find the sources of some scenes.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            B of them; only oracles look at the answer in them.
+        measurement : Measurement
+            Of the same scenes, with what the method is told of the noise.
+        n_sources : int64 tensor, shape (B,), or None
+            K of each scene, where the method is told.
+
+        Returns
+        -------
+        Found
+        """
         ...
 
 
 def measurement_of(scenes: Scenes, knowledge: str) -> tuple[Measurement, Tensor | None]:
-    """What a method with that knowledge is given: the measurements, and the number of sources or None."""
+    """What a method with some knowledge is given.
+
+    Parameters
+    ----------
+    scenes : Scenes
+        B of them.
+    knowledge : str
+        One of :data:`risfast.evaluate.scenarios.KNOWLEDGE`.
+
+    Returns
+    -------
+    measurement : Measurement
+        With the noise power where it is known.
+    n_sources : int64 tensor, shape (B,), or None
+        K of each scene where it is known.
+
+    Raises
+    ------
+    ValueError
+        An unknown knowledge.
+    """
     if knowledge not in KNOWLEDGE:
         raise ValueError(f"knowledge must be one of {', '.join(KNOWLEDGE)}; got {knowledge!r}")
     measurement = Measurement.of(scenes, noise_known="noise" in knowledge)
@@ -169,6 +205,11 @@ class Methods:
     def check(self, names: tuple[str, ...]) -> None:
         """Refuse what cannot be made, before any work.
 
+        Parameters
+        ----------
+        names : tuple of str
+            Of methods.
+
         Raises
         ------
         ValueError
@@ -190,14 +231,38 @@ class Methods:
         return self._localizer
 
     def identity(self, name: str) -> dict[str, Any]:
-        """What a method's results depend on besides the scenes, as JSON values."""
+        """What a method's results depend on besides the scenes, as JSON values.
+
+        Parameters
+        ----------
+        name : str
+            One of :data:`METHODS`.
+
+        Returns
+        -------
+        dict
+            JSON values: checksum of the weights where there are any, and options.
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            The model folder cannot be read.
+        """
         if name in ("localizer", "localizer_raw"):
-            return {"weights": read_card(self._model)["sha256"], "options": _plain(self.localizer.options)}
+            return {"weights": read_card(self._model)["sha256"], **self._decision(self.localizer.options)}
+        if name in VARIANTS:
+            variant = VARIANTS[name]
+            weights = None if variant.classical else read_card(self._model)["sha256"]
+            return {"weights": weights, **self._decision(variant.of(self.localizer.options)), "polish": variant.polish}
         if name == "transformer_capon":
             assert self._transformer is not None
             return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name][1]())}
         options = PolishOptions() if name == "ml_from_truth" else BASELINES[name][1]()
         return {"options": _plain(options)}
+
+    def _decision(self, options: LocalizerOptions) -> dict[str, Any]:
+        hits = self.localizer.hits
+        return {"options": _plain(options), "hits": None if hits is None else _plain(hits)}
 
     def __getitem__(self, name: str) -> Method:
         """The method of that name, made on the first call."""
@@ -208,6 +273,8 @@ class Methods:
     def _make(self, name: str) -> Method:
         if name in ("localizer", "localizer_raw"):
             return _Localizer(self.localizer, polish=name == "localizer")
+        if name in VARIANTS:
+            return _Localizer(VARIANTS[name].build(self.localizer), VARIANTS[name].polish)
         if name == "ml_from_truth":
             return _FromTruth(self.array)
         if name == "transformer_capon" and self._transformer is not None:

@@ -74,7 +74,18 @@ class Outcome:
 
 
 def command_of(config: SuiteConfig) -> str:
-    """The command line that repeats a suite; a model that comes with the package is not named."""
+    """The command line that repeats a suite.
+
+    Parameters
+    ----------
+    config : SuiteConfig
+
+    Returns
+    -------
+    str
+        Quoted for a shell: suite, scenes, snapshots and seed, and what else is not the default. Of a model folder only
+        the name is given, and none of the one that comes with the package.
+    """
     words = ["risfast-train", "evaluate", "--suite", config.suite, "--scenes", str(config.scenes)]
     words += ["--snapshots", *map(str, config.snapshots), "--seed", str(config.seed)]
     if config.methods != DEFAULT_METHODS:
@@ -143,7 +154,17 @@ def finish(
 
 
 def failure_notes(collected: Collected) -> list[str]:
-    """Which methods failed on how many scenes."""
+    """Which methods failed on how many scenes.
+
+    Parameters
+    ----------
+    collected : Collected
+
+    Returns
+    -------
+    list of str
+        One sentence for each method that failed at all.
+    """
     counts: dict[str, list[int]] = {}
     for key, failed in collected.failures.items():
         both = counts.setdefault(key.label, [0, 0])

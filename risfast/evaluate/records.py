@@ -129,11 +129,27 @@ class ResultsFolder:
         return here
 
     def has(self, place: Place) -> bool:
-        """Whether this record is there."""
+        """Whether this record is there.
+
+        Parameters
+        ----------
+        place : Place
+
+        Returns
+        -------
+        bool
+        """
         return (self.folder / RECORDS / place.file).is_file()
 
     def write(self, place: Place, values: Mapping[str, Array]) -> None:
         """Write one record, whole or not at all.
+
+        Parameters
+        ----------
+        place : Place
+            Kept inside the record too.
+        values : mapping of str to array
+            Numbers, Booleans or texts; nothing that would have to be pickled.
 
         Raises
         ------
@@ -148,6 +164,15 @@ class ResultsFolder:
 
     def read(self, place: Place) -> dict[str, Array]:
         """One record.
+
+        Parameters
+        ----------
+        place : Place
+
+        Returns
+        -------
+        dict of str to array
+            As :meth:`write` was given them.
 
         Raises
         ------

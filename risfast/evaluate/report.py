@@ -64,7 +64,22 @@ class Findings:
         return list(dict.fromkeys(g.label for g in self.groups if g.benchmark == "B1"))
 
     def of(self, benchmark: str, length: int | None = None, variable: str = "all") -> list[Group]:
-        """Groups of one benchmark."""
+        """Groups of one benchmark.
+
+        Parameters
+        ----------
+        benchmark : str
+            ``"B1"`` and so on, ``"robustness"``, ``"ablation"``.
+        length : int, optional
+            L; any by default.
+        variable : str
+            What the groups divide the scenes by, ``"all"`` for undivided.
+
+        Returns
+        -------
+        list of Group
+            In the order of the groups; empty where that benchmark was not run.
+        """
         return [
             g
             for g in self.groups
@@ -91,6 +106,7 @@ def report_html(findings: Findings) -> str:
         ("sweeps", "Over SNR, range, azimuth and number of sources", _sweeps(findings)),
         ("map", "Number of sources against SNR", _map(findings)),
         ("oracles", "What knowing more is worth", _oracles(findings)),
+        ("ablation", "What each stage brings", _ablation(findings)),
         ("robustness", "When the system is not what it is taken for", _robustness(findings)),
         ("timing", "Time", tables.timing_html(findings.timing)),
         ("spectra", "Best, median and worst scene", _spectra(findings)),
@@ -215,6 +231,15 @@ def _oracles(findings: Findings) -> str:
     return "".join(parts)
 
 
+def _ablation(findings: Findings) -> str:
+    if not findings.of("ablation"):
+        return ""
+    return "".join(
+        f"<h3>{length} snapshots</h3>{tables.ablation_html(findings.groups, findings.timing, length)}"
+        for length in findings.snapshots
+    )
+
+
 def _robustness(findings: Findings) -> str:
     if not findings.of("robustness"):
         return ""
@@ -243,7 +268,17 @@ def _spectra(findings: Findings) -> str:
 
 
 def latex_tables(findings: Findings) -> dict[str, str]:
-    """Tables for a paper, by file name."""
+    """Tables for a paper, by file name.
+
+    Parameters
+    ----------
+    findings : Findings
+
+    Returns
+    -------
+    dict of str to str
+        LaTeX, with booktabs.
+    """
     found = {}
     for length in findings.snapshots:
         found[f"headline-L{length}.tex"] = tables.headline_latex(findings.headline, length)

@@ -21,12 +21,35 @@ _OWN = {
 
 
 def title_of(method: str) -> str:
-    """Of a method, for tables."""
+    """Name of a method in tables.
+
+    Parameters
+    ----------
+    method : str
+        Of the suite.
+
+    Returns
+    -------
+    str
+        The same where it has no title.
+    """
     return METHOD_TITLES.get(method, method)
 
 
 def series_of(method: str, number: int = 0) -> Series:
-    """How a method is drawn; ``number`` tells methods without a look of their own apart."""
+    """How a method is drawn.
+
+    Parameters
+    ----------
+    method : str
+        Of the suite.
+    number : int
+        Tells methods without a look of their own apart.
+
+    Returns
+    -------
+    Series
+    """
     own = _OWN.get(method)
     return own or Series(title_of(method), f"s{3 + number % 4} dotted", _MARKERS[number % 4])
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from risfast.evaluate.charts import DASH, number
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.groups import REFERENCE, Group
+from risfast.evaluate.html_table import difference_html, html_table, value_html
 from risfast.evaluate.latex import latex_table, latex_value
 from risfast.evaluate.report_style import title_of
 from risfast.evaluate.scenarios import SceneSet
@@ -17,6 +18,7 @@ from risfast.evaluate.tables import Row, Table
 
 __all__ = [
     "Column",
+    "ablation_html",
     "difference_html",
     "headline_html",
     "headline_latex",
@@ -34,7 +36,17 @@ _FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
 
 
 class Column(NamedTuple):
-    """A figure as a column of a table of methods."""
+    """A figure as a column of a table of methods.
+
+    Attributes
+    ----------
+    title : str
+        Head of the column.
+    figure : str
+        Name among :data:`risfast.evaluate.groups.KEPT`.
+    form : str
+        Of its numbers, for ``str.format``.
+    """
 
     title: str
     figure: str
@@ -56,54 +68,25 @@ _LEFT_OUT = ("precision", "recall_over_implied", "gospa_m")  # where what a meth
 _KNOWLEDGE = {"blind": "nothing", "noise": "noise power", "count": "K", "count_noise": "K and noise power"}
 
 
-def value_html(value: Interval, form: str = "{:.3f}") -> str:
-    """A number with its interval in small print."""
-    if not math.isfinite(value.value):
-        return DASH
-    text = form.format(value.value)
-    if math.isfinite(value.low) and math.isfinite(value.high):
-        text += f"<small>{form.format(value.low)} … {form.format(value.high)}</small>"
-    return text
-
-
-def difference_html(value: Interval, form: str = "{:+.3f}", *, less_is_better: bool = False) -> str:
-    """A difference with its interval; coloured where the interval excludes zero."""
-    if not math.isfinite(value.value):
-        return DASH
-    better, worse = (value.high < 0, value.low > 0) if less_is_better else (value.low > 0, value.high < 0)
-    style = "better" if better else "worse" if worse else ""
-    text = value_html(Interval(*(_unsigned_zero(v, form) for v in value)), form).replace("-", "\u2212")
-    return f'<span class="{style}">{text}</span>' if style else text
-
-
-def _unsigned_zero(value: float, form: str) -> float:
-    """Nothing that rounds to zero shows a minus."""
-    return 0.0 if math.isfinite(value) and float(form.format(value)) == 0 else value
-
-
-def _table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str) -> str:
-    head = "".join(f'<th{_bound(name)} scope="col">{name}</th>' for name in heads)
-    body = "".join(
-        f"<tr{style}>" + "".join(f"<td{_bound(heads[i])}>{cell}</td>" for i, cell in enumerate(cells)) + "</tr>"
-        for style, cells in rows
-    )
-    name = html.escape(caption.split(".", maxsplit=1)[0])
-    return (
-        f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div><p class="under">{caption}</p></div>'
-    )
-
-
-def _bound(head: str) -> str:
-    return ' class="bound"' if head.startswith("bound") else ""
-
-
 def _interval(row: Row, prefix: str) -> Interval:
     return Interval(row[prefix], row[f"{prefix}_low"], row[f"{prefix}_high"])
 
 
 def headline_html(rows: Table, length: int) -> str:
-    """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML."""
+    """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML.
+
+    Parameters
+    ----------
+    rows : Table
+        Of :func:`risfast.evaluate.tables.headline_rows`.
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     own = [row for row in rows if row["snapshots"] == length]
     methods = list(dict.fromkeys(row["method"] for row in own))
     compared = methods[0] != REFERENCE and REFERENCE in methods
@@ -127,11 +110,24 @@ def headline_html(rows: Table, length: int) -> str:
         "and coloured where its interval excludes zero. The column of the bound holds the recall that it implies for "
         "the tolerance (beside F1 and recall), or what Gaussian errors as large as the bound would give."
     )
-    return _table(heads, lines, caption)
+    return html_table(heads, lines, caption)
 
 
 def headline_latex(rows: Table, length: int) -> str:
-    """The same for a paper."""
+    """The headline figures for a paper.
+
+    Parameters
+    ----------
+    rows : Table
+        Of :func:`risfast.evaluate.tables.headline_rows`.
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        LaTeX, with booktabs.
+    """
     own = [row for row in rows if row["snapshots"] == length]
     methods = list(dict.fromkeys(row["method"] for row in own))
     lines = []
@@ -145,7 +141,21 @@ def headline_latex(rows: Table, length: int) -> str:
 
 
 def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = False) -> str:
-    """One row for each run, all figures."""
+    """One row for each run, all figures.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    caption : str
+        HTML.
+    knowledge : bool
+        Whether a column says what each method was told; some figures make room for it.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     columns = [c for c in COLUMNS if not (knowledge and c.figure in _LEFT_OUT)]
     heads = ["method", *(["told"] if knowledge else []), *(c.title for c in columns), "F1 \u2212 greedy ML"]
     lines = []
@@ -155,17 +165,41 @@ def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = Fal
         style = ' class="own"' if group.method == "localizer" else ""
         values = [value_html(group.figures[c.figure], c.form) for c in columns]
         lines.append((style, [html.escape(title_of(group.method)), *told, *values, difference_html(apart)]))
-    return _table(heads, lines, caption)
+    return html_table(heads, lines, caption)
 
 
 def methods_latex(groups: Sequence[Group], caption: str) -> str:
-    """The same for a paper."""
+    """All figures of every run for a paper.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    caption : str
+        Plain text.
+
+    Returns
+    -------
+    str
+        LaTeX, with booktabs.
+    """
     rows = [[title_of(g.method), *(latex_value(g.figures[c.figure], c.form) for c in COLUMNS)] for g in groups]
     return latex_table(["method", *(c.title for c in COLUMNS)], rows, caption)
 
 
 def oracle_html(groups: Sequence[Group], length: int) -> str:
-    """What every piece of knowledge is worth: F1 of the whole set and by SNR."""
+    """What every piece of knowledge is worth: F1 of the whole set and by SNR.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     own = [g for g in groups if g.snapshots == length and g.scene_set == "main" and g.benchmark in ("B2", "B7")]
     edges = sorted({(g.low, g.high) for g in own if g.variable == "snr_db"})
     heads = ["method", "told", "F1", "recall", *(f"F1, {number(low)} … {number(high)} dB" for low, high in edges)]
@@ -185,7 +219,7 @@ def oracle_html(groups: Sequence[Group], length: int) -> str:
     cells = [DASH, f"{implied:.3f}", *(f"{bound[e]:.3f}" for e in edges)]
     lines.append((' class="bound"', ["recall that the bound implies", "", *cells]))
     scenes = int(whole.figures["scenes"].value)
-    return _table(heads, lines, f"L = {length}, the first {scenes} scenes of the set; all rows on the same scenes.")
+    return html_table(heads, lines, f"L = {length}, the first {scenes} scenes of the set; all rows on the same scenes.")
 
 
 def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> list[tuple[str, list[Group]]]:
@@ -201,7 +235,21 @@ def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int)
 
 
 def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
-    """F1 under each mismatch, and its difference from greedy ML."""
+    """F1 under each mismatch, and its difference from greedy ML.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    sets : sequence of SceneSet
+        Whose titles name the rows.
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
     heads = ["", "bound of the nominal system", *(f"F1, {html.escape(title_of(m))}" for m in methods)]
@@ -220,11 +268,25 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
         f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. With a mismatch the "
         "implied recall is that of the nominal system with independent sources: a reference, not a limit."
     )
-    return _table(heads, lines, caption)
+    return html_table(heads, lines, caption)
 
 
 def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
-    """The same for a paper."""
+    """F1 under each mismatch for a paper.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    sets : sequence of SceneSet
+        Whose titles name the rows.
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        LaTeX, with booktabs.
+    """
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
     lines = [
@@ -233,9 +295,60 @@ def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: 
     return latex_table(["mismatch", *(f"F1, {title_of(m)}" for m in methods)], lines, f"Robustness, L = {length}.")
 
 
+def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:
+    """What the localizer is without each of its stages: F1, errors and time, and the paired difference.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+    timing : Table
+        Of :func:`risfast.evaluate.tables.timing_rows`.
+    length : int
+        L, whose rows are shown.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    own = [g for g in groups if g.benchmark == "ablation" and g.snapshots == length]
+    columns = [c for c in COLUMNS if c.figure not in ("recall_over_implied", "gospa_m")]
+    heads = ["", *(c.title for c in columns), "F1 \u2212 localizer", "ms a scene"]
+    ms = {
+        row["method"]: row["ms_per_scene"]
+        for row in timing
+        if (row["scene_set"], row["snapshots"], row["stage"]) == ("ablation", length, "total")
+    }
+    lines = []
+    for group in own:
+        apart = (group.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
+        values = [value_html(group.figures[c.figure], c.form) for c in columns]
+        style = ' class="own"' if group.method == "localizer" else ""
+        took = f"{ms[group.method]:.0f}" if math.isfinite(ms[group.method]) else DASH
+        lines.append((style, [html.escape(title_of(group.method)), *values, difference_html(apart), took]))
+    scenes = int(own[0].figures["scenes"].value)
+    caption = (
+        f"L = {length}, the first {scenes} scenes of the set. Each row is the localizer with one thing changed, "
+        "and its paired difference from the localizer as it is."
+    )
+    return html_table(heads, lines, caption)
+
+
 def timing_html(rows: Table) -> str:
-    """Milliseconds a scene of every method and stage, one column for each L."""
-    blind = [row for row in rows if row["knowledge"] == "blind" and row["method"] != "true_capon"]
+    """Milliseconds a scene of every method and stage, one column for each L.
+
+    Parameters
+    ----------
+    rows : Table
+        Of :func:`risfast.evaluate.tables.timing_rows`.
+
+    Returns
+    -------
+    str
+        HTML.
+    """
+    main = [row for row in rows if row["scene_set"] == "main"]
+    blind = [row for row in main if row["knowledge"] == "blind" and row["method"] != "true_capon"]
     lengths = list(dict.fromkeys(row["snapshots"] for row in blind))
     heads = ["method", "stage", *(f"L = {length}: ms a scene" for length in lengths)]
     lines = []
@@ -250,4 +363,4 @@ def timing_html(rows: Table) -> str:
             (' class="own"' if total else "", [html.escape(title_of(method)) if total else "", stage, *values])
         )
     caption = "One thread, scenes in chunks of 16, wall time; median and quartiles over the chunks."
-    return _table(heads, lines, caption)
+    return html_table(heads, lines, caption)

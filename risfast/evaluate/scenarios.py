@@ -14,10 +14,10 @@ from typing import Any
 from risfast.data.scenes import Coherence, SystemConfig
 from risfast.sensing import Impairments
 
-__all__ = ["CHUNK", "KNOWLEDGE", "MAP_SNR_DB", "MAP_SOURCES", "SUITES", "Run", "SceneSet", "scene_sets"]
+__all__ = ["ABLATION", "CHUNK", "KNOWLEDGE", "MAP_SNR_DB", "MAP_SOURCES", "SUITES", "Run", "SceneSet", "scene_sets"]
 
 CHUNK = 16  # scenes that go through a method together, and into one record
-SUITES = ("all", "quick", "main", "oracle", "map", "robustness", "frozen")
+SUITES = ("all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen")
 FROZEN_SCENES = 8
 QUICK_SCENES = 200
 MAP_SNR_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
@@ -27,6 +27,20 @@ KNOWLEDGE = ("blind", "noise", "count", "count_noise")
 
 _CORE = ("localizer", "localizer_raw", "greedy_ml")
 _PAIR = ("localizer", "greedy_ml")
+ABLATION = (
+    "localizer",
+    "without_confidence",
+    "without_posterior",
+    "without_births",
+    "without_deaths",
+    "localizer_raw",
+    "capon_polish",
+    "capon_raw",
+    "capon_blend",
+    "classical",
+    "classical_raw",
+)
+"""The localizer, and what it is without a stage (:data:`risfast.evaluate.variants.VARIANTS`)."""
 # Directions around which close pairs are placed.
 _CENTRES_DEG = (-45.0, -22.5, 0.0, 22.5, 45.0)
 
@@ -96,8 +110,8 @@ def scene_sets(
     suite : str
         One of :data:`SUITES`.
     scenes : int
-        Of the main set. Oracles see the first half of it, each mismatch a quarter, each cell of the map of SNR and
-        number of sources a twenty-fifth.
+        Of the main set. Oracles and the ablation see the first half of it, each mismatch a quarter, each cell of the
+        map of SNR and number of sources a twenty-fifth.
     methods : sequence of str
         For the main set, in the order of the tables.
     system : SystemConfig, optional
@@ -130,6 +144,8 @@ def scene_sets(
     sets = [SceneSet("main", "reference distribution", (nominal,), scenes, tuple(runs))]
     if suite in ("all", "map"):
         sets.append(_map(nominal, _chosen(_PAIR, methods), max(-(-scenes // 25), 1)))
+    if suite in ("all", "ablation") and "localizer" in methods:
+        sets.append(_ablation(nominal, _whole_chunks(-(-scenes // 2), scenes)))
     if suite in ("all", "robustness"):
         count = _whole_chunks(-(-scenes // 4), scenes)
         sets += _mismatches(nominal, _chosen(_CORE, methods), count)
@@ -142,6 +158,12 @@ def _oracles(methods: Sequence[str], scenes: int) -> list[Run]:
     runs += [Run(m, knowledge, scenes) for m in _chosen(_PAIR, methods) for knowledge in ("noise", "count_noise")]
     extra = [Run("ml_from_truth", "count", scenes), Run("true_capon", "blind", scenes)]
     return [*runs, *(run for run in extra if run.method not in methods)]
+
+
+def _ablation(nominal: SystemConfig, scenes: int) -> SceneSet:
+    """The first scenes of the main set once more, through the localizer with one stage changed at a time."""
+    runs = tuple(Run(method, "blind", scenes) for method in ABLATION)
+    return SceneSet("ablation", "stages of the localizer", (nominal,), scenes, runs)
 
 
 def _map(nominal: SystemConfig, methods: Sequence[str], scenes: int) -> SceneSet:

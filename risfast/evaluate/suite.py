@@ -14,105 +14,24 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.data.scenes import Scenes, generate_scenes
 from risfast.detect import Sources
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.matching import Tolerance
-from risfast.evaluate.methods import DEFAULT_METHODS, Found, Method, Methods, measurement_of
-from risfast.evaluate.records import Place, ResultsFolder
-from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
-from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.evaluate.methods import Found, Method, Methods, measurement_of
+from risfast.evaluate.records import ResultsFolder
+from risfast.evaluate.tasks import TRUTH, SuiteConfig, Task, tasks_of
 
 __all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
 
-TRUTH = "truth"  # the record that holds the answer and the bound
 _FORMAT = 1
 _WARM_SCENES = 2  # enough to build every table that a method keeps
 _POLL_S = 0.5
-
-
-@dataclass(frozen=True)
-class SuiteConfig:
-    """What the results of a suite depend on.
-
-    Parameters
-    ----------
-    suite : str
-        One of :data:`risfast.evaluate.scenarios.SUITES`.
-    scenes : int
-        Of the main set; the others follow from it.
-    snapshots : tuple of int
-        L, each at least 1.
-    methods : tuple of str
-        Among :data:`risfast.evaluate.methods.METHODS`.
-    seed : int
-        Of the scenes. The default is none that training, validation or test of the trainer uses.
-    model : Path
-        Model folder of the localizer; its array is that of the suite.
-    transformer : Path or None
-        Model folder of the transformer backbone.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    suite: str = "all"
-    scenes: int = 1000
-    snapshots: tuple[int, ...] = (64, 16)
-    methods: tuple[str, ...] = DEFAULT_METHODS
-    seed: int = 0x6576616C
-    model: Path = DEFAULT_MODEL
-    transformer: Path | None = None
-
-    def __post_init__(self) -> None:
-        """Check every value that needs no file."""
-        if self.suite not in SUITES:
-            raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {self.suite!r}")
-        if self.scenes < 1:
-            raise ValueError(f"scenes must be at least 1, got {self.scenes}")
-        if not self.snapshots or min(self.snapshots) < 1 or len(set(self.snapshots)) != len(self.snapshots):
-            raise ValueError(f"snapshots must be different numbers of at least 1, got {self.snapshots}")
-        if not 0 <= self.seed < 2**64:
-            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
-
-    def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
-        """The scenes and the runs over them, for the array of the model."""
-        return scene_sets(self.suite, self.scenes, self.methods, SystemConfig(array=methods.array))
-
-
-class Task(NamedTuple):
-    """One chunk of scenes with everything that runs over it.
-
-    Attributes
-    ----------
-    scene_set : str
-    cell, snapshots, start, stop : int
-    labels : tuple of str
-        Of the runs; the truth comes first.
-    """
-
-    scene_set: str
-    cell: int
-    snapshots: int
-    start: int
-    stop: int
-    labels: tuple[str, ...]
-
-    def place(self, label: str) -> Place:
-        """Of the record of one run."""
-        return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
-
-    @property
-    def work(self) -> float:
-        """Relative cost: scenes and runs, most of which grow with the number of snapshots."""
-        return (self.stop - self.start) * len(self.labels) * (self.snapshots + 16)
 
 
 @dataclass(frozen=True)
@@ -138,21 +57,23 @@ class Progress:
 Report = Callable[[Progress], None]
 
 
-def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
-    """Every chunk of every set, in the order of the sets."""
-    tasks = []
-    for scene_set in sets:
-        for length in snapshots:
-            for cell in range(len(scene_set.cells)):
-                for start in range(0, scene_set.scenes, CHUNK):
-                    labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
-                    stop = min(start + CHUNK, scene_set.scenes)
-                    tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
-    return tasks
-
-
 def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: bool = True) -> ResultsFolder:
     """The results folder of a configuration.
+
+    Parameters
+    ----------
+    config : SuiteConfig
+    folder : Path
+        Made if need be.
+    methods : Methods
+        Whose identities the folder keeps.
+    leads : bool
+        Whether this process makes the folder; the others wait for it.
+
+    Returns
+    -------
+    ResultsFolder
+        Open.
 
     Raises
     ------

@@ -48,7 +48,17 @@ HEADLINE = {
 
 
 def group_rows(groups: Sequence[Group]) -> Table:
-    """One row for each group and figure."""
+    """One row for each group and figure.
+
+    Parameters
+    ----------
+    groups : sequence of Group
+
+    Returns
+    -------
+    Table
+        Each figure with its interval, and the difference of the group with its own; NaN where there is none.
+    """
     rows = []
     for group in groups:
         for name in KEPT:
@@ -78,7 +88,18 @@ def group_rows(groups: Sequence[Group]) -> Table:
 
 
 def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
-    """The headline table: figures of every blind method, and what the bound would give on the same scenes."""
+    """The headline table: figures of every blind method, and what the bound would give on the same scenes.
+
+    Parameters
+    ----------
+    collected : Collected
+    groups : sequence of Group
+
+    Returns
+    -------
+    Table
+        With a row for each of :data:`HEADLINE`, L and method, and one for the time in milliseconds.
+    """
     rows: Table = []
     chosen = {(g.snapshots, g.label, g.variable): g for g in groups if g.scene_set == "main" and g.variable in _WHOLE}
     blind = list(dict.fromkeys((g.snapshots, g.label) for g in groups if g.benchmark == "B1"))
@@ -123,15 +144,26 @@ def _headline(length: int, name: str, title: str, label: str, value: Interval, b
 
 
 def timing_rows(collected: Collected) -> Table:
-    """Milliseconds a scene of every run and stage on the main set: median and quartiles over the chunks."""
+    """Milliseconds a scene of every run and stage, main set and ablation: median and quartiles over the chunks.
+
+    Parameters
+    ----------
+    collected : Collected
+
+    Returns
+    -------
+    Table
+        NaN where no chunk tells a time.
+    """
     rows = []
     for key, timing in collected.timing.items():
-        if key.scene_set != "main":
+        if key.scene_set not in ("main", "ablation"):
             continue
         for stage, seconds in {"total": timing.total, **timing.stages}.items():
             middle, low, high = _quartiles(seconds * 1e3)
             rows.append(
                 {
+                    "scene_set": key.scene_set,
                     "snapshots": key.snapshots,
                     "method": key.label.partition("@")[0],
                     "knowledge": key.label.partition("@")[2] or "blind",
@@ -154,7 +186,17 @@ def _quartiles(values: Array) -> Interval:
 
 
 def scene_rows(collected: Collected) -> Table:
-    """One row for each run and scene of the main set."""
+    """One row for each run and scene of the main set.
+
+    Parameters
+    ----------
+    collected : Collected
+
+    Returns
+    -------
+    Table
+        GOSPA in metres, p = 2.
+    """
     rows: Table = []
     for key, scores in collected.scores.items():
         if key.scene_set != "main":
@@ -178,7 +220,19 @@ def scene_rows(collected: Collected) -> Table:
 
 
 def frozen_rows(collected: Collected, methods: Sequence[str]) -> Table:
-    """Every estimate of the first scenes of the main set, blind: what a rerun has to find again."""
+    """Every estimate of the first scenes of the main set, blind: what a rerun has to find again.
+
+    Parameters
+    ----------
+    collected : Collected
+    methods : sequence of str
+        Whose estimates are kept.
+
+    Returns
+    -------
+    Table
+        Angles in degrees and ranges in metres, six digits after the point.
+    """
     rows = []
     for key, estimates in collected.estimates.items():
         if key.scene_set != "main" or key.label not in methods:
@@ -209,6 +263,13 @@ def _cell(value: Any) -> Any:
 def write_csv(path: Path, rows: Table) -> None:
     """Write a table, whole or not at all; columns are those of its first row.
 
+    Parameters
+    ----------
+    path : Path
+        Replaced if it is there.
+    rows : Table
+        Numbers get six significant digits; NaN becomes an empty cell.
+
     Raises
     ------
     OSError
@@ -224,6 +285,18 @@ def write_csv(path: Path, rows: Table) -> None:
 
 def write_parquet(path: Path, rows: Table) -> bool:
     """Write a table as Parquet; False where pyarrow is not installed.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced if it is there.
+    rows : Table
+        In full precision.
+
+    Returns
+    -------
+    bool
+        False where pyarrow is not installed, and nothing is written.
 
     Raises
     ------

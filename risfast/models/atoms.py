@@ -22,8 +22,11 @@ from risfast.ops.nodes import CHARACTERS, NodeSet
 __all__ = ["AtomAxes", "AtomGrid"]
 
 # Singular values of a block that are kept, relative to its largest. The test of the maps holds their error below
-# 1e-3 of the largest entry, 60 dB down, where the reference system's noise begins 20 dB down.
+# 1e-3 of the largest entry, 60 dB down, where the reference system's noise begins 20 dB down. The largest one of a
+# block grows with the root of the number of atoms, and what is left out may be wrong by that times |p|, however fine
+# the grid: on more atoms than these, the reference grid's, the cut stays where it is there.
 _RANK_TOLERANCE = 1e-3
+_RANK_ATOMS = 3750
 # A product of two rows reads the matrix twice; a part of it that stays in the second-level cache is read once.
 _FEW_ROWS = 2
 _PART_BYTES = 1 << 19
@@ -137,14 +140,18 @@ def _built(array: PlanarArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet,
             continue
         gram = torch.stack([(grams[s] * grams[t].conj()).real for s, t in pairs]).sum(0)
         values, vectors = torch.linalg.eigh(gram)
-        left = vectors[:, values > _RANK_TOLERANCE**2 * values[-1]]
-        left = left.float()
+        left = vectors[:, _significant(values, math.prod(axes.shape))].float()
         right = []
         for s, t in pairs:
             outer = classes[s][:, :, None] * classes[t].conj()[:, None, :]
             right.append(left.mT @ _packed(outer.to(torch.complex64), s == t))
         blocks.append(_Block(pairs, left, torch.cat(right, 1)))
     return nodes, tuple(blocks)
+
+
+def _significant(values: Tensor, n_atoms: int) -> Tensor:
+    """Which eigenvalues of a block's Gram matrix (squares of its singular values), ascending, are kept."""
+    return values > _RANK_TOLERANCE**2 * min(1.0, _RANK_ATOMS / n_atoms) * values[-1]
 
 
 def _packed(block: Tensor, hermitian: bool) -> Tensor:
@@ -187,7 +194,8 @@ class AtomGrid(nn.Module):
     Notes
     -----
     All matrices are in the basis of :class:`risfast.ops.domain.MirrorBasis`: multiply sensing operators by it once
-    (:meth:`transform`). float32 throughout; the maps drop singular values below 1e-3 of the largest.
+    (:meth:`transform`). float32 throughout; the maps drop singular values below 1e-3 of the largest,
+    on grids of more than 3750 atoms below 1e-3 of the largest that so many would have.
     """
 
     characters: Tensor
@@ -216,11 +224,33 @@ class AtomGrid(nn.Module):
         return tuple(getattr(self, f"left_{i}").shape[1] for i in range(len(self.pairs)))
 
     def transform(self, vectors: Tensor) -> Tensor:
-        """Vectors [..., N] in the mirror basis: for a sensing operator whose rows they are, Phi T."""
+        """Vectors in the mirror basis: for a sensing operator whose rows they are, Phi T.
+
+        Parameters
+        ----------
+        vectors : real or complex tensor, shape (..., N)
+            Over the elements of the array.
+
+        Returns
+        -------
+        tensor, shape (..., N)
+            Of the same dtype, in the order of the mirror classes.
+        """
         return self._nodes.domain.mirror.transform(vectors)
 
     def synthesis(self, power: Tensor) -> Tensor:
-        """sum_g p_g a_g a_g^H, complex64 [b, N, N] in the mirror basis, from p [b, G_az, G_el, G_r] float32."""
+        """sum_g p_g a_g a_g^H.
+
+        Parameters
+        ----------
+        power : float32 tensor, shape (B, G_az, G_el, G_r)
+            p, of either sign.
+
+        Returns
+        -------
+        complex64 tensor, shape (B, N, N)
+            Hermitian, in the mirror basis.
+        """
         images = self._nodes.from_box(power.permute(0, 3, 1, 2))
         by_family = torch.einsum("fi,ibg->fbg", self.characters, images)
         offsets, b = self._nodes.offsets, power.shape[0]
@@ -240,7 +270,17 @@ class AtomGrid(nn.Module):
         return result
 
     def analysis(self, matrix: Tensor) -> Tensor:
-        """Re a_g^H Q a_g, float32 [b, G_az, G_el, G_r], of Hermitian Q [b, N, N] in the mirror basis."""
+        """a_g^H Q a_g for every atom, the adjoint of :meth:`synthesis`.
+
+        Parameters
+        ----------
+        matrix : complex64 tensor, shape (B, N, N)
+            Q, Hermitian, in the mirror basis.
+
+        Returns
+        -------
+        float32 tensor, shape (B, G_az, G_el, G_r)
+        """
         offsets = self._nodes.offsets
         by_family = []
         for i, pairs in enumerate(self.pairs):

@@ -82,7 +82,18 @@ class UnrolledOptions:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> UnrolledOptions:
-        """From what :meth:`to_dict` gives, or part of it."""
+        """From what :meth:`to_dict` gives, or part of it.
+
+        Parameters
+        ----------
+        values : dict of str to value
+            Fields by name, ``axes`` as a dict of the fields of :class:`risfast.models.atoms.AtomAxes`. Those that are
+            not named keep their default.
+
+        Returns
+        -------
+        UnrolledOptions
+        """
         values = dict(values)
         if "axes" in values:
             axes = dict(values["axes"])

@@ -36,7 +36,22 @@ def triton_mode() -> str:
 
 
 def serves_kernels(tensor: Tensor) -> bool:
-    """Whether an operator on this tensor runs the kernels of a GPU."""
+    """Whether an operator on this tensor runs the kernels of a GPU.
+
+    Parameters
+    ----------
+    tensor : Tensor
+        The first argument of the operator.
+
+    Returns
+    -------
+    bool
+
+    Raises
+    ------
+    ValueError
+        As :func:`triton_mode`.
+    """
     mode = triton_mode()
     return mode == "interpret" if tensor.device.type == "cpu" else tensor.device.type == "cuda" and mode == "1"
 
@@ -46,10 +61,30 @@ def checks_values(device: torch.device) -> bool:
 
     Always on the CPU. On a GPU the host would have to wait for the answer: only where the environment variable
     ``RISFAST_CHECK_VALUES`` is 1; without it an invalid scene comes out as NaN and leaves the others alone.
+
+    Parameters
+    ----------
+    device : torch.device
+        That the operator computes on.
+
+    Returns
+    -------
+    bool
     """
     return device.type == "cpu" or os.environ.get("RISFAST_CHECK_VALUES", "0") == "1"
 
 
 def on_host(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Where plans are made: new tensors are on the CPU, also while plain torch computes on another device."""
+    """Where plans are made: new tensors are on the CPU, also while plain torch computes on another device.
+
+    Parameters
+    ----------
+    device : torch.device
+        That plain torch computes on.
+
+    Returns
+    -------
+    context manager
+        Within it ``torch.empty`` and the like make CPU tensors.
+    """
     return contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu")

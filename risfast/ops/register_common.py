@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 Geometry = tuple[Tensor, Tensor, Tensor, Tensor, float, str, str, int, str]
+"""Element positions (N, 3) in metres; azimuths and elevations in radians and ranges in metres, each 1D (the axes of a
+grid, or the coordinates of points); wavenumber in rad/m; wavefront; method; byte budget; precision. The tensors are
+float64 on the CPU."""
 # The arguments that describe it, at the end of each schema.
 _GEOMETRY = (
     "Tensor positions, Tensor azimuth, Tensor elevation, Tensor range_m, float wavenumber, str wavefront, str method, "
@@ -61,7 +64,17 @@ def define(name: str, arguments: str, result: str, implementation: Callable[...,
 
 
 def whole(geometry: tuple[Any, ...]) -> Geometry:
-    """The geometry with its last argument, which the dispatcher leaves out where it is the default."""
+    """The geometry with its last argument, which the dispatcher leaves out where it is the default.
+
+    Parameters
+    ----------
+    geometry : tuple
+        As :data:`Geometry`, with the precision or without.
+
+    Returns
+    -------
+    Geometry
+    """
     positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *rest = geometry
     precision = rest[0] if rest else "auto"
     return positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, precision
@@ -70,7 +83,34 @@ def whole(geometry: tuple[Any, ...]) -> Geometry:
 def planned(
     operation: str, matrix: Tensor, geometry: tuple[Any, ...], box: bool, loading: float, rank: int | None
 ) -> tuple[Domain, Plan, Evaluator]:
-    """Domain, plan and evaluator of a request, its tables on the device of the matrix."""
+    """Domain, plan and evaluator of a request, its tables on the device of the matrix.
+
+    Parameters
+    ----------
+    operation : str
+        As :func:`risfast.ops.plan.request_of` knows it.
+    matrix : tensor, shape (B, ...)
+        The operand: its batch, dtype and device count.
+    geometry : tuple
+        See :data:`Geometry`.
+    box : bool
+        Whether the three axes span a grid; else they are the coordinates of G points.
+    loading : float
+        Dimensionless; 0 where the operation has none.
+    rank : int or None
+        Columns of a factor, or sources of MUSIC.
+
+    Returns
+    -------
+    domain : Domain
+    plan : Plan
+    evaluator : Evaluator
+
+    Raises
+    ------
+    ValueError
+        The method does not serve this array, wavefront or list of points.
+    """
     positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, _ = whole(geometry)
     with on_host(matrix.device):
         domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
@@ -82,7 +122,26 @@ def planned(
 def map_or_volume(
     plan: Plan, evaluator: Evaluator, operand: spectra.OperandOf, power: Any, volume: bool
 ) -> tuple[Tensor, Tensor]:
-    """(power map, plane) or (volume, empty)."""
+    """(power map, plane) or (volume, empty).
+
+    Parameters
+    ----------
+    plan : Plan
+    evaluator : Evaluator
+    operand : callable of (start, stop)
+        Makes the operand of scenes start .. stop - 1.
+    power : epilogue
+        From :mod:`risfast.ops.spectra`.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+
+    Returns
+    -------
+    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
+        Linear.
+    plane : int32 tensor, shape (B, G_az, G_el)
+        Index of the winning range plane, the lowest on a tie; empty where ``volume``.
+    """
     if volume:
         return spectra.volume_of(plan, evaluator, operand, power), torch.empty(0, dtype=torch.int32)
     return spectra.map_of(plan, evaluator, operand, power)
@@ -101,7 +160,20 @@ def _fake_map(matrix: Tensor, azimuth: Tensor, elevation: Tensor) -> tuple[Tenso
 
 
 def fake_volume(matrix: Tensor, azimuth: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
-    """An empty volume [B, G_az, G_el, G_r] stored plane by plane."""
+    """An empty volume [B, G_az, G_el, G_r] stored plane by plane.
+
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, ...)
+        Its batch, dtype and device count.
+    azimuth, elevation, r : float64 tensors, shapes (G_az,), (G_el,), (G_r,)
+        Axes of the grid, of which the lengths count.
+
+    Returns
+    -------
+    real tensor, shape (B, G_az, G_el, G_r)
+        With the strides that the implementation for that device gives.
+    """
     shape = (matrix.shape[0], r.shape[0], azimuth.shape[0], elevation.shape[0])
     real = matrix.dtype.to_real()
     if serves_kernels(matrix):
@@ -110,7 +182,22 @@ def fake_volume(matrix: Tensor, azimuth: Tensor, elevation: Tensor, r: Tensor) -
 
 
 def fake_map_or_volume(matrix: Tensor, geometry: Any, volume: bool) -> tuple[Tensor, Tensor]:
-    """Empty outputs of a spectrum."""
+    """Empty outputs of a spectrum.
+
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, ...)
+        Its batch, dtype and device count.
+    geometry : tuple
+        See :data:`Geometry`.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+
+    Returns
+    -------
+    power : real tensor, shape (B, G_az, G_el) or (B, G_az, G_el, G_r)
+    plane : int32 tensor, shape (B, G_az, G_el), or empty
+    """
     _, azimuth, elevation, r = geometry[:4]
     if volume:
         return fake_volume(matrix, azimuth, elevation, r), matrix.new_empty(0, dtype=torch.int32)
@@ -118,7 +205,13 @@ def fake_map_or_volume(matrix: Tensor, geometry: Any, volume: bool) -> tuple[Ten
 
 
 def register_vmap(op: Any) -> None:
-    """The mapped dimension becomes part of the batch."""
+    """Register the rule of ``torch.vmap``: the mapped dimension becomes part of the batch.
+
+    Parameters
+    ----------
+    op : torch.library.CustomOpDef
+        Whose first argument and whose results have the batch first. Mapping any other argument raises ValueError.
+    """
 
     def rule(info: Any, in_dims: tuple[Any, ...], first: Tensor, *rest: Any) -> Any:
         if any(dim is not None for dim in in_dims[1:]):

@@ -17,12 +17,35 @@ __all__ = ["filled", "from_factor", "from_matrix", "from_nodes", "from_residual"
 
 
 def filled(like: Tensor, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    """One number a scene, [B]."""
+    """One number for every scene.
+
+    Parameters
+    ----------
+    like : tensor, shape (B, ...)
+        Whose batch and device are taken.
+    value : float
+    dtype : torch.dtype
+
+    Returns
+    -------
+    tensor, shape (B,)
+    """
     return torch.full((like.shape[0],), value, dtype=dtype, device=like.device)
 
 
 def scale_for(operand: Tensor, value: float) -> Tensor:
-    """The same number for every scene, [B], but NaN where the operand is: the best of planes would not see it."""
+    """The same number for every scene, but NaN where the operand is: the best of planes would not see it.
+
+    Parameters
+    ----------
+    operand : complex tensor, shape (B, N, K)
+        A scene without an operand is NaN throughout.
+    value : float
+
+    Returns
+    -------
+    float64 tensor, shape (B,)
+    """
     return value + 0 * operand[:, 0, 0].real.double()
 
 
@@ -31,7 +54,26 @@ def _none(like: Tensor) -> Tensor:
 
 
 def from_matrix(plan: DevicePlan, matrix: Tensor, epilogue: Any, volume: bool) -> tuple[Tensor, Tensor]:
-    """Power by the lag method from Hermitian Q [B, N, N]: (map, plane), or (volume, empty)."""
+    """Power by the lag method from Hermitian matrices.
+
+    Parameters
+    ----------
+    plan : DevicePlan
+        Of the lag method.
+    matrix : complex tensor, shape (B, N, N)
+        Q, Hermitian.
+    epilogue : Epilogue of ``risfast.kernels.launch``
+        From q to power.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+
+    Returns
+    -------
+    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
+        Linear.
+    plane : int32 tensor, shape (B, G_az, G_el)
+        Index of the winning range plane; empty where ``volume``.
+    """
     lag = kernel_module("lag")
     assert plan.tables.lag is not None
     if volume:
@@ -42,9 +84,25 @@ def from_matrix(plan: DevicePlan, matrix: Tensor, epilogue: Any, volume: bool) -
 def from_factor(
     plan: DevicePlan, factor: Tensor, epilogue: Any, volume: bool, *, triangular: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Power by the dense or the chebyshev method from W complex64 [B, N, K]: (map, plane), or (volume, empty).
+    """Power by the dense or the chebyshev method from factors: q = ||W^H a||^2.
 
-    A list of points gives (values [B, G], empty).
+    Parameters
+    ----------
+    plan : DevicePlan
+        Of either method.
+    factor : complex64 tensor, shape (B, N, K)
+        W.
+    epilogue : Epilogue of ``risfast.kernels.launch``
+        From q to power.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+    triangular : bool
+        Whether W is upper triangular, so that half of the products fall away.
+
+    Returns
+    -------
+    power, plane
+        As :func:`from_matrix` gives them; a list of points gives (values (B, G), empty).
     """
     dense = kernel_module("dense")
     points = plan.tables.points
@@ -64,7 +122,24 @@ def from_factor(
 def from_residual(
     plan: DevicePlan, factors: tuple[Tensor, Tensor], epilogue: Any, volume: bool
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`from_factor`, from q = ||a - U V^H a||^2 with U, V complex64 [B, N, K]."""
+    """As :func:`from_factor`, from q = ||a - U V^H a||^2 with U, V complex64 [B, N, K].
+
+    Parameters
+    ----------
+    plan : DevicePlan
+        Of the dense or the chebyshev method, on a grid.
+    factors : pair of complex64 tensors, shape (B, N, K)
+        U and V.
+    epilogue : Epilogue of ``risfast.kernels.launch``
+        From q to power.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+
+    Returns
+    -------
+    power, plane
+        As :func:`from_matrix` gives them.
+    """
     lowrank = kernel_module("lowrank")
     points = plan.tables.points
     assert points is not None
@@ -79,7 +154,24 @@ def from_residual(
 
 
 def from_nodes(plan: DevicePlan, at_nodes: Tensor, epilogue: Any, volume: bool) -> tuple[Tensor, Tensor]:
-    """From q at the nodes [B, n_el, n_az, R], stored plane by plane: (map, plane), or (volume, empty)."""
+    """From q at the Chebyshev nodes to power on the grid.
+
+    Parameters
+    ----------
+    plan : DevicePlan
+        Of the chebyshev method.
+    at_nodes : float32 tensor, shape (B, n_el, n_az, R), stored plane by plane
+        q.
+    epilogue : Epilogue of ``risfast.kernels.launch``
+        From q to power.
+    volume : bool
+        Whether every point is wanted, and not the best of the range planes.
+
+    Returns
+    -------
+    power, plane
+        As :func:`from_matrix` gives them.
+    """
     interpolate = kernel_module("interpolate")
     tables = plan.tables
     assert tables.azimuth is not None
@@ -104,7 +196,19 @@ def _turned(weights: Any) -> Any:
 
 
 def outer_products(plan: DevicePlan, weights: Any) -> Tensor:
-    """sum_g p_g a_g a_g^H [B, N, N] of PointWeights, by the method of the plan."""
+    """sum_g p_g a_g a_g^H, by the method of the plan.
+
+    Parameters
+    ----------
+    plan : DevicePlan
+        Of any method.
+    weights : PointWeights of ``risfast.kernels.weights``
+        p on the grid of the plan, or what it follows from.
+
+    Returns
+    -------
+    complex tensor, shape (B, N, N), Hermitian
+    """
     synthesis = kernel_module("synthesis")
     tables = plan.tables
     if plan.method == "lag":

@@ -89,7 +89,22 @@ def _kernel_factor(covariance: Tensor, loading: float, dtype: torch.dtype) -> tu
 
 
 def loaded_factor(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
-    """W = L^-H complex64 [B, N, N], upper triangular, with R + delta I = L L^H."""
+    """W = L^-H of R + delta I = L L^H.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        R.
+    loading : float
+        delta = loading tr(R)/N, dimensionless.
+    precision : str or None
+        ``"tf32"`` takes float32 for the inverse, anything else float64.
+
+    Returns
+    -------
+    complex64 tensor, shape (B, N, N), upper triangular
+        NaN where R + delta I is not definite.
+    """
     if covariance.shape[-1] > kernel_module("inverse").LARGEST:
         return shifted_factor(covariance, _delta(covariance, loading), precision)
     factor, info = _kernel_factor(covariance, loading, _inverse_dtype(precision))
@@ -97,7 +112,22 @@ def loaded_factor(covariance: Tensor, loading: float, precision: str | None = No
 
 
 def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
-    """The same for a loading delta [B] in the unit of R."""
+    """As :func:`loaded_factor`, for a loading in the unit of R.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        R.
+    delta : float64 tensor, shape (B,)
+        In the unit of R.
+    precision : str or None
+        ``"tf32"`` takes float32 for the inverse, anything else float64.
+
+    Returns
+    -------
+    complex64 tensor, shape (B, N, N), upper triangular
+        NaN where R + delta I is not definite.
+    """
     kernels = kernel_module("inverse")
     if covariance.shape[-1] <= kernels.LARGEST:
         factor, info = kernels.inverse_factor(covariance, delta, dtype=_inverse_dtype(precision))
@@ -109,7 +139,22 @@ def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = No
 
 
 def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
-    """(R + delta I)^-1 [B, N, N], complex128 (complex64 for tf32)."""
+    """(R + delta I)^-1.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        R.
+    loading : float
+        delta = loading tr(R)/N, dimensionless.
+    precision : str or None
+        ``"tf32"`` takes float32 for the inverse, anything else float64.
+
+    Returns
+    -------
+    complex tensor, shape (B, N, N), Hermitian
+        complex128, or complex64 for ``"tf32"``; NaN where R + delta I is not definite.
+    """
     dtype = _inverse_dtype(precision)
 
     def make() -> Tensor:
@@ -139,8 +184,22 @@ def _poisoned(matrix: Tensor, info: Tensor) -> Tensor:
 
 
 def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
-    """W complex64 [B, N, N], upper triangular, with W W^H = Q + shift I; Q Hermitian, shift [B] makes it definite.
+    """W with W W^H = Q + shift I.
 
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, N, N)
+        Q, Hermitian.
+    shift : float64 tensor, shape (B,)
+        In the unit of Q; what makes it definite.
+
+    Returns
+    -------
+    complex64 tensor, shape (B, N, N), upper triangular
+        NaN where Q + shift I is not definite.
+
+    Notes
+    -----
     The Cholesky factor of the matrix with its elements in reverse order, put back in order, is upper triangular.
     """
     lower, info = _shifted_cholesky(matrix.flip(1, 2), shift)
@@ -148,25 +207,73 @@ def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
 
 
 def frobenius_shift(matrix: Tensor) -> Tensor:
-    """What makes any Hermitian matrix definite: a little more than its norm, float64 [B]."""
+    """What makes any Hermitian matrix definite: a little more than its norm.
+
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, N, N)
+        Q.
+
+    Returns
+    -------
+    float64 tensor, shape (B,)
+        In the unit of Q, > 0.
+    """
     squared = torch.view_as_real(matrix.resolve_conj()).double().square().sum((1, 2, 3))
     # A matrix of zeros is left with a shift too, so that it has a factor.
     return squared.sqrt().clamp_min(torch.finfo(torch.float32).tiny) * (1 + 1e-6)
 
 
 def rounding_shift(covariance: Tensor) -> Tensor:
-    """What makes a semi-definite covariance definite in spite of its rounding, float64 [B]; NaN without a trace."""
+    """What makes a semi-definite covariance definite in spite of its rounding.
+
+    Parameters
+    ----------
+    covariance : complex tensor, shape (B, N, N)
+        R.
+
+    Returns
+    -------
+    float64 tensor, shape (B,)
+        In the unit of R; NaN where the trace is not positive.
+    """
     return _delta(covariance, 32 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps)
 
 
 def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
-    """Loading of F F^H, float64 [B]; NaN where F is zero."""
+    """Loading of F F^H in its own unit.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (B, N, K)
+        F.
+    loading : float
+        delta = loading tr(F F^H)/N, dimensionless.
+
+    Returns
+    -------
+    float64 tensor, shape (B,)
+        NaN where F is zero.
+    """
     mean = mean_power(factor)
     return torch.where(mean > 0, loading * mean, torch.nan)
 
 
 def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
-    """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host."""
+    """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (B, N, K)
+        F.
+    delta : float64 tensor, shape (B,)
+        In the unit of F F^H, > 0.
+
+    Returns
+    -------
+    complex128 tensor, shape (B, N, K)
+        NaN where F^H F + delta I is not definite.
+    """
     f = factor.to(torch.complex128)
     eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
     gram = adjoint_of(f) @ f + delta[:, None, None] * eye
@@ -175,14 +282,40 @@ def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
 
 
 def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
-    """(F F^H + delta I)^-1 complex128 [B, N, N], by Woodbury."""
+    """(F F^H + delta I)^-1, by the identity of Woodbury.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (B, N, K)
+        F.
+    delta : float64 tensor, shape (B,)
+        In the unit of F F^H, > 0.
+
+    Returns
+    -------
+    complex128 tensor, shape (B, N, N), Hermitian
+        NaN as :func:`woodbury_factor`.
+    """
     w = woodbury_factor(factor, delta)
     eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
     return (eye - w @ adjoint_of(w)) / delta[:, None, None]
 
 
 def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
-    """U and V complex64 [B, N, K] with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a; None for too large a K."""
+    """U and V with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a.
+
+    Parameters
+    ----------
+    factor : complex tensor, shape (B, N, K)
+        F.
+    delta : float64 tensor, shape (B,)
+        In the unit of F F^H, > 0.
+
+    Returns
+    -------
+    pair of complex64 tensors, shape (B, N, K), or None
+        None where K is more than the kernel takes; U is NaN in a scene without factors.
+    """
     kernels = kernel_module("lowrank")
     if factor.shape[2] > kernels.MOST_COLUMNS:
         return None

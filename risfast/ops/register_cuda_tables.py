@@ -48,7 +48,18 @@ class DeviceTables:
 
 @dataclass(frozen=True, eq=False)
 class DevicePlan:
-    """A request ready to run; ``precision`` None leaves the choice to the kernels."""
+    """A request ready to run.
+
+    Attributes
+    ----------
+    domain : Domain
+        Array, wavefront and points.
+    method : {"dense", "chebyshev", "lag"}
+    precision : {"ieee", "tf32x3", "tf32"} or None
+        None leaves the choice to the kernels.
+    tables : DeviceTables
+        Of the method, on the device.
+    """
 
     domain: Domain
     method: str
@@ -57,7 +68,21 @@ class DevicePlan:
 
 
 def lag_dtype(operation: str, dtype: torch.dtype, loading: float) -> torch.dtype:
-    """Real dtype that the lag method computes in: float64 where float32 would lose what is documented."""
+    """Real dtype that the lag method computes in: float64 where float32 would lose what is documented.
+
+    Parameters
+    ----------
+    operation : str
+        As :func:`risfast.ops.plan.request_of` knows it.
+    dtype : torch.complex64 or torch.complex128
+        Of the operand.
+    loading : float
+        Dimensionless; looked at for Capon only.
+
+    Returns
+    -------
+    torch.float32 or torch.float64
+    """
     needs_double = operation == "music" or (operation.startswith("mvdr") and loading < _SMALLEST_SINGLE_LOADING)
     return torch.float64 if needs_double or dtype == torch.complex128 else torch.float32
 
@@ -111,6 +136,26 @@ def device_plan(
     operation: str, matrix: Tensor, geometry: Geometry, box: bool, loading: float, rank: int | None
 ) -> DevicePlan:
     """Choose the method as on the CPU, among what the kernels can do, and find or make its tables.
+
+    Parameters
+    ----------
+    operation : str
+        As :func:`risfast.ops.plan.request_of` knows it.
+    matrix : tensor, shape (B, ...)
+        The operand: its batch, dtype and device count.
+    geometry : Geometry
+        See :data:`risfast.ops.register_common.Geometry`.
+    box : bool
+        Whether the three axes span a grid; else they are the coordinates of G points.
+    loading : float
+        Dimensionless; 0 where the operation has none.
+    rank : int or None
+        Columns of a factor, or sources of MUSIC.
+
+    Returns
+    -------
+    DevicePlan
+        The tables of a grid are kept and found again; those of a list of points are made anew.
 
     Raises
     ------

@@ -16,6 +16,15 @@ __all__ = ["kernel_module", "serve_cpu", "serve_gpu"]
 def kernel_module(name: str) -> Any:
     """``risfast.kernels.<name>``, imported when it is first needed: importing risfast needs no Triton.
 
+    Parameters
+    ----------
+    name : str
+        Of the module, without the package.
+
+    Returns
+    -------
+    module
+
     Raises
     ------
     RuntimeError
@@ -57,7 +66,22 @@ def serve_gpu(op: Any, plain: Callable[..., Any], kernels: Callable[..., Any]) -
 
 
 def serve_cpu(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the CPU implementation of an op that has one for any device, unless kernels serve the CPU."""
+    """Register the CPU implementation of an op that has one for any device, unless kernels serve the CPU.
+
+    Parameters
+    ----------
+    op : torch.library.CustomOpDef
+
+    Returns
+    -------
+    decorator
+        Of the implementation: a function with the arguments and the result of the op, which it gives back unchanged.
+
+    Raises
+    ------
+    ValueError
+        When it is applied, as :func:`risfast.ops.devices.triton_mode`.
+    """
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
         if triton_mode() != "interpret":

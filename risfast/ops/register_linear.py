@@ -23,7 +23,28 @@ def analysis_torch(
     box: bool,
     *geometry: Any,
 ) -> Tensor:
-    """Q = a^H Q a of Hermitian Q [B, N, N], or ||W^H a||^2 of W [B, N, K]."""
+    """q_g = a_g^H Q a_g of Hermitian Q, or ||W^H a_g||^2.
+
+    Parameters
+    ----------
+    matrix : complex tensor, shape (B, N, N) or (B, N, K)
+        Q, Hermitian, or W.
+    factored : bool
+        Whether it is W.
+    box : bool
+        Whether the three axes span a grid; else they are the coordinates of G points.
+    *geometry
+        See :data:`risfast.ops.register_common.Geometry`.
+
+    Returns
+    -------
+    real tensor, shape (B, G_az, G_el, G_r), stored plane by plane, or (B, G)
+
+    Raises
+    ------
+    ValueError
+        The matrix is not finite, or Q is not Hermitian.
+    """
     check_finite(matrix, "W_or_Q")
     if not factored:
         check_hermitian(matrix, "W_or_Q", "; pass factored=True if it is a factor W")
@@ -54,7 +75,26 @@ def adjoint_torch(
     box: bool,
     *geometry: Any,
 ) -> Tensor:
-    """sum_g p_g a_g a_g^H of p [B, G_az, G_el, G_r] or [B, G]: [B, N, N]."""
+    """sum_g p_g a_g a_g^H, the adjoint of analysis.
+
+    Parameters
+    ----------
+    weights : real tensor, shape (B, G_az, G_el, G_r) or (B, G)
+        p.
+    box : bool
+        Whether the three axes span a grid; else they are the coordinates of G points.
+    *geometry
+        See :data:`risfast.ops.register_common.Geometry`.
+
+    Returns
+    -------
+    complex tensor, shape (B, N, N), Hermitian
+
+    Raises
+    ------
+    ValueError
+        p is not finite.
+    """
     check_finite(weights, "p")
     domain, plan, evaluator = planned("synthesis", weights, geometry, box, 0.0, None)
     result = torch.empty(weights.shape[0], domain.n_elements, domain.n_elements, dtype=plan.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,29 @@ __all__ = ["BackboneStage", "backbone_objective", "train_backbone"]
 
 @dataclass(kw_only=True)
 class BackboneStage(BackboneTask):
-    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`."""
+    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`.
+
+    Parameters
+    ----------
+    config : RunConfig
+        Of the run; the rest as in :class:`risfast.train.loop.BackboneTask`.
+    """
 
     config: RunConfig
 
     def measure(self, scenes: Scenes) -> Measured:
-        """Covariance, own sources and Capon."""
+        """Covariance, own sources and Capon.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            At least two, of one L.
+
+        Returns
+        -------
+        Measured
+            The figures of :func:`risfast.train.validation.validate`.
+        """
         options = self.config.validation
         figures, scores = validate(
             self.module,
@@ -46,12 +64,33 @@ class BackboneStage(BackboneTask):
         return Measured(figures, is_constant(scores))
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """The backbone's estimate and its own sources."""
+        """The backbone's estimate and its own sources.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+
+        Returns
+        -------
+        estimate : CovarianceEstimate
+        sources : list of Sources, one a scene
+        """
         estimate = self.module(Measurement.of(scenes))
         return estimate, self.module.sources(estimate)  # type: ignore[operator]  # nn.Module hides it
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder; the card has the figures already."""
+        """Write the model folder.
+
+        Parameters
+        ----------
+        folder : Path
+            Made, or replaced.
+        card : dict
+            What the model is and how it was made, JSON values.
+        figures : dict of str to dict of str to float
+            Of the final test; the card has them already.
+        """
         made: dict[str, Any] = self.module.options()  # type: ignore[operator]  # nn.Module hides it
         array = self.config.system.planar_array()
         save_model(folder, self.config.backbone.name, self.module.state_dict(), array, made, card)
@@ -96,7 +135,18 @@ def train_backbone(
 
 
 def backbone_objective(options: ObjectiveOptions, module: nn.Module) -> Objective:
-    """The configured loss; the terms of the source map need the cells of the backbone's head, where it has one."""
+    """The configured loss.
+
+    Parameters
+    ----------
+    options : ObjectiveOptions
+    module : nn.Module
+        The backbone: the terms of the source map need the cells of its head, where it has one.
+
+    Returns
+    -------
+    Objective
+    """
     cells = getattr(module, "range_cells", None)
     return BackboneObjective(options, cells if isinstance(cells, RangeCells) else None)
 
@@ -107,6 +157,13 @@ def _make_module(config: RunConfig, build: Build | None, world: World) -> nn.Mod
     array = config.system.planar_array()
     torch.manual_seed(config.seed)
     module = make(config.backbone.name, array, dict(config.backbone.options)).to(world.device)
+    made: dict[str, Any] = module.options()  # type: ignore[operator]  # nn.Module hides it
+    most, room = config.system.n_sources[1], made.get("max_sources", math.inf)
+    if most > room:
+        raise ValueError(
+            f"system.n_sources goes up to {most}, and the backbone has room for the positions of {room}; give it "
+            f"--backbone.options max_sources={most}, or lower system.n_sources"
+        )
     if config.backbone.weights:
         origin = Path(config.backbone.weights)
         earlier, _ = load_model(origin, make, world.device, array)

@@ -43,7 +43,19 @@ class Batch:
     indices: Tensor
 
     def part(self, index: int, parts: int) -> Batch:
-        """The ``index``-th of ``parts`` equal runs of its scenes."""
+        """One of several equal runs of its scenes.
+
+        Parameters
+        ----------
+        index : int
+            Which, from 0.
+        parts : int
+            How many; a divisor of B.
+
+        Returns
+        -------
+        Batch
+        """
         size = len(self.indices) // parts
         return Batch(self.step, self.n_snapshots, self.noise_known, self.indices[index * size : (index + 1) * size])
 
@@ -52,7 +64,21 @@ class SceneSource(Protocol):
     """Where training scenes come from."""
 
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
-        """The scenes ``indices`` with L = ``n_snapshots``."""
+        """Some of the scenes with L = ``n_snapshots``.
+
+        Parameters
+        ----------
+        n_snapshots : int
+            L.
+        indices : int64 tensor, shape (B,)
+            Places in the endless sequence of scenes.
+        device : torch.device
+            Where their tensors are.
+
+        Returns
+        -------
+        Scenes
+        """
         ...
 
 
@@ -71,7 +97,21 @@ class FlySource:
     seed: int
 
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
-        """The scenes ``indices`` with L = ``n_snapshots``."""
+        """The scenes ``indices`` with L = ``n_snapshots``.
+
+        Parameters
+        ----------
+        n_snapshots : int
+            L.
+        indices : int64 tensor, shape (B,)
+            Which scenes of the seed.
+        device : torch.device
+            Where their tensors are.
+
+        Returns
+        -------
+        Scenes
+        """
         return generate_scenes(self.system(n_snapshots), self.seed, indices, device)
 
 
@@ -109,7 +149,21 @@ class ShardSource:
                 raise ValueError(f"{found.folder} has the seed {found.seed} of the scenes that the run is judged on")
 
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
-        """The scenes at ``indices`` of the endless sequence of epochs."""
+        """The scenes at ``indices`` of the endless sequence of epochs.
+
+        Parameters
+        ----------
+        n_snapshots : int
+            L.
+        indices : int64 tensor, shape (B,)
+            Places in that sequence.
+        device : torch.device
+            Where their tensors are.
+
+        Returns
+        -------
+        Scenes
+        """
         found = self._sets[n_snapshots]
         epoch, place = indices // len(found), indices % len(found)
         stored = torch.stack(
@@ -129,12 +183,41 @@ class ShardSource:
 
 
 def shard_folder(folder: Path, split: str, n_snapshots: int) -> Path:
-    """Where the set of one split and one L is."""
+    """Where the set of one split and one L is.
+
+    Parameters
+    ----------
+    folder : Path
+        Of all sets.
+    split : str
+        train, val or test.
+    n_snapshots : int
+        L.
+
+    Returns
+    -------
+    Path
+    """
     return folder / split / f"L{n_snapshots}"
 
 
 def plan_batch(data: DataOptions, batch_size: int, step: int) -> Batch:
-    """The batch of a step: scenes ``step * batch_size ..``, their L and whether the noise power is known."""
+    """The batch of a step: scenes ``step * batch_size ..``, their L and whether the noise power is known.
+
+    Parameters
+    ----------
+    data : DataOptions
+        Seed, values of L with their shares, share of known noise, size of the pool.
+    batch_size : int
+        B.
+    step : int
+        Counted from 0.
+
+    Returns
+    -------
+    Batch
+        A function of these arguments alone.
+    """
     which, known = SceneRandom(data.seed, [step]).uniform(_BATCH_STREAM, (2,))[0].tolist()
     indices = torch.arange(step * batch_size, (step + 1) * batch_size)
     if data.pool:

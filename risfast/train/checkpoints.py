@@ -78,7 +78,17 @@ class CheckpointFolder:
         self.keep = keep
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Where the checkpoint of a step is.
+
+        Parameters
+        ----------
+        step : int
+
+        Returns
+        -------
+        Path
+            Of its folder, whether it is there or not.
+        """
         return self.folder / f"ckpt-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -102,6 +112,11 @@ class CheckpointFolder:
             JSON values; NaN and infinity are not among them.
         protect : frozenset of int
             Steps whose checkpoints stay whatever their age.
+
+        Returns
+        -------
+        Path
+            The folder of the checkpoint.
 
         Raises
         ------
@@ -144,6 +159,14 @@ class CheckpointFolder:
     def read(self, step: int) -> Checkpoint:
         """Read and verify one checkpoint.
 
+        Parameters
+        ----------
+        step : int
+
+        Returns
+        -------
+        Checkpoint
+
         Raises
         ------
         FileFormatError
@@ -177,7 +200,14 @@ class CheckpointFolder:
         return Checkpoint(folder, step, tensors, content["state"])
 
     def read_latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The latest intact checkpoint, None if there has never been one, and what was found damaged on the way.
+        """The latest intact checkpoint, and what was found damaged on the way to it.
+
+        Returns
+        -------
+        checkpoint : Checkpoint or None
+            None if there has never been one.
+        problems : list of str
+            One message for each damaged checkpoint that was passed over; it names the file.
 
         Raises
         ------

@@ -77,17 +77,55 @@ class SystemOptions:
     """Coherent sources."""
 
     def with_snr(self, snr_db: tuple[float, float]) -> SystemOptions:
-        """The same at another SNR."""
+        """The same at another SNR.
+
+        Parameters
+        ----------
+        snr_db : (float, float)
+            Lowest and highest, in dB.
+
+        Returns
+        -------
+        SystemOptions
+        """
         return replace(self, snr_db=snr_db)
 
     def planar_array(self) -> PlanarArray:
-        """The nominal surface."""
+        """The nominal surface.
+
+        Returns
+        -------
+        PlanarArray
+
+        Raises
+        ------
+        ValueError, FileFormatError, OSError
+            The numbers describe no array, or ``array`` names a file that cannot be read.
+        """
         if self.array:
             return read_array(Path(self.array))
         return PlanarArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m)
 
     def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
-        """The system with L = ``n_snapshots`` and these codes."""
+        """The system with L = ``n_snapshots`` and these codes.
+
+        Parameters
+        ----------
+        n_snapshots : int
+            L.
+        code_kinds : tuple of str
+            Codebooks; each scene takes one of them.
+
+        Returns
+        -------
+        SystemConfig
+            In radians, metres and linear power.
+
+        Raises
+        ------
+        ValueError, FileFormatError, OSError
+            An option does not describe a system, or ``array`` names a file that cannot be read.
+        """
         return SystemConfig(
             array=self.planar_array(),
             n_antennas=self.n_antennas,

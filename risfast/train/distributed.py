@@ -40,6 +40,18 @@ class World:
         """Replace every gradient, and return ``extra``, by its mean over the processes.
 
         One exchange a step: gradients and figures travel in one vector. A parameter without a gradient counts as zero.
+
+        Parameters
+        ----------
+        parameters : iterable of nn.Parameter
+            In the same order in every process.
+        extra : real tensor, shape (E,)
+            Figures of this process.
+
+        Returns
+        -------
+        tensor, shape (E,)
+            As ``extra`` in dtype and device; it travels in float32. With one process it is ``extra`` itself.
         """
         if self.size == 1:
             return extra
@@ -55,7 +67,18 @@ class World:
         return flat[at:].to(extra.device, extra.dtype)
 
     def agree(self, flag: bool) -> bool:
-        """What the first process says."""
+        """What the first process says.
+
+        Parameters
+        ----------
+        flag : bool
+            What this one says.
+
+        Returns
+        -------
+        bool
+            The same in every process.
+        """
         if self.size == 1:
             return flag
         told = torch.tensor([int(flag)], device=self.device)
@@ -71,6 +94,10 @@ def open_world(device: str) -> Iterator[World]:
     ----------
     device : str
         cpu, cuda (under torchrun the GPU of the process's local rank) or cuda:N.
+
+    Yields
+    ------
+    World
 
     Raises
     ------

@@ -42,7 +42,20 @@ class Task(Protocol):
         ...
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean loss over the scenes, and its parts."""
+        """Mean loss over the scenes, and its parts.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+        noise_known : bool
+            Whether the noise power is given.
+
+        Returns
+        -------
+        Terms
+            The mean, a scalar with a gradient, and its parts by name.
+        """
         ...
 
 
@@ -55,7 +68,17 @@ class Objective(Protocol):
 
 
 def autocast(amp: str) -> AbstractContextManager[Any]:
-    """Mixed precision on cuda: "off", "bf16" or "fp16"."""
+    """Mixed precision on cuda.
+
+    Parameters
+    ----------
+    amp : {"off", "bf16", "fp16"}
+
+    Returns
+    -------
+    context manager
+        It changes nothing where ``amp`` is "off".
+    """
     if amp == "off":
         return nullcontext()
     return torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp])
@@ -63,14 +86,36 @@ def autocast(amp: str) -> AbstractContextManager[Any]:
 
 @dataclass
 class BackboneTask:
-    """A backbone and the objective of its estimate."""
+    """A backbone and the objective of its estimate.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A :class:`risfast.models.Backbone`.
+    objective : Objective
+    amp : {"off", "bf16", "fp16"}
+        Mixed precision of the backbone; see :func:`autocast`.
+    """
 
     module: nn.Module
     objective: Objective
     amp: str = "off"
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean loss over the scenes; the objective is outside mixed precision."""
+        """Mean loss over the scenes; the objective is outside mixed precision.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+        noise_known : bool
+            Whether the noise power is given.
+
+        Returns
+        -------
+        Terms
+            The mean, a scalar with a gradient, and its parts by name.
+        """
         with autocast(self.amp):
             estimate = self.module(Measurement.of(scenes, noise_known=noise_known))
         return self.objective(estimate, scenes)
@@ -167,6 +212,11 @@ class Trainer:
         stop : bool
             This process's wish to stop, told to the others with the gradients.
 
+        Returns
+        -------
+        StepReport
+            The same in every process.
+
         Raises
         ------
         TrainingError
@@ -261,6 +311,11 @@ class Trainer:
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint.
+
+        Parameters
+        ----------
+        checkpoint : Checkpoint
+            Of a trainer with the same task and options.
 
         Raises
         ------

@@ -15,7 +15,19 @@ __all__ = ["Optimiser", "WeightAverage", "learning_rate"]
 
 
 def learning_rate(options: OptimiserOptions, step: int) -> float:
-    """Learning rate of step ``step``, counted from 0: a line up to ``lr``, then half a cosine down to ``min_lr``."""
+    """Learning rate of a step: a line up to ``lr``, then half a cosine down to ``min_lr``.
+
+    Parameters
+    ----------
+    options : OptimiserOptions
+    step : int
+        Counted from 0.
+
+    Returns
+    -------
+    float
+        ``min_lr`` from the last step on.
+    """
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     span = max(options.steps - options.warmup - 1, 1)
@@ -33,6 +45,11 @@ class Optimiser:
     options : OptimiserOptions
     scaled : bool
         Whether losses are scaled (fp16 needs it).
+
+    Raises
+    ------
+    ValueError
+        No parameter requires a gradient.
     """
 
     def __init__(self, module: nn.Module, options: OptimiserOptions, *, scaled: bool = False) -> None:
@@ -56,7 +73,12 @@ class Optimiser:
         return float(self._adamw.param_groups[0]["lr"])
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a (scaled) loss."""
+        """Add the gradient of a loss, scaled where losses are.
+
+        Parameters
+        ----------
+        loss : real tensor, scalar
+        """
         self._scaler.scale(loss).backward()
 
     def step(self, step: int, usable: bool = True) -> tuple[float, bool]:
@@ -92,7 +114,13 @@ class Optimiser:
         return norm, taken
 
     def schedule(self, step: int) -> None:
-        """Set the learning rate of ``step``."""
+        """Set the learning rate of a step.
+
+        Parameters
+        ----------
+        step : int
+            Counted from 0.
+        """
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate(self.options, step)
 
@@ -101,7 +129,7 @@ class Optimiser:
         return all(bool(p.isfinite().all()) for p in self.parameters.values())
 
     def tensors(self) -> dict[str, Tensor]:
-        """AdamW's memory by parameter name."""
+        """AdamW's memory by the name of its kind and of its parameter, ``exp_avg/NAME``."""
         memory = {}
         for name, parameter in self.parameters.items():
             for key, value in self._adamw.state.get(parameter, {}).items():
@@ -110,6 +138,11 @@ class Optimiser:
 
     def load_tensors(self, memory: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`tensors` gave.
+
+        Parameters
+        ----------
+        memory : mapping of str to Tensor
+            Copied.
 
         Raises
         ------
@@ -133,7 +166,13 @@ class Optimiser:
         return dict(self._scaler.state_dict())
 
     def load_scaler_state(self, state: Mapping[str, float]) -> None:
-        """Take back what :meth:`scaler_state` gave."""
+        """Take back what :meth:`scaler_state` gave.
+
+        Parameters
+        ----------
+        state : mapping of str to float
+            Empty leaves the scaling as it is.
+        """
         if state:
             self._scaler.load_state_dict(dict(state))
 
@@ -160,7 +199,13 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after step ``step``."""
+        """Take in the weights after a step that was taken.
+
+        Parameters
+        ----------
+        step : int
+            Counted from 0.
+        """
         kind = self._options.averaging
         if kind == "ema":
             keep = min(self._options.ema_decay, (1 + self.count) / (10 + self.count))
@@ -174,7 +219,12 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[nn.Module]:
-        """The module with the averaged weights in place of its own, which come back afterwards."""
+        """The module with the averaged weights in place of its own, which come back afterwards.
+
+        Yields
+        ------
+        nn.Module
+        """
         own = {name: p.data for name, p in self._live()}
         try:
             for name, parameter in self._live():
@@ -190,6 +240,13 @@ class WeightAverage:
 
     def load_tensors(self, values: Mapping[str, Tensor], count: int) -> None:
         """Take back what :meth:`tensors` gave.
+
+        Parameters
+        ----------
+        values : mapping of str to Tensor
+            The averaged weights by name; copied.
+        count : int
+            Steps that are in the average.
 
         Raises
         ------

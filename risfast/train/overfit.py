@@ -23,14 +23,20 @@ from risfast.train.distributed import open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.stage import machine_settings
 from risfast.train.toml_file import as_table
-from risfast.train.validation import score_covariances
+from risfast.train.validation import scene_slice, score_covariances
 
 __all__ = ["OverfitConfig", "OverfitOutcome", "overfit"]
 
 
 @dataclass(frozen=True)
 class OverfitConfig:
-    """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances."""
+    """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances.
+
+    Raises
+    ------
+    ValueError
+        The gate is not positive, or a count is below 1.
+    """
 
     gate: float = 0.1
     """Mean NMSE of the covariance that the backbone must get below."""
@@ -106,13 +112,8 @@ class _Fixed:
     kept: Scenes
 
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
-        """The scenes ``indices``."""
-        tensors = {
-            name: value[indices.to(value.device)]
-            for name, value in vars(self.kept).items()
-            if isinstance(value, Tensor)
-        }
-        return Scenes(config=self.kept.config, **tensors).to(device)
+        """The scenes ``indices``, all of one L."""
+        return scene_slice(self.kept, indices.to(self.kept.y.device)).to(device)
 
 
 def overfit(

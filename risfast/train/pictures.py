@@ -20,7 +20,15 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and 
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, NMSE and F1 over the scenes seen, from the lines of ``metrics.jsonl``."""
+    """Loss, NMSE and F1 over the scenes seen.
+
+    Parameters
+    ----------
+    lines : sequence of mappings
+        Those of ``metrics.jsonl``.
+    path : Path
+        Of the picture; its suffix chooses the format.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (only when a picture is drawn)
     from matplotlib.figure import Figure  # noqa: PLC0415
 

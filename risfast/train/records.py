@@ -16,13 +16,25 @@ __all__ = ["EventFile", "MetricsFile", "RunningMeans"]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: appended to during the run, cut back to a checkpoint when the run goes on from it."""
+    """``metrics.jsonl``: appended to during the run, cut back to a checkpoint when the run goes on from it.
+
+    Parameters
+    ----------
+    path : Path
+        Of the file; made by the first line.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line. It lasts once :meth:`sync` has been called."""
+        """Write one line. It lasts once :meth:`sync` has been called.
+
+        Parameters
+        ----------
+        line : mapping of str to value
+            JSON values; numbers that are not finite become null.
+        """
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
 
@@ -34,6 +46,10 @@ class MetricsFile:
 
     def read(self) -> list[dict[str, Any]]:
         """Every line; a last one that a kill cut short is left out.
+
+        Returns
+        -------
+        list of dict
 
         Raises
         ------
@@ -53,7 +69,13 @@ class MetricsFile:
         return found
 
     def cut(self, step: int) -> None:
-        """Drop every line of a step after ``step``; -1 drops all."""
+        """Drop the lines of later steps.
+
+        Parameters
+        ----------
+        step : int
+            The last step whose lines stay; -1 drops all.
+        """
         kept = [line for line in self.read() if line["step"] <= step]
         replace_file(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
 
@@ -65,7 +87,13 @@ class RunningMeans:
         self._sums: dict[str, list[float]] = {}
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Take in one step."""
+        """Take in one step.
+
+        Parameters
+        ----------
+        figures : mapping of str to float
+            Those that are not finite are left out.
+        """
         for name, value in figures.items():
             if math.isfinite(value):
                 total, count = self._sums.get(name, (0.0, 0))
@@ -82,7 +110,13 @@ class RunningMeans:
         return dict(self._sums)
 
     def load_state(self, state: Mapping[str, list[float]]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Take back what :meth:`state` gave.
+
+        Parameters
+        ----------
+        state : mapping of str to (float, int)
+            Sum and count of each figure.
+        """
         self._sums = {name: list(pair) for name, pair in state.items()}
 
 
@@ -112,7 +146,16 @@ class EventFile:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, figures: Mapping[str, Any], step: int, prefix: str = "") -> None:
-        """Write every number of nested figures; its name is the path to it."""
+        """Write every number of nested figures; its name is the path to it.
+
+        Parameters
+        ----------
+        figures : mapping of str to number or mapping
+        step : int
+            Steps taken so far.
+        prefix : str
+            Put before each name.
+        """
         for name, value in figures.items():
             if isinstance(value, Mapping):
                 self.add(value, step, f"{prefix}{name}/")

@@ -34,7 +34,13 @@ __all__ = ["HeatmapOptions", "RefinerConfig", "RefinerStage", "helps", "load_ref
 
 @dataclass(frozen=True)
 class HeatmapOptions:
-    """Targets and loss: focal loss against a Gaussian blob around each source."""
+    """Targets and loss: focal loss against a Gaussian blob around each source.
+
+    Raises
+    ------
+    ValueError
+        The width is not positive.
+    """
 
     sigma_deg: float = 2.0
     """Width of a blob, in azimuth and elevation."""
@@ -51,7 +57,14 @@ class HeatmapOptions:
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    """A training of a refiner behind a frozen backbone."""
+    """A training of a refiner behind a frozen backbone.
+
+    Raises
+    ------
+    ValueError
+        Seeds are shared, the network takes another number of maps than it is shown, or it is judged by what it does
+        not change.
+    """
 
     backbone: str = ""
     """Model folder of the backbone; empty is the one that comes with the package."""
@@ -117,12 +130,38 @@ class RefinerStage:
 
     @torch.no_grad()
     def given(self, scenes: Scenes, noise_known: bool = True) -> tuple[CovarianceEstimate, RefinerInput]:
-        """The backbone's estimate of some scenes, and the maps of it."""
+        """The backbone's estimate of some scenes, and the maps of it.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+        noise_known : bool
+            Whether the backbone is given the noise power.
+
+        Returns
+        -------
+        estimate : CovarianceEstimate
+        maps : RefinerInput
+        """
         estimate = self.backbone(Measurement.of(scenes, noise_known=noise_known))
         return estimate, estimate_maps(estimate, self.backbone, self.array, self.grid, self.config.reading)
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean focal loss over the scenes."""
+        """Mean focal loss over the scenes.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+        noise_known : bool
+            Whether the noise power is given.
+
+        Returns
+        -------
+        Terms
+            The mean, a scalar with a gradient, and its parts by name.
+        """
         _, given = self.given(scenes, noise_known)
         width = torch.tensor(self.config.heatmap.sigma_deg).deg2rad().item()
         target = blob_heatmap(scenes.position, scenes.mask, self.grid, sigma_rad=(width, width))
@@ -134,7 +173,19 @@ class RefinerStage:
 
     @torch.no_grad()
     def measure(self, scenes: Scenes) -> Measured:
-        """F1 and the rest of the refined detections, of the backbone's own and of Capon, on the same covariances."""
+        """F1 and the rest of the refined detections, of the backbone's own and of Capon, on the same covariances.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L. What the refiner has no part in is worked out once for each set and kept.
+
+        Returns
+        -------
+        Measured
+            Figures of the refined detections; with ``own_`` and ``capon_`` in front those of the others;
+            ``guard_accepts``, the share of maps that the guard believes.
+        """
         key = id(scenes)
         if key not in self._judged:
             self._judged[key] = self._judge(scenes)
@@ -154,13 +205,34 @@ class RefinerStage:
 
     @torch.no_grad()
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """The backbone's estimate, and the sources by way of the refined maps."""
+        """The backbone's estimate, and the sources by way of the refined maps.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+
+        Returns
+        -------
+        estimate : CovarianceEstimate
+        sources : list of Sources, one a scene
+        """
         estimate, given = self.given(scenes)
         reading = self.config.reading
         return estimate, refined_sources(self.module, given, estimate.factor, self.array, self.grid, reading)[0]
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps."""
+        """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps.
+
+        Parameters
+        ----------
+        folder : Path
+            Made, or replaced.
+        card : dict
+            What the model is and how it was made, JSON values; added to.
+        figures : dict of str to dict of str to float
+            Of the final test.
+        """
         config = self.config
         card |= {
             "helps": helps(figures),
@@ -243,6 +315,16 @@ def helps(figures: Figures) -> bool:
     """Whether the refiner detects better than the backbone's own peaks and than Capon, over all sets together.
 
     Better is a higher F1 than both; or, at no less recall, fewer ghosts than both.
+
+    Parameters
+    ----------
+    figures : dict of str to dict of str to float
+        Of each set, as :meth:`RefinerStage.measure` gives them.
+
+    Returns
+    -------
+    bool
+        False where nothing was measured.
     """
     if not figures:
         return False
@@ -258,5 +340,22 @@ def helps(figures: Figures) -> bool:
 
 
 def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """A refiner from its model folder, and its card; see :func:`risfast.model_files.load_model`."""
+    """A refiner from its model folder.
+
+    Parameters
+    ----------
+    folder : Path
+    device : torch.device or str
+
+    Returns
+    -------
+    module : nn.Module
+        In ``eval`` mode.
+    card : dict
+
+    Raises
+    ------
+    FileFormatError, ValueError
+        As :func:`risfast.model_files.load_model`.
+    """
     return load_model(folder, build_refiner, device)

@@ -62,7 +62,18 @@ class RunOptions(Protocol):
 
 
 def search_grid(config: RunOptions, size: str) -> SearchGrid:
-    """The reference or the training grid, over the field of view of the run's system."""
+    """The reference or the training grid, over the field of view of the run's system.
+
+    Parameters
+    ----------
+    config : RunOptions
+    size : {"reference", "training"}
+
+    Returns
+    -------
+    SearchGrid
+        The named one itself where the field of view is the reference system's.
+    """
     named = SearchGrid.reference() if size == "reference" else SearchGrid.training()
     system = config.system.system(1, config.data.code_kinds)
     default = type(config.system)()
@@ -80,7 +91,23 @@ def search_grid(config: RunOptions, size: str) -> SearchGrid:
 
 
 def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
-    """The fixed scenes of one L that a run is judged on."""
+    """The fixed scenes of one L that a run is judged on.
+
+    Parameters
+    ----------
+    config : RunOptions
+    n_snapshots : int
+        L.
+    seed : int
+        Of the set.
+    count : int
+        How many, from the first.
+    device : torch.device
+
+    Returns
+    -------
+    Scenes
+    """
     system = config.system.system(n_snapshots, config.data.code_kinds)
     return generate_scenes(system, seed, range(count), device)
 

@@ -27,7 +27,25 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; NaN where it is not known yet."""
+    """Where a run stands; NaN where it is not known yet.
+
+    Attributes
+    ----------
+    step, steps : int
+        Taken so far, and of the whole run.
+    scenes : int
+        Learned from so far.
+    loss : float
+        Smoothed.
+    nmse, f1 : float
+        Means over the sets of the latest validation.
+    scenes_per_s : float
+        Since the run was started or went on; validation is left out.
+    seconds_left : float
+        At that rate.
+    note : str
+        What the run does besides taking steps; empty where nothing.
+    """
 
     step: int
     steps: int
@@ -44,7 +62,14 @@ Report = Callable[[Progress], None]
 
 
 class Measured(NamedTuple):
-    """How good a module is on a set of scenes: figures by name, and whether it gives all of them the same answer."""
+    """How good a module is on a set of scenes.
+
+    Attributes
+    ----------
+    figures : dict of str to float
+    constant : bool
+        Whether it gives all of them the same answer.
+    """
 
     figures: dict[str, float]
     constant: bool
@@ -81,6 +106,17 @@ class Run:
     report : callable of Progress
     measure : callable of Scenes
         How good the module is.
+
+    Attributes
+    ----------
+    best : object
+        The best validation so far, and how many have not been better since.
+    seconds : float
+        Spent in the run so far, its interruptions left out.
+    latest : dict of str to dict of str to float
+        Figures of the latest validation, by set.
+    notes : list of str
+        Damage that was found and what was done about it.
     """
 
     folder: RunFolder
@@ -108,7 +144,13 @@ class Run:
         self._loss = math.nan
 
     def resume(self) -> None:
-        """Go on from the latest intact checkpoint, or start."""
+        """Go on from the latest intact checkpoint, or start.
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            No checkpoint is intact, or they are of another architecture.
+        """
         found, problems = self.folder.checkpoints.read_latest()
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
@@ -276,7 +318,12 @@ class Run:
         )
 
     def use_best(self) -> int:
-        """Put the averaged weights of the best checkpoint into the module; returns its step.
+        """Put the averaged weights of the best checkpoint into the module.
+
+        Returns
+        -------
+        int
+            Its step.
 
         Raises
         ------

@@ -21,10 +21,11 @@ from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.run_folder import RunFolder, RunOptions, search_grid, validation_scenes
 from risfast.train.runs import Figures, Measured, Report, Run
 from risfast.train.toml_file import as_table
+from risfast.train.validation import scene_slice
 
 __all__ = ["Outcome", "Stage", "machine_settings", "train_stage"]
 
-_PICTURES = 3  # scenes drawn at the end
+_PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
 
 @dataclass(frozen=True)
@@ -62,21 +63,64 @@ class Stage(Task, Protocol):
     """What one training has that others have not: a module with its loss, how it is judged, and what is kept of it."""
 
     def measure(self, scenes: Scenes) -> Measured:
-        """How good the module is, as validation and the final test take it."""
+        """How good the module is, as validation and the final test take it.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+
+        Returns
+        -------
+        Measured
+        """
         ...
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """Estimate and sources of a few scenes."""
+        """Estimate and sources of a few scenes.
+
+        Parameters
+        ----------
+        scenes : Scenes
+            Of one L.
+
+        Returns
+        -------
+        estimate : CovarianceEstimate
+        sources : list of Sources, one a scene
+        """
         ...
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder; ``figures`` of the final test may add to the card."""
+        """Write the model folder.
+
+        Parameters
+        ----------
+        folder : Path
+            Made, or replaced.
+        card : dict
+            What the model is and how it was made, JSON values; may be added to.
+        figures : dict of str to dict of str to float
+            Of the final test, by set.
+        """
         ...
 
 
 @contextmanager
 def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
-    """Threads and determinism for the time of a run; both are as before afterwards."""
+    """Threads and determinism for the time of a run; both are as before afterwards.
+
+    Parameters
+    ----------
+    threads : int
+        CPU threads; 0 leaves them as they are.
+    deterministic : bool
+        Refuse operations whose result may differ from run to run.
+
+    Yields
+    ------
+    None
+    """
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         if threads:
@@ -150,14 +194,21 @@ def _finish(run: Run, stage: Stage, complete: bool) -> Outcome:
     stage.save(folder / "model", _card(run, best_step, figures), figures)
     pictures = {"curves": folder / "curves.png", "localisation": folder / "localisation.png"}
     draw_curves(run.folder.metrics.read(), pictures["curves"])
-    options = config.validation
-    scenes = validation_scenes(config, options.snapshots[-1], options.test_seed, _PICTURES, run.world.device)
+    scenes = _pictured(config, run.world.device)
     run.module.eval()
     with torch.no_grad():
         estimate, sources = stage.locate(scenes)
     draw_localisation(scenes, estimate, sources, search_grid(config, "reference"), pictures["localisation"])
     steps = config.optimiser.steps
     return Outcome(complete, run.trainer.step, steps, best_step, figures, folder / "model", pictures, run.notes)
+
+
+def _pictured(config: RunOptions, device: torch.device) -> Scenes:
+    """Test scenes to draw: picked by their SNR alone, the clearest first, before anything is found in them."""
+    options = config.validation
+    scenes = validation_scenes(config, options.snapshots[-1], options.test_seed, _PICTURED, device)
+    order = scenes.snr_db.argsort(descending=True)
+    return scene_slice(scenes, order[[0, _PICTURED // 2, -1]])
 
 
 def _tested(run: Run, stage: Stage) -> Figures:

@@ -20,6 +20,15 @@ T = TypeVar("T")
 def as_table(config: Any) -> dict[str, Any]:
     """A dataclass and all inside it as plain tables, lists, numbers, booleans and strings.
 
+    Parameters
+    ----------
+    config : dataclass
+
+    Returns
+    -------
+    dict of str to value
+        A field whose value and default are None is left out.
+
     Raises
     ------
     ValueError
@@ -50,6 +59,17 @@ def _plain(value: Any) -> Any:
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """The dataclass ``kind`` from the tables that :func:`as_table` made; fields that are not there keep their default.
+
+    Parameters
+    ----------
+    kind : dataclass type
+    table : mapping of str to value
+    where : str
+        Put before the names of keys in messages.
+
+    Returns
+    -------
+    kind
 
     Raises
     ------
@@ -98,12 +118,35 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
 
 
 def to_toml(config: Any) -> str:
-    """The text of a TOML file."""
+    """The text of a TOML file.
+
+    Parameters
+    ----------
+    config : dataclass
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    ValueError
+        As :func:`as_table`.
+    """
     return tomli_w.dumps(as_table(config))
 
 
 def read_toml(kind: type[T], path: Path) -> T:
     """The dataclass in a TOML file.
+
+    Parameters
+    ----------
+    kind : dataclass type
+    path : Path
+
+    Returns
+    -------
+    kind
 
     Raises
     ------

@@ -166,12 +166,35 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
 
 
 def is_constant(scores: CovarianceScores) -> bool:
-    """Whether the predictions ignore the scene: they hardly differ from their own mean, where the truth does."""
+    """Whether the predictions ignore the scene: they hardly differ from their own mean, where the truth does.
+
+    Parameters
+    ----------
+    scores : CovarianceScores
+
+    Returns
+    -------
+    bool
+    """
     return scores.spread < _CONSTANT_SHARE * scores.true_spread
 
 
 def score_sources(found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance | None = None) -> Summary:
-    """Figures of detections against the true sources of ``scenes``."""
+    """Figures of detections against the true sources.
+
+    Parameters
+    ----------
+    found : sequence of Sources
+        One a scene.
+    scenes : Scenes
+        As many.
+    tolerance : Tolerance or None
+        Of a hit; that of :class:`risfast.evaluate.Tolerance` by default.
+
+    Returns
+    -------
+    Summary
+    """
     position, mask = scenes.position.cpu(), scenes.mask.cpu()
     return summarise([match(sources.position, position[i][mask[i]], tolerance) for i, sources in enumerate(found)])
 
@@ -204,7 +227,19 @@ def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor) -> float:
 
 
 def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
-    """The figures of a summary that metrics and cards hold, by name, with ``prefix`` in front."""
+    """The figures of a summary that metrics and cards hold.
+
+    Parameters
+    ----------
+    summary : Summary
+    prefix : str
+        Put before each name.
+
+    Returns
+    -------
+    dict of str to float
+        Angles in radians, lengths in metres.
+    """
     names = (
         "f1",
         "precision",
@@ -232,8 +267,20 @@ def _capon_figures(factor: Tensor, scenes: Scenes, array: PlanarArray, grid: Sea
     return figures
 
 
-def scene_slice(scenes: Scenes, part: slice) -> Scenes:
-    """Some of the scenes."""
+def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
+    """Some of the scenes.
+
+    Parameters
+    ----------
+    scenes : Scenes
+    part : slice or int64 tensor, shape (B,)
+        On the device of the scenes.
+
+    Returns
+    -------
+    Scenes
+        Views of the same tensors for a slice, copies for indices.
+    """
     tensors = {name: value[part] for name, value in vars(scenes).items() if isinstance(value, Tensor)}
     return Scenes(config=scenes.config, **tensors)
 

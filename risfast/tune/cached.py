@@ -22,7 +22,7 @@ from risfast.data.scenes import Scenes
 from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_fixed
 from risfast.durable import replace_file
-from risfast.evaluate.metrics import score_scenes
+from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.localize import Localizer
 from risfast.model_files import Build, load_model, read_card
@@ -79,6 +79,10 @@ def capon_peaks(
         As :func:`risfast.detect.detect_sources` takes them.
     options : DetectionOptions
         Candidates, window and refinement count; thresholds and separations do not.
+
+    Returns
+    -------
+    CaponPeaks
     """
     parts = []
     for part in covariance.split(_AT_ONCE):
@@ -104,6 +108,11 @@ def chosen_sources(peaks: CaponPeaks, options: DetectionOptions, *, wrap_azimuth
         Of the same candidates, window and refinement as the peaks.
     wrap_azimuth : bool
         Whether the grid goes round.
+
+    Returns
+    -------
+    list of S Sources
+        Strongest first, as :func:`risfast.detect.detect_sources` gives them.
     """
     level = peaks.power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
     threshold = torch.maximum(level.amax(1) - options.max_db, peaks.median_db + options.prominence_db)
@@ -167,6 +176,7 @@ class DetectionObjective:
         memory = _Memory(self._module)
         self._module.forward = memory  # the localizer then asks the memory
         self._array, self._scenes = array, judging_scenes(config)
+        self._spent = 0.0  # seconds of detection in this trial
         self._everything: dict[str, list[Sources]] = {}
         self._peaks: dict[tuple[str, float, float], CaponPeaks] = {}
 
@@ -181,23 +191,53 @@ class DetectionObjective:
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
     ) -> Result:
         """Judge one choice; nothing in it is random, and it needs no folder."""
-        scores, spent = {}, 0.0
-        for name, scenes in self._scenes.items():
-            self._estimate(scenes)  # once, and not timed
-            began = time.monotonic()
-            found = self.sources(name, scenes, choice)
-            spent += time.monotonic() - began
-            scores[name] = score_scenes(found, scenes)
+        self._spent = 0.0
+        scores = self.scores(choice)
         system = next(iter(self._scenes.values())).config
         result = final_value(scores, self._config.score, farthest_m(system))
         if not self._config.score.polish:  # read from what was kept: its time says nothing about production
             return result
         count = sum(len(found) for found in scores.values())
-        return Result(result.value, {**result.attributes, "seconds_per_scene": spent / count})
+        return Result(result.value, {**result.attributes, "seconds_per_scene": self._spent / count})
+
+    def scores(self, choice: Mapping[str, Any]) -> dict[str, Scores]:
+        """What becomes of the sources of every set with a choice applied.
+
+        Parameters
+        ----------
+        choice : mapping of str to value
+            By the names of the space; what it leaves out keeps its default.
+
+        Returns
+        -------
+        dict of str to Scores
+            One for each L.
+        """
+        found = {}
+        for name, scenes in self._scenes.items():
+            self._estimate(scenes)  # once, and not timed
+            began = time.monotonic()
+            sources = self.sources(name, scenes, choice)
+            self._spent += time.monotonic() - began
+            found[name] = score_scenes(sources, scenes)
+        return found
 
     @torch.no_grad()
     def sources(self, name: str, scenes: Scenes, choice: Mapping[str, Any]) -> list[Sources]:
-        """The sources of a set with the choice applied."""
+        """The sources of a set with a choice applied.
+
+        Parameters
+        ----------
+        name : str
+            Of the set, by which its estimates are kept.
+        scenes : Scenes
+            Of the set, S of them.
+        choice : mapping of str to value
+
+        Returns
+        -------
+        list of S Sources
+        """
         options, covariance = read_out_options(self._config, choice)
         polish = self._config.score.polish
         if options.read_out == "own" and not polish:
@@ -224,7 +264,19 @@ class DetectionObjective:
         return self._everything[name]
 
     def peaks(self, name: str, scenes: Scenes, options: CovarianceOptions) -> CaponPeaks:
-        """Capon peaks of a set, from memory, from the folder, or made."""
+        """Capon peaks of a set, from memory, from the folder, or made.
+
+        Parameters
+        ----------
+        name : str
+            Of the set.
+        scenes : Scenes
+        options : CovarianceOptions
+
+        Returns
+        -------
+        CaponPeaks
+        """
         key = (name, options.loading, options.beta)
         if key not in self._peaks:
             path = self._folder / f"peaks-{self._digest(name, options)}.safetensors"

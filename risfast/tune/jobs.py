@@ -65,7 +65,18 @@ def _is_dead(worker: Mapping[str, Any]) -> bool:
 
 
 def slot_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """The trial that counts of each slot: of its last attempt, the one with the lowest number."""
+    """The trial that counts of each slot: of its last attempt, the one with the lowest number.
+
+    Parameters
+    ----------
+    trials : sequence of FrozenTrial
+        Of one study; those without a slot are left out.
+
+    Returns
+    -------
+    dict of int to FrozenTrial
+        By slot.
+    """
     found: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda t: t.number):
         if "slot" not in trial.user_attrs:
@@ -83,7 +94,9 @@ class Job:
     Attributes
     ----------
     slot, attempt : int
+        Which slot, and how often it was begun before.
     trial : optuna.Trial
+        That runs now.
     lost : threading.Event
         Set when another worker has taken the slot over.
     """
@@ -139,12 +152,17 @@ class Jobs:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def claim(self, prepare: Callable[[int], None] | None = None) -> Job | None:
-        """Take the next slot; None if none waits.
+        """Take the next slot.
 
         Parameters
         ----------
         prepare : callable of int, optional
             Told the slot before the sampler is asked.
+
+        Returns
+        -------
+        Job or None
+            None if no slot waits.
         """
         with self._alone():
             self._revive()
@@ -210,10 +228,25 @@ class Jobs:
     def finish(self, job: Job, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> bool:
         """Store what became of a job.
 
+        Parameters
+        ----------
+        job : Job
+        state : TrialState
+            COMPLETE, PRUNED or FAIL.
+        value : float or None
+            None unless it is complete.
+        attributes : mapping of str to value
+            JSON values.
+
         Returns
         -------
         bool
             False if another worker had taken it over, so that this result is dropped.
+
+        Raises
+        ------
+        StudyError
+            The trial still runs, and its storage refuses the result.
         """
         with self._alone():
             try:
@@ -227,7 +260,16 @@ class Jobs:
         return True
 
     def beating(self, job: Job) -> _Beat:
-        """A context that gives signs of life."""
+        """Give signs of life while a job runs.
+
+        Parameters
+        ----------
+        job : Job
+
+        Returns
+        -------
+        context manager
+        """
         return _Beat(self._storage, job, self._beat_s)
 
     def state(self) -> tuple[int, int, int]:

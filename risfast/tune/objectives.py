@@ -35,7 +35,19 @@ _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 
 
 def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dict[str, Scenes]:
-    """The fixed scenes of a study, one set for each L that the base configuration validates at."""
+    """The fixed scenes of a study, one set for each L that the base configuration validates at.
+
+    Parameters
+    ----------
+    config : HpoConfig
+    device : torch.device or str
+        Where they are made.
+
+    Returns
+    -------
+    dict of str to Scenes
+        By name: "L16" and the like.
+    """
     base = config.base
     return {
         f"L{n}": generate_scenes(
@@ -46,12 +58,33 @@ def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dic
 
 
 def farthest_m(system: SystemConfig) -> float:
-    """No two points that are reported or true are farther apart."""
+    """No two points that are reported or true are farther apart.
+
+    Parameters
+    ----------
+    system : SystemConfig
+
+    Returns
+    -------
+    float
+        Metres.
+    """
     return 2 * _MARGIN * system.range_m[1]
 
 
 def scene_sums(scores: Scores) -> dict[str, list[float]]:
-    """For each scene what :func:`value_of_sums` adds up."""
+    """For each scene what :func:`value_of_sums` adds up.
+
+    Parameters
+    ----------
+    scores : Scores
+        Of S scenes.
+
+    Returns
+    -------
+    dict of str to list of S float
+        Sources, estimates, hits, pairs, and the squared distances of the pairs in square metres.
+    """
     count = len(scores)
     paired = ~np.isnan(scores.source_error[:, 3])
     squared = np.square(np.where(paired, scores.source_error[:, 3], 0.0))
@@ -103,6 +136,10 @@ def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: f
     options : ScoreOptions
     farthest : float
         As for :func:`value_of_sums`.
+
+    Returns
+    -------
+    Result
     """
     sums = {name: scene_sums(found) for name, found in scores.items()}
     joined = {key: [v for part in sums.values() for v in part[key]] for key in _SUMS}
@@ -128,7 +165,18 @@ class TrainingObjective:
         self._scenes = judging_scenes(config) if config.objective == "mvdr_final" else {}
 
     def run_config(self, choice: Mapping[str, Any], seed: int) -> RunConfig:
-        """The training that a choice stands for."""
+        """The training that a choice stands for.
+
+        Parameters
+        ----------
+        choice : mapping of str to value
+        seed : int
+            Of the initial weights.
+
+        Returns
+        -------
+        RunConfig
+        """
         config = apply(RunConfig, self._config.base, choice)
         # Capon on the reference grid and the final table are for people; here they would only cost time.
         judged = replace(config.validation, capon_scenes=0, test_scenes=0)

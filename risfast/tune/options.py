@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from risfast.train.config import RunConfig
@@ -173,18 +173,4 @@ class Hpo2Config:
         )
         _require(
             self.top <= self.study.trials, f"top must be at most study.trials = {self.study.trials}, got {self.top}"
-        )
-
-    def second(self) -> HpoConfig:
-        """The study of stage 2."""
-        base, factor = self.study.base, self.budget
-        longer = replace(base.optimiser, steps=round(base.optimiser.steps * factor))
-        seldom = replace(base.validation, every=max(1, round(base.validation.every * factor)))
-        return replace(
-            self.study,
-            name=f"{self.study.name}.final",
-            objective="mvdr_final",
-            trials=self.top,
-            pruner=PrunerOptions(kind="none"),
-            base=replace(base, optimiser=longer, validation=seldom),
         )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["draw_study"]
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"
+_BEHIND = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}  # so that lines do not cross text
 _LEAST_FOR_IMPORTANCE = 8
 
 
@@ -124,7 +125,9 @@ def _parallel(trials: Sequence[FrozenTrial], space: dict[str, Parameter]) -> Fig
     for index, name in enumerate(names):
         axes.axvline(index, color="#444444", linewidth=0.8)
         for place, text in _marks(space[name]):
-            axes.annotate(text, (index, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center")
+            axes.annotate(
+                text, (index, place), xytext=(3, 0), textcoords="offset points", fontsize=7, va="center", bbox=_BEHIND
+            )
     labels = [name.replace(".", ".\n") for name in names]
     axes.set_xticks(range(len(names)), labels, fontsize=7, rotation=0)
     axes.set_yticks([])

@@ -28,7 +28,9 @@ class Results:
     Attributes
     ----------
     best : FrozenTrial
+        The finished trial with the lowest value.
     files : dict of str to Path
+        By what they show or hold.
     """
 
     best: FrozenTrial
@@ -40,6 +42,19 @@ def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str,
 
     ``best.toml`` for ``risfast-train backbone --config``; ``localizer.toml``, the options of
     :class:`risfast.LocalizerOptions`, and for Capon detection ``covariance.toml``, where they were tuned.
+
+    Parameters
+    ----------
+    opened : OpenStudy
+    trial : FrozenTrial
+        Of this study.
+    folder : Path
+        Made where it is missing.
+
+    Returns
+    -------
+    dict of str to Path
+        By name, without the ending.
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
@@ -60,6 +75,16 @@ def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str,
 def write_results(opened: OpenStudy, folder: Path) -> Results:
     """Write the best configuration and the pictures.
 
+    Parameters
+    ----------
+    opened : OpenStudy
+    folder : Path
+        Made where it is missing.
+
+    Returns
+    -------
+    Results
+
     Raises
     ------
     StudyError
@@ -72,7 +97,18 @@ def write_results(opened: OpenStudy, folder: Path) -> Results:
 
 
 def results_text(opened: OpenStudy, results: Results) -> str:
-    """The best trials, the parameters of the best against those without tuning, and the files."""
+    """The best trials, the parameters of the best against those without tuning, and the files.
+
+    Parameters
+    ----------
+    opened : OpenStudy
+    results : Results
+        Of the same study.
+
+    Returns
+    -------
+    str
+    """
     trials = finished_trials(opened)
     done, open_slots, dead = opened.jobs.state()
     lines = [

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from risfast.confidence import CONFIDENCE_FILE
 from risfast.detect import DetectionOptions
@@ -21,9 +21,7 @@ from risfast.train.config import OptimiserOptions, RunConfig
 from risfast.train.toml_file import as_table, from_table
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig
-
-if TYPE_CHECKING:  # the table of the space needs no study
-    from optuna.trial import Trial
+from risfast.tune.parameters import Choice, Float, Int, Parameter
 
 __all__ = [
     "SPACE",
@@ -60,69 +58,6 @@ class CovarianceOptions:
     loading: float = 1e-2
     beta: float = 0.0
 
-
-@dataclass(frozen=True)
-class Float:
-    """A number between two bounds, uniform or, with ``log``, uniform in its logarithm."""
-
-    low: float
-    high: float
-    log: bool = False
-
-    def suggest(self, trial: Trial, name: str) -> float:
-        """A value from the study's sampler."""
-        return trial.suggest_float(name, self.low, self.high, log=self.log)
-
-    def holds(self, value: Any) -> bool:
-        """Whether the value is in it."""
-        return isinstance(value, float | int) and self.low <= value <= self.high
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"{self.low:g} .. {self.high:g}{', logarithmic' if self.log else ''}"
-
-
-@dataclass(frozen=True)
-class Int:
-    """A whole number between two bounds, both included."""
-
-    low: int
-    high: int
-    step: int = 1
-
-    def suggest(self, trial: Trial, name: str) -> int:
-        """A value from the study's sampler."""
-        return trial.suggest_int(name, self.low, self.high, step=self.step)
-
-    def holds(self, value: Any) -> bool:
-        """Whether the value is in it."""
-        return isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
-
-    def __str__(self) -> str:
-        """For people."""
-        return f"{self.low} .. {self.high}{f' by {self.step}' if self.step > 1 else ''}"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of a few values."""
-
-    values: tuple[float | int | str, ...]
-
-    def suggest(self, trial: Trial, name: str) -> Any:
-        """A value from the study's sampler."""
-        return trial.suggest_categorical(name, self.values)
-
-    def holds(self, value: Any) -> bool:
-        """Whether the value is in it."""
-        return value in self.values
-
-    def __str__(self) -> str:
-        """For people."""
-        return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in self.values)
-
-
-Parameter = Float | Int | Choice
 
 SPACE: dict[type, dict[str, Parameter]] = {
     UnrolledOptions: {
@@ -217,7 +152,7 @@ def _detection(config: HpoConfig) -> dict[str, Parameter]:
 
 
 def model_folder(config: HpoConfig) -> Path:
-    """Of the model whose detection is tuned.
+    """Where the model is whose detection is tuned.
 
     Parameters
     ----------
@@ -226,6 +161,7 @@ def model_folder(config: HpoConfig) -> Path:
     Returns
     -------
     Path
+        Of the model that comes with the package, where none is named.
     """
     return Path(config.model) if config.model else DEFAULT_MODEL
 
@@ -242,6 +178,15 @@ def _whole(config: HpoConfig) -> dict[str, Parameter]:
 
 def study_space(config: HpoConfig) -> dict[str, Parameter]:
     """The parameters of a study, by name.
+
+    Parameters
+    ----------
+    config : HpoConfig
+
+    Returns
+    -------
+    dict of str to Parameter
+        In the order of the space.
 
     Raises
     ------
@@ -264,7 +209,16 @@ def study_space(config: HpoConfig) -> dict[str, Parameter]:
 
 
 def describe_space(config: HpoConfig) -> str:
-    """A table: name, range and the value without tuning."""
+    """A table: name, range and the value without tuning.
+
+    Parameters
+    ----------
+    config : HpoConfig
+
+    Returns
+    -------
+    str
+    """
     rows = [("parameter", "range", "untuned")]
     defaults = untuned(config)
     for name, parameter in study_space(config).items():
@@ -275,7 +229,17 @@ def describe_space(config: HpoConfig) -> str:
 
 
 def untuned(config: HpoConfig) -> dict[str, Any]:
-    """What each parameter is without tuning: the base configuration's value, or the default of its class."""
+    """What each parameter is without tuning: the base configuration's value, or the default of its class.
+
+    Parameters
+    ----------
+    config : HpoConfig
+
+    Returns
+    -------
+    dict of str to value
+        By the names of :func:`study_space`.
+    """
     table = as_table(config.base) | as_table(LocalizerOptions())
     table |= {"covariance": as_table(CovarianceOptions()), "localizer": as_table(LocalizerOptions())}
     kinds = {
@@ -305,6 +269,10 @@ def apply(kind: type[T], base: T, choice: Mapping[str, Any]) -> T:
     choice : mapping of str to value
         By dotted names; those whose first part is no field of ``kind`` belong to something else.
 
+    Returns
+    -------
+    kind
+
     Raises
     ------
     ValueError
@@ -323,7 +291,17 @@ def apply(kind: type[T], base: T, choice: Mapping[str, Any]) -> T:
 
 
 def read_out_options(config: HpoConfig, choice: Mapping[str, Any]) -> tuple[LocalizerOptions, CovarianceOptions]:
-    """The localizer's options, and those of the covariance, that a choice stands for."""
+    """The localizer's options, and those of the covariance, that a choice stands for.
+
+    Parameters
+    ----------
+    config : HpoConfig
+    choice : mapping of str to value
+
+    Returns
+    -------
+    (LocalizerOptions, CovarianceOptions)
+    """
     localizer = apply(LocalizerOptions, LocalizerOptions(read_out=config.read_out), choice)
     return (
         replace(localizer, **_of(choice, "localizer")),
@@ -337,6 +315,13 @@ def _of(choice: Mapping[str, Any], group: str) -> dict[str, Any]:
 
 def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
     """Refuse a study that was made for another space.
+
+    Parameters
+    ----------
+    stored : sequence of str
+        Its space, as :func:`space_lines` gave it.
+    config : HpoConfig
+        Of now.
 
     Raises
     ------
@@ -353,5 +338,15 @@ def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
 
 
 def space_lines(config: HpoConfig) -> list[str]:
-    """The space as lines of text, which the study keeps."""
+    """The space as lines of text, which the study keeps.
+
+    Parameters
+    ----------
+    config : HpoConfig
+
+    Returns
+    -------
+    list of str
+        One a parameter.
+    """
     return [f"{name} in {parameter}" for name, parameter in study_space(config).items()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,12 @@ from optuna.trial import FrozenTrial, TrialState
 from risfast.tune.errors import StudyError
 from risfast.tune.jobs import slot_trials
 from risfast.tune.objectives import farthest_m, value_of_sums
-from risfast.tune.options import Hpo2Config
+from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions
+from risfast.tune.space import study_space
 from risfast.tune.study import OpenStudy
 from risfast.tune.worker import Objective, work
 
-__all__ = ["Verdict", "finished_trials", "rank_correlation", "second_stage", "top_trials", "verdict"]
+__all__ = ["Verdict", "finished_trials", "rank_correlation", "second_config", "second_stage", "top_trials", "verdict"]
 
 _LEVEL = 0.95
 _MOST_SCENES = 10**7  # beyond this the answer is that the candidates are the same
@@ -25,6 +26,15 @@ _MOST_SCENES = 10**7  # beyond this the answer is that the candidates are the sa
 
 def finished_trials(opened: OpenStudy) -> list[FrozenTrial]:
     """The completed trials that count, best first; ties go to the lowest number.
+
+    Parameters
+    ----------
+    opened : OpenStudy
+
+    Returns
+    -------
+    list of FrozenTrial
+        At least one.
 
     Raises
     ------
@@ -48,7 +58,18 @@ def _is_complete(trial: FrozenTrial) -> bool:
 
 
 def top_trials(first: OpenStudy, count: int) -> list[FrozenTrial]:
-    """The best ``count`` trials of stage 1.
+    """The best trials of stage 1.
+
+    Parameters
+    ----------
+    first : OpenStudy
+    count : int
+        How many.
+
+    Returns
+    -------
+    list of FrozenTrial
+        Best first.
 
     Raises
     ------
@@ -65,8 +86,44 @@ def top_trials(first: OpenStudy, count: int) -> list[FrozenTrial]:
     return finished_trials(first)[:count]
 
 
+def second_config(config: Hpo2Config) -> HpoConfig:
+    """The study of stage 2.
+
+    Parameters
+    ----------
+    config : Hpo2Config
+
+    Returns
+    -------
+    HpoConfig
+        Of the same parameters as stage 1: ``mvdr_final`` alone would tune the localizer too, and what stage 1 left
+        alone would then differ between its best.
+    """
+    study, base = config.study, config.study.base
+    longer = replace(base.optimiser, steps=round(base.optimiser.steps * config.budget))
+    seldom = replace(base.validation, every=max(1, round(base.validation.every * config.budget)))
+    return replace(
+        study,
+        name=f"{study.name}.final",
+        objective="mvdr_final",
+        parameters=tuple(study_space(study)),
+        trials=config.top,
+        pruner=PrunerOptions(kind="none"),
+        base=replace(base, optimiser=longer, validation=seldom),
+    )
+
+
 def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell: Callable[[str], None]) -> None:
     """Do the best of stage 1 again, their parameters unchanged.
+
+    Parameters
+    ----------
+    first, second : OpenStudy
+        The stages.
+    objective : Objective
+        Of stage 2.
+    tell : callable of str
+        Told one line a trial.
 
     Raises
     ------
@@ -83,7 +140,18 @@ def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank; NaN where one of them is constant."""
+    """Spearman's rank correlation; ties share their mean rank.
+
+    Parameters
+    ----------
+    one, other : sequence of float
+        Of the same length.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; NaN where one of them is constant.
+    """
     a, b = _ranks(one), _ranks(other)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
@@ -135,6 +203,16 @@ class Verdict:
 
 def verdict(config: Hpo2Config, first: OpenStudy, second: OpenStudy) -> Verdict:
     """Compare the stages, and crown a winner if stage 2 can tell its candidates apart.
+
+    Parameters
+    ----------
+    config : Hpo2Config
+    first, second : OpenStudy
+        The stages.
+
+    Returns
+    -------
+    Verdict
 
     Raises
     ------
@@ -200,7 +278,16 @@ def _resampled(config: Hpo2Config, second: OpenStudy, trials: Sequence[FrozenTri
 
 
 def verdict_text(found: Verdict) -> str:
-    """The table of both stages, and the verdict in words."""
+    """The table of both stages, and the verdict in words.
+
+    Parameters
+    ----------
+    found : Verdict
+
+    Returns
+    -------
+    str
+    """
     lines = ["stage 1  surrogate  stage 2  mvdr_final     F1  rmse (m)"]
     lines += [f"{a:>7}  {x:>9.4f}  {b:>7}  {y:>10.4f}  {f1:>5.3f}  {rmse:>8.3f}" for a, x, b, y, f1, rmse in found.rows]
     lines.append(f"rank correlation of the stages: {found.correlation:.2f} over {len(found.rows)} trials")

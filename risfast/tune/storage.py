@@ -152,6 +152,15 @@ def _as_it_is() -> Iterator[None]:
 def with_driver(url: str) -> str:
     """The URL with the driver that the extras of this package install, unless it names one.
 
+    Parameters
+    ----------
+    url : str
+        Of a database.
+
+    Returns
+    -------
+    str
+
     Raises
     ------
     StudyError
@@ -176,6 +185,10 @@ def open_storage(storage: str, folder: Path) -> Opened:
         "sqlite", "journal", or a database URL.
     folder : Path
         Where the file is, for the first two.
+
+    Returns
+    -------
+    Opened
 
     Raises
     ------
@@ -249,7 +262,22 @@ def _unreachable(where: str, error: BaseException) -> str:
 
 @contextmanager
 def reachable(where: str) -> Iterator[None]:
-    """Turns a storage that breaks off into an error that says so."""
+    """Turn a storage that breaks off within a block into an error that says so.
+
+    Parameters
+    ----------
+    where : str
+        The storage, for people.
+
+    Yields
+    ------
+    None
+
+    Raises
+    ------
+    StudyError
+        It broke off.
+    """
     try:
         yield
     except (optuna.exceptions.StorageInternalError, DBAPIError) as error:

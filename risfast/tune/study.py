@@ -58,12 +58,35 @@ class OpenStudy:
 
 
 def slot_seed(seed: int, slot: int) -> int:
-    """The seed of a slot's parameters and weights, in [0, 2^31)."""
+    """The seed of a slot's parameters and weights.
+
+    Parameters
+    ----------
+    seed : int
+        Of the study.
+    slot : int
+
+    Returns
+    -------
+    int
+        In [0, 2^31).
+    """
     return int.from_bytes(hashlib.sha256(f"{seed}/{slot}".encode()).digest()[:4], "big") >> 1
 
 
 def sampler_of(options: SamplerOptions, seed: int) -> optuna.samplers.BaseSampler:
-    """A sampler with every option set by this package, not by the defaults of a version of Optuna."""
+    """A sampler with every option set by this package, not by the defaults of a version of Optuna.
+
+    Parameters
+    ----------
+    options : SamplerOptions
+    seed : int
+        Of its random numbers.
+
+    Returns
+    -------
+    optuna.samplers.BaseSampler
+    """
     with quiet():
         return optuna.samplers.TPESampler(
             n_startup_trials=options.startup,
@@ -96,6 +119,10 @@ def open_study(config: HpoConfig, folder: Path) -> OpenStudy:
     config : HpoConfig
     folder : Path
         Of the study's file, if it has one, and of the results.
+
+    Returns
+    -------
+    OpenStudy
 
     Raises
     ------
@@ -143,6 +170,10 @@ def join_study(storage: str, name: str, folder: Path, own: HpoConfig) -> OpenStu
         Of the study's file, if it has one, and of this worker's trials.
     own : HpoConfig
         Whose ``base.machine`` this worker has; the rest comes from the study.
+
+    Returns
+    -------
+    OpenStudy
 
     Raises
     ------

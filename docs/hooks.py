@@ -1,0 +1,121 @@
+"""What the site holds besides its pages: pictures and figures, taken from where the project keeps them.
+
+A page that holds ``<!-- table: accuracy -->`` gets the table of that name, made from recorded results when the site is
+built; so no figure is typed twice. Pictures are linked where they are in the repository and copied by the build.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "bench" / "results"
+CARD = ROOT / "risfast" / "pretrained" / "default" / "model.json"
+PICTURES = "pictures"  # their folder on the site
+NBSP = "\u00a0"  # keeps a figure and its unit on one line
+
+MARKER = re.compile(r"<!-- table: (\w+) -->")
+PICTURE_LINK = re.compile(r"\]\((?:\.\./)+bench/results/([\w.-]+\.png)\)")
+
+_OPERATORS = {"mvdr": "mvdr_spectrum", "mvdr_lowrank": "mvdr_spectrum_lowrank"}
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _recorded() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((RESULTS / "cpu.json").read_text())
+    return found
+
+
+def accuracy_table() -> str:
+    """Largest errors of the operators against float64 on the reference grid, and the bounds they are held to."""
+    rows = [
+        [
+            f"`{_OPERATORS.get(row['operation'], row['operation'])}`",
+            row["wavefront"],
+            row["dtype"],
+            row["method"],
+            f"{row['peaks_db']:.1e}",
+            f"{row['random_db']:.1e}",
+            f"{row['bound_db']:.0e}",
+        ]
+        for row in _recorded()["accuracy"]
+    ]
+    head = ["operator", "wavefront", "type", "method", "error at peaks, dB", "at random points, dB", "bound, dB"]
+    return _table(head, rows)
+
+
+def speed_table() -> str:
+    """Times of risfast and of the peers that it is measured against."""
+    rows = []
+    for work in _recorded()["times"]:
+        times = {name: 1e3 * entry["cpu_median_s"] for name, entry in work["contestants"].items()}
+        peer = work["against"]
+        rows.append(
+            [
+                work["work"],
+                f"{times['risfast auto']:.3g}{NBSP}ms",
+                peer,
+                f"{times[peer]:.4g}{NBSP}ms",
+                f"{work['ratio']:.3g}{NBSP}x",
+            ]
+        )
+    return _table(["work", "risfast", "peer", "time of the peer", "ratio"], rows)
+
+
+def checkpoint_table() -> str:
+    """What the checkpoint that comes with the package saw, and reached on unseen scenes, from its card."""
+    card = json.loads(CARD.read_text())
+    trained = card["trained"]
+    rows = [
+        [
+            name.removeprefix("L"),
+            f"{figures['nmse_mean']:.3f} / {figures['nmse_median']:.3f}",
+            f"{figures['f1']:.3f}",
+            f"{figures['precision']:.2f}",
+            f"{figures['recall']:.2f}",
+        ]
+        for name, figures in card["test"]["sets"].items()
+    ]
+    saw = (
+        f"It saw {trained['scenes']} scenes in {trained['seconds'] / 60:.0f} minutes ({trained['device']}). "
+        f"On {card['test']['scenes']} unseen scenes for each number of snapshots:"
+    )
+    return f"{saw}\n\n" + _table(["snapshots", "covariance NMSE, mean / median", "F1", "precision", "recall"], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "accuracy": accuracy_table,
+    "speed": speed_table,
+    "checkpoint": checkpoint_table,
+}
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pictures of recorded results to the site."""
+    from mkdocs.structure.files import File  # noqa: PLC0415  (the tables can be made without mkdocs)
+
+    for path in sorted(RESULTS.glob("*.png")):
+        files.append(File.generated(config, f"{PICTURES}/{path.name}", abs_src_path=str(path)))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Fill in the tables, and point links of pictures at their copies."""
+    folder = posixpath.dirname(page.file.src_uri)
+    copies = posixpath.relpath(PICTURES, folder or ".")
+    markdown = PICTURE_LINK.sub(lambda found: f"]({copies}/{found[1]})", markdown)
+    return MARKER.sub(lambda found: TABLES[found[1]](), markdown)

@@ -1,0 +1,142 @@
+"""What a suite runs: its configuration, and the chunks of scenes that it is cut into."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from risfast.data.scenes import SystemConfig
+from risfast.evaluate.methods import DEFAULT_METHODS, Methods
+from risfast.evaluate.records import Place
+from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
+from risfast.models.pretrained import DEFAULT_MODEL
+
+__all__ = ["TRUTH", "SuiteConfig", "Task", "tasks_of"]
+
+TRUTH = "truth"  # the record that holds the answer and the bound
+
+
+@dataclass(frozen=True)
+class SuiteConfig:
+    """What the results of a suite depend on.
+
+    Parameters
+    ----------
+    suite : str
+        One of :data:`risfast.evaluate.scenarios.SUITES`.
+    scenes : int
+        Of the main set; the others follow from it.
+    snapshots : tuple of int
+        L, each at least 1.
+    methods : tuple of str
+        Among :data:`risfast.evaluate.methods.METHODS`.
+    seed : int
+        Of the scenes. The default is none that training, validation or test of the trainer uses.
+    model : Path
+        Model folder of the localizer; its array is that of the suite.
+    transformer : Path or None
+        Model folder of the transformer backbone.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    suite: str = "all"
+    scenes: int = 1000
+    snapshots: tuple[int, ...] = (64, 16)
+    methods: tuple[str, ...] = DEFAULT_METHODS
+    seed: int = 0x6576616C
+    model: Path = DEFAULT_MODEL
+    transformer: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check every value that needs no file."""
+        if self.suite not in SUITES:
+            raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {self.suite!r}")
+        if self.scenes < 1:
+            raise ValueError(f"scenes must be at least 1, got {self.scenes}")
+        if not self.snapshots or min(self.snapshots) < 1 or len(set(self.snapshots)) != len(self.snapshots):
+            raise ValueError(f"snapshots must be different numbers of at least 1, got {self.snapshots}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+
+    def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
+        """The scenes and the runs over them, for the array of the model.
+
+        Parameters
+        ----------
+        methods : Methods
+            Made of the same model.
+
+        Returns
+        -------
+        tuple of SceneSet
+        """
+        return scene_sets(self.suite, self.scenes, self.methods, SystemConfig(array=methods.array))
+
+
+class Task(NamedTuple):
+    """One chunk of scenes with everything that runs over it.
+
+    Attributes
+    ----------
+    scene_set : str
+    cell, snapshots, start, stop : int
+    labels : tuple of str
+        Of the runs; the truth comes first.
+    """
+
+    scene_set: str
+    cell: int
+    snapshots: int
+    start: int
+    stop: int
+    labels: tuple[str, ...]
+
+    def place(self, label: str) -> Place:
+        """Where the record of one run belongs.
+
+        Parameters
+        ----------
+        label : str
+            Of the run, or :data:`TRUTH`.
+
+        Returns
+        -------
+        Place
+        """
+        return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
+
+    @property
+    def work(self) -> float:
+        """Relative cost: scenes and runs, most of which grow with the number of snapshots."""
+        return (self.stop - self.start) * len(self.labels) * (self.snapshots + 16)
+
+
+def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
+    """Every chunk of every set, in the order of the sets.
+
+    Parameters
+    ----------
+    sets : sequence of SceneSet
+    snapshots : sequence of int
+        Each L that is run.
+
+    Returns
+    -------
+    list of Task
+        Of at most :data:`risfast.evaluate.scenarios.CHUNK` scenes each.
+    """
+    tasks = []
+    for scene_set in sets:
+        for length in snapshots:
+            for cell in range(len(scene_set.cells)):
+                for start in range(0, scene_set.scenes, CHUNK):
+                    labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
+                    stop = min(start + CHUNK, scene_set.scenes)
+                    tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
+    return tasks

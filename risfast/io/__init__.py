@@ -1,0 +1,30 @@
+"""Measurements from files, and results into files.
+
+:func:`read` (also ``risfast.data.read``) reads every format into a :class:`Recording`; the writers are
+:func:`write_recording`, :func:`write_results` and :func:`write_spectrum`.
+"""
+
+from risfast.io.export import RESULT_SUFFIXES, write_recording, write_results, write_spectrum
+from risfast.io.fields import SPEED_OF_LIGHT_M_S, SPEED_OF_SOUND_M_S
+from risfast.io.positions import read_positions
+from risfast.io.reading import FIELDS, FORMATS, read
+from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
+from risfast.io.welch import narrowband_covariance
+
+__all__ = [
+    "FIELDS",
+    "FORMATS",
+    "RESULT_SUFFIXES",
+    "SPEED_OF_LIGHT_M_S",
+    "SPEED_OF_SOUND_M_S",
+    "Flagged",
+    "Provenance",
+    "Recording",
+    "Snapshots",
+    "narrowband_covariance",
+    "read",
+    "read_positions",
+    "write_recording",
+    "write_results",
+    "write_spectrum",
+]

@@ -1,0 +1,364 @@
+"""From what a reader found in a file, and what the caller adds, to a checked :class:`Recording`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from risfast.array_file import read_array
+from risfast.errors import FileFormatError
+from risfast.files import _as_batch, _as_complex, _as_hermitian
+from risfast.geometry import PlanarArray
+from risfast.io.guard import shape_text
+from risfast.io.positions import read_positions
+from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
+from risfast.io.welch import narrowband_covariance
+
+__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "Found", "ReadOptions", "assemble"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+SPEED_OF_LIGHT_M_S = 299_792_458.0
+SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's default too
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """What the caller knows better than the file, or what the file does not say; see :func:`risfast.data.read`.
+
+    Parameters
+    ----------
+    format, fields, array, positions_m, wavelength_m, frequency_hz, speed_m_s
+        As :func:`risfast.data.read` takes them.
+    sample_rate_hz, polarization, block_size, flagged
+        As :func:`risfast.data.read` takes them.
+
+    Raises
+    ------
+    ValueError
+        A number that is not positive or not finite, an index below zero, or both array and positions.
+    """
+
+    format: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    array: PlanarArray | str | Path | None = None
+    positions_m: Any = None
+    wavelength_m: float | None = None
+    frequency_hz: float | None = None
+    speed_m_s: float | None = None
+    sample_rate_hz: float | None = None
+    polarization: str | None = None
+    block_size: int = 256
+    flagged: Iterable[int] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before any file is opened."""
+        for name in ("wavelength_m", "speed_m_s", "sample_rate_hz"):
+            value = getattr(self, name)
+            if value is not None and not (_is_real(value) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be a positive number, got {value!r}")
+        if self.frequency_hz is not None and not (_is_real(self.frequency_hz) and math.isfinite(self.frequency_hz)):
+            raise ValueError(f"frequency_hz must be a finite number of hertz, got {self.frequency_hz!r}")
+        if self.array is not None and self.positions_m is not None:
+            raise ValueError("give array or positions_m, not both")
+        flagged = tuple(self.flagged)
+        if not all(isinstance(index, int) and index >= 0 for index in flagged):
+            raise ValueError(f"flagged must be indices of elements, from 0, got {flagged!r}")
+        object.__setattr__(self, "flagged", flagged)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+@dataclass(eq=False)
+class Found:
+    """What a reader found. Positions are (N, 3) in metres, or None; times and covariances still unchecked.
+
+    Attributes
+    ----------
+    path : Path
+    format : str
+        For people.
+    holds : mapping of str to tuple of int
+        Everything in the file with its shape.
+    covariance : array or None
+        (N, N), (B, N, N), or with pages last.
+    snapshots, time_data : Snapshots or None
+        Rows of complex samples at one frequency; rows of samples in time.
+    sample_rate_hz, wavelength_m, frequency_hz, speed_m_s : float or None
+    chosen : bool
+        Whether ``frequency_hz`` is the one of the file's that comes nearest to what was asked for.
+    positions_m : real array or None
+    codes, channel : array or None
+    names : dict
+        From field to its name in the file.
+    pages_last : bool
+        Whether a batch may come with its matrices last, as in MATLAB.
+    details : dict of str
+    notes : list of str
+        As in :class:`risfast.io.Provenance`.
+    flagged : list of Flagged
+        What the file itself marks.
+    element_names : list of str or None
+    """
+
+    path: Path
+    format: str
+    holds: Mapping[str, tuple[int, ...]]
+    covariance: Array | None = None
+    snapshots: Snapshots | None = None
+    time_data: Snapshots | None = None
+    sample_rate_hz: float | None = None
+    positions_m: Array | None = None
+    wavelength_m: float | None = None
+    frequency_hz: float | None = None
+    chosen: bool = False  # whether frequency_hz is the one of the file's that comes nearest to what was asked for
+    speed_m_s: float | None = None
+    codes: Array | None = None
+    channel: Array | None = None
+    names: dict[str, str] = field(default_factory=dict)  # field -> name in the file
+    pages_last: bool = False
+    details: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    flagged: list[Flagged] = field(default_factory=list)
+    element_names: list[str] | None = None
+
+    def name(self, what: str) -> str:
+        """What the file calls a field.
+
+        Parameters
+        ----------
+        what : str
+            A field.
+
+        Returns
+        -------
+        str
+        """
+        return self.names.get(what, what)
+
+    def inventory(self) -> str:
+        """Everything in the file with its shape."""
+        some = [f"{name} ({shape_text(shape)})" for name, shape in sorted(self.holds.items())[:20]]
+        more = f" and {len(self.holds) - 20} more" if len(self.holds) > 20 else ""
+        return (", ".join(some) or "nothing") + more
+
+
+def assemble(found: Found, options: ReadOptions) -> Recording:
+    """Check everything and put it together; see :func:`risfast.data.read` for the errors.
+
+    Parameters
+    ----------
+    found : Found
+        Notes are added to it.
+    options : ReadOptions
+
+    Returns
+    -------
+    Recording
+
+    Raises
+    ------
+    FileFormatError
+        A field is missing, or is not what it should be.
+    """
+    positions = _positions(found, options)
+    own = found.chosen or options.frequency_hz is None
+    frequency = found.frequency_hz if own else options.frequency_hz
+    covariance = found.covariance
+    if found.time_data is not None:
+        covariance, frequency = _from_time(found, options, frequency)
+    if found.chosen and options.frequency_hz not in (None, frequency):
+        found.notes.append(f"{frequency:g} Hz is the nearest frequency in the file to {options.frequency_hz:g} Hz")
+    array = PlanarArray(torch.from_numpy(positions), _wavelength(found, options, frequency))
+    n = array.n_elements
+    given = [flag for flag in found.flagged if flag.index < n]
+    codes = _matrix(found, "codes", found.codes, (None, n), array)
+    channel = _matrix(found, "channel", found.channel, (None, n), array)
+    snapshots = None if found.snapshots is None else _oriented(found, found.snapshots, channel, n)
+    matrix = None
+    if covariance is not None:
+        matrix, dead = _covariance(found, covariance, n, {flag.index for flag in given})
+        given += [Flagged(index, _element_name(found, index), "no power") for index in dead]
+    provenance = Provenance(str(found.path), found.format, found.details, tuple(found.notes))
+    try:
+        recording = Recording(array, matrix, snapshots, codes, channel, frequency, provenance)
+        return _without(recording, found, given, options)
+    except FileFormatError:
+        raise
+    except ValueError as error:
+        raise FileFormatError(f"{found.path}: {error}") from error
+
+
+def _without(recording: Recording, found: Found, given: list[Flagged], options: ReadOptions) -> Recording:
+    """Leave out what is flagged in the file, dead, or named by the caller."""
+    known = {flag.index for flag in given}
+    by_hand = [
+        Flagged(index, _element_name(found, index), "left out by hand")
+        for index in sorted(set(options.flagged))
+        if index not in known
+    ]
+    flagged = sorted([*given, *by_hand], key=lambda flag: flag.index)
+    left = recording.without([flag.index for flag in flagged])
+    return replace(left, flagged=tuple(flagged))  # with their names and reasons
+
+
+def _element_name(found: Found, index: int) -> str:
+    return found.element_names[index] if found.element_names else str(index)
+
+
+def _positions(found: Found, options: ReadOptions) -> Array:
+    """(N, 3) in metres, from the caller or from the file."""
+    given = options.positions_m
+    if options.array is not None:
+        array = options.array if isinstance(options.array, PlanarArray) else read_array(options.array)
+        return array.positions_m.numpy()
+    if isinstance(given, str | Path):
+        return read_positions(given)
+    values = found.positions_m if given is None else np.asarray(given, dtype=np.float64)
+    if values is None:
+        raise FileFormatError(
+            f"{found.path}: the positions of the elements are missing: there is no positions_m in the file (it holds "
+            f"{found.inventory()}); give array='array.toml', positions_m= an array (N, 3) or an .xml, .csv or .toml "
+            "file, or name the variable with fields={'positions_m': NAME}"
+        )
+    name = found.name("positions_m") if given is None else "positions_m"
+    if values.dtype.kind not in "iuf":
+        raise FileFormatError(f"{found.path}: {name!r} must hold real numbers of metres, found {values.dtype}")
+    values = values.astype(np.float64)
+    if values.ndim == 2 and values.shape[0] == 3 != values.shape[1]:
+        found.notes.append(f"{name} was {shape_text(values.shape)} and is turned to {shape_text(values.shape[::-1])}")
+        values = values.T
+    if values.ndim != 2 or values.shape[1] != 3 or len(values) < 1:
+        raise FileFormatError(
+            f"{found.path}: {name!r} must be (N, 3), x, y and z in metres of each element, found "
+            f"{shape_text(values.shape)}"
+        )
+    if not np.isfinite(values).all():
+        raise FileFormatError(f"{found.path}: {name!r} holds positions that are NaN or infinite")
+    return np.ascontiguousarray(values)
+
+
+def _wavelength(found: Found, options: ReadOptions, frequency: float | None) -> float:
+    """In metres: the caller's, then the frequency's, then the file's."""
+    if options.wavelength_m is not None:
+        return options.wavelength_m
+    if isinstance(options.array, PlanarArray):
+        return options.array.wavelength_m
+    if options.array is not None:
+        return read_array(options.array).wavelength_m
+    speed = options.speed_m_s or found.speed_m_s
+    for name, value in (("wavelength_m", found.wavelength_m), ("frequency_hz", frequency), ("speed_m_s", speed)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise FileFormatError(
+                f"{found.path}: {found.name(name)!r} must be a positive number, found {value!r}; give wavelength_m"
+            )
+    if options.frequency_hz is None and found.wavelength_m is not None:
+        return found.wavelength_m
+    if frequency is None or speed is None:
+        missing = "a frequency" if frequency is None else "the speed of the waves"
+        raise FileFormatError(
+            f"{found.path}: the wavelength is missing: the file holds neither wavelength_m nor {missing} (it holds "
+            f"{found.inventory()}); give wavelength_m, or frequency_hz and speed_m_s, or name the variable with "
+            "fields={'wavelength_m': NAME}"
+        )
+    return speed / frequency
+
+
+def _from_time(found: Found, options: ReadOptions, frequency: float | None) -> tuple[Array, float]:
+    """Welch's covariance [1, N, N] of samples in time, and its frequency."""
+    samples = found.time_data
+    assert samples is not None
+    rate = options.sample_rate_hz or found.sample_rate_hz
+    if rate is None or not (math.isfinite(rate) and rate > 0):
+        raise FileFormatError(f"{found.path}: the sample rate is missing or not positive ({rate}); give sample_rate_hz")
+    if frequency is None:
+        raise FileFormatError(
+            f"{found.path}: {found.name('time_data')!r} holds {len(samples)} samples in time of {samples.shape[1]} "
+            f"channels at {rate:g} Hz; choose the frequency of the covariance with frequency_hz"
+        )
+    centre = 0.0 if samples.dtype.kind != "c" else (found.frequency_hz or 0.0)
+    matrix, actual, segments = narrowband_covariance(samples, rate, frequency - centre, block_size=options.block_size)
+    found.notes.append(f"covariance by Welch at {centre + actual:g} Hz, {segments} segments of {options.block_size}")
+    return matrix.numpy()[None], centre + actual
+
+
+def _matrix(
+    found: Found, what: str, values: Array | None, shape: tuple[int | None, int], array: PlanarArray
+) -> Tensor | None:
+    """Codes or channel as a complex tensor (?, N)."""
+    if values is None:
+        return None
+    name = found.name(what)
+    numbers = _as_complex(values, found.path, name)
+    n = shape[1]
+    if numbers.ndim == 2 and numbers.shape[0] == n != numbers.shape[1]:
+        found.notes.append(f"{name} was {shape_text(numbers.shape)} and is turned to {shape_text(numbers.shape[::-1])}")
+        numbers = numbers.T
+    if numbers.ndim != 2 or numbers.shape[1] != n or len(numbers) < 1:
+        raise FileFormatError(
+            f"{found.path}: {name!r} ({what}) must have {n} columns, one for each of {array}, found "
+            f"{shape_text(values.shape)}"
+        )
+    if not np.isfinite(numbers).all():
+        raise FileFormatError(f"{found.path}: {name!r} ({what}) holds values that are NaN or infinite")
+    target = np.result_type(numbers.dtype, np.complex64)
+    return torch.from_numpy(np.ascontiguousarray(numbers.astype(target)))
+
+
+def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int) -> Snapshots:
+    """(L, N), or (L, M) behind a surface; turned where only the other way round fits, and complex."""
+    name, seen = found.name("snapshots"), n if channel is None else channel.shape[0]
+    rows, columns = snapshots.shape
+    if columns != seen and rows == seen:
+        if not snapshots.held:
+            raise FileFormatError(
+                f"{found.path}: {name!r} is {rows} x {columns}, one row per element; it is read in blocks of "
+                "snapshots, "
+                f"so save it the other way round, {columns} x {rows}"
+            )
+        found.notes.append(f"{name} was {rows} x {columns} and is turned to {columns} x {rows}")
+        snapshots = Snapshots.of(np.ascontiguousarray(snapshots.read().numpy().T), snapshots.source)
+    elif columns != seen:
+        kind = "elements" if channel is None else "antennas of the channel"
+        raise FileFormatError(
+            f"{found.path}: {name!r} is {rows} x {columns}, and there are {seen} {kind}: expected (L, {seen}); if "
+            "these "
+            "are other positions, give the right ones with array or positions_m"
+        )
+    if len(snapshots) == 0:
+        raise FileFormatError(f"{found.path}: {name!r} holds no snapshots")
+    if snapshots.dtype.kind != "c":
+        raise FileFormatError(
+            f"{found.path}: {name!r} is real; snapshots are complex. If these are samples in time, name them so: "
+            f"fields={{'time_data': {name!r}}} with sample_rate_hz and frequency_hz"
+        )
+    return snapshots
+
+
+def _covariance(found: Found, values: Array, n: int, known: set[int]) -> tuple[Tensor, list[int]]:
+    """(B, N, N), checked, and the elements that are dead in all of them."""
+    name = found.name("covariance")
+    numbers = _as_complex(values, found.path, name)
+    batch = _as_batch(numbers, found.path, name, pages_last=found.pages_last, n_elements=n).copy()
+    for index in known:  # what is flagged may hold anything, and is cut out anyway
+        batch[:, index, :] = 0
+        batch[:, :, index] = 0
+    matrix = _as_hermitian(batch, found.path, name, real=values.dtype.kind == "f")
+    power = matrix.diagonal(dim1=1, dim2=2).real
+    if bool((power < 0).any()):
+        raise FileFormatError(
+            f"{found.path}: {name!r} has negative powers on its diagonal (element {int(power.amin(0).argmin())}), so "
+            "it "
+            "is not a covariance"
+        )
+    dead = torch.nonzero(power.amax(0) == 0)[:, 0].tolist()
+    return matrix, [index for index in dead if index not in known]

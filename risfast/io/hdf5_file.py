@@ -1,0 +1,267 @@
+"""HDF5, also as MATLAB 7.3 writes it. Nothing outside the file is ever opened from within it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from risfast.errors import FileFormatError
+from risfast.io.guard import HELD_BYTES, check_held, megabytes, parsing, shape_text
+from risfast.io.recording import Load, Snapshots
+
+__all__ = ["Hdf5Container", "check_dataset"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_KIND = "HDF5"
+_LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
+_LONGEST_TEXT = 1 << 16
+_COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
+
+
+def check_dataset(path: Path, name: str, dataset: Any) -> None:
+    """Refuse a dataset that lives in other files, declares more than the file can hold, or has giant chunks.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+    dataset : h5py.Dataset
+
+    Raises
+    ------
+    FileFormatError
+        It is any of these.
+    """
+    if dataset.external or dataset.is_virtual:
+        raise FileFormatError(
+            f"{path}: {name!r} keeps its data in other files, which are never opened from within a file; "
+            "copy it into one (h5repack)"
+        )
+    if dataset.shape is None:
+        raise FileFormatError(f"{path}: {name!r} is empty")
+    declared = math.prod(int(side) for side in dataset.shape) * dataset.dtype.itemsize
+    stored = int(dataset.id.get_storage_size())
+    largest = stored * _LARGEST_RATIO if dataset.chunks else stored
+    if declared > largest or stored > path.stat().st_size:
+        raise FileFormatError(
+            f"{path}: {name!r} is declared as {shape_text(dataset.shape)}, {megabytes(declared)}, but the file holds "
+            f"{megabytes(min(stored, path.stat().st_size))} of it: it was never filled, or the file is cut off"
+        )
+    if dataset.chunks:
+        chunk = math.prod(int(side) for side in dataset.chunks) * dataset.dtype.itemsize
+        if chunk > HELD_BYTES:
+            raise FileFormatError(
+                f"{path}: {name!r} is stored in chunks of {megabytes(chunk)}; at most {megabytes(HELD_BYTES)} are read "
+                "at a time (h5repack -l CHUNK=...)"
+            )
+
+
+def as_numbers(values: Array) -> Array:
+    """Complex numbers from the records that MATLAB and others make of them.
+
+    Parameters
+    ----------
+    values : array
+        Of any type.
+
+    Returns
+    -------
+    array
+        The same, if there are no such records in it.
+    """
+    if values.dtype.names in _COMPLEX_RECORDS:
+        real, imaginary = (values[field] for field in values.dtype.names)
+        if real.dtype.kind in "iuf" and imaginary.dtype.kind in "iuf":
+            single = real.dtype.itemsize <= 4 and real.dtype.kind == "f"
+            pair = np.empty(values.shape, np.complex64 if single else np.complex128)
+            pair.real, pair.imag = real, imaginary
+            return pair
+    return values
+
+
+class Hdf5Container:
+    """The datasets of an HDF5 file by name, as far as they are reached without leaving the file.
+
+    Parameters
+    ----------
+    path : Path
+    """
+
+    kind = _KIND
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.pages_last = path.suffix.lower() == ".mat"
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._turned: set[str] = set()
+        with self.file() as file:
+            import h5py  # noqa: PLC0415
+
+            def visit(name: str, item: Any) -> None:
+                if not isinstance(item, h5py.Dataset) or name.startswith("#"):  # MATLAB keeps its own things in #refs#
+                    return
+                shape = item.shape or ()
+                if self.pages_last or "MATLAB_class" in item.attrs:
+                    self._turned.add(name)
+                    shape = shape[::-1]
+                self._shapes[name] = shape
+
+            file.visititems(visit)  # goes along hard links only, so never into another file
+
+    @contextmanager
+    def file(self) -> Iterator[Any]:
+        """The open file; whatever goes wrong in it is one error."""
+        import h5py  # noqa: PLC0415  (a heavy import that few need)
+
+        with parsing(self.path, _KIND), h5py.File(self.path, "r") as file:
+            yield file
+
+    @property
+    def holds(self) -> dict[str, tuple[int, ...]]:
+        """Shape of each dataset; of MATLAB's as MATLAB shows it."""
+        return dict(self._shapes)
+
+    def attributes(self, name: str) -> dict[str, Any]:
+        """The attributes of a group or dataset; none if it is not there.
+
+        Parameters
+        ----------
+        name : str
+            ``/`` is the file.
+
+        Returns
+        -------
+        dict
+        """
+        import h5py  # noqa: PLC0415
+
+        with self.file() as file:
+            place = file
+            for part in name.strip("/").split("/") if name != "/" else ():
+                if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
+                    return {}
+                place = place[part]
+            return {key: value for key, value in place.attrs.items() if not isinstance(value, h5py.Empty)}
+
+    def load(self, name: str) -> Array:
+        """The whole dataset, if it may be held in memory.
+
+        Parameters
+        ----------
+        name : str
+            One of ``holds``.
+
+        Returns
+        -------
+        array
+            As MATLAB shows it, if MATLAB wrote it.
+        """
+        with self.file() as file:
+            dataset = file[name]
+            if "MATLAB_empty" in dataset.attrs:
+                return np.empty((0, 0))
+            self._check_plain(name, dataset)
+            check_held(self.path, name, dataset.shape, dataset.dtype.itemsize)
+            values = as_numbers(np.asarray(dataset[()]))
+        return values.T if name in self._turned else values
+
+    def load_text(self, name: str) -> str:
+        """A short text; empty if the dataset holds something else.
+
+        Parameters
+        ----------
+        name : str
+            One of ``holds``.
+
+        Returns
+        -------
+        str
+        """
+        with self.file() as file:
+            dataset = file[name]
+            if dataset.shape != () or dataset.dtype.itemsize > _LONGEST_TEXT:
+                return ""
+            check_dataset(self.path, name, dataset)
+            value = dataset[()]
+        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+    def load_part(self, name: str, part: tuple[Any, ...]) -> Array:
+        """A slice of a dataset, in the file's own order of axes.
+
+        Parameters
+        ----------
+        name : str
+            One of ``holds``.
+        part : tuple of slice and int
+            One for each axis.
+
+        Returns
+        -------
+        array
+        """
+        with self.file() as file:
+            dataset = file[name]
+            self._check_plain(name, dataset)
+            shape = [
+                len(range(*p.indices(side))) if isinstance(p, slice) else 1
+                for p, side in zip(part, dataset.shape, strict=True)
+            ]
+            check_held(self.path, name, shape, dataset.dtype.itemsize)
+            return as_numbers(np.asarray(dataset[part]))
+
+    def _check_plain(self, name: str, dataset: Any) -> None:
+        if dataset.dtype.hasobject or dataset.dtype.kind not in "iufcbV":
+            raise FileFormatError(
+                f"{self.path}: {name!r} must hold numbers, found {dataset.dtype}; map another variable"
+            )
+        check_dataset(self.path, name, dataset)
+
+    def rows(self, name: str) -> Snapshots | None:
+        """A 2D dataset of numbers in blocks.
+
+        Parameters
+        ----------
+        name : str
+            One of ``holds``.
+
+        Returns
+        -------
+        Snapshots or None
+            None if it is no 2D dataset of numbers.
+        """
+        if len(self._shapes[name]) != 2:
+            return None
+        with self.file() as file:
+            self._check_plain(name, file[name])
+            sample = as_numbers(np.empty((0, 0), file[name].dtype))
+        if sample.dtype.kind not in "fciu":
+            return None
+        target = np.result_type(sample.dtype, np.float32)
+        if target.itemsize > (16 if target.kind == "c" else 8):
+            target = np.dtype(np.complex128 if target.kind == "c" else np.float64)
+        turned = name in self._turned
+
+        @contextmanager
+        def opened() -> Iterator[Load]:
+            import h5py  # noqa: PLC0415
+
+            with parsing(self.path, _KIND):
+                file = h5py.File(self.path, "r")
+            with file:
+                dataset = file[name]
+
+                def load(start: int, stop: int) -> Array:
+                    with parsing(self.path, _KIND, name):
+                        part = dataset[:, start:stop].T if turned else dataset[start:stop]
+                        return as_numbers(part).astype(target, copy=False)
+
+                yield load
+
+        rows, columns = self._shapes[name]
+        return Snapshots((rows, columns), target, opened, f"{self.path}: {name!r}")

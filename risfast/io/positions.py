@@ -1,0 +1,115 @@
+"""Positions of elements from acoular's XML, CSV and TOML."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+from typing import Any
+from xml.parsers import expat
+
+import numpy as np
+
+from risfast.array_file import read_array
+from risfast.errors import FileFormatError
+from risfast.files import file_head
+from risfast.io.guard import HELD_BYTES, megabytes, parsing
+
+__all__ = ["POSITION_SUFFIXES", "read_positions"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+POSITION_SUFFIXES = (".xml", ".csv", ".txt", ".toml")
+
+
+def read_positions(path: str | Path) -> Array:
+    """Read the positions of the elements of an array.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.xml`` as acoular's ``MicGeom`` writes it (``<pos Name= x= y= z=/>``); ``.csv`` or ``.txt`` with x, y, z on
+        each line, apart by commas, semicolons, tabs or blanks, a heading and lines with # skipped; or ``.toml`` as
+        :func:`risfast.array_file.read_array` reads it.
+
+    Returns
+    -------
+    float64 array, shape (N, 3), metres
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, empty, damaged, of another format, or a line or element does not hold three numbers.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in POSITION_SUFFIXES:
+        raise FileFormatError(f"{path}: positions are read from {', '.join(POSITION_SUFFIXES)}, not {suffix!r}")
+    file_head(path)
+    if path.stat().st_size > HELD_BYTES // 8:
+        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no list of positions")
+    if suffix == ".toml":
+        return read_array(path).positions_m.numpy()
+    rows = _from_xml(path) if suffix == ".xml" else _from_table(path)
+    if not rows:
+        raise FileFormatError(f"{path}: there are no positions in it; expected x, y and z in metres of each element")
+    return np.array(rows, dtype=np.float64)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        value = float(text) if text is not None else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _from_xml(path: Path) -> list[list[float]]:
+    """With entities refused, so that a small file cannot grow, and nothing outside it is fetched."""
+    rows: list[list[float]] = []
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        if tag != "pos":
+            return
+        values = [_number(attributes.get(axis)) for axis in "xyz"]
+        if any(value is None for value in values):
+            given = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
+            raise FileFormatError(
+                f"{path}: <pos> number {len(rows)} must have x, y and z as numbers of metres, found {given or 'none'}"
+            )
+        rows.append([value for value in values if value is not None])
+
+    def refuse(*_: Any) -> int:
+        raise FileFormatError(f"{path}: it declares entities, which a list of positions does not need; remove them")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EntityDeclHandler = refuse
+    parser.ExternalEntityRefHandler = refuse
+    with parsing(path, "XML"), path.open("rb") as stream:
+        parser.ParseFile(stream)
+    return rows
+
+
+def _from_table(path: Path) -> list[list[float]]:
+    rows: list[list[float]] = []
+    heading_allowed = True
+    with parsing(path, "a table"), path.open(encoding="utf-8-sig", newline="") as stream:
+        for number, line in enumerate(stream, start=1):
+            text = line.strip()
+            if not text or text.startswith("#"):
+                continue
+            delimiter = next((mark for mark in ";,\t" if mark in text), None)
+            cells = next(csv.reader([text], delimiter=delimiter)) if delimiter else text.split()
+            values = [_number(cell.strip()) for cell in cells]
+            if all(value is None for value in values) and heading_allowed:
+                heading_allowed = False
+                continue
+            heading_allowed = False
+            if len(values) != 3 or any(value is None for value in values):
+                raise FileFormatError(
+                    f"{path}: line {number} must hold x, y, z in metres, found {text[:80]!r}"
+                    + ("; write decimal points, not commas" if delimiter == ";" and "," in text else "")
+                )
+            rows.append([value for value in values if value is not None])
+    return rows

@@ -1,0 +1,282 @@
+"""One entrance to every format: :func:`read`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from risfast.errors import FileFormatError
+from risfast.files import _content, file_head
+from risfast.geometry import PlanarArray
+from risfast.io.acoustics import read_acoular, read_benchmark
+from risfast.io.fields import Found, ReadOptions, assemble
+from risfast.io.guard import shape_text
+from risfast.io.hdf5_file import Hdf5Container
+from risfast.io.mat5_file import Mat5Container
+from risfast.io.npz_file import NpzContainer
+from risfast.io.recording import Recording, Snapshots
+from risfast.io.sigmf import read_sigmf
+from risfast.io.uvh5 import read_uvh5
+
+if TYPE_CHECKING:
+    Container = Hdf5Container | Mat5Container | NpzContainer
+
+__all__ = ["FIELDS", "FORMATS", "read"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "covariance": ("covariance", "R"),
+    "snapshots": ("snapshots", "y", "X"),
+    "time_data": ("time_data",),
+    "positions_m": ("positions_m", "positions"),
+    "wavelength_m": ("wavelength_m", "wavelength"),
+    "frequency_hz": ("frequency_hz", "frequency"),
+    "speed_m_s": ("speed_m_s",),
+    "sample_rate_hz": ("sample_rate_hz", "fs"),
+    "codes": ("codes",),
+    "channel": ("channel", "H"),
+}
+"""The fields of a recording, and the names under which .npz, .mat and .h5 files are expected to hold them."""
+
+_NUMBERS = ("wavelength_m", "frequency_hz", "speed_m_s", "sample_rate_hz")
+_SMALL_BYTES = 16 << 20
+_DATA = ("covariance", "snapshots", "time_data")
+
+
+def read(
+    path: str | Path,
+    *,
+    format: str | None = None,
+    fields: Mapping[str, str] | None = None,
+    array: PlanarArray | str | Path | None = None,
+    positions_m: Any = None,
+    wavelength_m: float | None = None,
+    frequency_hz: float | None = None,
+    speed_m_s: float | None = None,
+    sample_rate_hz: float | None = None,
+    polarization: str | None = None,
+    block_size: int = 256,
+    flagged: Iterable[int] = (),
+) -> Recording:
+    """Read a measurement from a file of any format that is known.
+
+    ========== ======================== ==============================================================================
+    format     file                     what is in it
+    ========== ======================== ==============================================================================
+    npz        .npz                     variables, see ``fields``
+    mat        .mat, version 5 to 7.3   variables
+    hdf5       .h5, .hdf5               datasets, or attributes of the file for single numbers
+    acoular    .h5                      ``time_data`` of acoular: samples in time, see ``frequency_hz``
+    aiaa       .h5                      cross-spectral matrices, or samples, of the AIAA array benchmark
+    uvh5       .uvh5                    visibilities of a radio telescope that points at the zenith
+    sigmf      .sigmf-meta, -data       multi-channel samples, cf32, ci16 and others
+    ========== ======================== ==============================================================================
+
+    Parameters
+    ----------
+    path : str or Path
+    format : str, optional
+        One of the above; by default what the content looks like.
+    fields : mapping of str to str, optional
+        Names of variables: ``{"covariance": "Rxx", "positions_m": "mic/xyz"}``. Fields are covariance, snapshots,
+        time_data, positions_m, wavelength_m, frequency_hz, speed_m_s, sample_rate_hz, codes, channel.
+    array : PlanarArray or path, optional
+        The array, in place of positions and wavelength of the file; a path is an ``array.toml``.
+    positions_m : array_like (N, 3) or path, optional
+        In metres; a path is acoular's XML, CSV or TOML.
+    wavelength_m : float, optional
+    frequency_hz : float, optional
+        Which frequency, where the file has several; the bin of Welch's covariance of samples in time; or, with
+        ``speed_m_s``, what gives the wavelength.
+    speed_m_s : float, optional
+        Of the waves. By default 343 for acoular and AIAA files that do not say, that of light for UVH5 and SigMF.
+    sample_rate_hz : float, optional
+        Of samples in time, where the file does not say.
+    polarization : str, optional
+        Of visibilities, such as "xx" or "rr".
+    block_size : int
+        Samples of a segment of Welch's method.
+    flagged : iterable of int
+        Elements to leave out, by their index in the file.
+
+    Returns
+    -------
+    Recording
+        With the elements that are flagged in the file, are dead or were named left out; snapshots of large files stay
+        on the disk until they are read in blocks.
+
+    Raises
+    ------
+    FileFormatError
+        Whatever is wrong with the file: the message names the file, the field, what was found and how to map it.
+    ValueError
+        An option that cannot be met.
+
+    Notes
+    -----
+    Nothing is unpickled, no file is opened from within another, and declared sizes are checked before memory is taken.
+    """
+    options = ReadOptions(
+        format,
+        dict(fields or {}),
+        array,
+        positions_m,
+        wavelength_m,
+        frequency_hz,
+        speed_m_s,
+        sample_rate_hz,
+        polarization,
+        block_size,
+        flagged,
+    )
+    if format is not None and format not in FORMATS:
+        raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+    unknown = [name for name in options.fields if name not in FIELDS]
+    if unknown:
+        raise ValueError(f"fields: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
+    path = Path(path)
+    chosen = format or _recognise(path)
+    found = FORMATS[chosen](path, options)
+    return assemble(found, options)
+
+
+def _recognise(path: Path) -> str:
+    """The format of a file by its content; the name decides only between formats without a signature."""
+    if path.suffix in (".sigmf-meta", ".sigmf-data", ".sigmf"):
+        return "sigmf"
+    content = _content(file_head(path))
+    if content == "HDF5":
+        return _hdf5_layout(Hdf5Container(path))
+    by_content = {"MATLAB": "mat", "NumPy zip": "npz"}
+    if content in by_content:
+        return by_content[content]
+    mend = "; save it with numpy.savez under a name" if content.startswith("a single NumPy") else ""
+    raise FileFormatError(
+        f"{path}: this is {content}, not one of {', '.join(FORMATS)}{mend}. A file whose beginning is damaged can be "
+        "tried with format="
+    )
+
+
+def _hdf5_layout(container: Hdf5Container) -> str:
+    holds = container.holds
+    if "Data/visdata" in holds or "Header/ant_1_array" in holds:
+        return "uvh5"
+    if "CsmData/csmReal" in holds or "MicrophoneData/microphoneDataPa" in holds:
+        return "aiaa"
+    if "time_data" in holds and "sample_freq" in container.attributes("time_data"):
+        return "acoular"
+    return "mat" if container.pages_last else "hdf5"
+
+
+def _read_mat(path: Path, options: ReadOptions) -> Found:
+    content = _content(file_head(path))
+    if content not in ("MATLAB", "HDF5"):
+        raise FileFormatError(f"{path}: not a .mat file of version 5 to 7.3, but {content}")
+    container: Container = Mat5Container(path) if content == "MATLAB" else Hdf5Container(path)
+    return _read_variables(container, options)
+
+
+def _read_hdf5(path: Path, options: ReadOptions) -> Found:
+    file_head(path)
+    return _read_variables(Hdf5Container(path), options)
+
+
+def _read_npz(path: Path, options: ReadOptions) -> Found:
+    file_head(path)
+    return _read_variables(NpzContainer(path), options)
+
+
+def _read_variables(container: Container, options: ReadOptions) -> Found:
+    """Fields by their names, as mapped or as expected."""
+    path, holds = container.path, container.holds
+    found = Found(path, container.kind, holds, pages_last=container.pages_last)
+    attributes = container.attributes("/") if isinstance(container, Hdf5Container) else {}
+    for field, expected in FIELDS.items():
+        name = options.fields.get(field)
+        if name is not None and name not in holds:
+            raise FileFormatError(
+                f"{path}: {field} is mapped to {name!r}, which is not there; the file holds {found.inventory()}"
+            )
+        usual = [candidate for candidate in expected if candidate in holds]
+        if name is None and len(usual) > 1:
+            raise FileFormatError(
+                f"{path}: {field}: both {' and '.join(map(repr, usual))} are there; choose with "
+                f"fields={{{field!r}: {usual[0]!r}}}"
+            )
+        if name is not None or usual:
+            found.names[field] = name if name is not None else usual[0]
+    _one_kind_of_data(found, options)
+    for field in _NUMBERS:
+        number = next((attributes[name] for name in FIELDS[field] if name in attributes), None)
+        if field in found.names:
+            number = container.load(found.names[field])
+        if number is not None:
+            setattr(found, field, _single_number(found, field, number))
+    for field in ("covariance", "positions_m", "codes", "channel"):
+        if field in found.names:
+            setattr(found, field, container.load(found.names[field]))
+    for field in ("snapshots", "time_data"):
+        if field in found.names:
+            setattr(found, field, _samples(container, found, found.names[field]))
+    return found
+
+
+def _one_kind_of_data(found: Found, options: ReadOptions) -> None:
+    there = [field for field in _DATA if field in found.names]
+    mapped = [field for field in there if field in options.fields]
+    if len(mapped) == 1:
+        for field in there:
+            if field not in mapped:
+                del found.names[field]
+    elif not there:
+        raise FileFormatError(
+            f"{found.path}: there is neither a covariance ({' or '.join(FIELDS['covariance'])}) nor snapshots "
+            f"({' or '.join(FIELDS['snapshots'])}) in the file; it holds {found.inventory()}. Name one with "
+            "fields={'covariance': NAME} or fields={'snapshots': NAME}"
+        )
+    elif len(there) > 1:
+        names = " and ".join(f"{found.names[field]!r} ({field})" for field in there)
+        raise FileFormatError(f"{found.path}: {names} are there; choose one with fields={{{there[0]!r}: NAME}}")
+
+
+def _single_number(found: Found, field: str, value: Any) -> float:
+    values = np.asarray(value)
+    if values.size != 1 or values.dtype.kind not in "iuf":
+        raise FileFormatError(
+            f"{found.path}: {found.name(field)!r} ({field}) must be a single number, found "
+            f"{shape_text(values.shape)} of {values.dtype}"
+        )
+    return float(values.reshape(-1)[0])
+
+
+def _samples(container: Container, found: Found, name: str) -> Snapshots:
+    """In blocks where the file allows it, else whole; small ones that may have to be turned are held too."""
+    rows = container.rows(name)
+    source = f"{container.path}: {name!r}"
+    if rows is not None and (rows.shape[0] * rows.shape[1] * rows.dtype.itemsize > _SMALL_BYTES):
+        return rows
+    values = np.asarray(container.load(name))
+    if values.ndim != 2 or values.dtype.kind not in "iufc":
+        raise FileFormatError(
+            f"{source} must be (L, N), one row per snapshot, found {shape_text(values.shape)} of {values.dtype}"
+        )
+    target = np.result_type(values.dtype, np.float32)
+    if target.itemsize > (16 if target.kind == "c" else 8):
+        target = np.dtype(np.complex128 if target.kind == "c" else np.float64)
+    return Snapshots.of(values.astype(target), source)
+
+
+FORMATS: dict[str, Callable[[Path, ReadOptions], Found]] = {
+    "npz": _read_npz,
+    "mat": _read_mat,
+    "hdf5": _read_hdf5,
+    "acoular": read_acoular,
+    "aiaa": read_benchmark,
+    "uvh5": read_uvh5,
+    "sigmf": read_sigmf,
+}
+"""Readers by the name of their format."""

@@ -1,0 +1,209 @@
+"""SigMF recordings: a metadata file in JSON, and samples interleaved by channel."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from risfast.errors import FileFormatError
+from risfast.files import file_head
+from risfast.io.fields import SPEED_OF_LIGHT_M_S, Found, ReadOptions
+from risfast.io.guard import megabytes, parsing
+from risfast.io.recording import Snapshots
+from risfast.io.rows import raw_snapshots
+
+__all__ = ["read_sigmf"]
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_KIND = "SigMF"
+_LARGEST_META = 16 << 20
+_LARGEST_NUMBER = 1e300
+_DATATYPE = re.compile(r"(?P<complex>[cr])(?P<kind>[fiu])(?P<bits>8|16|32|64)(?:_(?P<order>le|be))?")
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """How numbers are stored, from a ``core:datatype`` such as ci16_le."""
+
+    complex: bool
+    stored: np.dtype[Any]
+
+    def convert(self) -> Callable[[Array], Array]:
+        """From stored numbers [rows, width] to complex or real floats; integers span -1 .. 1."""
+        kind, bits = self.stored.kind, 8 * self.stored.itemsize
+        target = np.dtype(np.float64 if bits == 64 or (kind != "f" and bits == 32) else np.float32)
+        scale = target.type(1 if kind == "f" else 2.0 ** (1 - bits))
+        centre = target.type(1 if kind == "u" else 0)
+
+        def apply(values: Array) -> Array:
+            if kind == "f":
+                numbers = values.astype(target, copy=False)
+            else:
+                numbers = np.multiply(values, scale, dtype=target)
+                if centre:
+                    numbers -= centre
+            return numbers.view(np.result_type(target, np.complex64)) if self.complex else numbers
+
+        return apply
+
+
+def read_sigmf(path: Path, options: ReadOptions) -> Found:
+    """Metadata, and the samples in blocks; see :func:`risfast.data.read`.
+
+    Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
+
+    Parameters
+    ----------
+    path : Path
+        Of the metadata or of the samples.
+    options : ReadOptions
+        ``frequency_hz`` off the centre asks for Welch's covariance.
+
+    Returns
+    -------
+    Found
+
+    Raises
+    ------
+    FileFormatError
+        Metadata that are wrong, samples that are missing, cut off or elsewhere.
+    """
+    if path.suffix == ".sigmf":
+        raise FileFormatError(f"{path}: this is a SigMF archive; unpack it (tar -xf) and give the .sigmf-meta file")
+    meta, data = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")
+    document = _document(meta)
+    core = document["global"]
+    data = _dataset(meta, core, data)
+    samples = _datatype(meta, core)
+    channels = _whole(meta, core, "core:num_channels", 1)
+    capture = _capture(meta, document["captures"], options)
+    width = channels * (2 if samples.complex else 1)
+    row = width * samples.stored.itemsize
+    size = data.stat().st_size - _whole(meta, core, "core:trailing_bytes", 0)
+    header = _whole(meta, capture, "core:header_bytes", 0)
+    length = (size - header) // row
+    if length < 1 or (size - header) % row:
+        raise FileFormatError(
+            f"{data}: {megabytes(size)} are no whole number of samples of {channels} channels, {row} bytes each "
+            f"(core:datatype {core['core:datatype']}, core:num_channels {channels}): it is cut off, or "
+            "core:num_channels "
+            "is wrong"
+        )
+    rows = raw_snapshots(data, header, (length, channels), width, samples.stored, samples.convert())
+    rate = _number(meta, core, "core:sample_rate")
+    centre = _number(meta, capture, "core:frequency")
+    found = Found(
+        meta,
+        _KIND,
+        {"samples": (length, channels)},
+        sample_rate_hz=rate,
+        frequency_hz=centre,
+        speed_m_s=SPEED_OF_LIGHT_M_S,
+        names={"snapshots": "samples", "time_data": "samples", "frequency_hz": "core:frequency"},
+        details=_details(core, capture),
+    )
+    _as_snapshots_or_time(found, rows, options, centre)
+    return found
+
+
+def _as_snapshots_or_time(found: Found, rows: Snapshots, options: ReadOptions, centre: float | None) -> None:
+    """Complex baseband is a series of snapshots at its centre; another frequency, or real samples, need Welch."""
+    elsewhere = options.frequency_hz is not None and centre is not None and options.frequency_hz != centre
+    if rows.dtype.kind == "c" and not elsewhere:
+        found.snapshots = rows
+        return
+    found.time_data = rows
+    if rows.dtype.kind != "c":
+        found.frequency_hz = None
+
+
+def _document(meta: Path) -> dict[str, Any]:
+    file_head(meta)
+    if meta.stat().st_size > _LARGEST_META:
+        raise FileFormatError(f"{meta}: {megabytes(meta.stat().st_size)} are too much for SigMF metadata")
+    with parsing(meta, "SigMF metadata (JSON)"):
+        document = json.loads(meta.read_bytes())
+    if not isinstance(document, dict):
+        raise FileFormatError(f"{meta}: SigMF metadata are an object with global and captures, found {document!r:.60}")
+    for name, kind in (("global", dict), ("captures", list)):
+        if not isinstance(document.get(name, kind()), kind):
+            raise FileFormatError(f"{meta}: {name!r} must be a JSON {kind.__name__}, found {document[name]!r:.60}")
+        document.setdefault(name, kind())
+    if not all(isinstance(capture, dict) for capture in document["captures"]):
+        raise FileFormatError(f"{meta}: every entry of captures must be an object")
+    return document
+
+
+def _dataset(meta: Path, core: dict[str, Any], data: Path) -> Path:
+    """The file with the samples, which must lie beside its metadata."""
+    given = core.get("core:dataset")
+    if core.get("core:metadata_only"):
+        raise FileFormatError(f"{meta}: core:metadata_only says that there are no samples")
+    if given is not None:
+        if not isinstance(given, str) or given in ("", ".", "..") or set(given) & set("/\\\0:"):
+            raise FileFormatError(
+                f"{meta}: core:dataset must be the plain name of a file beside it, found {given!r:.80}"
+            )
+        data = meta.parent / given
+    file_head(data)
+    if data.resolve().parent != meta.resolve().parent:
+        raise FileFormatError(f"{meta}: {data.name!r} leads to another folder; the samples must lie beside")
+    return data
+
+
+def _datatype(meta: Path, core: dict[str, Any]) -> _Samples:
+    text = core.get("core:datatype")
+    match = _DATATYPE.fullmatch(text) if isinstance(text, str) else None
+    order = match["order"] if match else None
+    if not match or (match["kind"] == "f" and int(match["bits"]) < 32) or (order is None and match["bits"] != "8"):
+        raise FileFormatError(
+            f"{meta}: core:datatype must be such as cf32_le, ci16_le, ci8 or rf32_le, found {text!r:.60}"
+        )
+    stored = np.dtype({"f": "f", "i": "i", "u": "u"}[match["kind"]] + str(int(match["bits"]) // 8))
+    return _Samples(match["complex"] == "c", stored.newbyteorder(">" if order == "be" else "<"))
+
+
+def _capture(meta: Path, captures: list[dict[str, Any]], options: ReadOptions) -> dict[str, Any]:
+    """The one capture, or several at the same frequency."""
+    frequencies = {_number(meta, capture, "core:frequency") for capture in captures}
+    if len(frequencies) > 1:
+        shown = ", ".join(f"{value:g}" if value is not None else "none" for value in sorted(frequencies, key=str))
+        raise FileFormatError(
+            f"{meta}: the captures are tuned to different frequencies ({shown} Hz); a recording has one wavelength, so "
+            "save each capture as a recording of its own"
+        )
+    if any(capture.get("core:header_bytes") for capture in captures[1:]):
+        raise FileFormatError(f"{meta}: core:header_bytes in the middle of the samples; save it as a SigMF dataset")
+    return captures[0] if captures else {}
+
+
+def _number(meta: Path, table: dict[str, Any], name: str) -> float | None:
+    value = table.get(name)
+    if value is None:
+        return None
+    # The comparison also turns NaN away, and integers that no float can hold.
+    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= _LARGEST_NUMBER:
+        raise FileFormatError(f"{meta}: {name} must be a finite number, found {value!r:.60}")
+    return float(value)
+
+
+def _whole(meta: Path, table: dict[str, Any], name: str, default: int) -> int:
+    value = table.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not default <= value < 1 << 40:
+        raise FileFormatError(f"{meta}: {name} must be a whole number of at least {default}, found {value!r:.60}")
+    return value
+
+
+def _details(core: dict[str, Any], capture: dict[str, Any]) -> dict[str, str]:
+    names = ("core:author", "core:description", "core:license", "core:hw", "core:recorder", "core:version")
+    details = {name.removeprefix("core:"): str(core[name])[:500] for name in names if name in core}
+    if "core:datetime" in capture:
+        details["datetime"] = str(capture["core:datetime"])[:60]
+    return details

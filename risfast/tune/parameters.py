@@ -1,0 +1,157 @@
+"""What a parameter of a search space may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the table of a space needs no study
+    from optuna.trial import Trial
+
+__all__ = ["Choice", "Float", "Int", "Parameter"]
+
+
+@dataclass(frozen=True)
+class Float:
+    """A number between two bounds.
+
+    Attributes
+    ----------
+    low, high : float
+        The bounds, both included.
+    log : bool
+        Uniform in the logarithm, where low > 0; uniform otherwise.
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: Trial, name: str) -> float:
+        """A value from the study's sampler.
+
+        Parameters
+        ----------
+        trial : optuna.Trial
+        name : str
+            Of the parameter.
+
+        Returns
+        -------
+        float
+        """
+        return trial.suggest_float(name, self.low, self.high, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in it.
+
+        Parameters
+        ----------
+        value : object
+
+        Returns
+        -------
+        bool
+        """
+        return isinstance(value, float | int) and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.low:g} .. {self.high:g}{', logarithmic' if self.log else ''}"
+
+
+@dataclass(frozen=True)
+class Int:
+    """A whole number between two bounds.
+
+    Attributes
+    ----------
+    low, high : int
+        The bounds, both included.
+    step : int
+        Distance of neighbours, counted from ``low``.
+    """
+
+    low: int
+    high: int
+    step: int = 1
+
+    def suggest(self, trial: Trial, name: str) -> int:
+        """A value from the study's sampler.
+
+        Parameters
+        ----------
+        trial : optuna.Trial
+        name : str
+            Of the parameter.
+
+        Returns
+        -------
+        int
+        """
+        return trial.suggest_int(name, self.low, self.high, step=self.step)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in it.
+
+        Parameters
+        ----------
+        value : object
+
+        Returns
+        -------
+        bool
+        """
+        return isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.low} .. {self.high}{f' by {self.step}' if self.step > 1 else ''}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values.
+
+    Attributes
+    ----------
+    values : tuple of float, int or str
+        In their order.
+    """
+
+    values: tuple[float | int | str, ...]
+
+    def suggest(self, trial: Trial, name: str) -> Any:
+        """A value from the study's sampler.
+
+        Parameters
+        ----------
+        trial : optuna.Trial
+        name : str
+            Of the parameter.
+
+        Returns
+        -------
+        value
+        """
+        return trial.suggest_categorical(name, self.values)
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in it.
+
+        Parameters
+        ----------
+        value : object
+
+        Returns
+        -------
+        bool
+        """
+        return value in self.values
+
+    def __str__(self) -> str:
+        """For people."""
+        return " | ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in self.values)
+
+
+Parameter = Float | Int | Choice

@@ -1,0 +1,76 @@
+"""The examples run, and say what is true."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run an example as a program in an empty folder; what it prints."""
+
+    def call(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        with warnings.catch_warnings():
+            if name == "microphone_array.py":
+                warnings.simplefilter("ignore")  # deprecations inside acoular's dependencies
+            runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def numbers(line):
+    return [float(text) for text in re.findall(r"-?\d+\.\d+", line)]
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("acoular") is None, reason="acoular is not installed (pip install 'risfast[bench]')"
+)
+def test_the_microphone_array_agrees_with_acoular_and_finds_its_sources(run):
+    lines = run("microphone_array.py", "--picture", "maps.png").splitlines()
+    found = sorted(numbers(line) for line in lines if line.startswith("source at"))
+    np.testing.assert_allclose(found, [[-0.15, -0.1, 0.6], [0.1, 0.05, 0.5]], atol=0.02)
+    (difference,) = [numbers(line)[0] for line in lines if line.startswith("largest difference")]
+    assert difference < 0.01
+    assert Path("maps.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_through_the_spectrum_finds_the_phases(run):
+    lines = run("torch_training.py").splitlines()
+    errors = [numbers(line)[-1] for line in lines]
+    assert errors[-1] < 0.1 * errors[0]
+
+
+def test_the_live_loop_follows_the_source(run, tmp_path):
+    frames = [numbers(line) for line in run("live_loop.py").splitlines() if line.startswith("frame")]
+    track = np.array(frames)
+    assert len(track) == 20
+    expected = np.degrees(np.linspace(-0.5, 0.5, 20))
+    np.testing.assert_allclose(track[:, 0], expected, atol=1.5)  # the covariance remembers a fifth of the frame before
+    np.testing.assert_allclose(track[:, 1], np.degrees(0.1), atol=1.5)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_from_matlab_and_back(run, tmp_path):
+    printed = run("matlab.py", str(tmp_path / "measured.mat"))
+    assert "note: data was 64 x 400 and is turned to 400 x 64" in printed
+    sources = scipy.io.loadmat(tmp_path / "sources.mat")
+    found = np.hstack([sources["azimuth_deg"], sources["elevation_deg"], sources["range_m"]])
+    expected = [[*np.degrees([-0.4, -0.1]), 2.5], [*np.degrees([0.3, 0.1]), 1.5]]
+    np.testing.assert_allclose(found[found[:, 0].argsort()], expected, atol=0.2)
+    measured, covariance = (scipy.io.loadmat(tmp_path / name) for name in ("measured.mat", "covariance.mat"))
+    X = measured["data"]
+    np.testing.assert_allclose(covariance["covariance"], X @ X.conj().T / X.shape[1], rtol=1e-10, atol=1e-12)
