@@ -9,6 +9,7 @@ from griffe import Extension, Object
 
 ROLE = re.compile(r":(?:func|class|meth|mod|data|attr|exc):`(~?)([\w.]+)`")
 RULE = re.compile(r"^ *=+(?: +=+)+ *$")
+SEVERAL = re.compile(r"^(\w+(?:, \w+)+)( : .*|)$")
 LITERAL = re.compile(r"(?<=\S)::$", re.M)  # announces an indented block, which Markdown takes for code by itself
 
 
@@ -62,10 +63,32 @@ def tabulated(text: str) -> str:
     return "\n".join(out)
 
 
+def separated(text: str) -> str:
+    """The text with an entry for each parameter of "a, b : type": together they would all get the default of a."""
+    out: list[str] = []
+    lines = text.splitlines()
+    inside = False
+    for number, line in enumerate(lines):
+        if line.startswith("---"):
+            inside = lines[number - 1] == "Parameters"
+        names = SEVERAL.match(line)
+        if not (inside and names):
+            out.append(line)
+            continue
+        rest = lines[number + 1 :]
+        body = rest[: next((i for i, other in enumerate(rest) if other and not other.startswith(" ")), len(rest))]
+        *others, last = names[1].split(", ")
+        for name in others:
+            out += [name + names[2], *(row for row in body if row)]
+        out.append(last + names[2])
+    return "\n".join(out)
+
+
 class Roles(Extension):
     """Rewrites every docstring as it is read."""
 
     def on_object(self, *, obj: Object, **kwargs: Any) -> None:
         """Called once for every object of the package."""
         if obj.docstring is not None:
-            obj.docstring.value = linked(LITERAL.sub(":", tabulated(obj.docstring.value)), obj)
+            text = LITERAL.sub(":", tabulated(separated(obj.docstring.value)))
+            obj.docstring.value = linked(text, obj)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,6 +32,10 @@ REFINER_FOLDER = "refiner"
 _SBL_STEPS = 30
 
 
+def _capon_detection() -> DetectionOptions:
+    return DetectionOptions(max_db=3.0, mad_z=12.0, separation_rad=math.radians(5))
+
+
 @dataclass(frozen=True)
 class LocalizerOptions:
     """Options of a :class:`Localizer`.
@@ -45,7 +50,8 @@ class LocalizerOptions:
     candidates : dict
         The same where a polish follows: it takes away what does not hold, so that candidates may be many.
     detection : DetectionOptions
-        Of the Capon peaks.
+        Of the Capon peaks. The default is what a study of detection on the covariances of the default backbone found, on
+        two sets of scenes; it drops sources that are 3 dB below the strongest peak of their scene.
     blend : float in [0, 1]
         Weight of the least-squares sample covariance in the covariance of the Capon peaks, both of trace N.
     polish : PolishOptions
@@ -64,7 +70,7 @@ class LocalizerOptions:
     read_out: str = "own"
     own: dict[str, Any] = field(default_factory=dict)
     candidates: dict[str, Any] = field(default_factory=dict)
-    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    detection: DetectionOptions = field(default_factory=_capon_detection)
     blend: float = 0.0
     polish: PolishOptions = field(default_factory=PolishOptions)
     least_confidence: float = 0.35

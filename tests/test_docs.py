@@ -78,6 +78,7 @@ def run(block, path, namespace):
 @pytest.mark.parametrize("page", [name for name, path in PAGES.items() if python_blocks(path)])
 def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")  # acoular warns where numpy is there before it
     path = PAGES[page]
     namespace = {"__name__": "page"}
     left_out = []
@@ -130,7 +131,7 @@ def known_options():
     return of
 
 
-@pytest.mark.parametrize("arguments", commands())
+@pytest.mark.parametrize("arguments", list(commands()))
 def test_a_command_is_one_that_the_program_knows(arguments, known_options, capsys, monkeypatch):
     if arguments[0] not in GENERATED:
         build_parser().parse_args(arguments)  # SystemExit if it does not fit

@@ -29,11 +29,12 @@ from bench.gpu_compiled import (  # noqa: E402
 )
 from bench.gpu_floors import floor_table  # noqa: E402
 
+compiled = pytest.mark.usefixtures("all_started")
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def all_started():
     """Every target at once, as far as there are processors."""
     for job in [*((target,) for target in TARGETS), *((target, "--ones") for target in ONES_TARGETS)]:
@@ -47,6 +48,7 @@ def test_every_kernel_has_a_case():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
+@compiled
 @every_target
 @every_case
 def test_compiles_without_spills_or_stack(target, case):
@@ -56,6 +58,7 @@ def test_compiles_without_spills_or_stack(target, case):
     assert used["shared"] <= MOST_SHARED[target], used
 
 
+@compiled
 @every_target
 @every_case
 def test_runs_on_the_units_it_is_made_for(target, case):
@@ -70,6 +73,7 @@ def test_runs_on_the_units_it_is_made_for(target, case):
         assert used["double"] == 0, f"it computes in float64: {used}"
 
 
+@compiled
 @pytest.mark.parametrize("target", [target for target in TARGETS if target != "gfx942"])
 @pytest.mark.parametrize("case", [case for case in CASES if case.module == "nms"], ids=lambda case: case.name)
 def test_suppression_rounds_every_product_as_the_cpu_does(target, case):
@@ -77,6 +81,7 @@ def test_suppression_rounds_every_product_as_the_cpu_does(target, case):
     assert report(target)[case.name]["fused"] == report(target)[case.name]["double"] == 0
 
 
+@compiled
 @pytest.mark.parametrize("target", ONES_TARGETS)
 def test_compiles_where_every_size_is_one(target):
     assert set(report(target, "--ones")) == {
@@ -91,6 +96,7 @@ def test_the_readme_has_a_line_for_every_case_and_the_floors():
     assert section(text, "floors") == floor_table()
 
 
+@compiled
 def test_the_readme_holds_what_this_compiler_makes():
     lines = section(README.read_text(encoding="utf-8"), "compiled")
     if lines[0] != f"Triton {triton.__version__}.":
