@@ -50,8 +50,10 @@ class LocalizerOptions:
     candidates : dict
         The same where a polish follows: it takes away what does not hold, so that candidates may be many.
     detection : DetectionOptions
-        Of the Capon peaks. The default is what a study of detection on the covariances of the default backbone found, on
-        two sets of scenes; it drops sources that are 3 dB below the strongest peak of their scene.
+        Of the Capon peaks, where they are the answer. The default is what studies of detection on covariances of the
+        default backbone found, on two sets of scenes; it drops sources 3 dB below the strongest peak of their scene.
+    capon_candidates : DetectionOptions
+        The same where a polish follows.
     blend : float in [0, 1]
         Weight of the least-squares sample covariance in the covariance of the Capon peaks, both of trace N.
     polish : PolishOptions
@@ -71,6 +73,7 @@ class LocalizerOptions:
     own: dict[str, Any] = field(default_factory=dict)
     candidates: dict[str, Any] = field(default_factory=dict)
     detection: DetectionOptions = field(default_factory=_capon_detection)
+    capon_candidates: DetectionOptions = field(default_factory=DetectionOptions)
     blend: float = 0.0
     polish: PolishOptions = field(default_factory=PolishOptions)
     least_confidence: float = 0.35
@@ -357,4 +360,5 @@ class Localizer:
             sample = ls_covariance(measurement.y, measurement.codes, measurement.channel, noise_power=noise)
             sample = sample.to(matrix.dtype)
         covariance = effective_covariance(matrix, sample=sample, beta=options.blend)
-        return detect_sources(covariance, self.array, SearchGrid.reference(), options=options.detection), ()
+        detection = options.capon_candidates if polish else options.detection
+        return detect_sources(covariance, self.array, SearchGrid.reference(), options=detection), ()

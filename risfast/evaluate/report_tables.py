@@ -362,5 +362,5 @@ def timing_html(rows: Table) -> str:
         lines.append(
             (' class="own"' if total else "", [html.escape(title_of(method)) if total else "", stage, *values])
         )
-    caption = "One thread, scenes in chunks of 16, wall time; median and quartiles over the chunks."
+    caption = "Processor time of one thread, scenes in chunks of 16; median and quartiles over the chunks."
     return html_table(heads, lines, caption)

@@ -303,6 +303,8 @@ def read_out_options(config: HpoConfig, choice: Mapping[str, Any]) -> tuple[Loca
     (LocalizerOptions, CovarianceOptions)
     """
     localizer = apply(LocalizerOptions, LocalizerOptions(read_out=config.read_out), choice)
+    if config.score.polish:  # what is tuned is what the polish is given
+        localizer = replace(localizer, capon_candidates=localizer.detection)
     return (
         replace(localizer, **_of(choice, "localizer")),
         replace(CovarianceOptions(), **_of(choice, "covariance")),
