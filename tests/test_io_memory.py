@@ -86,7 +86,7 @@ def assert_read_in_blocks(folder, size_bytes):
 
 
 def test_a_recording_is_read_in_a_fraction_of_its_size(tmp_path):
-    assert_read_in_blocks(tmp_path, 256 << 20)
+    assert_read_in_blocks(tmp_path, 192 << 20)
 
 
 @pytest.mark.slow
