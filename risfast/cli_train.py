@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import time
 import tomllib
@@ -257,16 +258,20 @@ def _shards(rest: Sequence[str]) -> int:
     from risfast.train.config import ShardsConfig  # noqa: PLC0415
 
     folder, config = _parse(ShardsConfig, "shards", rest)
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if config.device == "cuda" and world > 1 else config.device
     written = []
     for (split, n), spec in config.sets().items():
         path = shard_folder(folder, split, n)
-        counter = _Counter(sys.stderr, f"{split} L{n}")
+        counter = _Counter(sys.stderr, f"{split} L{n}") if rank == 0 else None
         try:
-            write_shards(path, spec, device=config.device, report=counter)
+            write_shards(path, spec, device=device, report=counter, rank=rank, world=world)
         finally:
-            counter.close()
+            if counter is not None:
+                counter.close()
         written.append(f"{path}: {spec.count} scenes, {spec.size_bytes() / 1e6:.0f} MB")
-    print("\n".join(written))
+    if rank == 0:
+        print("\n".join(written))
     return 0
 
 

@@ -26,6 +26,7 @@ if importlib.util.find_spec("risfast.kernels") is None:
     )
     sys.modules["risfast.kernels"] = importlib.util.module_from_spec(spec)
 
+import risfast.ops.operands as plain_operands  # noqa: E402
 import risfast.ops.register_cuda as gpu  # noqa: E402
 import risfast.ops.register_cuda_operands as operands  # noqa: E402
 import risfast.ops.register_cuda_peaks as gpu_peaks  # noqa: E402
@@ -46,7 +47,6 @@ from risfast.ops import (  # noqa: E402
     register,
     register_common,
     register_linear,
-    spectra,
     synthesis,
 )
 
@@ -337,10 +337,10 @@ def test_without_the_kernels_plain_torch_stays_on_the_device(monkeypatch, wavefr
         (register, "check_finite"),
         (register_linear, "check_finite"),
         (register_linear, "check_hermitian"),
-        (spectra, "_refuse_indefinite"),
+        (plain_operands, "_refuse_indefinite"),
     ):
         monkeypatch.setattr(module, name, lambda *args: None)
-    monkeypatch.setattr(register, "_delta_of", lambda F, loading: loading * spectra.mean_power(F))
+    monkeypatch.setattr(register, "_delta_of", lambda F, loading: loading * plain_operands.mean_power(F))
     # What is asked of positions and axes when tables are made has an answer on the host only.
     monkeypatch.setattr(lag, "find_lattice", lambda positions: SURFACE.lattice)
     monkeypatch.setattr(lag, "antisymmetric", lambda axis: False)

@@ -110,8 +110,28 @@ def commands():
                     words = [word for word in shlex.split(part, comments=True) if word != "&"]
                     starts = [at + 1 for at, word in enumerate(words) if word == "risfast-train"]
                     starts += [at + 2 for at in range(len(words)) if words[at : at + 2] == ["-m", "risfast"]]
+                    starts += [at + 3 for at in range(len(words)) if words[at : at + 3] == ["-m", "--", "risfast"]]
                     for start in starts:
                         yield pytest.param(words[start:], id=f"{name}: {' '.join(words[start:])}")
+
+
+def launches():
+    """Arguments of every ``torchrun`` in the shell blocks and in CONTRIBUTING."""
+    pages = [text for path in (README, *PAGES.values()) for text in fenced(path, "bash")]
+    for line in "\n".join([*pages, (ROOT / "CONTRIBUTING.md").read_text()]).replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True) if "torchrun --" in line else []
+        if "torchrun" in words:
+            yield pytest.param(words[words.index("torchrun") + 1 :], id=line.strip())
+
+
+@pytest.mark.parametrize("words", list(launches()))
+def test_torchrun_hands_every_option_of_a_training_on(words):
+    from torch.distributed.run import get_args_parser
+
+    given = get_args_parser().parse_args(words)
+    assert given.module
+    assert given.training_script == "risfast"
+    assert given.training_script_args == words[words.index("risfast") + 1 :]
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import resource
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from risfast.data import Coherence, SystemConfig, generate_scenes
+from risfast.data.shard_manifest import read_manifest, write_manifest
 from risfast.data.shards import ShardSet, ShardSpec, write_shards
 from risfast.data.system_json import array_from_json, array_to_json, system_from_json, system_to_json
 from risfast.errors import FileFormatError
@@ -124,6 +126,59 @@ def test_what_a_kill_leaves_behind_is_made_again(tmp_path: Path) -> None:
     (renamed / "y.npy").write_bytes(b"whatever")
     write_shards(tmp_path / "part", SPEC)
     assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+
+
+def write_in_threads(folder: Path, ranks: list[int], world: int, **options) -> None:
+    with ThreadPoolExecutor(len(ranks)) as pool:  # stand for processes: they meet in the folder alone
+        for done in [pool.submit(write_shards, folder, MANY, rank=r, world=world, **options) for r in ranks]:
+            done.result(timeout=60)
+
+
+MANY = dataclasses.replace(SPEC, count=23, shard_size=3)  # eight shards
+
+
+@pytest.mark.parametrize("world", [2, 3, 9])
+def test_several_processes_make_the_files_of_one(world: int, tmp_path: Path) -> None:
+    write_shards(tmp_path / "one", MANY)
+    write_in_threads(tmp_path / "several", list(range(world)), world)
+    assert contents(tmp_path / "several") == contents(tmp_path / "one")  # and no file besides
+
+
+def test_a_set_begun_by_several_is_completed_by_any_number(tmp_path: Path) -> None:
+    write_shards(tmp_path / "one", MANY)
+    folder = tmp_path / "several"
+    write_shards(folder, MANY)
+    manifest = read_manifest(folder)
+    for number, entry in enumerate(manifest["shards"]):  # as if killed: two are entered, and others done ahead of them
+        if number in (1, 4, 6):
+            (folder / f".shard-{number:05d}.json").write_text(json.dumps(entry))
+        elif number != 0:
+            shutil.rmtree(folder / f"shard-{number:05d}")
+    write_manifest(folder, {**manifest, "shards": manifest["shards"][:2]})
+    before = (folder / "shard-00004" / "y.npy").stat().st_mtime_ns
+    write_in_threads(folder, [0, 1], 2)
+    assert contents(folder) == contents(tmp_path / "one")
+    assert (folder / "shard-00004" / "y.npy").stat().st_mtime_ns == before  # not made again
+
+
+def test_the_others_make_nothing_before_the_first_has_said_what_the_set_is(tmp_path: Path) -> None:
+    write_shards(tmp_path / "set", SPEC)
+    with pytest.raises(ValueError, match="another set"):
+        write_shards(tmp_path / "set", MANY, rank=1, world=2)
+    with pytest.raises(ValueError, match=r"rank must lie in \[0, 2\)"):
+        write_shards(tmp_path / "none", SPEC, rank=2, world=2)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_damaged_entry_is_refused_by_name(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        write_shards(tmp_path, SPEC, report=stop)
+    (tmp_path / ".shard-00000.json").write_bytes(b"{")
+    with pytest.raises(FileFormatError, match=r"\.shard-00000\.json: damaged"):
+        write_shards(tmp_path, SPEC)
 
 
 def test_another_set_in_the_folder_is_refused_by_what_differs(folder: Path) -> None:

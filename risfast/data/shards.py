@@ -4,13 +4,16 @@
     FOLDER/shard-00000/y.npy ...    one array a file, the scenes of the shard along its first axis
 
 A shard is written beside, synced, renamed and only then entered in the manifest, so that an interrupted set goes on
-where it stopped. Scene i of a set is scene i of :func:`risfast.data.generate_scenes`.
+where it stopped. Several processes share a set: each leaves the entries of its shards in files, which the first one
+moves into the manifest. Scene i of a set is scene i of :func:`risfast.data.generate_scenes`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import fields
@@ -34,13 +37,14 @@ from risfast.data.shard_manifest import (
     write_manifest,
 )
 from risfast.data.system_json import differing_fields, system_from_json, system_to_json
-from risfast.durable import sync_folder
+from risfast.durable import replace_file, sync_folder
 from risfast.errors import FileFormatError
 from risfast.sample_covariance import ls_covariance
 
 __all__ = ["SCENES_FORMAT", "ShardSet", "ShardSpec", "write_shards"]
 
 _ARRAYS = tuple(f.name for f in fields(Scenes) if f.name not in ("config", "indices"))
+_POLL_S = 0.2
 _BATCH = 64  # scenes made at once: some 64 MB of the reference system
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,7 +52,13 @@ Report = Callable[[int, int], None]
 
 
 def write_shards(
-    folder: Path, spec: ShardSpec, *, device: torch.device | str = "cpu", report: Report | None = None
+    folder: Path,
+    spec: ShardSpec,
+    *,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+    rank: int = 0,
+    world: int = 1,
 ) -> None:
     """Make a set of shards, or what is still missing of it.
 
@@ -61,28 +71,65 @@ def write_shards(
     device : device
         Where the scenes are made.
     report : callable of (scenes done, scenes of the set), optional
-        Called at the start, after each batch and at the end.
+        Called at the start, after each batch and at the end. Of several processes, the position in the set of the
+        scenes that this one is at.
+    rank, world : int
+        This process among several that were started together, on one machine or on a folder that all see: every
+        ``world``-th shard is its own. The first returns when the set is complete. A set that was interrupted may go on
+        with another number of processes.
 
     Raises
     ------
     FileFormatError
-        The manifest in the folder is damaged or of another format.
+        The manifest in the folder, or an entry that waits for it, is damaged or of another format.
     ValueError
-        The folder holds another set, or something else.
+        The folder holds another set, or something else; or a rank outside [0, world).
     OSError
         The folder cannot be written, or the disk has no room for the set. The shards that were complete stay.
     """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must lie in [0, {world}), got {rank}")
+    while rank and not (folder / MANIFEST).exists():  # the first process makes it, or says why it cannot
+        time.sleep(_POLL_S)
     manifest = _open_for_writing(folder, spec)
-    done = len(manifest["shards"])
-    for number, indices in enumerate(spec.ranges()):
-        if number < done:
+    ranges = spec.ranges()
+    if rank == 0:
+        for number in range(len(manifest["shards"])):  # entered by a run that was killed right then
+            _entry_file(folder, number).unlink(missing_ok=True)
+        _enter(folder, manifest, len(ranges))
+    for number in range(rank, len(ranges), world):
+        if number < len(manifest["shards"]) or _entry_file(folder, number).exists():
             continue
         if report:
-            report(indices.start, spec.count)
-        manifest["shards"].append(_write_shard(folder, number, indices, spec, device, report))
-        write_manifest(folder, manifest)
+            report(ranges[number].start, spec.count)
+        entry = _write_shard(folder, number, ranges[number], spec, device, report)
+        replace_file(_entry_file(folder, number), json.dumps(entry).encode())
+        if rank == 0:
+            _enter(folder, manifest, len(ranges))
+    while rank == 0 and len(manifest["shards"]) < len(ranges):  # the others are still at theirs
+        time.sleep(_POLL_S)
+        _enter(folder, manifest, len(ranges))
     if report:
         report(spec.count, spec.count)
+
+
+def _entry_file(folder: Path, number: int) -> Path:
+    """Where the entry of a complete shard waits for the manifest."""
+    return folder / f".{shard_name(number)}.json"
+
+
+def _enter(folder: Path, manifest: dict[str, Any], total: int) -> None:
+    """Move into the manifest what waits for it, in the order of the shards."""
+    known = len(manifest["shards"])
+    while len(manifest["shards"]) < total and (path := _entry_file(folder, len(manifest["shards"]))).exists():
+        try:
+            manifest["shards"].append(json.loads(path.read_bytes()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{path}: damaged; delete it, and the shard is made again") from error
+    if len(manifest["shards"]) > known:
+        write_manifest(folder, manifest)
+    for number in range(known, len(manifest["shards"])):
+        _entry_file(folder, number).unlink(missing_ok=True)
 
 
 def _open_for_writing(folder: Path, spec: ShardSpec) -> dict[str, Any]:
