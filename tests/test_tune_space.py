@@ -6,7 +6,6 @@ import dataclasses
 
 import pytest
 
-from risfast.detect import DetectionOptions
 from risfast.localize import LocalizerOptions
 from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig
 from risfast.tune.errors import StudyError
@@ -103,8 +102,11 @@ def test_a_choice_changes_its_fields_and_nothing_else():
 def test_read_out_options_are_those_of_the_localizer_and_of_the_covariance():
     config = HpoConfig(what="detection", read_out="capon", score=ScoreOptions(polish=False))
     localizer, covariance = read_out_options(config, {"covariance.loading": 3e-3, "detection.max_db": 6.0})
-    assert localizer == LocalizerOptions(read_out="capon", detection=DetectionOptions(max_db=6.0))
+    tuned = dataclasses.replace(LocalizerOptions().detection, max_db=6.0)
+    assert localizer == LocalizerOptions(read_out="capon", detection=tuned)
     assert (covariance.loading, covariance.beta) == (3e-3, 0.0)
+    polished, _ = read_out_options(HpoConfig(read_out="capon"), {"detection.max_db": 6.0})
+    assert polished.capon_candidates == polished.detection == tuned  # what is tuned is what the polish is given
 
 
 def test_another_space_is_refused_by_the_parameter_that_differs():
