@@ -91,7 +91,8 @@ def checkpoint_table() -> str:
         for name, figures in card["test"]["sets"].items()
     ]
     saw = (
-        f"It saw {trained['scenes']} scenes in {trained['seconds'] / 60:.0f} minutes ({trained['device']}). "
+        f"Its last training saw {trained['scenes']} scenes in {trained['seconds'] / 60:.0f} minutes "
+        f"({trained['device']}). "
         f"On {card['test']['scenes']} unseen scenes for each number of snapshots:"
     )
     return f"{saw}\n\n" + _table(["snapshots", "covariance NMSE, mean / median", "F1", "precision", "recall"], rows)

@@ -7,14 +7,14 @@ import math
 import os
 import sys
 import time
-import tomllib
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TextIO, TypeVar
 
 from risfast.cli_evaluate import evaluate_command
+from risfast.cli_options import option_registry
 from risfast.cli_tune import hpo2_command, hpo_command
 
 if TYPE_CHECKING:  # training is imported by the command that trains, not by every start of risfast-train
@@ -156,49 +156,10 @@ def _parse(kind: type[T], command: str, rest: Sequence[str]) -> tuple[Path, T]:
         description=description,
         args=left,
         default=default,
-        registry=_registry(),
+        registry=option_registry(),
         config=(tyro.conf.FlagConversionOff,),
     )
     return place.run, chosen
-
-
-def _registry() -> Any:
-    """How a table of free options is given: NAME=VALUE ..., the values in TOML, dots in a name for tables inside."""
-    import tyro  # noqa: PLC0415
-
-    registry = tyro.constructors.ConstructorRegistry()
-
-    @registry.primitive_rule
-    def _table(info: tyro.constructors.PrimitiveTypeInfo) -> tyro.constructors.PrimitiveConstructorSpec[Any] | None:
-        if info.type is not dict and getattr(info.type, "__origin__", None) is not dict:
-            return None
-        return tyro.constructors.PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[NAME=VALUE ...]",
-            instance_from_str=_table_of,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda table: [f"{name}={value}" for name, value in table.items()],
-        )
-
-    return registry
-
-
-def _table_of(items: Sequence[str]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for item in items:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError(f"expected NAME=VALUE, got {item!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text  # a bare word is a string
-        *tables, last = name.split(".")
-        inner = table
-        for step in tables:
-            inner = inner.setdefault(step, {})
-        inner[last] = value
-    return table
 
 
 def _trained(

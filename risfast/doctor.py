@@ -264,16 +264,17 @@ def _others(device: str, array: PlanarArray, grid: SearchGrid, volume: Tensor, w
     weights = torch.rand(1, *grid.shape, generator=generator)
     vectors = torch.from_numpy(_steering(array, grid.points().numpy()))
     wanted = vectors.mT @ (weights.double().reshape(-1, 1) * vectors.conj())
-    label = f"synthesis on {device}"
+    peaks, label = f"local_maxima_3d on {device}", f"synthesis on {device}"
     try:
         error = float((synthesis(weights.to(device), array, grid).cpu()[0] - wanted).abs().max() / wanted.abs().max())
         status = "well" if error < 1e-5 else "fail"
         yield Check(label, status, f"{where}, relative error {error:.1e}", _mend(device) if status == "fail" else "")
+        label = peaks
         found = local_maxima_3d(volume[None].float().to(device), window=(3, 3, 3), k=1)
         highest = np.unravel_index(int(volume.float().argmax()), grid.shape)
         right = tuple(found.index[0, 0].tolist()) == tuple(int(i) for i in highest)
         yield Check(
-            f"local_maxima_3d on {device}",
+            label,
             "well" if right else "fail",
             f"{where}, {'finds' if right else 'misses'} the highest point",
             "" if right else _mend(device),

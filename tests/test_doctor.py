@@ -67,6 +67,16 @@ def test_an_operator_that_gives_nan_or_raises_is_caught(tmp_path, monkeypatch):
     assert names["music_spectrum on cpu"].status == "fail"
 
 
+@pytest.mark.parametrize("name", ["synthesis", "local_maxima_3d"])
+def test_of_the_operators_after_the_maps_the_one_that_raises_is_named(tmp_path, monkeypatch, name):
+    def broken(*args, **options):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(doctor, name, broken)
+    found = [check for check in examine(tmp_path, "cpu") if check.status == "fail"]
+    assert [(check.name, check.found) for check in found] == [(f"{name} on cpu", "no kernel image")]
+
+
 def test_a_device_that_is_not_there_fails_and_is_not_used(tmp_path):
     checks = examine(tmp_path, "nonsense")
     names = by_name(checks)
