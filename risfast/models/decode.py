@@ -23,6 +23,8 @@ from risfast.tolerance import Tolerance
 
 __all__ = ["MapDetection", "PowerDetection", "counts_near", "sources_of_map", "sources_of_power"]
 
+_SCENES_AT_ONCE = 2
+
 
 @dataclass(frozen=True)
 class MapDetection:
@@ -80,31 +82,12 @@ def sources_of_map(
         ``power`` the sum over the atoms there.
     """
     options = options or MapDetection()
-    counts = found.log_intensity.detach().exp().double().flatten(1)
-    strongest = counts.topk(min(options.cells, counts.shape[1]), dim=1)
-    position = _positions(found, cells, strongest.indices)
-    tolerance = options.tolerance
-    gap = (position[:, :, None] - position[:, None]).abs()
-    near = (gap[..., 0] <= tolerance.azimuth_rad) & (gap[..., 1] <= tolerance.elevation_rad)
-    window = near & (gap[..., 2] <= tolerance.range_m)
-    left = strongest.values.clone()
-    batch = torch.arange(len(left), device=left.device)
-    points, masses = [], []
-    for _ in range(options.max_sources):
-        mass = (window.double() @ left[..., None])[..., 0]
-        best = mass.argmax(1)
-        inside, beside = window[batch, best], near[batch, best]
-        weight = left * inside
-        total = weight.sum(1)
-        points.append((weight[..., None] * position).sum(1) / total.clamp_min(1e-300)[:, None])
-        masses.append(total)
-        # One source leaves: first what is inside, then from the same direction.
-        taken = total.clamp_max(1)
-        left = torch.where(inside, left * (1 - taken / total.clamp_min(1e-300))[:, None], left)
-        rest = (left * (beside & ~inside)).sum(1)
-        share = ((1 - taken) / rest.clamp_min(1e-300)).clamp_max(1)
-        left = torch.where(beside & ~inside, left * (1 - share)[:, None], left)
-    point, mass = torch.stack(points, 1).cpu(), torch.stack(masses, 1).cpu()
+    position, counts = _strongest(found, cells, options.cells)
+    # Few at a time, the windows of the scenes stay in a processor's cache.
+    at_once = max(len(counts), 1) if counts.is_cuda else _SCENES_AT_ONCE
+    split = zip(position.split(at_once), counts.split(at_once), strict=True)
+    peaks = [_peaks(*part, options) for part in split]
+    point, mass = (torch.cat(parts).cpu() for parts in zip(*peaks, strict=True))
     return [_reported(point[i], mass[i], power[i].detach().double().cpu(), cells, options) for i in range(len(point))]
 
 
@@ -131,12 +114,58 @@ def counts_near(
         The same at any range.
     """
     options = options or MapDetection()
-    counts = found.log_intensity.detach().exp().double().flatten(1)
-    strongest = counts.topk(min(options.cells, counts.shape[1]), dim=1)
-    gap = (position.to(counts)[:, :, None] - _positions(found, cells, strongest.indices)[:, None]).abs()
+    places, counts = _strongest(found, cells, options.cells)
+    gap = (position.to(places)[:, :, None] - places[:, None]).abs()
     near = (gap[..., 0] <= options.tolerance.azimuth_rad) & (gap[..., 1] <= options.tolerance.elevation_rad)
     inside = near & (gap[..., 2] <= options.tolerance.range_m)
-    return tuple((m.double() @ strongest.values[..., None])[..., 0] for m in (inside, near))  # type: ignore[return-value]
+    return tuple((m.double() @ counts[..., None])[..., 0] for m in (inside, near))  # type: ignore[return-value]
+
+
+def _strongest(found: SourceMap, cells: RangeCells, count: int) -> tuple[Tensor, Tensor]:
+    """Positions [B, J, 3] and expected counts [B, J] of the strongest cells of each scene, float64."""
+    values = found.log_intensity.detach().flatten(1)
+    strongest = values.topk(min(count, values.shape[1]), dim=1)
+    return _positions(found, cells, strongest.indices), strongest.values.double().exp()
+
+
+def _peaks(position: Tensor, counts: Tensor, options: MapDetection) -> tuple[Tensor, Tensor]:
+    """Where sources are reported [B, max_sources, 3], and the expected number in the tolerance there.
+
+    Masses fall from one to the next; what comes after one below the threshold is left at zero.
+    """
+    near, window = _windows(position, options.tolerance)
+    # 32 bits hold a sum of expected counts to 1e-6; the windows are read once for every source.
+    weight = window.float()
+    batch = torch.arange(len(counts), device=counts.device)
+    points = position.new_zeros(len(counts), options.max_sources, 3)
+    masses = counts.new_zeros(len(counts), options.max_sources)
+    left = counts
+    for k in range(options.max_sources):
+        best = (weight @ left.float()[..., None])[..., 0].argmax(1)
+        inside, beside = window[batch, best], near[batch, best]
+        here = left * inside
+        total = here.sum(1)
+        if not bool((total >= options.threshold).any()):
+            break
+        points[:, k] = (here[..., None] * position).sum(1) / total.clamp_min(1e-300)[:, None]
+        masses[:, k] = total
+        # One source leaves: first what is inside, then from the same direction.
+        taken = total.clamp_max(1)
+        left = torch.where(inside, left * (1 - taken / total.clamp_min(1e-300))[:, None], left)
+        rest = (left * (beside & ~inside)).sum(1)
+        share = ((1 - taken) / rest.clamp_min(1e-300)).clamp_max(1)
+        left = torch.where(beside & ~inside, left * (1 - share)[:, None], left)
+    return points, masses
+
+
+def _windows(position: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor]:
+    """Which positions [B, J, 3] are within the tolerance of each other [B, J, J]: in direction, and in range as well."""
+    halves = (tolerance.azimuth_rad, tolerance.elevation_rad, tolerance.range_m)
+    within = []
+    for axis, half in zip(position.unbind(-1), halves, strict=True):
+        within.append(torch.sub(axis[:, :, None], axis[:, None]).abs_() <= half)
+    near = within[0].logical_and_(within[1])
+    return near, near & within[2]
 
 
 def _positions(found: SourceMap, cells: RangeCells, index: Tensor) -> Tensor:
