@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import PlanarArray
+from risfast.magnitude import squared_magnitude
 from risfast.models.base import Measurement
-from risfast.steering import check_wavefront, steering_phase_gradient
+from risfast.steering import check_wavefront, direction_cosines, steering_phase, steering_phase_gradient
 
 __all__ = ["Derivatives", "Likelihood", "SourceState"]
 
@@ -156,8 +157,8 @@ class Likelihood:
     ) -> None:
         check_wavefront(wavefront)
         self.y = measurement.y.to(torch.complex128)
-        codes, channel = measurement.codes.to(dtype), measurement.channel.to(dtype)
-        self.phi = channel[:, None] * codes[:, :, None]  # [B, L, M, N]
+        self.codes, self.channel = measurement.codes.to(dtype), measurement.channel.to(dtype)
+        self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, L, M, N]
         self.array, self.wavefront = array, wavefront
         self._positions = array.positions_m.to(self.y.device)
 
@@ -167,6 +168,7 @@ class Likelihood:
             return self
         part = object.__new__(Likelihood)
         part.y, part.phi = self.y[index], self.phi[index]
+        part.codes, part.channel = self.codes[index], self.channel[index]
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
         return part
 
@@ -191,29 +193,39 @@ class Likelihood:
         complex128 tensor, shape (B, L, M, K), or (B, L, M, 4, K) with ``derivatives``
             The second form stacks b and its derivatives with respect to azimuth, elevation and 1/range.
         """
+        if not derivatives:
+            return self._products(self._steering(position)).to(torch.complex128)
         azimuth, elevation, inverse = position.unbind(-1)
         phase, gradient = steering_phase_gradient(
             self._positions, azimuth, elevation, 1 / inverse, self.array.wavenumber, self.wavefront
         )
-        a = torch.complex(phase.cos(), phase.sin())  # [B, K, N]
-        columns = a[:, None]
-        if derivatives:
-            columns = torch.cat([columns, 1j * gradient.transpose(1, 2) * columns], 1)  # [B, 4, K, N]
-        flat = columns.flatten(1, 2).mT.to(self.phi.dtype)  # [B, N, (4) K]
-        response = (self.phi.flatten(1, 2) @ flat).unflatten(1, (-1, self.shape[2])).to(torch.complex128)
-        return response.unflatten(-1, (4, position.shape[1])) if derivatives else response
+        a = torch.complex(phase.cos(), phase.sin())[:, None]  # [B, 1, K, N]
+        columns = torch.cat([a, 1j * gradient.transpose(1, 2) * a], 1)  # [B, 4, K, N]
+        response = self._products(columns.flatten(1, 2)).to(torch.complex128)
+        return response.unflatten(-1, (4, position.shape[1]))
+
+    def _steering(self, position: Tensor) -> Tensor:
+        """Steering vectors [B, K, N] of positions [B, K, 3], complex128."""
+        azimuth, elevation, inverse = position.unbind(-1)
+        direction = direction_cosines(azimuth, elevation)
+        phase = steering_phase(self._positions, direction, 1 / inverse, self.array.wavenumber, self.wavefront)
+        return torch.complex(phase.cos(), phase.sin())
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        """Phi_l v [B, L, M, K] of vectors [B, K, N], in the working precision."""
+        response = self.phi.flatten(1, 2) @ vectors.mT.to(self.phi.dtype)
+        return response.unflatten(1, (-1, self.shape[2]))
+
+    @staticmethod
+    def _scaled(response: Tensor, state: SourceState) -> Tensor:
+        """Responses [B, L, M, ..., K] times root powers; zero for sources that do not exist."""
+        root = torch.where(state.mask, state.power, 0.0).sqrt()
+        return response * root.view(len(root), *[1] * (response.ndim - 2), root.shape[1])
 
     def _factor(self, response: Tensor, state: SourceState) -> Tensor:
         """Lower Cholesky factors of R_l [B, L, M, M]; NaN where one does not exist."""
-        scaled = response * torch.where(state.mask, state.power, 0.0).sqrt()[:, None, None]
-        r = scaled @ scaled.mH
-        r.diagonal(dim1=-2, dim2=-1).add_(state.noise[:, None, None])
-        found = torch.linalg.cholesky_ex(r)
-        return torch.where((found.info > 0)[..., None, None], torch.nan, found.L)
-
-    def _value(self, factor: Tensor, whitened: Tensor) -> Tensor:
-        logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
-        return -logdet - whitened.abs().square().sum((1, 2))
+        scaled = self._scaled(response, state)
+        return _cholesky(_plus_noise(scaled @ scaled.mH, state.noise))
 
     def value(self, state: SourceState) -> Tensor:
         """Log-likelihood, without the constant -L M log(pi).
@@ -228,12 +240,12 @@ class Likelihood:
         float64 tensor, shape (B,)
             Natural logarithm; NaN where a covariance R_l is not definite.
         """
-        factor = self._factor(self.seen(state.position), state)
-        whitened = torch.linalg.solve_triangular(factor, self.y[..., None], upper=False)[..., 0]
-        return self._value(factor, whitened)
+        scaled = self._scaled(self.seen(state.position), state)
+        factor = _cholesky(_plus_noise(scaled.mH @ scaled, state.noise))
+        return self._value(factor, scaled.mH @ self.y[..., None], state.noise)
 
-    def inverse(self, state: SourceState) -> Tensor:
-        """Inverse covariances R_l^-1 of the snapshots.
+    def losses(self, state: SourceState) -> Tensor:
+        """What the log-likelihood loses without each source, everything else as it is.
 
         Parameters
         ----------
@@ -242,10 +254,51 @@ class Likelihood:
 
         Returns
         -------
-        complex128 tensor, shape (B, L, M, M)
-            NaN where R_l is not definite.
+        float64 tensor, shape (B, K)
+            Natural logarithm; infinite for sources that do not exist, NaN where a covariance R_l is not definite.
+
+        Notes
+        -----
+        With T = (sigma^2 I + S^H S)^-1 and z = S^H y, source k explains |(T z)_k|^2 / (sigma^2 T_kk) of snapshot l and
+        takes -log(sigma^2 T_kk) of its log determinant: Schur complements of row k.
         """
-        return torch.cholesky_inverse(self._factor(self.seen(state.position), state))
+        scaled = self._scaled(self.seen(state.position), state)
+        t = torch.cholesky_inverse(_cholesky(_plus_noise(scaled.mH @ scaled, state.noise)))
+        noise = state.noise[:, None, None]
+        own = noise * t.diagonal(dim1=2, dim2=3).real  # [B, L, K], at most 1
+        tz = (t @ (scaled.mH @ self.y[..., None]))[..., 0]
+        lost = (squared_magnitude(tz) / own + own.log()).sum(1)
+        return torch.where(state.mask, lost, torch.inf)
+
+    def _value(self, factor: Tensor, matched: Tensor, noise: Tensor) -> Tensor:
+        """Of the Cholesky factors [B, L, K, K] of sigma^2 I + S^H S, and of S^H y [B, L, K, 1]."""
+        _, snapshots, m = self.shape
+        logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
+        logdet = logdet + snapshots * (m - factor.shape[-1]) * noise.log()
+        explained = squared_magnitude(torch.linalg.solve_triangular(factor, matched, upper=False)).sum((1, 2, 3))
+        return -logdet - (squared_magnitude(self.y).sum((1, 2)) - explained) / noise
+
+    def correction(self, state: SourceState) -> Tensor:
+        """Low-rank part V_l of the inverse covariances, R_l^-1 = I / sigma^2 - V_l V_l^H.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, L, M, K)
+            NaN where R_l is not definite.
+
+        Notes
+        -----
+        Woodbury: with S = B P^(1/2) and the Cholesky factor C of sigma^2 I + S^H S, V = S C^-H / sigma.
+        """
+        scaled = self._scaled(self.seen(state.position), state)
+        factor = _cholesky(_plus_noise(scaled.mH @ scaled, state.noise))
+        whole = torch.linalg.solve_triangular(factor.mH, scaled, upper=True, left=False)
+        return whole / state.noise.sqrt()[:, None, None, None]
 
     def profile(self, others: SourceState, path: Tensor) -> tuple[Tensor, Tensor]:
         """Log-likelihood of one more source along a path, at its best power.
@@ -275,10 +328,10 @@ class Likelihood:
         eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
         factor = self._factor(self.seen(others.position), others)
         inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
-        white = inverse_factor @ self.seen(path)  # [B, L, M, J]
-        white_y = inverse_factor @ self.y[..., None]
-        s = white.abs().square().sum(2)  # [B, L, J]
-        q = (white.mH @ white_y)[..., 0].abs().square()
+        white_y = (inverse_factor @ self.y[..., None]).to(self.phi.dtype)
+        white = inverse_factor.to(self.phi.dtype) @ self._products(self._steering(path))  # [B, L, M, J]
+        s = squared_magnitude(white).sum(2).double()  # [B, L, J]
+        q = squared_magnitude((white_y.mH @ white)[..., 0, :]).double()
         total = s.sum(1).clamp_min(1e-300)
         rho = (q.sum(1) / total).clamp_min(_LEAST_RATIO)
         power = (rho - 1 + _LEAST_RATIO) * self.shape[1] / total
@@ -307,35 +360,41 @@ class Likelihood:
         Slepian-Bangs: F_ij = sum_l tr(R_l^-1 dR_l/di R_l^-1 dR_l/dj), with dR/dtheta = p (db b^H + b db^H),
         dR/dlog p = p b b^H and dR/dlog sigma^2 = sigma^2 I.
         P. Stoica and R. Moses, Spectral Analysis of Signals, 2005, appendix B.
+
+        With S = B P^(1/2) and T = (sigma^2 I + S^H S)^-1, K x K, the Woodbury identity gives S^H R^-1 = T S^H and
+        S^H R^-2 = T^2 S^H, R^-1 = (I - S T S^H) / sigma^2, tr R^-1 = (M - K) / sigma^2 + tr T and
+        tr R^-2 = (M - K) / sigma^4 + tr T^2: nothing cancels but what the derivatives share with the sources.
         """
         m = self.shape[2]
         k = state.mask.shape[1]
-        columns = self.seen(state.position, derivatives=True)  # [B, L, M, 4, K]
-        factor = self._factor(columns[..., 0, :], state)
-        eye = torch.eye(m, dtype=torch.complex128, device=self.y.device)
-        inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
-        white_y = (inverse_factor @ self.y[..., None])[..., 0]
-        u = (inverse_factor.mH @ white_y[..., None])[..., 0]  # R^-1 y
-        white = inverse_factor @ columns.flatten(3)  # [B, L, M, 4 K]
-        gram = (white.mH @ white).unflatten(3, (4, k)).unflatten(2, (4, k))  # [B, L, 4, K, 4, K]
-        solved = inverse_factor.mH @ white  # R^-1 columns
-        p = torch.where(state.mask, state.power, 0.0)
-        sigma = state.noise
+        noise = state.noise[:, None, None, None]
+        columns = self._scaled(self.seen(state.position, derivatives=True), state).flatten(3)
+        both = torch.cat([columns, self.y[..., None]], -1)
+        product = both.mH @ both  # [B, L, 4 K + 1, 4 K + 1]
+        gram, matched = product[..., :-1, :-1], product[..., :-1, -1:]
+        rows, z = gram[..., :k, :], matched[..., :k, :]  # S^H (S, dS) and S^H y
+        factor = _cholesky(_plus_noise(rows[..., :k], state.noise))
+        t = torch.cholesky_inverse(factor)
+        tz, between = t @ z, t @ rows  # S^H R^-1 y and S^H R^-1 (S, dS)
+        inner = ((gram[..., k:, k:] - rows[..., k:].mH @ between[..., k:]) / noise).unflatten(3, (3, k))
+        u = torch.cat([tz, (matched[..., k:, :] - rows[..., k:].mH @ tz) / noise], 2)  # (S, dS)^H R^-1 y
+        u = u[..., 0].unflatten(2, (4, k))
+        own = between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4)  # [B, L, 4, K]
 
-        own = gram.diagonal(dim1=3, dim2=5)[:, :, 0]  # b_k^H R^-1 (b, db)_k  [B, L, 4, K]
-        seen = (columns.flatten(3).mH @ u[..., None])[..., 0].unflatten(2, (4, k))  # (b, db)^H u
-        slope = 2 * (seen[:, :, :1] * seen[:, :, 1:].conj() - own[:, :, 1:]).real
-        scale = seen[:, :, :1].abs().square() - own[:, :, :1].real
-        by_source = torch.cat([slope, scale], 2).sum(1) * p[:, None]  # [B, 4, K]
-        traces = inverse_factor.abs().square().sum((1, 2, 3))
-        by_noise = sigma * (u.abs().square().sum((1, 2)) - traces)
+        slope = 2 * (u[:, :, :1] * u[:, :, 1:].conj() - own[:, :, 1:]).real
+        scale = squared_magnitude(u[:, :, :1]) - own[:, :, :1].real
+        sigma = state.noise
+        absent = self.shape[1] * (m - k)
+        trace = t.diagonal(dim1=2, dim2=3).real.sum((1, 2))
+        left = product[..., -1, -1].real.sum(1) - ((z.conj() * tz).real.sum((1, 2, 3)))
+        by_noise = (left / sigma - squared_magnitude(tz).sum((1, 2, 3))) - (absent + sigma * trace)
+        by_source = torch.cat([slope, scale], 2).sum(1)
         gradient = torch.cat([by_source.flatten(1), by_noise[:, None]], 1)
 
-        information = self._information(gram, p)
-        squared = (solved.unflatten(3, (4, k)) * solved.unflatten(3, (4, k))[..., :1, :].conj()).sum((1, 2))
-        cross = torch.cat([2 * squared[:, 1:].real, squared[:, :1].real], 1) * p[:, None] * sigma[:, None, None]
-        inverse = inverse_factor.mH @ inverse_factor
-        corner = sigma.square() * inverse.abs().square().sum((1, 2, 3))
+        information = self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k)))
+        squared = (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
+        cross = torch.cat([2 * squared[:, 1:], squared[:, :1]], 1) * sigma[:, None, None]
+        corner = absent + sigma.square() * squared_magnitude(t).sum((1, 2, 3))
         whole = torch.cat([information, cross.flatten(1)[:, None]], 1)
         last = torch.cat([cross.flatten(1), corner[:, None]], 1)
         whole = torch.cat([whole, last[..., None]], 2)
@@ -343,29 +402,40 @@ class Likelihood:
         both = there[:, :, None] & there[:, None]
         identity = torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
         return Derivatives(
-            self._value(factor, white_y), torch.where(there, gradient, 0.0), torch.where(both, whole, identity)
+            self._value(factor, z, sigma), torch.where(there, gradient, 0.0), torch.where(both, whole, identity)
         )
 
     @staticmethod
-    def _information(gram: Tensor, p: Tensor) -> Tensor:
-        """Fisher information of positions and log powers [B, 4 K, 4 K]."""
-        between = gram[:, :, 0, :, 0]  # b_i^H R^-1 b_j  [B, L, K, K]
-        right = gram[:, :, 0, :, 1:]  # b_i^H R^-1 d_c b_j  [B, L, K, 3, K]
-        inner = gram[:, :, 1:, :, 1:]  # d_c b_i^H R^-1 d_e b_j  [B, L, 3, K, 3, K]
-        # Angles and ranges: 2 p_i p_j Re[(b_i^H db_j)(b_j^H db_i) + (b_i^H b_j)(db_j^H db_i)].
-        swapped = right.permute(0, 1, 3, 4, 2)  # [c of i, i, j]: b_j^H d_c b_i
+    def _information(rows: Tensor, inner: Tensor) -> Tensor:
+        """Fisher information of positions and log powers [B, 4 K, 4 K].
+
+        Of s_i^H R^-1 (s_j, ds_j) [B, L, K, 4, K] and ds_i^H R^-1 ds_j [B, L, 3, K, 3, K].
+        """
+        between, right = rows[:, :, :, 0], rows[:, :, :, 1:]
+        # Angles and ranges: 2 Re[(s_i^H ds_j)(s_j^H ds_i) + (s_i^H s_j)(ds_j^H ds_i)].
+        swapped = right.permute(0, 1, 3, 4, 2)  # [c of i, i, j]: s_j^H d_c s_i
         first = torch.einsum("bliej,blcij->bciej", right, swapped)
-        # (db_j^H db_i) is the conjugate of inner_ij.
+        # (ds_j^H ds_i) is the conjugate of inner_ij.
         second = (between[:, :, None, :, None] * inner.conj()).sum(1)
         angles = 2 * (first + second).real
-        # With log powers: 2 p_i p_j Re[(b_i^H d_c b_j)(b_j^H b_i)], and |b_i^H b_j|^2 among them.
+        # With log powers: 2 Re[(s_i^H d_c s_j)(s_j^H s_i)], and |s_i^H s_j|^2 among them.
         mixed = 2 * (right * between.conj()[:, :, :, None]).real.sum(1)  # [B, i, c, j]
-        powers = between.abs().square().sum(1)
-        b, k = p.shape
-        whole = torch.empty(b, 4, k, 4, k, dtype=p.dtype, device=p.device)
+        b, _, k = between.shape[:3]
+        whole = torch.empty(b, 4, k, 4, k, dtype=angles.dtype, device=angles.device)
         whole[:, :3, :, :3] = angles
         whole[:, 3, :, :3] = mixed
         whole[:, :3, :, 3] = mixed.permute(0, 2, 3, 1)
-        whole[:, 3, :, 3] = powers
-        whole = whole * p[:, None, :, None, None] * p[:, None, None, None]
+        whole[:, 3, :, 3] = squared_magnitude(between).sum(1)
         return whole.reshape(b, 4 * k, 4 * k)
+
+
+def _plus_noise(matrix: Tensor, noise: Tensor) -> Tensor:
+    """Matrices [B, L, K, K] plus sigma^2 I."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix + noise[:, None, None, None] * eye
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factors; NaN where one does not exist."""
+    found = torch.linalg.cholesky_ex(matrix)
+    return torch.where((found.info > 0)[..., None, None], torch.nan, found.L)

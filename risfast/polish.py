@@ -26,6 +26,7 @@ __all__ = ["PolishOptions", "Polished", "polish_sources"]
 
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
+_CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
 
 
@@ -44,7 +45,7 @@ class PolishOptions:
     penalty : float
         What a source has to gain, in units of ln(L M): 2 is the Bayesian information criterion of its 4 parameters.
     range_points : int
-        Points of the range posterior; 0 reports the maximum of the likelihood.
+        Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
     range_tolerance_m : float
         Half-width of the window whose posterior mass is the greatest at the range reported.
 
@@ -65,8 +66,8 @@ class PolishOptions:
         """Check every value."""
         if self.iterations < 1 or self.max_sources < 1:
             raise ValueError("iterations and max_sources must be at least 1")
-        if self.births < 0 or self.range_points < 0:
-            raise ValueError("births and range_points must be at least 0")
+        if self.births < 0 or self.range_points < 0 or self.range_points == 1:
+            raise ValueError("births must be at least 0, and range_points 0 or at least 2")
         if not (self.penalty >= 0 and self.range_tolerance_m > 0):
             raise ValueError("penalty must be at least 0 and range_tolerance_m positive")
 
@@ -184,9 +185,7 @@ def _bury(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterat
     for _ in range(point.state.mask.shape[1]):
         part = likelihood[open_scenes]
         here = point.take(open_scenes)
-        without = _values_without(part, here.state)
-        weakest = without.argmax(1)
-        drop = here.value - without.gather(1, weakest[:, None])[:, 0]
+        drop, weakest = part.losses(here.state).min(1)
         # The others may take over a part: what is lost at first is up to three times what is lost in the end.
         trial = (drop < 3 * penalty).nonzero()[:, 0]
         if not len(trial):
@@ -201,18 +200,6 @@ def _bury(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterat
             return point
         point = point.put(open_scenes, tried_point.take(dead))
     return point
-
-
-def _values_without(likelihood: Likelihood, state: SourceState) -> Tensor:
-    """Log-likelihood without each source [B, K]; -inf where there is none."""
-    values = torch.full_like(state.power, -torch.inf)
-    for k in range(state.mask.shape[1]):
-        there = state.mask[:, k].nonzero()[:, 0]
-        if len(there):
-            mask = state.mask[there].clone()
-            mask[:, k] = False
-            values[there, k] = likelihood[there].value(replace(state.take(there), mask=mask))
-    return values
 
 
 def _bear(
@@ -252,14 +239,7 @@ def _bear(
 
 def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
-    b = likelihood.shape[0]
-    phi = atoms.transform(likelihood.phi.to(torch.complex64)).contiguous()
-    inverse = likelihood.inverse(state)
-    u = (inverse @ likelihood.y[..., None]).to(torch.complex64)
-    v = (phi.mH @ u)[..., 0]
-    spread = phi.flatten(1, 2).mH @ (inverse.to(torch.complex64) @ phi).flatten(1, 2)
-    both = atoms.analysis(torch.cat([v.mT @ v.conj(), spread])).double()
-    n, d = both[:b].flatten(1), both[b:].flatten(1)
+    n, d = _statistics(likelihood, state, atoms)
     d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
     rho = (n / d).clamp_min(1)
     best = (rho - 1 - rho.log()).topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
@@ -275,14 +255,34 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
     )
     gain, power = likelihood.profile(state, position)
     most, first = gain.max(1)
-    index = torch.arange(b, device=best.device)
+    index = torch.arange(len(most), device=best.device)
     return most, position[index, first], power[index, first]
+
+
+def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor]:
+    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64.
+
+    With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of
+    sum_l Phi_l^H R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
+    """
+    dtype = likelihood.phi.dtype
+    v = likelihood.correction(state.columns(state.mask.any(0).nonzero()[:, 0]))
+    u = likelihood.y[..., None] / state.noise[:, None, None, None] - v @ (v.mH @ likelihood.y[..., None])
+    # Phi_l^H x = conj(c_l) * (H^H x), for all l at once.
+    columns = (likelihood.channel.mH[:, None] @ torch.cat([u, v], -1).to(dtype)) * likelihood.codes.conj()[..., None]
+    rows = atoms.transform(columns.mH.contiguous())  # [B, L, 1 + K, N]
+    matched, taken = rows[:, :, 0], rows[:, :, 1:].flatten(1, 2)
+    gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
+    gram = atoms.transform(atoms.transform(gram).mH.contiguous()) / state.noise[:, None, None].float()
+    both = atoms.analysis(torch.cat([matched.mH @ matched, gram - taken.mH @ taken]).to(torch.complex64)).double()
+    b = len(v)
+    return both[:b].flatten(1), both[b:].flatten(1)
 
 
 def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
     state = point.state
     information = likelihood.derivatives(state).information
-    lost = point.value[:, None] - _values_without(likelihood, state)
+    lost = likelihood.losses(state)
     mass = torch.ones_like(state.power)
     if options.range_points:
         state, mass = _range_posterior(likelihood, state, information, box, options)
@@ -320,8 +320,12 @@ def _range_posterior(
     count = state.mask.shape[1]
     spread = torch.linalg.pinv(information, hermitian=True).diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
     deviation = spread.sqrt() / state.position[..., 2].square()
-    for k in range(state.mask.shape[1]):
-        here = state.mask[:, k].nonzero()[:, 0]
+    # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance of
+    # several deviations holds all of the posterior.
+    rounding = ~(deviation > r[1] - r[0])
+    open_sources = state.mask & ~(rounding & (deviation <= options.range_tolerance_m / _CERTAIN))
+    for k in range(count):
+        here = open_sources[:, k].nonzero()[:, 0]
         if not len(here):
             continue
         own = state.take(here)
@@ -337,10 +341,9 @@ def _range_posterior(
         nearest_point = (r - chosen[:, None]).abs().argmin(1)
         moved = path[index, nearest_point]
         moved[:, 2] = 1 / chosen
-        # Where the likelihood is sharper than the points are close, they would only round its maximum.
-        flat = deviation[here, k] > r[1] - r[0]
-        position[here, k] = torch.where(flat[:, None], moved, own.position[:, k])
-        power[here, k] = torch.where(flat, best_power[index, nearest_point], own.power[:, k])
+        kept = rounding[here, k]
+        position[here, k] = torch.where(kept[:, None], own.position[:, k], moved)
+        power[here, k] = torch.where(kept, own.power[:, k], best_power[index, nearest_point])
         mass[here, k] = inside[index, best]
     return replace(state, position=position, power=power), mass
 
