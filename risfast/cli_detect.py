@@ -15,8 +15,10 @@ from risfast.array_file import read_array
 from risfast.cli_progress import Progress
 from risfast.demo import GRIDS
 from risfast.detect import DetectionOptions, Sources, detect_sources
-from risfast.files import OUTPUT_SUFFIXES, read_covariance, source_rows, write_sources
+from risfast.files import read_covariance, source_rows
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.io import RESULT_SUFFIXES, write_results
+from risfast.io.guard import need
 from risfast.ops import mvdr_spectrum
 from risfast.plots import PICTURE_SUFFIXES, SpectrumPanel, save_figure, spectrum_figure
 from risfast.steering import WAVEFRONTS
@@ -52,7 +54,7 @@ class DetectCommand:
     device : str
         Where everything is computed.
     output : Path or None
-        .json or .csv file for the sources.
+        .json, .csv, .parquet or .mat file for the sources; see :func:`risfast.io.write_results`.
     picture : Path or None
         .png, .pdf or .svg file for the spectrum.
     picture_scene : int
@@ -120,9 +122,11 @@ def _check_output(path: Path | None, option: str, suffixes: Sequence[str]) -> No
     if path is None:
         return
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{option} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+        raise ValueError(f"{option} must end in {', '.join(suffixes[:-1])} or {suffixes[-1]}, got {str(path)!r}")
     if not path.parent.is_dir():
         raise ValueError(f"{option}: the folder {path.parent} does not exist; make it first")
+    if path.suffix.lower() == ".parquet":
+        need("pyarrow", "writing .parquet", "parquet")
 
 
 def check_device(name: str) -> torch.device:
@@ -172,7 +176,7 @@ def run_detect(options: DetectCommand, progress: Progress) -> int:
     ValueError
         A device, an axis, a name of a result or ``picture_scene`` out of its range.
     """
-    _check_output(options.output, "--output", OUTPUT_SUFFIXES)
+    _check_output(options.output, "--output", RESULT_SUFFIXES)
     _check_output(options.picture, "--picture", PICTURE_SUFFIXES)
     device = check_device(options.device)
     grid = search_grid(options)
@@ -198,7 +202,7 @@ def run_detect(options: DetectCommand, progress: Progress) -> int:
         )
         progress("detecting", len(found), n_scenes)
     if options.output is not None:
-        write_sources(options.output, found)
+        write_results(options.output, found)
     if options.picture is not None:
         chosen = options.picture_scene
         _draw_detection(options, covariance[chosen : chosen + 1], array, grid, found[chosen])
@@ -270,7 +274,7 @@ def add_detect(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--method", choices=METHODS, default=defaults.method, help="how to compute it (default: %(default)s)")
     add("--max-sources", type=int, default=None, metavar="K", help="report at most K sources per covariance")
     add("--device", default=defaults.device, help="where to compute, cpu or cuda (default: %(default)s)")
-    add("--output", type=Path, default=None, metavar="FILE", help="write the sources as .json or .csv")
+    add("--output", type=Path, default=None, metavar="FILE", help="write the sources as .json, .csv, .parquet or .mat")
     add("--picture", type=Path, default=None, metavar="FILE", help="draw the spectrum as .png, .pdf or .svg")
     add("--picture-scene", type=int, default=0, metavar="I", help="which covariance of a batch to draw (default: 0)")
     parser.set_defaults(run=run_detect, options=DetectCommand)

@@ -1,43 +1,53 @@
-"""What risfast does, on full-size scenes of the reference system: from the true covariance and from samples."""
+"""What risfast does, on full-size scenes of the reference system: the shipped localizer beside the bound and Capon."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
 from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.demo_methods import (
+    LOCALIZER,
+    LS,
+    TRUE,
+    BoundReference,
+    MethodScore,
+    bound_reference,
+    demo_methods,
+    run_method,
+    score_run,
+    true_positions,
+)
 from risfast.demo_pictures import Illustration, draw_demo
-from risfast.detect import Sources, detect_sources
-from risfast.evaluate import Match, Summary, Tolerance, match, summarise
+from risfast.evaluate import Tolerance
+from risfast.evaluate.bounds import scene_bound
+from risfast.evaluate.figures import Interval
 from risfast.geometry import SearchGrid, direction_cosines
 
 __all__ = [
     "GRIDS",
     "DemoOptions",
     "DemoReport",
-    "MethodScore",
+    "demo_scenes",
     "explanation",
     "format_scores",
     "illustrative_scene",
     "run_demo",
 ]
 
-TRUE, LS, ALS = "true covariance", "LS sample", "ALS sample"
-
 ReportProgress = Callable[[str, int, int], None]
 
 GRIDS: dict[str, Callable[[], SearchGrid]] = {"reference": SearchGrid.reference, "training": SearchGrid.training}
 
-_SCENES_AT_ONCE = 4
+_SCENES_AT_ONCE = 10
+_SEEDS = 2**32
+_FIRST_SEED = 0x64656D6F * _SEEDS  # the demo's own block: no training and no fit draws from it
 _TEXT_WIDTH = 105  # of the table
 _LEGIBLE_RAD = math.radians(8.0)  # closer markers touch in the picture
 _TYPICAL_SNR_DB = 3.0  # from the middle of the range
@@ -51,12 +61,12 @@ class DemoOptions:
     ----------
     scenes : int
         Number of scenes, >= 1.
-    seed : int
-        The same seed gives the same scenes.
+    seed : int in [0, 2^32)
+        The same seed gives the same scenes; none of them is a scene of a training.
     snapshots : int
         L of each scene, >= 1.
     grid : {"reference", "training"}
-        Search grid.
+        Search grid of Capon, and of the pictures.
     output : Path
         Folder for the pictures; made if it is not there.
     device : str
@@ -65,10 +75,10 @@ class DemoOptions:
     Raises
     ------
     ValueError
-        A count is below 1 or the grid is unknown.
+        A count is below 1, the seed is out of its range, or the grid is unknown.
     """
 
-    scenes: int = 20
+    scenes: int = 60
     seed: int = 0
     snapshots: int = 64
     grid: str = "reference"
@@ -76,34 +86,14 @@ class DemoOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        """Check the counts and the grid."""
+        """Check the counts, the seed and the grid."""
         for name in ("scenes", "snapshots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < _SEEDS:
+            raise ValueError(f"seed must be a whole number from 0 to {_SEEDS - 1}, got {self.seed}")
         if self.grid not in GRIDS:
             raise ValueError(f"grid must be one of {', '.join(GRIDS)}; got {self.grid!r}")
-
-
-class MethodScore(NamedTuple):
-    """How one kind of covariance did.
-
-    Attributes
-    ----------
-    name : str
-        Which kind of covariance.
-    matches : list of Match
-        One per scene.
-    summary : Summary
-        Of all scenes.
-    covariance_ms, detection_ms : float
-        Wall time per scene in milliseconds: from the measurements to the covariance, and from there to the sources.
-    """
-
-    name: str
-    matches: list[Match]
-    summary: Summary
-    covariance_ms: float
-    detection_ms: float
 
 
 class DemoReport(NamedTuple):
@@ -112,11 +102,13 @@ class DemoReport(NamedTuple):
     Attributes
     ----------
     scores : list of MethodScore
-        One per kind of covariance.
+        One per method, the localizer first.
+    bound : BoundReference
+        On the same scenes.
     pictures : mapping of str to Path
         What each picture shows, and where it is.
     shown_scene : int
-        Index of the scene in the spectrum and the range pictures.
+        Index of the scene in the pictures of a single scene.
     options : DemoOptions
         What was asked for.
     system : SystemConfig
@@ -124,23 +116,15 @@ class DemoReport(NamedTuple):
     """
 
     scores: list[MethodScore]
+    bound: BoundReference
     pictures: Mapping[str, Path]
     shown_scene: int
     options: DemoOptions
     system: SystemConfig
 
 
-class _Run(NamedTuple):
-    """One method on all scenes: what it found, from which covariance of the shown scene, and how long it took."""
-
-    found: list[Sources]
-    shown: Tensor
-    covariance_s: float
-    detection_s: float
-
-
 def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> DemoReport:
-    """Simulate scenes, localise their sources from each kind of covariance, score them and draw pictures.
+    """Simulate scenes, localise their sources with each method, score what was found and draw pictures.
 
     Parameters
     ----------
@@ -161,33 +145,44 @@ def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> De
     report = progress or _silent
     options.output.mkdir(parents=True, exist_ok=True)
     parts = _simulate(options, report)
-    truth = [part.position[b][part.mask[b]].cpu() for part in parts for b in range(len(part))]
     shown = illustrative_scene(parts)
     grid = GRIDS[options.grid]()
-    # The first call builds the plan for this array and grid; the clock below is to show what a scene costs.
     report("preparing", 0, 1)
-    detect_sources(effective_covariance(_true(parts[0])), parts[0].config.array, grid)
+    bounds = [scene_bound(part) for part in parts]
+    methods = demo_methods(grid, options.device)
+    # A first call builds plans and tables; the clock is to show what a scene costs.
+    for method in methods.values():
+        method(demo_scenes(options, range(1)))
     report("preparing", 1, 1)
-    runs = {name: _localise(name, make, parts, grid, shown, report) for name, make in _ESTIMATORS.items()}
-    scores = [_score(name, run, truth) for name, run in runs.items()]
+    runs = {}
+    for name, method in methods.items():
+        runs[name] = run_method(method, parts, shown, _of_stage(report, name, options.scenes))
+    scores = [score_run(name, run, parts, bounds) for name, run in runs.items()]
+    bound = bound_reference(parts, bounds, scores[0].figures["implied_recall"])
     report("drawing", 0, 1)
     snr_db = float(torch.cat([part.snr_db for part in parts])[shown])
+    taken = f"{options.snapshots} snapshots of {parts[0].config.n_antennas} antennas at {snr_db:.0f} dB SNR"
     illustration = Illustration(
         shown,
-        {TRUE: "the true covariance", LS: f"{options.snapshots} snapshots at {snr_db:.0f} dB SNR, least squares"},
-        truth[shown],
+        {LOCALIZER: taken, TRUE: "the true covariance", LS: f"{taken}, least squares"},
+        true_positions(parts)[shown],
         {name: run.shown for name, run in runs.items()},
-        {name: run.found[shown] for name, run in runs.items()},
         {score.name: score.matches[shown] for score in scores},
     )
     matches = {score.name: score.matches for score in scores}
-    pictures = draw_demo(options.output, parts[0].config.array, grid, illustration, matches)
+    pictures = draw_demo(options.output, parts[0].config.array, grid, illustration, matches, bound)
     report("drawing", 1, 1)
-    return DemoReport(scores, pictures, shown, options, parts[0].config)
+    return DemoReport(scores, bound, pictures, shown, options, parts[0].config)
 
 
 def _silent(stage: str, done: int, total: int) -> None:
     """No one wants to know."""
+
+
+def _of_stage(report: ReportProgress, stage: str, total: int) -> Callable[[int], None]:
+    """Says how far one stage is; it has begun."""
+    report(stage, 0, total)
+    return lambda done: report(stage, done, total)
 
 
 def illustrative_scene(parts: Sequence[Scenes]) -> int:
@@ -220,80 +215,40 @@ def illustrative_scene(parts: Sequence[Scenes]) -> int:
     return ranked.index(max(ranked))
 
 
+def demo_scenes(options: DemoOptions, indices: range) -> Scenes:
+    """Scenes of the reference system that the demo is about.
+
+    Parameters
+    ----------
+    options : DemoOptions
+        Their seed, snapshots and device.
+    indices : range
+        Which of the endless set.
+
+    Returns
+    -------
+    Scenes
+    """
+    system = SystemConfig(n_snapshots=options.snapshots)
+    return generate_scenes(system, _FIRST_SEED + options.seed, indices, device=options.device)
+
+
 def _simulate(options: DemoOptions, report: ReportProgress) -> list[Scenes]:
     """The scenes, in batches that are small enough to show progress."""
-    system = SystemConfig(n_snapshots=options.snapshots)
     parts: list[Scenes] = []
     for first in range(0, options.scenes, _SCENES_AT_ONCE):
         report("simulating", first, options.scenes)
-        last = min(first + _SCENES_AT_ONCE, options.scenes)
-        parts.append(generate_scenes(system, options.seed, range(first, last), device=options.device))
+        parts.append(demo_scenes(options, range(first, min(first + _SCENES_AT_ONCE, options.scenes))))
     report("simulating", options.scenes, options.scenes)
     return parts
 
 
-def _true(scenes: Scenes) -> Tensor:
-    return scenes.true_covariance()
-
-
-def _least_squares(scenes: Scenes) -> Tensor:
-    return ls_covariance(scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power)
-
-
-def _alternating_least_squares(scenes: Scenes) -> Tensor:
-    # The rank is what the system allows at most; the number of sources in the scene is not for an estimator to know.
-    rank = scenes.config.max_sources
-    factor = als_covariance(scenes.y, scenes.codes, scenes.channel, rank, noise_power=scenes.noise_power)
-    return covariance_from_factor(factor)
-
-
-_ESTIMATORS: dict[str, Callable[[Scenes], Tensor]] = {TRUE: _true, LS: _least_squares, ALS: _alternating_least_squares}
-
-
-def _localise(
-    name: str,
-    estimate: Callable[[Scenes], Tensor],
-    parts: Sequence[Scenes],
-    grid: SearchGrid,
-    shown: int,
-    report: ReportProgress,
-) -> _Run:
-    """One method on every scene."""
-    found: list[Sources] = []
-    covariances: list[Tensor] = []
-    covariance_s = detection_s = 0.0
-    n_scenes = sum(len(part) for part in parts)
-    report(name, 0, n_scenes)
-    for part in parts:
-        started = time.perf_counter()
-        covariance = effective_covariance(estimate(part))
-        _synchronise(covariance.device)
-        estimated = time.perf_counter()
-        found += detect_sources(covariance, part.config.array, grid)
-        _synchronise(covariance.device)
-        covariance_s += estimated - started
-        detection_s += time.perf_counter() - estimated
-        covariances += covariance.unbind()
-        report(name, len(found), n_scenes)
-    return _Run(found, covariances[shown], covariance_s, detection_s)
-
-
-def _synchronise(device: torch.device) -> None:
-    """Wait for the device, so that a clock around its work tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _score(name: str, run: _Run, truth: Sequence[Tensor]) -> MethodScore:
-    matches = [match(found.position, true) for found, true in zip(run.found, truth, strict=True)]
-    per_scene_ms = 1e3 / len(matches)
-    return MethodScore(
-        name, matches, summarise(matches), run.covariance_s * per_scene_ms, run.detection_s * per_scene_ms
-    )
+_ABOVE = ("", "", "", "95 %", "", "ghosts", "median", "count", "ms")
+_COLUMNS = ("method", "scenes", "F1", "interval", "recall", "a scene", "xyz m", "right", "a scene")
 
 
 def format_scores(report: DemoReport) -> str:
-    """The table: one line per kind of covariance; errors are those of the hits, in degrees and metres.
+    """The table: one line per method, and one for the Cramér-Rao bound.
 
     Parameters
     ----------
@@ -302,24 +257,12 @@ def format_scores(report: DemoReport) -> str:
     Returns
     -------
     str
-        Lines without trailing blanks: the conditions, an empty line, two of headings, and the rows.
+        Lines without trailing blanks: the conditions, an empty line, two of headings, and the rows, the localizer first
+        and the bound second.
     """
-    columns = (
-        "method",
-        "found",
-        "missed",
-        "ghosts",
-        "F1",
-        "az deg",
-        "el deg",
-        "range m",
-        "xyz m",
-        "ms/scene",
-        "ms/scene",
-    )
-    above = ("", "", "", "", "", "rms", "rms", "rms", "median", "covariance", "detection")
-    rows = [above, columns, *(_table_row(score) for score in report.scores)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(columns))]
+    localizer, *others = [_table_row(score, report.options.scenes) for score in report.scores]
+    rows = [_ABOVE, _COLUMNS, localizer, _bound_row(report), *others]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
     lines = [
         "  ".join(
             cell.rjust(width) if column else cell.ljust(width)
@@ -331,38 +274,48 @@ def format_scores(report: DemoReport) -> str:
 
 
 def _conditions(report: DemoReport) -> str:
-    summary, (low, high) = report.scores[0].summary, report.system.snr_db
+    sources, (low, high) = len(report.bound.error_m), report.system.snr_db
     return (
-        f"{summary.scenes} scenes of the reference system (seed {report.options.seed}), {summary.sources} sources, "
+        f"{report.options.scenes} scenes of the reference system (seed {report.options.seed}), {sources} sources, "
         f"{report.options.snapshots} snapshots a scene, SNR {low:g} to {high:g} dB"
     )
 
 
-def _table_row(score: MethodScore) -> tuple[str, ...]:
-    s = score.summary
-    errors = (
-        math.degrees(s.rmse_azimuth_rad),
-        math.degrees(s.rmse_elevation_rad),
-        s.rmse_range_m,
-        s.median_xyz_pairs_m,
-    )
+def _table_row(score: MethodScore, scenes: int) -> tuple[str, ...]:
+    f1 = score.figures["f1"]
+    shares = ("recall", "ghosts_per_scene", "median_xyz_pairs_m", "count_accuracy")
+    recall, ghosts, error_m, right = (score.figures[name].value for name in shares)
     return (
         score.name,
-        *(str(count) for count in (s.found, s.missed, s.ghosts)),
-        f"{s.f1:.3f}",
-        *(_rounded(error) for error in errors),
-        *(f"{duration:.0f}" for duration in (score.covariance_ms, score.detection_ms)),
+        str(scenes),
+        f"{f1.value:.3f}",
+        _interval(f1),
+        f"{recall:.3f}",
+        f"{ghosts:.2f}",
+        _rounded(error_m),
+        f"{right:.2f}",
+        f"{score.ms_per_scene:.0f}",
     )
+
+
+def _bound_row(report: DemoReport) -> tuple[str, ...]:
+    bound = report.bound
+    recall, error = f"{bound.implied_recall.value:.3f}", _rounded(bound.median_xyz_m)
+    return ("Cramer-Rao bound", str(report.options.scenes), "-", "-", recall, "-", error, "-", "-")
+
+
+def _interval(value: Interval) -> str:
+    return f"{value.low:.2f}-{value.high:.2f}"
 
 
 def _rounded(error: float) -> str:
-    if math.isnan(error):
+    if not math.isfinite(error):
         return "-"
     return f"{error:.3f}" if error >= 5e-4 else f"{error:.0e}"
 
 
 def explanation(report: DemoReport) -> str:
-    """How to read the table, and why the sample covariances do worse than the true one.
+    """How to read the table.
 
     Parameters
     ----------
@@ -375,10 +328,13 @@ def explanation(report: DemoReport) -> str:
     """
     gate, system = Tolerance(), report.system
     lines = (
-        f"found: within {math.degrees(gate.azimuth_rad):g} deg, {math.degrees(gate.elevation_rad):g} deg and "
-        f"{gate.range_m:g} m after optimal matching; rms errors are of these, the median is of all matched pairs.",
-        "The true covariance is what no measurement gives: it shows what the search itself can do. Each snapshot tells "
-        f"the sample covariances only {system.n_antennas} noisy numbers about the field on {system.array.n_elements} "
-        "elements, so they are incomplete and biased, their peaks are broad, and they lose sources and range.",
+        f"A source counts as found within {math.degrees(gate.azimuth_rad):g} deg, "
+        f"{math.degrees(gate.elevation_rad):g} deg and {gate.range_m:g} m after optimal matching; the median error is "
+        "of all matched pairs, found or not. The localizer is told neither the number of sources nor the noise.",
+        "Cramer-Rao bound: the recall and the error that Gaussian errors as large as the bound would have. It is a "
+        "reference and no ceiling: an estimator that knows the field of view can do better where the bound is wide.",
+        "Capon on the true covariance is what no measurement gives: it shows what the search alone can do. Each "
+        f"snapshot tells the sample covariances only {system.n_antennas} noisy numbers about the field on "
+        f"{system.array.n_elements} elements, so they are incomplete, and their peaks are broad.",
     )
     return "\n".join(textwrap.fill(line, _TEXT_WIDTH) for line in lines)

@@ -122,6 +122,21 @@ class Derivatives:
     gradient: Tensor
     information: Tensor
 
+    def take(self, scenes: Tensor) -> Derivatives:
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        Derivatives
+            Of b scenes, in that order.
+        """
+        return Derivatives(self.value[scenes], self.gradient[scenes], self.information[scenes])
+
 
 class Likelihood:
     """Log-likelihood of measurements as a function of sources.

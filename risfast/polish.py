@@ -193,7 +193,8 @@ def _bury(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterat
         tried = here.take(trial).state
         mask = tried.mask.clone()
         mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
-        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations)
+        goal = here.value[trial] - penalty
+        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations, goal)
         dead = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
         open_scenes = open_scenes[trial[dead]]
         if not len(open_scenes):
@@ -228,7 +229,8 @@ def _bear(
         mask, positions, powers = (v.clone() for v in (here.state.mask, here.state.position, here.state.power))
         mask[index, slot], positions[index, slot], powers[index, slot] = True, position[trial], power[trial]
         born = box[open_scenes].clamp(replace(here.state, position=positions, power=powers, mask=mask))
-        tried = ascend(likelihood[open_scenes], born, box[open_scenes], options.iterations)
+        goal = here.value + penalty
+        tried = ascend(likelihood[open_scenes], born, box[open_scenes], options.iterations, goal)
         alive = (tried.value - penalty > here.value).nonzero()[:, 0]
         open_scenes = open_scenes[alive]
         if not len(open_scenes):
@@ -280,7 +282,7 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> 
 
 
 def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
-    state = point.state
+    state = point.state.columns(point.state.mask.any(0).nonzero()[:, 0])
     information = likelihood.derivatives(state).information
     lost = likelihood.losses(state)
     mass = torch.ones_like(state.power)

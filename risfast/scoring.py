@@ -18,6 +18,8 @@ _DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-3, 1e-6, 1e6
 _DAMPING_DOWN, _DAMPING_UP = 0.2, 10.0
 # Of the log-likelihood: far below what a source is worth.
 _CONVERGED = 1e-2
+# Expected gains that a scene is given to reach its goal: the likelihood is not quadratic.
+_HOPE = 5.0
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Point:
         )
 
 
-def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int) -> Point:
+def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
     """Climb the likelihood of each scene; a step that does not raise it is not taken.
 
     Parameters
@@ -128,7 +130,10 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
         Where to start, inside the box.
     box : Box
     iterations : int
-        Most steps; scenes that gain less than 0.01 in one are done.
+        Most steps; scenes that gain less than 0.01 in one, or can expect to, are done.
+    goal : float64 tensor, shape (B,), optional
+        A log-likelihood below which the answer is of no use: a scene that several times the expected gain would leave
+        below it stops where it is.
 
     Returns
     -------
@@ -137,7 +142,9 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     Notes
     -----
     Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
-    that was taken and ten times as large after one that was not.
+    that was taken and ten times as large after one that was not. Coordinates at a bound that the gradient points out
+    of stay there, and the others move as if they were known. The expected gain is half the product of step and
+    gradient.
     D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM 11(2), 1963.
     """
     used = state.mask.any(0).nonzero()[:, 0]
@@ -147,10 +154,18 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     found = Point(inner, at.value)
     damping = torch.full_like(at.value, _DAMPING_START)
     for _ in range(iterations):
-        here, part = found.state.take(active), likelihood[active]
-        moved = box[active].clamp(here.moved(_step(at, damping, len(used))))
-        there = part.derivatives(moved)
-        gain = there.value - found.value[active]
+        here = found.state.take(active)
+        step, expected = _step(at, damping, _held(here, box, at.gradient))
+        promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
+        if goal is not None:
+            promising &= ~(at.value + _HOPE * expected < goal[active])
+        going = promising.nonzero()[:, 0]
+        if not len(going):
+            break
+        active, damping, at, here, step = active[going], damping[going], at.take(going), here.take(going), step[going]
+        moved = box[active].clamp(here.moved(step))
+        there = likelihood[active].derivatives(moved)
+        gain = there.value - at.value
         better = gain > 0  # False for NaN
         taken = better.nonzero()[:, 0]
         found = found.put(active[taken], Point(moved.take(taken), there.value[taken]))
@@ -158,25 +173,37 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
         damping = torch.where(better, damping * _DAMPING_DOWN, damping * _DAMPING_UP)
         damping = damping.clamp(_DAMPING_LEAST, _DAMPING_MOST)
         going = (~better | (gain >= _CONVERGED)).nonzero()[:, 0]
+        active, damping, at = active[going], damping[going], at.take(going)
         if not len(going):
             break
-        active, damping = active[going], damping[going]
-        at = Derivatives(at.value[going], at.gradient[going], at.information[going])
     position, power = state.position.clone(), state.power.clone()
     position[:, used], power[:, used] = found.state.position, found.state.power
     return Point(SourceState(position, power, found.state.noise, state.mask), found.value)
 
 
-def _step(at: Derivatives, damping: Tensor, k: int) -> Tensor:
-    """Damped step [B, 4 K + 1], cut to the longest in each parameter."""
+def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
+    """Which parameters [B, 4 K + 1] are coordinates at a bound that the gradient points out of."""
+    k = state.mask.shape[1]
+    slope = gradient[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
+    out = ((state.position >= box.high) & (slope > 0)) | ((state.position <= box.low) & (slope < 0))
+    return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), k + 1)], 1)
+
+
+def _step(at: Derivatives, damping: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+    """Damped step [B, 4 K + 1], cut to the longest in each parameter, and the gain [B] to expect of the whole of it."""
+    free = ~held
+    both = free[:, :, None] & free[:, None]
+    gradient = torch.where(free, at.gradient, 0.0)
     diagonal = at.information.diagonal(dim1=1, dim2=2)
     # A direction that the data say nothing about would make the system singular.
     ridge = damping[:, None] * diagonal + 1e-12 * diagonal.amax(1, keepdim=True)
-    system = at.information + torch.diag_embed(ridge)
-    step = torch.linalg.solve_ex(system, at.gradient[..., None]).result[..., 0]
+    system = torch.where(both, at.information, 0.0) + torch.diag_embed(torch.where(free, ridge, 1.0))
+    step = torch.linalg.solve_ex(system, gradient[..., None]).result[..., 0]
+    expected = (gradient * step).sum(1) / 2
+    k = (held.shape[1] - 1) // 4
     longest = [limit for limit in _LONGEST for _ in range(k)] + [_LONGEST_NOISE]
     bound = torch.tensor(longest, dtype=step.dtype, device=step.device)
-    return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound)
+    return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound), expected
 
 
 def _chosen(condition: Tensor, one: Derivatives, other: Derivatives) -> Derivatives:

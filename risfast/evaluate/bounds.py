@@ -34,6 +34,7 @@ _SCENES_AT_ONCE = 16  # 150 MB of sensing operators and derivatives on the refer
 # Of the integral over a box: Gauss-Legendre nodes of a panel, and where a Gaussian has ended, in standard deviations.
 _NODES = 12
 _TAIL, _BULK = 9.0, 2.5
+_ALL = 6.1  # standard deviations beyond which there is 1e-9 of a coordinate
 _BEND_WIDTHS = 5.0  # of the standard deviation that smooths a bend
 _LEAST_WIDTH = 1e-7  # standard deviation in half-widths of the box: what keeps exact zeros regular
 _SOURCES_AT_ONCE = 64
@@ -184,8 +185,8 @@ def _position_rms(covariance: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
     return (variance * metric).sum(-1).sqrt()
 
 
-def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None) -> Tensor:
-    """Chance that a zero-mean Gaussian error with the given covariance is within the tolerance.
+def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias: Tensor | None = None) -> Tensor:
+    """Chance that a Gaussian error with the given covariance and mean is within the tolerance.
 
     Parameters
     ----------
@@ -193,26 +194,33 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None) -> Te
         Of (azimuth, elevation, range) in radians and metres, positive semi-definite.
     tolerance : Tolerance, optional
         Half-widths of the box; by default 5 degrees, 5 degrees and 1 m.
+    bias : float64 tensor, shape (..., 3), optional
+        Mean of the error, in the same units; by default zero.
 
     Returns
     -------
     float64 tensor, shape (...)
-        0 where a variance is infinite, NaN where the covariance is.
+        0 where a variance is infinite or else a bias is, NaN where the covariance is or else the bias is.
 
     Raises
     ------
     ShapeError, ValueError
-        Not (..., 3, 3), a tolerance of zero, or a covariance that is not positive semi-definite.
+        Not (..., 3, 3) and (..., 3), a tolerance of zero, or a covariance that is not positive semi-definite.
 
     Notes
     -----
     Deterministic. The box is integrated by conditioning (Genz, "Numerical computation of multivariate normal
     probabilities", J. Comput. Graph. Stat. 1, 1992): the innermost coordinate in closed form, the other two by
     Gauss-Legendre panels that end where the conditional means cross the faces of the box. Absolute error below 1e-8,
-    however correlated the errors are.
+    however correlated the errors are and wherever their mean is.
     """
     if covariance.ndim < 2 or tuple(covariance.shape[-2:]) != (3, 3):
         raise ShapeError(f"covariance must have shape (..., 3, 3), got {tuple(covariance.shape)}")
+    if bias is not None and bias.shape != covariance.shape[:-1]:
+        raise ShapeError(
+            f"bias must have shape (..., 3) = {tuple(covariance.shape[:-1])} as covariance says, "
+            f"got {tuple(bias.shape)}"
+        )
     gate = tolerance or Tolerance()
     half = torch.tensor([gate.azimuth_rad, gate.elevation_rad, gate.range_m], dtype=torch.float64)
     if not bool((half > 0).all()):
@@ -220,42 +228,67 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None) -> Te
     flat = covariance.detach().double().cpu().reshape(-1, 3, 3) / (half[:, None] * half)
     known = ~flat.isnan().flatten(1).any(1)
     bounded = known & flat.isfinite().flatten(1).all(1)
+    mean = None if bias is None else bias.detach().double().cpu().reshape(-1, 3) / half
+    if mean is not None:  # where a variance is infinite, the mean does not matter
+        known &= ~bounded | ~mean.isnan().any(1)
+        bounded &= mean.isfinite().all(1)
     result = torch.where(known, 0.0, torch.nan).double()
-    index = bounded.nonzero()[:, 0]
+    within, beyond = _certain(flat, mean)
+    result[bounded & within] = 1.0
+    index = (bounded & ~within & ~beyond).nonzero()[:, 0]
     for part in index.split(_SOURCES_AT_ONCE):
-        result[part] = _box_probability(flat[part])
+        result[part] = _box_probability(flat[part], None if mean is None else mean[part])
     return result.reshape(covariance.shape[:-2]).to(covariance.device)
 
 
-def _box_probability(covariance: Tensor) -> Tensor:
-    """P(|x_i| <= 1 for all i) [J] of x ~ N(0, covariance [J, 3, 3])."""
-    lower = _ordered_factor(covariance)
+def _certain(covariance: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which boxes of half-width 1 hold all of a Gaussian, and which none of it, but for 3e-9."""
+    reach = _ALL * covariance.diagonal(dim1=1, dim2=2).sqrt()
+    centre = torch.zeros_like(reach) if mean is None else mean.abs()
+    return (centre + reach <= 1).all(1), (centre - reach >= 1).any(1)
+
+
+def _box_probability(covariance: Tensor, mean: Tensor | None = None) -> Tensor:
+    """P(|x_i| <= 1 for all i) [J] of x ~ N(mean [J, 3], covariance [J, 3, 3]); the mean is zero by default."""
+    lower, order = _ordered_factor(covariance)
     s1, s2, s3 = lower.diagonal(dim1=1, dim2=2).unbind(1)
     slope2, slope3 = lower[:, 1, 0] / s1, lower[:, 2, 0] / s1  # of the means of x2 and x3 as x1 varies
     across = lower[:, 2, 1] / s2  # of the mean of x3 as x2 varies
     along = slope3 - across * slope2  # of the mean of x3 as x1 varies and x2 stays
-    # By symmetry x1 >= 0 is half of it. The inner integral bends where a mean, or an edge of the box, meets a face.
-    bend = torch.stack([1 / slope2, 1 / slope3, (1 + across) / along, (1 - across) / along], 1).abs()
+    # From here on x is counted from its mean, and the box lies around -mean.
+    centre = torch.zeros_like(lower[:, 0]) if mean is None else -mean.gather(1, order)
+    (low1, low2, low3), (high1, high2, high3) = (centre - 1).unbind(1), (centre + 1).unbind(1)
+    # The inner integral bends where a mean, or an edge of the box, meets a face.
+    upper = [high2 / slope2, high3 / slope3, (high3 - across * high2) / along, (high3 - across * low2) / along]
+    under = [low2 / slope2, low3 / slope3, (low3 - across * low2) / along, (low3 - across * high2) / along]
     width = torch.stack([s2 / slope2, torch.hypot(s3, lower[:, 2, 1]) / slope3, s3 / along, s3 / along], 1).abs()
-    bulk = (_BULK * s1)[:, None]
-    x1, w1 = _panels(torch.zeros_like(s1), (_TAIL * s1).clamp_max(1.0), _around(bend, width), bulk)  # [J, n]
+    tail, bulk = _TAIL * s1, (_BULK * s1)[:, None]
+    if mean is None:  # by symmetry x1 >= 0 is half of it, and bends below zero fall on those above
+        cuts = _around(torch.stack(upper, 1).abs(), width)
+        x1, w1 = _panels(torch.zeros_like(s1), tail.clamp_max(1.0), cuts, bulk)  # [J, n]
+        w1 = 2 * w1
+    else:
+        cuts = _around(torch.stack([*upper, *under], 1), width.repeat(1, 2))
+        ends = torch.maximum(torch.minimum(low1, tail), -tail), torch.maximum(torch.minimum(high1, tail), -tail)
+        x1, w1 = _panels(*ends, cuts, torch.cat([-bulk, 0 * bulk, bulk], 1))
     mean2, s2 = slope2[:, None] * x1, s2[:, None]
     rest = along[:, None] * x1
-    bend = torch.stack([1 - rest, -1 - rest], -1) / across[:, None, None]
+    bend = torch.stack([high3[:, None] - rest, low3[:, None] - rest], -1) / across[:, None, None]
     width = (s3 / across).abs()[:, None, None].expand_as(bend)
-    low, high = (mean2 - _TAIL * s2).clamp(-1, 1), (mean2 + _TAIL * s2).clamp(-1, 1)
+    low, high = (torch.clamp(mean2 + way * _TAIL * s2, low2[:, None], high2[:, None]) for way in (-1, 1))
     bulk = torch.stack([mean2 - _BULK * s2, mean2 + _BULK * s2], -1)
     x2, w2 = _panels(low, high, _around(bend, width), bulk)  # [J, n, m]
     mean3 = rest[..., None] + across[:, None, None] * x2
-    inner = _normal_cdf((1 - mean3) / s3[:, None, None]) - _normal_cdf((-1 - mean3) / s3[:, None, None])
+    s3 = s3[:, None, None]
+    inner = _normal_cdf((high3[:, None, None] - mean3) / s3) - _normal_cdf((low3[:, None, None] - mean3) / s3)
     density2 = _normal_density((x2 - mean2[..., None]) / s2[..., None]) / s2[..., None]
     middle = (w2 * density2 * inner).sum(-1)
     outer = w1 * _normal_density(x1 / s1[:, None]) / s1[:, None]
-    return (2 * (outer * middle).sum(1)).clamp(0, 1)
+    return (outer * middle).sum(1).clamp(0, 1)
 
 
-def _ordered_factor(covariance: Tensor) -> Tensor:
-    """Cholesky factors [J, 3, 3] in the order that leaves the least sharp steps to the numerical integrals.
+def _ordered_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Cholesky factors [J, 3, 3] in the order [J, 3] that leaves the least sharp steps to the numerical integrals.
 
     The coordinate with the widest conditional distribution goes last, of the others the wider one second.
     """
@@ -270,7 +303,7 @@ def _ordered_factor(covariance: Tensor) -> Tensor:
     variance = regular.diagonal(dim1=1, dim2=2).scatter(1, last[:, None], torch.inf)
     order = variance.argsort(1)
     regular = regular.gather(1, order[:, :, None].expand(-1, -1, 3)).gather(2, order[:, None].expand(-1, 3, -1))
-    return torch.linalg.cholesky(regular)
+    return torch.linalg.cholesky(regular), order
 
 
 def _around(bend: Tensor, width: Tensor) -> Tensor:
