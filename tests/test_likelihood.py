@@ -148,3 +148,65 @@ def covariances_of(array, scenes, state):
     phi = (scenes.channel[0] * scenes.codes[0][:, None]).numpy()
     seen = np.einsum("lmn,kn->lmk", phi, a)
     return np.einsum("lmk,k,lnk->lmn", seen, state.power[0].numpy(), seen.conj()) + float(state.noise[0]) * np.eye(3)
+
+
+@pytest.mark.parametrize("noise", [1.0, 1e-6])
+def test_strong_sources_cancel_nothing(noise):
+    """60 dB above the noise, sources cover all but a millionth of what the inverse covariance is made of."""
+    likelihood, state, scenes = problem()
+    state = SourceState(state.position, state.power, state.noise * noise, state.mask)
+    found = likelihood.derivatives(state)
+    exact = [by_formula(scenes, state, b, "spherical") for b in range(3)]
+    np.testing.assert_allclose(found.value.numpy(), exact, rtol=1e-9)
+    for b in range(3):  # the slope along the noise holds the square of the inverse
+        slope = 0.0
+        for r, y in zip(covariances(scenes, state, b, "spherical"), scenes.y[b].numpy(), strict=True):
+            inverse = np.linalg.inv(r)
+            slope += float(state.noise[b]) * (np.linalg.norm(inverse @ y) ** 2 - np.trace(inverse).real)
+        assert float(found.gradient[b, -1]) == pytest.approx(slope, rel=1e-8)
+
+
+def test_what_is_lost_without_a_source_is_the_difference_of_the_formula():
+    likelihood, state, scenes = problem()
+    losses = likelihood.losses(state)
+    assert torch.equal(losses.isinf(), ~state.mask)
+    for b in range(3):
+        whole = by_formula(scenes, state, b, "spherical")
+        for k in state.mask[b].nonzero()[:, 0].tolist():
+            mask = state.mask.clone()
+            mask[b, k] = False
+            without = by_formula(scenes, SourceState(state.position, state.power, state.noise, mask), b, "spherical")
+            assert float(losses[b, k]) == pytest.approx(whole - without, rel=1e-9)
+
+
+def test_the_correction_is_what_the_inverse_covariance_lacks_to_white_noise():
+    likelihood, state, scenes = problem()
+    v = likelihood.correction(state).numpy()
+    for b in range(3):
+        white = np.eye(v.shape[2]) / float(state.noise[b])
+        inverse = np.linalg.inv(covariances(scenes, state, b, "spherical"))
+        np.testing.assert_allclose(white - v[b] @ v[b].conj().swapaxes(1, 2), inverse, atol=1e-10)
+
+
+def test_the_profile_is_the_largest_gain_of_the_formula_over_the_power():
+    likelihood, state, scenes = problem()
+    mask = state.mask.clone()
+    mask[:, 1] = False
+    others = SourceState(state.position, state.power, state.noise, mask)
+    path = state.position[:, 1:2] + torch.tensor([[0.02, -0.03, 0.05]], dtype=torch.float64)
+    gain, power = likelihood.profile(others, path)
+    for b in range(3):
+        less = by_formula(scenes, others, b, "spherical")
+        with_it = mask.clone()
+        with_it[:, 1] = True
+        position = state.position.clone()
+        position[:, 1] = path[:, 0]
+        values = []
+        for p in np.geomspace(1e-6, 1e2, 400):
+            powers = state.power.clone()
+            powers[:, 1] = p
+            more = SourceState(position, powers, state.noise, with_it)
+            values.append(by_formula(scenes, more, b, "spherical") - less)
+        best = max(*values, 0.0)
+        assert float(gain[b, 0]) == pytest.approx(best, abs=2e-2 * max(best, 1.0))
+        assert (float(power[b, 0]) > 0) == (float(gain[b, 0]) > 0)

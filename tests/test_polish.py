@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
+import numpy as np
+import oracles
 import pytest
+import scipy.optimize
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
@@ -14,7 +18,8 @@ from risfast.geometry import PlanarArray
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
-from risfast.polish import PolishOptions, polish_sources
+from risfast.polish import PolishOptions, _statistics, polish_sources
+from risfast.scoring import Box, ascend
 
 ARRAY = PlanarArray.rectangular(6, 6)
 GRID = AtomGrid(ARRAY, AtomAxes(15, 9, 6, range_m=(0.5, 3.0)))
@@ -190,3 +195,79 @@ def test_the_gain_is_what_the_likelihood_loses_without_the_source():
             fewer[i] = as_sources(sources.position[keep], sources.power[keep])
             without = likelihood.value(state_of(fewer, found.noise_power))[i]
             assert float(found.gain[i][k]) == pytest.approx(float(whole[i] - without), rel=1e-4, abs=0.05)
+
+
+def brute_statistics(scenes, state):
+    """n and d of every atom of GRID, by their definitions."""
+    axes = GRID.axes
+    azimuth, elevation = (axis.asin().numpy() for axis in axes.sines)
+    points = np.stack(np.meshgrid(azimuth, elevation, 1 / axes.inverse_range.numpy(), indexing="ij"), -1).reshape(-1, 3)
+    atoms = oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, points)
+    n, d = [], []
+    for b in range(len(scenes)):
+        phi = (scenes.channel[b] * scenes.codes[b][:, None]).to(torch.complex128).numpy()
+        sources = state.position[b][state.mask[b]].numpy()
+        places = np.column_stack([sources[:, :2], 1 / sources[:, 2]])
+        seen = np.einsum("lmn,kn->lmk", phi, oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, places))
+        r = np.einsum("lmk,k,lnk->lmn", seen, state.power[b][state.mask[b]].numpy(), seen.conj())
+        inverse = np.linalg.inv(r + float(state.noise[b]) * np.eye(phi.shape[1]))
+        responses = np.einsum("lmn,gn->lmg", phi, atoms)
+        whitened = np.einsum("lmg,lmp->lpg", responses.conj(), inverse)
+        n.append((np.abs(np.einsum("lpg,lp->lg", whitened, scenes.y[b].to(torch.complex128).numpy())) ** 2).sum(0))
+        d.append(np.einsum("lpg,lpg->g", whitened, responses).real)
+    return np.array(n), np.array(d)
+
+
+def test_the_statistics_of_the_atoms_are_their_definition():
+    scenes = scenes_of(3, snr=10.0, n_sources=(1, 3))
+    state = state_of(truth_of(scenes), scenes.noise_power.double())
+    likelihood = Likelihood(Measurement.of(scenes), ARRAY, dtype=torch.complex64)
+    for found, exact in zip(_statistics(likelihood, state, GRID), brute_statistics(scenes, state), strict=True):
+        error = np.abs(found.numpy() - exact).max(1) / exact.max(1)
+        assert error.max() < 4e-3  # the maps of the atoms hold 60 dB of the largest entry of a matrix
+
+
+def climbing():
+    """A likelihood, states a little off the truth, and a box around everything."""
+    scenes = scenes_of(3, snr=10.0)
+    state = state_of(truth_of(scenes), scenes.noise_power.double())
+    moved = state.moved(torch.full((3, state.n_parameters), 0.01, dtype=torch.float64))
+    low, high = torch.tensor([[-1.5, -1.5, 0.1], [1.5, 1.5, 3.0]], dtype=torch.float64)
+    least = torch.full((3,), 1e-12, dtype=torch.float64)
+    box = Box(low, high, least, least)
+    return Likelihood(Measurement.of(scenes), ARRAY), moved, box
+
+
+def test_a_goal_out_of_reach_ends_the_climb_and_one_in_reach_does_not_change_it():
+    likelihood, state, box = climbing()
+    free = ascend(likelihood, state, box, 20)
+    start = likelihood.value(state)
+    assert bool((free.value > start + 0.1).all())
+    goal = torch.stack([free.value[0] + 1e6, free.value[1] - 1e-3, free.value[2] + 1e6])
+    found = ascend(likelihood, state, box, 20, goal)
+    np.testing.assert_allclose(found.value[[0, 2]].numpy(), start[[0, 2]].numpy(), rtol=1e-12)
+    assert float(found.value[1]) == pytest.approx(float(free.value[1]), rel=1e-12)
+
+
+def test_a_coordinate_at_a_bound_stays_there_and_the_others_reach_their_best():
+    likelihood, state, box = climbing()
+    best = ascend(likelihood, state, box, 40).state
+    azimuth = float(best.position[0, 0, 0])
+    bound = state.position.clone()
+    bound[0, 0, 0] = azimuth - 0.02
+    high = torch.tensor([azimuth - 0.02, 1.5, 3.0], dtype=torch.float64)
+    others = [i for i in range(bound.shape[1]) if i and float(bound[0, i, 0]) > azimuth - 0.02]
+    assert not others, "the second source must lie inside for this to test the first"
+    one = torch.tensor([0])
+    part, narrow = likelihood[one], Box(box.low, high, box.least_power[:1], box.least_noise[:1])
+    start = narrow.clamp(replace(state, position=bound).take(one))
+    found = ascend(part, start, narrow, 10)
+    assert float(found.state.position[0, 0, 0]) == azimuth - 0.02
+    assert float(part.derivatives(found.state).gradient[0, 0]) > 0  # it would go on
+
+    def loss(step):  # of all the others
+        shift = torch.tensor(np.insert(step, 0, 0.0))[None]
+        return -float(part.value(narrow.clamp(found.state.moved(shift))))
+
+    rest = scipy.optimize.minimize(loss, np.zeros(found.state.n_parameters - 1), method="Nelder-Mead")
+    assert -rest.fun - float(found.value) < 0.05  # without holding the coordinate it is 0.13
