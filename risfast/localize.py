@@ -48,7 +48,10 @@ class LocalizerOptions:
     own : dict
         Options of the backbone's own detection, where it is the answer.
     candidates : dict
-        The same where a polish follows: it takes away what does not hold, so that candidates may be many.
+        The same where a polish follows.
+    least_count : float in (0, 1]
+        Least expected number of sources within the tolerance of a candidate for the polish, of a backbone that maps
+        them: lower than where the backbone has the last word, for the polish takes away what does not hold.
     detection : DetectionOptions
         Of the Capon peaks, where they are the answer. The default is what studies of detection on covariances of the
         default backbone found, on two sets of scenes; it drops sources 3 dB below the strongest peak of their scene.
@@ -66,12 +69,14 @@ class LocalizerOptions:
     Raises
     ------
     ValueError
-        An unknown read-out, a probability outside [0, 1), a weight outside [0, 1], or ``scenes_at_once`` below 1.
+        An unknown read-out, a probability outside [0, 1), a count outside (0, 1], a weight outside [0, 1], or
+        ``scenes_at_once`` below 1.
     """
 
     read_out: str = "own"
     own: dict[str, Any] = field(default_factory=dict)
     candidates: dict[str, Any] = field(default_factory=dict)
+    least_count: float = 0.15
     detection: DetectionOptions = field(default_factory=_capon_detection)
     capon_candidates: DetectionOptions = field(default_factory=DetectionOptions)
     blend: float = 0.0
@@ -85,6 +90,8 @@ class LocalizerOptions:
             raise ValueError(f"read_out must be one of {', '.join(READ_OUTS)}; got {self.read_out!r}")
         if not 0 <= self.least_confidence < 1:
             raise ValueError(f"least_confidence must lie in [0, 1), got {self.least_confidence!r}")
+        if not 0 < self.least_count <= 1:
+            raise ValueError(f"least_count must lie in (0, 1], got {self.least_count!r}")
         if not 0 <= self.blend <= 1:
             raise ValueError(f"blend must lie in [0, 1], got {self.blend!r}")
         if self.scenes_at_once < 1:
@@ -349,7 +356,10 @@ class Localizer:
         """Where the polish starts, or what is reported without one; and what the refiner's guard refused."""
         options = self.options
         if options.read_out == "own":
-            chosen = options.candidates if polish else options.own
+            chosen = options.own
+            if polish:
+                chosen = {"threshold": options.least_count} if estimate.sources is not None else {}
+                chosen = {**chosen, **options.candidates}
             return list(self.backbone.sources(estimate, **chosen)), ()  # type: ignore[operator]  # every backbone has it
         if options.read_out == "refined" and self.refiner is not None:
             guarded = self.refiner.sources(estimate)

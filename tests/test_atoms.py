@@ -73,6 +73,23 @@ def test_analysis_and_synthesis_are_adjoint(name):
     torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-4 * float(left.abs().max()))
 
 
+@pytest.mark.parametrize("name", ARRAYS)
+def test_products_for_the_analysis_are_those_of_the_whole_matrices(name):
+    array = ARRAYS[name]()
+    grid = AtomGrid(array, AXES)
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 11, array.n_elements, dtype=torch.complex64, generator=generator)
+    weights = torch.rand(2, 11, 1, generator=generator)
+    whole = np.einsum("bjn,bjm->bnm", x.numpy().conj(), (weights * x).numpy())
+    found = grid.products(x, weights * x).numpy()
+    above = found != 0
+    np.testing.assert_allclose(found[above], whole[above], rtol=1e-4, atol=1e-4)
+    assert above[:, *np.triu_indices(array.n_elements)].all()
+    exact = grid.analysis(torch.as_tensor(whole))
+    torch.testing.assert_close(grid.analysis(torch.as_tensor(found)), exact, rtol=1e-4, atol=1e-3)
+    assert grid.products(x[:0], x[:0]).shape == (0, array.n_elements, array.n_elements)
+
+
 def test_synthesis_of_nothing_and_of_no_scene():
     grid = AtomGrid(PlanarArray.rectangular(3, 2), AXES)
     assert grid.synthesis(torch.zeros(1, *AXES.shape)).abs().max() == 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -269,13 +270,34 @@ class AtomGrid(nn.Module):
                     result[:, columns, rows] = block.mH
         return result
 
+    def products(self, left: Tensor, right: Tensor) -> Tensor:
+        """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: five eighths of the work.
+
+        Parameters
+        ----------
+        left, right : complex tensors, shape (B, J, N)
+            In the mirror basis.
+
+        Returns
+        -------
+        complex tensor, shape (B, N, N)
+            What lies below the blocks of the diagonal, one for each mirror class, is zero.
+        """
+        edges = self._nodes.offsets
+        rows = []
+        for start, stop in pairwise(edges):
+            if stop > start:
+                block = left[..., start:stop].mH @ right[..., start:]
+                rows.append(nn.functional.pad(torch.view_as_real(block), (0, 0, start, 0)))
+        return torch.view_as_complex(torch.cat(rows, 1))
+
     def analysis(self, matrix: Tensor) -> Tensor:
         """a_g^H Q a_g for every atom, the adjoint of :meth:`synthesis`.
 
         Parameters
         ----------
         matrix : complex64 tensor, shape (B, N, N)
-            Q, Hermitian, in the mirror basis.
+            Q, Hermitian, in the mirror basis; only its blocks on and above the diagonal are looked at.
 
         Returns
         -------

@@ -159,7 +159,7 @@ def _peaks(position: Tensor, counts: Tensor, options: MapDetection) -> tuple[Ten
 
 
 def _windows(position: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor]:
-    """Which positions [B, J, 3] are within the tolerance of each other [B, J, J]: in direction, and in range as well."""
+    """Which positions [B, J, 3] are within the tolerance of each other [B, J, J]: in direction; in range as well."""
     halves = (tolerance.azimuth_rad, tolerance.elevation_rad, tolerance.range_m)
     within = []
     for axis, half in zip(position.unbind(-1), halves, strict=True):

@@ -41,14 +41,17 @@ class Statistics(NamedTuple):
 
 
 def _seen(phi: Tensor, matrix: Tensor) -> Tensor:
-    """Phi_l X Phi_l^H [B, L, M, M] of Phi [B, L, M, N] and X [B, N, N]."""
+    """Phi_l X Phi_l^H [B, L, M, M] of Phi [B, L, M, N] and X [B, N, N].
+
+    As the conjugate of conj(Phi_l X) Phi_l^T, in place: a batch of products would first copy all of Phi^H.
+    """
     left = (phi.flatten(1, 2) @ matrix).view_as(phi)
-    return left @ phi.mH
+    return (left.conj_physical_() @ phi.mT).conj_physical_()
 
 
-def _spread(phi: Tensor, matrix: Tensor) -> Tensor:
-    """sum_l Phi_l^H G_l Phi_l [B, N, N], the adjoint of :func:`_seen`; G [B, L, M, M]."""
-    return phi.flatten(1, 2).mH @ (matrix @ phi).flatten(1, 2)
+def _spread(phi: Tensor, matrix: Tensor, atoms: AtomGrid) -> Tensor:
+    """sum_l Phi_l^H G_l Phi_l [B, N, N], the adjoint of :func:`_seen`, for the analysis; G [B, L, M, M], Hermitian."""
+    return atoms.products(phi.flatten(1, 2), (matrix @ phi).flatten(1, 2))
 
 
 def matched(phi: Tensor, u: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class _StatisticsFunction(torch.autograd.Function):
         u = inverse @ y[..., None]  # [B, L, M, 1]
         v = matched(phi, u[..., 0])  # [B, L, N]
         b = power.shape[0]
-        both = atoms.analysis(torch.cat([v.mT @ v.conj(), _spread(phi, inverse)]))
+        both = atoms.analysis(torch.cat([v.mT @ v.conj(), _spread(phi, inverse, atoms)]))
         ctx.save_for_backward(phi, inverse, u, v)
         ctx.atoms = atoms
         traces = inverse.diagonal(dim1=-2, dim2=-1).real.sum((1, 2))
@@ -126,7 +129,7 @@ class _StatisticsFunction(torch.autograd.Function):
         outer = u @ t.mH
         grad_r = -(outer + outer.mH) - inverse @ seen @ inverse
         grad_noise = grad_r.diagonal(dim1=-2, dim2=-1).real.sum((1, 2))
-        grad_power = ctx.atoms.analysis(_spread(phi, grad_r))
+        grad_power = ctx.atoms.analysis(_spread(phi, grad_r, ctx.atoms))
         return grad_power, grad_noise, None, None, None
 
 

@@ -308,7 +308,7 @@ class UnrolledBackbone(nn.Module):
         b, snapshots, m = scaled.y.shape
         v = matched(scaled.phi, scaled.y)
         gram = scaled.phi.flatten(1, 2)
-        both = self.atoms.analysis(torch.cat([v.mT @ v.conj(), gram.mH @ gram]))
+        both = self.atoms.analysis(torch.cat([v.mT @ v.conj(), self.atoms.products(gram, gram)]))
         n, d = both[:b], both[b:]
         d = d.clamp_min(1e-6 * snapshots * m)
         first = (n / d).clamp_min(1e-6 * m).log()
