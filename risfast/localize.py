@@ -81,7 +81,7 @@ class LocalizerOptions:
     capon_candidates: DetectionOptions = field(default_factory=DetectionOptions)
     blend: float = 0.0
     polish: PolishOptions = field(default_factory=PolishOptions)
-    least_confidence: float = 0.35
+    least_confidence: float = 0.3
     scenes_at_once: int = 16
 
     def __post_init__(self) -> None:

@@ -128,7 +128,7 @@ def test_a_localizer_reports_what_is_probable_unless_told_otherwise(pretrained, 
     scenes, _, _ = polished
     some = (scenes.y[:8], scenes.codes[:8], scenes.channel[:8])
     usual = pretrained.localize(*some)
-    assert all(float(s.confidence.min()) >= 0.35 for s in usual if len(s))
+    assert all(float(s.confidence.min()) >= LocalizerOptions().least_confidence for s in usual if len(s))
     strict = Localizer.from_pretrained(LocalizerOptions(least_confidence=0.8)).localize(*some)
     assert sum(map(len, strict)) < sum(map(len, usual))
     with pytest.raises(ValueError, match="least_confidence"):
