@@ -16,7 +16,7 @@ PACKAGE = Path(risfast.__file__).resolve().parent
 # Lowest first; a module may import its own row's package and the rows above it. geometry <- steering <- ops.reference
 # <- ops.api <- detect <- models <- losses <- localize <- evaluate <- train <- cli.
 ORDER = [
-    ("errors", "durable", "tolerance"),
+    ("errors", "durable", "tolerance", "magnitude"),
     ("lattice",),
     ("geometry",),
     ("steering", "files", "plots"),
@@ -36,6 +36,7 @@ ORDER = [
     ("map_losses",),
     ("losses",),
     ("objective",),
+    ("source_state",),
     ("likelihood",),
     ("scoring",),
     ("polish",),
