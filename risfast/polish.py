@@ -20,6 +20,7 @@ from risfast.detect import Sources
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import Measurement
+from risfast.pruning import bury_sources, merge_sources
 from risfast.scoring import Box, Point, ascend
 
 __all__ = ["PolishOptions", "Polished", "polish_sources"]
@@ -138,13 +139,15 @@ def polish_sources(
     if b == 0:
         return Polished([], [], state.noise, state.noise, [])
     found = ascend(likelihood, state, box, options.iterations)
-    found = _bury(likelihood, found, box, penalty, options.iterations)
+    found = merge_sources(likelihood, found, box, penalty, options.iterations)
+    found = bury_sources(likelihood, found, box, penalty, options.iterations)
     before = found.state.mask.sum(1)
     found = _bear(likelihood, found, box, atoms, penalty, options)
     grown = (found.state.mask.sum(1) != before).nonzero()[:, 0]
     if len(grown):  # a new source may have taken over an old one
-        again = _bury(likelihood[grown], found.take(grown), box[grown], penalty, options.iterations)
-        found = found.put(grown, again)
+        part = likelihood[grown]
+        again = merge_sources(part, found.take(grown), box[grown], penalty, options.iterations)
+        found = found.put(grown, bury_sources(part, again, box[grown], penalty, options.iterations))
     return _report(likelihood, found, box, options)
 
 
@@ -177,30 +180,6 @@ def _start(
     box = Box(low.to(device), high.to(device), _LEAST_POWER * received / gain, _LEAST_NOISE * received)
     state = SourceState(position.to(device), power.to(device), noise, mask.to(device))
     return box.clamp(state), box
-
-
-def _bury(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
-    """Take away, one after the other, sources that the penalised likelihood does without."""
-    open_scenes = torch.arange(len(point.value), device=point.value.device)
-    for _ in range(point.state.mask.shape[1]):
-        part = likelihood[open_scenes]
-        here = point.take(open_scenes)
-        drop, weakest = part.losses(here.state).min(1)
-        # The others may take over a part: what is lost at first is up to three times what is lost in the end.
-        trial = (drop < 3 * penalty).nonzero()[:, 0]
-        if not len(trial):
-            return point
-        tried = here.take(trial).state
-        mask = tried.mask.clone()
-        mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
-        goal = here.value[trial] - penalty
-        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations, goal)
-        dead = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
-        open_scenes = open_scenes[trial[dead]]
-        if not len(open_scenes):
-            return point
-        point = point.put(open_scenes, tried_point.take(dead))
-    return point
 
 
 def _bear(

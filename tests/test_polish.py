@@ -119,6 +119,40 @@ def test_a_spurious_candidate_dies_and_a_missing_one_is_born():
     assert [len(s) for s in none_born] == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("apart", [(0.003, -0.003, 0.0), (0.0, 0.004, 0.15), (0.0, 0.0, 0.0)])
+def test_two_candidates_of_one_source_become_one(apart):
+    """Either of them would be missed: the other has half of the power."""
+    scenes = scenes_of(4, snr=20.0, n_sources=(1, 1))
+    shift = torch.tensor(apart) / 2
+    twice = [
+        as_sources(torch.cat([s.position + shift, s.position - shift]), torch.cat([s.power, s.power]) / 2)
+        for s in truth_of(scenes)
+    ]
+    found = polish_sources(Measurement.of(scenes), twice, GRID).sources
+    assert [len(s) for s in found] == [1] * 4
+    assert hits(found, scenes) == (4, 0)
+
+
+def test_two_sources_that_look_alike_stay_two_where_the_snapshots_tell_them_apart():
+    """Squared correlation about 0.9 at 50 dB."""
+    scenes = scenes_of(4, snr=50.0, n_sources=(1, 1))
+    array, position = ARRAY, scenes.position[:, :1].double()
+    position = torch.cat([position, position + torch.tensor([0.04, 0.0, 0.0], dtype=torch.float64)], 1)
+    points = position.reshape(-1, 3).numpy()
+    a = torch.as_tensor(oracles.steering(array.positions_m.numpy(), array.wavelength_m, points)).reshape(4, 2, -1)
+    likeness = (a[:, 0].conj() * a[:, 1]).sum(1).abs().square() / ARRAY.n_elements**2
+    assert bool((likeness > 0.85).all())
+    generator = torch.Generator().manual_seed(0)
+    emitted = torch.randn(4, 16, 2, dtype=torch.complex128, generator=generator)
+    phi = (scenes.channel[:, None] * scenes.codes[:, :, None]).to(torch.complex128)
+    y = torch.einsum("blmn,bkn,blk->blm", phi, a, emitted)
+    y = y + 1e-3 * y.abs().mean() * torch.randn(y.shape, dtype=torch.complex128, generator=generator)
+    candidates = [as_sources(p, torch.ones(2)) for p in position]
+    measurement = Measurement(y, scenes.codes.to(y.dtype), scenes.channel.to(y.dtype))
+    found = polish_sources(measurement, candidates, GRID).sources
+    assert [len(s) for s in found] == [2] * 4
+
+
 def test_noise_alone_has_no_sources():
     scenes = scenes_of(8, n_sources=(0, 0))
     polished = polish_sources(Measurement.of(scenes, noise_known=False), None, GRID)
