@@ -47,7 +47,7 @@ GRIDS: dict[str, Callable[[], SearchGrid]] = {"reference": SearchGrid.reference,
 
 _SCENES_AT_ONCE = 10
 _SEEDS = 2**32
-_FIRST_SEED = 0x64656D6F * _SEEDS  # the demo's own block: no training and no fit draws from it
+_FIRST_SEED = 0x64656D6F * _SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
 _TEXT_WIDTH = 105  # of the table
 _LEGIBLE_RAD = math.radians(8.0)  # closer markers touch in the picture
 _TYPICAL_SNR_DB = 3.0  # from the middle of the range
@@ -62,7 +62,7 @@ class DemoOptions:
     scenes : int
         Number of scenes, >= 1.
     seed : int in [0, 2^32)
-        The same seed gives the same scenes; none of them is a scene of a training.
+        The same seed gives the same scenes; the shipped checkpoint was trained on none of them.
     snapshots : int
         L of each scene, >= 1.
     grid : {"reference", "training"}

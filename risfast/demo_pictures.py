@@ -259,13 +259,13 @@ def _mark_sources(axes: Axes, scene: Illustration, coordinate: int, *, named: bo
     answer, pair = scene.answer[LOCALIZER], torch.tensor([0, coordinate])
     found = answer.sources[0].position.cpu()
 
-    def drawn(position: Any) -> Array:
+    def drawn(position: Array) -> Array:
         """Degrees, or degrees and metres."""
-        values = np.array(position, dtype=np.float64)
+        values = position.astype(np.float64)  # a copy
         values[:, : 3 - coordinate] = np.degrees(values[:, : 3 - coordinate])
         return values
 
-    true_at, found_at = drawn(scene.true[:, pair]), drawn(found[:, pair])
+    true_at, found_at = drawn(scene.true[:, pair].numpy()), drawn(found[:, pair].numpy())
     axes.plot(*true_at.T, "o", label="true source", color="black", mfc="none", ms=10, mew=1.5, zorder=3)
     axes.plot(*found_at.T, "x", color=_FOUND_COLOUR, markersize=6, markeredgewidth=1.8, label="found")
     if answer.position_covariance is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import itertools
 import json
 import math
 import re
@@ -20,8 +19,6 @@ import scipy.io
 
 from risfast.cli import DetectCommand, Progress, build_parser, main, search_grid
 from risfast.cli_train import COMMANDS
-from risfast.data import SystemConfig, generate_scenes
-from risfast.demo import DemoOptions, illustrative_scene, run_demo
 from risfast.geometry import SearchGrid
 
 ARRAY = "[rectangular]\nn_h = 8\nn_v = 7\nspacing_m = 0.15\nwavelength_m = 0.3\n"
@@ -140,6 +137,52 @@ def test_a_batch_gives_one_scene_each_in_order(folder: Path, capsys: pytest.Capt
     assert "detecting: 10/10" in capsys.readouterr().err
 
 
+def columns_of(path: Path) -> dict[str, np.ndarray]:
+    """The columns of a results file, by the reader of its format."""
+    if path.suffix == ".mat":
+        return {name: v[:, 0] for name, v in scipy.io.loadmat(path).items() if name in COLUMNS}
+    if path.suffix == ".csv":
+        table = np.genfromtxt(path, delimiter=",", names=True)
+        return {name: table[name] for name in COLUMNS}
+    if path.suffix == ".json":
+        rows = [row for scene in json.loads(path.read_text())["scenes"] for row in scene]
+        return {name: np.array([row[name] for row in rows]) for name in COLUMNS}
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
+    table = parquet.read_table(path)
+    return {name: table[name].to_numpy() for name in COLUMNS}
+
+
+COLUMNS = ["scene", "source", "azimuth_deg", "elevation_deg", "range_m", "power_db", "confidence"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".csv", ".mat", ".parquet"])
+def test_results_are_written_in_every_format_and_are_those_of_the_table(
+    folder: Path, suffix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if suffix == ".parquet":
+        pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
+    np.savez("batch.npz", R=np.stack([covariance(SOURCES[:1]), covariance()]))
+    assert main(detect("batch.npz", "--output", f"out{suffix}")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    printed = np.array([[float(cell) for cell in line.split()] for line in lines[1:4]])
+    columns = columns_of(folder / f"out{suffix}")
+    np.testing.assert_array_equal(columns["scene"], [0, 1, 1])
+    # The table is rounded to so many digits.
+    for index, (name, digits) in enumerate(zip(COLUMNS, (0, 0, 2, 2, 3, 1, 3), strict=True)):
+        np.testing.assert_allclose(columns[name], printed[:, index], rtol=0, atol=0.5001 * 10.0**-digits)
+
+
+def test_parquet_without_its_package_is_refused_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main(detect("R.npz", "--output", "out.parquet")) == 2
+    printed = capsys.readouterr()
+    assert "pip install 'risfast[parquet]'" in printed.err
+    assert "detecting" not in printed.err
+    assert not (folder / "out.parquet").exists()
+
+
 def test_an_irregular_array_is_taken_in_the_order_of_its_file(folder: Path) -> None:
     rng = np.random.default_rng(0)
     points = positions()[rng.permutation(56)[:40]] + rng.normal(0, 0.02, (40, 3))
@@ -201,15 +244,19 @@ WRONG = {
     "lag needs fresnel": (detect("R.npz", "--method", "lag"), "lag"),
     "device unknown": (detect("R.npz", "--device", "abacus"), "--device 'abacus' cannot be used"),
     "device absent": (detect("R.npz", "--device", "cuda:77"), "--device 'cuda:77' cannot be used"),
-    "output format": (detect("R.npz", "--output", "out.xlsx"), r"--output must end in \.json or \.csv"),
+    "output format": (
+        detect("R.npz", "--output", "out.xlsx"),
+        r"--output must end in \.json, \.csv, \.parquet or \.mat",
+    ),
     "output folder": (detect("R.npz", "--output", "no/out.json"), "the folder no does not exist"),
-    "picture format": (detect("R.npz", "--picture", "out.bmp"), r"--picture must end in \.png"),
+    "picture format": (detect("R.npz", "--picture", "out.bmp"), r"--picture must end in \.png, \.pdf or \.svg"),
     "picture scene": (detect("R.npz", "--picture-scene", "1"), "--picture-scene must be from 0 to 0, got 1"),
     "no sources at most": (detect("R.npz", "--max-sources", "0"), "max_sources"),
     "demo scenes": (["demo", "--scenes", "0"], "scenes must be at least 1"),
     "demo snapshots": (["demo", "--snapshots", "0"], "snapshots must be at least 1"),
     "demo output is a file": (["demo", "--output", "R.npz"], "R.npz"),
-    "demo seed": (["demo", "--seed", "-1"], "seed"),
+    "demo seed": (["demo", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
+    "demo seed beyond": (["demo", "--seed", "4294967296"], "seed must be a whole number from 0 to 4294967295"),
 }
 
 
@@ -263,84 +310,6 @@ def test_options_of_every_subcommand_are_these() -> None:
         # Generated from the configuration classes: tests/test_cli_train.py holds their options.
         **{name: {"--debug"} for name in COMMANDS},
     }
-
-
-def demo_arguments(output: str) -> list[str]:
-    return ["demo", "--scenes", "3", "--snapshots", "16", "--grid", "training", "--output", output]
-
-
-def table(printed: str) -> dict[str, list[str]]:
-    """The figures of each method that depend on the scenes alone, not on the clock."""
-    lines = [re.split(r"\s{2,}", line.strip()) for line in printed.splitlines()]
-    rows = {cells[0]: cells[1:] for cells in lines if len(cells) == 11 and cells[0] != "method"}
-    return {name: cells[:-2] for name, cells in rows.items()}
-
-
-def test_demo_prints_a_table_and_ends_with_the_pictures(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(demo_arguments("pictures")) == 0
-    printed = capsys.readouterr().out
-    sources = int(re.search(r"(\d+) sources", printed).group(1))
-    rows = table(printed)
-    assert list(rows) == ["true covariance", "LS sample", "ALS sample"]
-    for cells in rows.values():
-        found, missed, ghosts = map(int, cells[:3])
-        assert found + missed == sources
-        assert float(cells[3]) == pytest.approx(2 * found / (2 * found + missed + ghosts), abs=6e-4)
-    named = [line.rpartition(": ")[2] for line in printed.splitlines()[-3:]]
-    assert named == ["pictures/spectrum.png", "pictures/range.png", "pictures/errors.png"]
-    for name in named:
-        assert (folder / name).read_bytes().startswith(b"\x89PNG")
-    assert (folder / "pictures/spectrum.png").stat().st_size < 300_000
-
-
-def test_same_seed_gives_the_same_demo_and_another_seed_another(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tables = []
-    for seed in ("0", "0", "1"):
-        assert main([*demo_arguments("pictures"), "--scenes", "1", "--seed", seed]) == 0
-        tables.append(table(capsys.readouterr().out))
-    assert tables[0] == tables[1] != tables[2]
-
-
-def test_demo_as_a_library_prints_nothing_and_reports_its_stages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    stages: list[str] = []
-    options = DemoOptions(scenes=1, snapshots=3, grid="training", output=tmp_path / "a" / "b")
-    report = run_demo(options, lambda stage, done, total: stages.append(stage))
-    assert run_demo(options).scores[0].summary == report.scores[0].summary
-    assert capsys.readouterr() == ("", "")
-    assert list(dict.fromkeys(stages)) == [
-        "simulating",
-        "preparing",
-        "true covariance",
-        "LS sample",
-        "ALS sample",
-        "drawing",
-    ]
-
-
-def separation(position: np.ndarray) -> float:
-    """Least angle between two of the directions, by the spherical law of cosines; half a turn for a single one."""
-    angles = [
-        math.acos(min(1.0, math.sin(a[1]) * math.sin(b[1]) + math.cos(a[1]) * math.cos(b[1]) * math.cos(a[0] - b[0])))
-        for a, b in itertools.combinations(position, 2)
-    ]
-    return min(angles, default=math.pi)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_drawn_scene_has_the_most_sources_of_those_with_typical_noise_and_legible_markers(seed: int) -> None:
-    scenes = generate_scenes(SystemConfig(n_snapshots=2), seed, range(24))
-    truth = [scenes.position[b][scenes.mask[b]].double().numpy() for b in range(24)]
-    eligible = [
-        b for b in range(24) if separation(truth[b]) >= math.radians(8) and 4.5 <= float(scenes.snr_db[b]) <= 10.5
-    ]
-    most = max(len(truth[b]) for b in eligible)
-    expected = max((b for b in eligible if len(truth[b]) == most), key=lambda b: separation(truth[b]))
-    halves = [generate_scenes(SystemConfig(n_snapshots=2), seed, part) for part in (range(7), range(7, 24))]
-    assert illustrative_scene(halves) == expected
 
 
 class Terminal(io.StringIO):
