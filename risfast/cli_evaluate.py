@@ -46,6 +46,11 @@ class EvaluateOptions:
     """Model folder of the localizer; by default the checkpoint that comes with the package."""
     transformer: Path | None = None
     """Model folder of a transformer backbone, for transformer_capon."""
+    dcd_checkout: Path | None = None
+    """Folder of a checkout of https://github.com/ShlezingerLab/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
+    Its code is run."""
+    dcd_weights: tuple[Path, ...] = ()
+    """Weights for them, a file each: python -m risfast.baselines.dcd_train makes them."""
     workers: int = 1
     """Processes, of one thread each."""
     resamples: int = 1000
@@ -142,6 +147,8 @@ def evaluate_command(arguments: Sequence[str]) -> int:
         seed=options.seed,
         model=options.model or DEFAULT_MODEL,
         transformer=options.transformer,
+        dcd_checkout=options.dcd_checkout,
+        dcd_weights=options.dcd_weights,
     )
     if options.resamples < 1:
         raise ValueError(f"--resamples must be at least 1, got {options.resamples}")

@@ -13,9 +13,11 @@ import torch
 from risfast.baselines import BASELINES, build_baseline
 from risfast.baselines.base import completed
 from risfast.baselines.capon import AlsCaponOptions, CaponOptions, TransformerCapon, TransformerCaponOptions
-from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions
+from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions, SeparableMusicOptions
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions, model_order
+from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
+from risfast.baselines.range_sweep import RangeSweep
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.detect import Sources
 from risfast.errors import ShapeError
@@ -45,6 +47,9 @@ OPTIONS = {
     "als_capon": AlsCaponOptions(rank=3, capon=CaponOptions(grid=GRID)),
     "ls_music": MusicOptions(grid=GRID),
     "decoupled_music": DecoupledMusicOptions(range_m=(0.7, 3.5)),
+    # Sources that the criterion sees in noise lend their angles to the pairs: this one is told that there is one.
+    "separable_music": SeparableMusicOptions(range_m=(0.7, 3.5), max_sources=1),
+    "range_music": RangeMusicOptions(grid=GRID),
     "sbl": SblOptions(axes=AXES),
     "greedy_ml": GreedyMlOptions(axes=AXES),
     "transformer_capon": TransformerCaponOptions(n_antennas=12, capon=CaponOptions(grid=GRID)),
@@ -360,6 +365,69 @@ def test_decoupled_music_serves_spherical_waves_from_four_metres_on():
     for b in range(6):
         found = method.of_covariance(covariance[b : b + 1], int(scenes.n_sources[b]))[0]
         assert match(found.position, scenes.position[b][scenes.mask[b]]).hits == int(scenes.n_sources[b])
+
+
+@pytest.mark.parametrize("spacing_m", [0.15, 0.075])
+def test_separate_angles_are_paired_where_two_sources_share_one(spacing_m):
+    """With doubled spacings of a wavelength (aliases) and of half a wavelength (none)."""
+    position = torch.tensor([[0.35, 0.15, 5.0], [0.35, -0.2, 6.0], [-0.3, -0.2, 8.0]], dtype=torch.float64)
+    array = PlanarArray.rectangular(12, 12, spacing_m=spacing_m)
+    a = torch.as_tensor(oracles.steering(array.positions_m.numpy(), array.wavelength_m, position.numpy(), "fresnel"))
+    covariance = a.mT @ a.conj() + 1e-3 * torch.eye(144)
+    options = SeparableMusicOptions(wavefront="fresnel")
+    found = DecoupledMusic(array, options).of_covariance(covariance[None], 3)[0]
+    pairs = match(found.position, position)
+    assert pairs.hits == 3
+    assert float(np.abs(pairs.error[:, :2]).max()) < math.radians(0.5)
+
+
+def test_a_range_sweep_ends_at_the_deepest_null():
+    sweep = RangeSweep(ARRAY, (0.7, 3.5), 60, "spherical")
+    a = oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, np.array([[0.3, -0.1, 1.37]]))[0]
+    u = a / np.linalg.norm(a)
+    null, r = sweep.deepest(torch.as_tensor(u.conj())[None], 0.3, -0.1)
+    assert r == pytest.approx(1.37, abs=2e-3)
+    assert null == pytest.approx(0.0, abs=1e-6)
+    null, r = sweep.deepest(torch.as_tensor(u.conj())[None], 0.1, 0.2)
+    ranges = np.linspace(0.7, 3.5, 2001)
+    points = np.column_stack([np.full(2001, 0.1), np.full(2001, 0.2), ranges])
+    steering = oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, points)
+    exact = 1 - np.abs(steering @ u.conj()) ** 2 / 36
+    assert null == pytest.approx(exact.min(), abs=1e-5)
+    assert r == pytest.approx(ranges[exact.argmin()], abs=2e-2)
+
+
+def test_range_music_is_exact_for_plane_waves_and_wrong_near_the_surface():
+    array = PlanarArray.rectangular(8, 8)
+    far, near = (1000.0, 0.8)
+    errors = {}
+    for r in (far, near):
+        points = np.array([[0.4, 0.2, r], [-0.5, -0.1, 1.1 * r]])
+        a = torch.as_tensor(oracles.steering(array.positions_m.numpy(), array.wavelength_m, points))
+        covariance = (a.mT @ a.conj() + 1e-4 * torch.eye(64))[None]
+        grid = SearchGrid.box(121, 61, [0.5, 2000.0], math.radians(60), math.radians(30))
+        found = RangeMusic(array, RangeMusicOptions(grid=grid)).of_covariance(covariance, 2)[0]
+        pairs = match(found.position, torch.as_tensor(points))
+        errors[r] = float(np.abs(pairs.error[:, :2]).max())
+    assert errors[far] < math.radians(0.05)
+    assert errors[near] > math.radians(0.5)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"criterion": "bic"},
+        {"max_sources": 0},
+        {"n_ranges": 2},
+        {"wavefront": "planar"},
+        {"grid": SearchGrid.box(5, 5, [1.0], 0.5, 0.5)},
+    ],
+)
+def test_range_music_refuses_wrong_options(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong)) if "grid" not in wrong else "two ranges"):
+        RangeMusicOptions(**wrong)
+    with pytest.raises(ValueError, match="directions"):
+        DecoupledMusicOptions(directions="both")
 
 
 def test_decoupled_music_keeps_to_its_field_of_view():

@@ -241,6 +241,81 @@ def test_implied_recall_of_independent_errors_is_the_product():
     np.testing.assert_allclose(found.numpy(), exact, atol=1e-8)
 
 
+@pytest.mark.parametrize("flatness", [0, 1, 3])
+@pytest.mark.parametrize("spread", [0.3, 2.0])
+def test_implied_recall_of_a_biased_error_is_the_normal_probability_of_the_box(flatness, spread):
+    rng = np.random.default_rng((7, flatness, int(10 * spread)))
+    gate = Tolerance()
+    limit = np.array([gate.azimuth_rad, gate.elevation_rad, gate.range_m])
+    matrices = np.array([random_covariance(rng, flatness, spread) for _ in range(8)])
+    bias = limit * rng.uniform(-1.5, 1.5, (8, 3))
+    found = implied_recall(torch.as_tensor(matrices), bias=torch.as_tensor(bias)).numpy()
+    for matrix, mean, chance in zip(matrices, bias, found, strict=True):
+        exact = stats.multivariate_normal.cdf(
+            np.ones(3),
+            mean=mean / limit,
+            cov=matrix / np.outer(limit, limit),
+            lower_limit=-np.ones(3),
+            abseps=1e-7,
+            releps=0,
+            maxpts=1_000_000,
+        )
+        assert chance == pytest.approx(exact, abs=1e-6)  # ten times what scipy is asked for
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.7, -0.99, 0.99999])
+@pytest.mark.parametrize("width", [0.2, 1.0, 5.0])
+@pytest.mark.parametrize("shift", [(0.3, 0.2, -0.4), (-0.9, 1.2, 0.0), (0.0, -2.0, 1.0)])
+def test_implied_recall_of_a_biased_error_is_accurate_to_1e_8_however_correlated(correlation, width, shift):
+    """Two correlated coordinates and an independent one: a one-dimensional integral."""
+    matrix = np.diag([1.0, width**2, 0.49])
+    matrix[0, 1] = matrix[1, 0] = correlation * width
+    beside = math.sqrt(1 - correlation**2)
+    low, high = ((side - shift[1]) / width for side in (-1, 1))
+
+    def inside(z):
+        mean = correlation * z
+        return stats.norm.pdf(z) * (stats.norm.cdf((high - mean) / beside) - stats.norm.cdf((low - mean) / beside))
+
+    ends = [-1 - shift[0], 1 - shift[0]]
+    bends = [(face + s * 8 * beside) / correlation for face in (low, high) for s in (-1, 0, 1)] if correlation else []
+    cuts = sorted({*ends, *(b for b in bends if ends[0] < b < ends[1])})
+    chance = sum(integrate.quad(inside, a, b, epsabs=1e-12, epsrel=1e-12)[0] for a, b in itertools.pairwise(cuts))
+    exact = chance * (stats.norm.cdf((1 - shift[2]) / 0.7) - stats.norm.cdf((-1 - shift[2]) / 0.7))
+    for order in ([0, 1, 2], [2, 0, 1], [1, 2, 0]):
+        turned, moved = torch.as_tensor(matrix[np.ix_(order, order)]), torch.tensor(shift, dtype=torch.float64)[order]
+        for sign in (1, -1):
+            found = implied_recall(turned, Tolerance(1.0, 1.0, 1.0), sign * moved)
+            assert float(found) == pytest.approx(exact, abs=1e-8)
+
+
+def test_a_bias_of_zero_is_none():
+    rng = np.random.default_rng(3)
+    matrices = torch.as_tensor(np.array([random_covariance(rng, 2, 1.0) for _ in range(20)])).reshape(4, 5, 3, 3)
+    with_zero = implied_recall(matrices, bias=torch.zeros(4, 5, 3, dtype=torch.float64))
+    np.testing.assert_allclose(with_zero.numpy(), implied_recall(matrices).numpy(), atol=1e-8)
+
+
+def test_implied_recall_of_a_biased_error_at_its_ends():
+    sharp = 1e-8 * torch.eye(3, dtype=torch.float64)
+    unbounded = torch.diag(torch.tensor([1e-6, 1e-6, torch.inf], dtype=torch.float64))
+    cases = [
+        (sharp, [0.05, -0.05, 0.9], 1.0),
+        (sharp, [0.0, 0.0, 1.1], 0.0),
+        (sharp, [0.0, -0.1, 0.0], 0.0),
+        (sharp, [0.0, 0.0, math.inf], 0.0),
+        (sharp, [0.0, 0.0, 1.0], 0.5),  # right on a face
+        (unbounded, [0.0, 0.0, math.nan], 0.0),
+        (sharp, [0.0, 0.0, math.nan], math.nan),
+        (torch.full((3, 3), torch.nan, dtype=torch.float64), [0.0, 0.0, 0.0], math.nan),
+    ]
+    covariance = torch.stack([c for c, _, _ in cases])
+    found = implied_recall(covariance, bias=torch.tensor([b for _, b, _ in cases], dtype=torch.float64))
+    np.testing.assert_allclose(found.numpy(), [e for _, _, e in cases], atol=1e-8)
+    with pytest.raises(ShapeError, match="bias must have shape"):
+        implied_recall(sharp, bias=torch.zeros(2))
+
+
 def test_bad_covariances_and_tolerances_are_named():
     with pytest.raises(ShapeError, match=r"\(\.\.\., 3, 3\)"):
         implied_recall(torch.zeros(3))

@@ -20,8 +20,10 @@ from tiny_suite import Finished, finished
 from risfast.evaluate.charts import Axis, Chart, Series, heatmap, legend, number
 from risfast.evaluate.collected import Key
 from risfast.evaluate.figures import Interval
+from risfast.evaluate.methods import Methods
 from risfast.evaluate.report_pictures import typical_scenes
 from risfast.evaluate.report_tables import difference_html, value_html
+from risfast.evaluate.tables import mismatch_rows
 
 VOID = {"meta", "link", "img", "br"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -109,6 +111,18 @@ def test_the_headline_table_shows_the_numbers_of_the_headline_rows(done: Finishe
         if row["name"] in ("f1", "f1_low_snr", "near_recall", "median"):
             assert value_html(Interval(row["value"], row["value_low"], row["value_high"])) in source
             assert f'<td class="bound">{row["bound"]:.3f}</td>' in source
+
+
+def test_the_robustness_table_shows_both_bounds(done: Finished, source: str) -> None:
+    sets = done.config.sets(Methods(done.config.model))
+    rows = mismatch_rows(done.collected, sets, done.config.snapshots)
+    known = [row for row in rows if row["mismatched_sources"]]
+    assert len(known) == 2 * 8
+    for row in rows:
+        cells = [f"{row['implied_recall']:.3f}", "\u2013", f"{row['median_bound_m']:.2f}"]
+        if row["mismatched_sources"]:
+            cells[1:] = [f"{row['mismatched_recall']:.3f}", f"{cells[2]} \u2192 {row['median_mismatched_m']:.2f}"]
+        assert "".join(f'<td class="bound">{cell}</td>' for cell in cells) in source
 
 
 def test_the_page_says_what_made_it(done: Finished, source: str) -> None:

@@ -36,9 +36,9 @@ def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
     found = {word.rstrip(",") for line in words for word in line[:2] if re.match(r"--[a-z]", word)} - {"--help"}
     assert found - {"--debug"} == {
         *("--suite", "--scenes", "--snapshots", "--methods", "--seed", "--model", "--transformer", "--workers"),
-        *("--resamples", "--out", "--export"),
+        *("--dcd-checkout", "--dcd-weights", "--resamples", "--out", "--export"),
     }
-    assert {f"--{item.name}" for item in dataclasses.fields(EvaluateOptions)} == found - {"--debug"}
+    assert {f"--{item.name.replace('_', '-')}" for item in dataclasses.fields(EvaluateOptions)} == found - {"--debug"}
 
 
 def test_defaults_are_those_of_the_suite() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import itertools
 import math
 import shutil
@@ -14,13 +15,17 @@ import numpy as np
 import pytest
 from tiny_suite import Finished, finished
 
-from risfast.evaluate.collected import Key, Truth, bound_errors
+from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors, collect
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.groups import AZIMUTH_EDGES_DEG, KEPT, RANGE_EDGES
 from risfast.evaluate.latex import latex_table, latex_value
+from risfast.evaluate.methods import Methods
+from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.outcome import finish
 from risfast.evaluate.records import ResultsFolder
-from risfast.evaluate.tables import HEADLINE, write_csv, write_parquet
+from risfast.evaluate.scenarios import Run, SceneSet
+from risfast.evaluate.tables import HEADLINE, mismatch_rows, write_csv, write_parquet
 
 MAIN = ("main", 0)
 TOLERANCE = np.array([math.radians(5), math.radians(5), 1.0])
@@ -207,8 +212,6 @@ def test_times_of_stages_add_up_to_no_more_than_the_total(done: Finished) -> Non
 
 
 def test_failures_are_counted_and_told(done: Finished, tmp_path: Path) -> None:
-    from risfast.evaluate.collected import collect
-    from risfast.evaluate.methods import Methods
     from risfast.evaluate.outcome import failure_notes
 
     assert failure_notes(done.collected) == []
@@ -243,6 +246,99 @@ def test_a_source_without_a_bound_is_infinitely_far() -> None:
     distance = bound_errors(truth)
     assert np.isfinite(distance[0]).all()
     assert np.isinf(distance[1]).all()
+
+
+# ---- bounds that know the mismatch
+
+IMPAIRED = {
+    *(f"code_phase_{degrees}_deg" for degrees in (6, 17)),
+    *(f"dropped_{share}" for share in (5, 20)),
+    *(f"position_{part}" for part in (60, 20)),
+    *(f"wavelength_{percent}" for percent in (1, 3)),
+}
+
+
+def test_sets_whose_system_is_another_have_the_bound_that_knows_it(done: Finished) -> None:
+    assert {name for name, _, _ in done.collected.mismatched} == IMPAIRED
+    for (name, cell, length), found in done.collected.mismatched.items():
+        truth = done.collected.truth[name, cell, length]
+        assert len(found.implied) == len(found.position_m) == len(truth.position)
+        known = ~np.isnan(found.implied)
+        assert known.mean() > 0.5
+        assert ((found.implied[known] >= 0) & (found.implied[known] <= 1)).all()
+        assert (found.position_m[known] > 0).all()
+        assert not np.array_equal(found.implied, truth.implied)
+
+
+def test_the_bound_of_a_record_is_that_of_its_scenes(done: Finished) -> None:
+    sets = {s.name: s for s in done.config.sets(Methods(done.config.model))}
+    for name in ("dropped_20", "wavelength_3"):
+        system = dataclasses.replace(sets[name].cells[0], n_snapshots=5)
+        scenes = generate_scenes(system, done.config.seed, range(sets[name].scenes))
+        bound, found = mismatched_bound(scenes, done.config.seed), done.collected.mismatched[name, 0, 5]
+        np.testing.assert_allclose(found.position_m, bound.position_m[scenes.mask].numpy(), rtol=1e-9)
+        np.testing.assert_allclose(found.implied, bound.implied_recall()[scenes.mask].numpy(), atol=1e-9)
+
+
+def test_rows_of_mismatches_hold_both_bounds(done: Finished) -> None:
+    sets = [s for s in done.config.sets(Methods(done.config.model)) if s.name in IMPAIRED or s.name == "coherent"]
+    rows = mismatch_rows(done.collected, sets, (8, 5))
+    assert [(r["scenes"], r["snapshots"]) for r in rows] == [
+        (name, length) for length in (8, 5) for name in ("main", *(s.name for s in sets))
+    ]
+    for row in rows:
+        truth = done.collected.truth[row["scenes"], 0, row["snapshots"]]
+        assert row["implied_recall"] == pytest.approx(truth.implied.mean())
+        assert row["median_bound_m"] == pytest.approx(np.median(truth.position_m))
+        if row["scenes"] in IMPAIRED:
+            own = done.collected.mismatched[row["scenes"], 0, row["snapshots"]]
+            assert row["mismatched_recall"] == pytest.approx(np.nanmean(own.implied))
+            assert row["median_mismatched_m"] == pytest.approx(np.nanmedian(own.position_m))
+            assert row["mismatched_sources"] == (~np.isnan(own.implied)).sum()
+        else:
+            assert math.isnan(row["mismatched_recall"])
+            assert math.isnan(row["median_mismatched_m"])
+            assert row["mismatched_sources"] == 0
+    assert mismatch_rows(done.collected, [], (8, 5)) == []
+
+
+def test_sources_without_a_bound_are_left_out_and_cells_are_put_together() -> None:
+    def truth(implied: list[float]) -> Truth:
+        n = len(implied)
+        of = np.arange(1.0, n + 1)
+        return Truth(np.zeros(n), np.ones(n, int), np.zeros((n, 3)), np.zeros((n, 3, 3)), of, np.array(implied))
+
+    first, second = (
+        Mismatched(np.array([3.0, np.nan]), np.array([0.5, np.nan])),
+        Mismatched(np.array([9.0]), np.ones(1)),
+    )
+    cells = {("off", 0, 4): first, ("off", 1, 4): second}
+    truths = {("main", 0, 4): truth([1.0, 0.0]), ("off", 0, 4): truth([0.2, 0.4]), ("off", 1, 4): truth([0.9])}
+    collected = Collected(truths, {}, {}, {}, {}, cells)
+    system = SystemConfig()
+    sets = [SceneSet("off", "all off", (system, system), 1, (Run("greedy_ml", "blind", 1),))]
+    nominal, row = mismatch_rows(collected, sets, (4,))
+    assert (nominal["implied_recall"], nominal["sources"]) == (1.0, 1)  # the first scene of the main set
+    assert row["implied_recall"] == pytest.approx(0.5)
+    assert (row["sources"], row["mismatched_sources"]) == (3, 2)
+    assert (row["mismatched_recall"], row["median_mismatched_m"]) == (0.75, 6.0)
+
+
+def test_records_from_before_there_was_that_bound_are_read(done: Finished, tmp_path: Path) -> None:
+    copy = ResultsFolder(shutil.copytree(done.results.folder, tmp_path / "copy"), done.results.config)
+    sets = done.config.sets(Methods(done.config.model))
+    for path in copy.folder.rglob("records/*/*/*/truth/*.npz"):
+        with np.load(path) as file:
+            values = {name: file[name] for name in file.files if not name.startswith("mismatched")}
+        np.savez(path, allow_pickle=False, **values)
+    collected = collect(copy, sets, done.config.snapshots)
+    assert collected.mismatched == {}
+    np.testing.assert_array_equal(
+        collected.truth["dropped_5", 0, 8].implied, done.collected.truth["dropped_5", 0, 8].implied
+    )
+    page = finish(done.config, copy, resamples=1).report.read_text(encoding="utf-8")
+    assert "bound with the mismatch" in page
+    assert "\u2192 0" not in page
 
 
 # ---- files

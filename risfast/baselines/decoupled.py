@@ -20,13 +20,16 @@ from torch import Tensor
 
 from risfast.baselines.base import by_count, check_request
 from risfast.baselines.music import CRITERIA, check_subspace, leading, subspace_order
+from risfast.baselines.range_sweep import RangeSweep
 from risfast.covariance import ls_covariance
 from risfast.detect import Sources
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Lattice, PlanarArray
 from risfast.models.base import Measurement
-from risfast.steering import Wavefront, steering_vectors
+from risfast.steering import Wavefront
 
-__all__ = ["DecoupledMusic", "DecoupledMusicOptions"]
+__all__ = ["DIRECTIONS", "DecoupledMusic", "DecoupledMusicOptions", "SeparableMusicOptions"]
+
+DIRECTIONS = ("joint", "separate")
 
 _ZOOMS, _ZOOM_POINTS = 8, 5  # each zoom halves the cell: 2^-8 of the spacing of the phases
 _SPARE_PEAKS = 4  # directions beyond the number of sources: two sources may share one through an alias
@@ -54,6 +57,9 @@ class DecoupledMusicOptions:
         Largest number that the criterion may choose.
     wavefront : {"spherical", "fresnel", "planar"}
         Of the range sweep.
+    directions : {"joint", "separate"}
+        Whether both phase steps of a direction are searched together, over ``n_phases`` squared points, or each
+        along its own side of the lattice, over ``n_phases`` each, and then paired.
 
     Raises
     ------
@@ -70,6 +76,7 @@ class DecoupledMusicOptions:
     criterion: str = "mdl"
     max_sources: int = 8
     wavefront: Wavefront = "spherical"
+    directions: str = "joint"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -83,6 +90,8 @@ class DecoupledMusicOptions:
             raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
         if self.criterion not in CRITERIA:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
+        if self.directions not in DIRECTIONS:
+            raise ValueError(f"directions must be one of {', '.join(DIRECTIONS)}; got {self.directions!r}")
 
 
 class _Candidate(NamedTuple):
@@ -125,6 +134,8 @@ class DecoupledMusic:
             raise ValueError(f"array must be a uniform planar lattice of at least 2 x 2 elements, got {array!r}")
         self.array, self.options = array, options or DecoupledMusicOptions()
         self._lattice: Lattice = lattice
+        o = self.options
+        self._sweep = RangeSweep(array, o.range_m, o.n_ranges, o.wavefront)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -207,7 +218,10 @@ class DecoupledMusic:
         for b, matrix in enumerate(covariance.to(torch.complex128)):
             g = matrix[order, order.flip(0)].reshape(self._lattice.n_h, self._lattice.n_v)
             subspace = self._smoothed_subspace(g, count)
-            phases = self._peaks(subspace, count + _SPARE_PEAKS)
+            if self.options.directions == "joint":
+                phases = self._peaks(subspace, count + _SPARE_PEAKS)
+            else:
+                phases = self._pairs(g, subspace, count + _SPARE_PEAKS)
             found.append(self._ranged(matrix, phases, count, float(power[b])))
         return found
 
@@ -230,6 +244,16 @@ class DecoupledMusic:
         phase = best.double() * (2 * math.pi / n)
         phase[peak] = _climbed(subspace, phase[peak], 2 * math.pi / n)
         return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+
+    def _pairs(self, g: Tensor, subspace: Tensor, count: int) -> Tensor:
+        """Phase steps (count, 2) from one spectrum along each side: the pairs with the deepest nulls."""
+        h, v = self._part
+        along_h = _line_peaks(g.unfold(0, h, 1).reshape(-1, h), len(subspace), count, self.options.n_phases)
+        along_v = _line_peaks(g.mT.unfold(0, v, 1).reshape(-1, v), len(subspace), count, self.options.n_phases)
+        pairs = torch.cartesian_prod(along_h, along_v)
+        seen = torch.tensor([len(self._aliases(pair)) > 0 for pair in pairs.cpu()], device=pairs.device)
+        pairs = pairs[seen]
+        return pairs[_level(subspace, pairs[:, None])[:, 0].argsort(descending=True)[:count]]
 
     def _cosines(self, phase: Tensor, spacing: float) -> Tensor:
         """Direction cosines (..., T) along one side of the lattice that have the given phase steps (...)."""
@@ -272,7 +296,7 @@ class DecoupledMusic:
         candidates = []
         for i, phase in enumerate(phases.cpu()):
             for azimuth, elevation in self._aliases(phase).tolist():
-                null, r = self._sweep(subspace, azimuth, elevation)
+                null, r = self._sweep.deepest(subspace, azimuth, elevation)
                 candidates.append(_Candidate(null, azimuth, elevation, r, i))
         best = {c.peak: c for c in sorted(candidates, reverse=True)}  # the deepest of each peak comes last
         first = sorted(best.values())[:count]
@@ -284,29 +308,37 @@ class DecoupledMusic:
         azimuth, elevation, distance, depth = rows.unbind(-1)
         return Sources(azimuth, elevation, distance, torch.full_like(distance, power / count), depth.clamp(0, 1))
 
-    def _sweep(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
-        """Deepest null over range in one direction, and where it is."""
-        near, far = self.options.range_m
-        inverse = torch.linspace(1 / far, 1 / near, self.options.n_ranges, dtype=torch.float64)
-        null = self._null(subspace, azimuth, elevation, 1 / inverse)
-        at = int(null.argmin())
-        low, high = inverse[max(at - 1, 0)], inverse[min(at + 1, len(inverse) - 1)]
-        finer = torch.linspace(float(low), float(high), self.options.n_ranges, dtype=torch.float64)
-        null = self._null(subspace, azimuth, elevation, 1 / finer)
-        at = int(null.argmin())
-        return float(null[at]), float(1 / finer[at])
 
-    def _null(self, subspace: Tensor, azimuth: float, elevation: float, r: Tensor) -> Tensor:
-        """(N - |U^H a|^2) / N at ranges r."""
-        a = steering_vectors(
-            self.array,
-            torch.tensor(azimuth, dtype=torch.float64),
-            torch.tensor(elevation, dtype=torch.float64),
-            r,
-            wavefront=self.options.wavefront,
-            dtype=torch.complex128,
-        ).to(subspace.device)
-        return 1 - (subspace @ a.mT).abs().square().sum(0) / a.shape[1]
+@dataclass(frozen=True)
+class SeparableMusicOptions(DecoupledMusicOptions):
+    """Those of :class:`DecoupledMusic` with the two angles apart as well.
+
+    Attributes
+    ----------
+    directions : {"separate", "joint"}
+        As :class:`DecoupledMusicOptions` has it, with the other default.
+    """
+
+    directions: str = "separate"
+
+
+def _line_peaks(parts: Tensor, order: int, count: int, n: int) -> Tensor:
+    """Phase steps (J,), J <= count, with the deepest nulls of the average over parts (P, h) of lines."""
+    h = parts.shape[1]
+    subspace = torch.linalg.svd(parts.mT, full_matrices=False).U[:, : min(order, h - 1)].mT  # [k, h]
+    level = torch.fft.fft(subspace, n=n).abs().square().sum(0)
+    score = torch.where((level > level.roll(1)) & (level > level.roll(-1)), level + level.max(), level)
+    best = _apart(score[:, None], min(count, h), n // (2 * h), 0)[:, 0]
+    phase, step = best.double() * (2 * math.pi / n), 2 * math.pi / n
+    offset = torch.linspace(-1, 1, _ZOOM_POINTS, dtype=torch.float64, device=phase.device)
+    elements = torch.arange(h, dtype=torch.float64, device=phase.device)
+    for _ in range(_ZOOMS):
+        tried = phase[:, None] + step * offset  # [J, S]
+        a = torch.polar(torch.ones_like(tried)[..., None].expand(-1, -1, h), tried[..., None] * elements)
+        heights = torch.einsum("kh,jsh->kjs", subspace.conj(), a).abs().square().sum(0)
+        phase = tried.gather(1, heights.argmax(1, keepdim=True))[:, 0]
+        step /= 2
+    return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
 
 
 def _apart(score: Tensor, count: int, reach_h: int, reach_v: int) -> Tensor:

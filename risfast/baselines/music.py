@@ -16,11 +16,11 @@ from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum_lowrank
 from risfast.steering import Wavefront
 
-__all__ = ["CRITERIA", "LsMusic", "MusicOptions", "model_order"]
+__all__ = ["CRITERIA", "LOADING", "LsMusic", "MusicOptions", "model_order"]
 
 CRITERIA = ("mdl", "aic")
 # Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
-_LOADING = 1e-5
+LOADING = 1e-5
 
 
 def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", most: int | None = None) -> Tensor:
@@ -225,7 +225,7 @@ class LsMusic:
             subspace,
             self.array,
             grid,
-            loading=_LOADING,
+            loading=LOADING,
             wavefront=o.wavefront,
             options=peaks_without_threshold(o.detection, count),
         )
@@ -234,7 +234,7 @@ class LsMusic:
             volume = torch.zeros(0)
             if len(sources) < count:
                 volume = mvdr_spectrum_lowrank(
-                    subspace[i], self.array, grid, loading=_LOADING, wavefront=o.wavefront, reduce="none"
+                    subspace[i], self.array, grid, loading=LOADING, wavefront=o.wavefront, reduce="none"
                 )
             result.append(completed(sources, count, axes, volume, separation(o.detection)))
         return result

@@ -14,24 +14,34 @@ from risfast.baselines.capon import (
     TransformerCaponOptions,
     TrueCapon,
 )
-from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions
+from risfast.baselines.dcd_music import CheckoutOptions, DcdMusic, NfSubspaceNet
+from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions, SeparableMusicOptions
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions
+from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
 from risfast.geometry import PlanarArray
 
-__all__ = ["BASELINES", "build_baseline"]
+__all__ = ["BASELINES", "CHECKOUT_BASELINES", "build_baseline"]
 
 BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
     "ls_capon": (LsCapon, CaponOptions),
     "als_capon": (AlsCapon, AlsCaponOptions),
     "ls_music": (LsMusic, MusicOptions),
     "decoupled_music": (DecoupledMusic, DecoupledMusicOptions),
+    "separable_music": (DecoupledMusic, SeparableMusicOptions),
+    "range_music": (RangeMusic, RangeMusicOptions),
     "sbl": (Sbl, SblOptions),
     "greedy_ml": (GreedyMl, GreedyMlOptions),
     "transformer_capon": (TransformerCapon, TransformerCaponOptions),
     "true_capon": (TrueCapon, CaponOptions),
 }
 """The class of each baseline and that of its options. ``true_capon`` needs the truth: see its ``with_truth``."""
+
+CHECKOUT_BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
+    "nf_subspacenet": (NfSubspaceNet, CheckoutOptions),
+    "dcd_music": (DcdMusic, CheckoutOptions),
+}
+"""The same for those that run public code which does not come with risfast: their options must name it."""
 
 
 def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseline:
@@ -40,11 +50,11 @@ def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseli
     Parameters
     ----------
     name : str
-        One of :data:`BASELINES`.
+        One of :data:`BASELINES` or of :data:`CHECKOUT_BASELINES`.
     array : PlanarArray
         The surface that it is for.
     options : dataclass, optional
-        Of the class that :data:`BASELINES` names; None is its defaults.
+        Of the class that the table names; None is its defaults. A baseline of a checkout has none.
 
     Returns
     -------
@@ -53,11 +63,12 @@ def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseli
     Raises
     ------
     TypeError, ValueError
-        An unknown name, or options of another class.
+        An unknown name, options of another class, or what the class itself refuses.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}; got {name!r}")
-    kind, kind_of_options = BASELINES[name]
+    known = {**BASELINES, **CHECKOUT_BASELINES}
+    if name not in known:
+        raise ValueError(f"baseline must be one of {', '.join(known)}; got {name!r}")
+    kind, kind_of_options = known[name]
     if options is not None and not isinstance(options, kind_of_options):
         raise TypeError(f"options of {name} must be {kind_of_options.__name__}, got {type(options).__name__}")
     made: Baseline = kind(array, options)

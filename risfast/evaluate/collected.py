@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import TRUTH, Task, tasks_of
 
-__all__ = ["Collected", "Key", "Timing", "Truth", "bound_errors", "collect"]
+__all__ = ["Collected", "Key", "Mismatched", "Timing", "Truth", "bound_errors", "collect"]
 
 _DRAWS = 50  # Gaussian errors for each source
 
@@ -93,6 +93,19 @@ class Truth:
         return Truth(**{**values, "snr_db": self.snr_db[:scenes], "count": self.count[:scenes]})
 
 
+class Mismatched(NamedTuple):
+    """The misspecified bound of the sources of one cell, one after the other; NaN where it is not known.
+
+    Attributes
+    ----------
+    position_m, implied : float64 arrays, shape (T,)
+        Position bound in metres, bias included, and implied recall.
+    """
+
+    position_m: Array
+    implied: Array
+
+
 @dataclass(frozen=True, eq=False)
 class Collected:
     """All runs of a suite.
@@ -107,6 +120,9 @@ class Collected:
     timing : dict of Key to Timing
     failures : dict of Key to int
         Scenes that a method gave up with an error; they count as scenes without estimates.
+    mismatched : dict
+        By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there
+        was this bound have none.
     """
 
     truth: dict[tuple[str, int, int], Truth]
@@ -114,6 +130,7 @@ class Collected:
     estimates: dict[Key, list[Array]]
     timing: dict[Key, Timing]
     failures: dict[Key, int]
+    mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
 
     def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
         """Scores of the sources and the estimates of an interval of azimuth; all scenes stay.
@@ -175,6 +192,9 @@ def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequenc
     truth = {key[:3]: _truth(parts) for key, parts in chunks.items() if key.label == TRUTH}
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
+        if key.label == TRUTH and any("mismatched_implied" in part for part in parts):
+            collected.mismatched[key[:3]] = _mismatched(parts)
+    for key, parts in chunks.items():
         if key.label == TRUTH:
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
@@ -191,6 +211,16 @@ def _with_size(values: dict[str, Array], task: Task) -> dict[str, Array]:
 
 def _truth(parts: Sequence[dict[str, Array]]) -> Truth:
     return Truth(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Truth)})
+
+
+def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
+    unknown = [np.full(len(part["implied"]), np.nan) for part in parts]
+    return Mismatched(
+        *(
+            np.concatenate([part.get(f"mismatched_{name}", none) for part, none in zip(parts, unknown, strict=True)])
+            for name in Mismatched._fields
+        )
+    )
 
 
 def _score(estimates: Sequence[Array], truth: Truth) -> Scores:

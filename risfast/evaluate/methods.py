@@ -11,8 +11,11 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from risfast.baselines import BASELINES, Baseline, build_baseline
+from risfast.baselines import BASELINES, CHECKOUT_BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
+from risfast.baselines.dcd_checkout import CLONE
+from risfast.baselines.dcd_music import CheckoutOptions, LineBaseline
+from risfast.baselines.dcd_networks import read_weights
 from risfast.data.scenes import Scenes
 from risfast.data.system_json import array_from_json
 from risfast.detect import Sources
@@ -26,10 +29,21 @@ from risfast.models.atoms import AtomGrid
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.polish import PolishOptions, polish_sources
 
-__all__ = ["DEFAULT_METHODS", "METHODS", "METHOD_TITLES", "Found", "Method", "Methods", "measurement_of"]
+__all__ = [
+    "CHECKOUT_METHODS",
+    "DEFAULT_METHODS",
+    "METHODS",
+    "METHOD_TITLES",
+    "Found",
+    "Method",
+    "Methods",
+    "measurement_of",
+]
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
 METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
+CHECKOUT_METHODS = tuple(CHECKOUT_BASELINES)
+"""Methods that need a checkout of public code, and weights for it."""
 METHOD_TITLES = {
     "localizer": "localizer",
     "localizer_raw": "localizer, no polish",
@@ -39,7 +53,11 @@ METHOD_TITLES = {
     "als_capon": "ALS + Capon",
     "ls_music": "LS + MUSIC",
     "decoupled_music": "decoupled MUSIC",
+    "separable_music": "decoupled MUSIC, angles apart",
+    "range_music": "range MUSIC",
     "transformer_capon": "transformer + Capon",
+    "nf_subspacenet": "NF-SubspaceNet",
+    "dcd_music": "DCD-MUSIC",
     "true_capon": "Capon on the true covariance",
     "ml_from_truth": "ML started at the truth",
     "bound": "Cramér-Rao bound",
@@ -168,6 +186,12 @@ class _Baseline:
         return Found(sources, time.perf_counter() - began, {})
 
 
+class _CheckoutMethod(_Baseline):
+    def __init__(self, line: LineBaseline) -> None:
+        super().__init__(line)
+        self.line = line
+
+
 class _FromTruth:
     """Maximum likelihood started at the true sources, with the range posterior: what the best search could find."""
 
@@ -194,10 +218,21 @@ class Methods:
         Model folder of the localizer.
     transformer : Path or None
         Model folder of the transformer backbone.
+    dcd_checkout : Path or None
+        Checkout that :data:`CHECKOUT_METHODS` run.
+    dcd_weights : tuple of Path
+        Their weights; each file says which method it is for.
     """
 
-    def __init__(self, model: Path, transformer: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: Path,
+        transformer: Path | None = None,
+        dcd_checkout: Path | None = None,
+        dcd_weights: tuple[Path, ...] = (),
+    ) -> None:
         self._model, self._transformer = model, transformer
+        self._dcd_checkout, self._dcd_weights = dcd_checkout, dcd_weights
         self.array = array_from_json(read_card(model)["array"])
         self._made: dict[str, Method] = {}
         self._localizer: Localizer | None = None
@@ -213,15 +248,26 @@ class Methods:
         Raises
         ------
         ValueError
-            An unknown or repeated name, or the transformer without its model.
+            An unknown or repeated name, the transformer without its model, or a checkout or weights that are missing,
+            not what they should be, or not asked for.
+        RuntimeError
+            The checkout imports a package that is not installed.
         """
         for name in names:
-            if name not in METHODS:
-                raise ValueError(f"methods must be among {', '.join(METHODS)}; got {name!r}")
+            if name not in METHODS and name not in CHECKOUT_METHODS:
+                known = ", ".join((*METHODS, *CHECKOUT_METHODS))
+                raise ValueError(f"methods must be among {known}; got {name!r}")
         if len(set(names)) != len(names):
             raise ValueError(f"methods must not repeat, got {', '.join(names)}")
         if "transformer_capon" in names and self._transformer is None:
             raise ValueError("transformer_capon needs a trained model: give its folder with --transformer")
+        asked = [name for name in names if name in CHECKOUT_METHODS]
+        if not asked and (self._dcd_checkout is not None or self._dcd_weights):
+            raise ValueError(
+                f"--dcd-checkout and --dcd-weights are for {' and '.join(CHECKOUT_METHODS)}: name them in --methods"
+            )
+        for name in asked:
+            self[name]  # imports the checkout
 
     @property
     def localizer(self) -> Localizer:
@@ -257,6 +303,10 @@ class Methods:
         if name == "transformer_capon":
             assert self._transformer is not None
             return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name][1]())}
+        if name in CHECKOUT_METHODS:
+            method = self[name]
+            assert isinstance(method, _CheckoutMethod)
+            return method.line.identity()
         options = PolishOptions() if name == "ml_from_truth" else BASELINES[name][1]()
         return {"options": _plain(options)}
 
@@ -280,7 +330,22 @@ class Methods:
         if name == "transformer_capon" and self._transformer is not None:
             backbone, _ = load_model(self._transformer, build_backbone, array=self.array)
             return _Baseline(TransformerCapon(self.array, backbone=backbone))
+        if name in CHECKOUT_METHODS:
+            return self._of_checkout(name)
         return _Baseline(build_baseline(name, self.array))
+
+    def _of_checkout(self, name: str) -> Method:
+        if self._dcd_checkout is None:
+            raise ValueError(f"{name} needs its public code: `{CLONE}`, and give the folder with --dcd-checkout")
+        fitting = [path for path in self._dcd_weights if read_weights(path).options.method == name]
+        if len(fitting) != 1:
+            raise ValueError(
+                f"{name} needs one file of trained weights with --dcd-weights, got {len(fitting)}; make one with "
+                f"`python -m risfast.baselines.dcd_train --checkout {self._dcd_checkout} --method {name} "
+                f"--out {name}.safetensors`"
+            )
+        kind, _ = CHECKOUT_BASELINES[name]
+        return _CheckoutMethod(kind(self.array, CheckoutOptions(self._dcd_checkout, fitting[0])))
 
 
 def _plain(options: Any) -> Any:

@@ -23,6 +23,7 @@ from risfast.evaluate.tables import (
     frozen_rows,
     group_rows,
     headline_rows,
+    mismatch_rows,
     scene_rows,
     timing_rows,
     write_csv,
@@ -34,7 +35,7 @@ __all__ = ["FROZEN", "SUITE_JSON", "Outcome", "command_of", "finish"]
 
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
-_EXPORTED = ("headline", "figures", "timing", "frozen")  # small enough to be kept with the code
+_EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code
 _EXPORTED_FIGURES = (
     "scenes",
     "f1",
@@ -94,6 +95,8 @@ def command_of(config: SuiteConfig) -> str:
         words += ["--model", config.model.name]
     if config.transformer is not None:
         words += ["--transformer", config.transformer.name]
+    if config.dcd_checkout is not None:
+        words += ["--dcd-checkout", config.dcd_checkout.name, "--dcd-weights", *(p.name for p in config.dcd_weights)]
     return shlex.join(words)
 
 
@@ -130,14 +133,14 @@ def finish(
         The folder cannot be written.
     """
     tell = report or (lambda stage, done, total: None)
-    methods = Methods(config.model, config.transformer)
+    methods = config.build_methods()
     sets = config.sets(methods)
     tell("scoring", 0, 1)
     collected = collect(results, sets, config.snapshots)
     groups = groups_of(
         collected, sets, config.snapshots, resamples=resamples, report=lambda done, total: tell("tables", done, total)
     )
-    made = _tables(collected, groups)
+    made = _tables(collected, groups, sets, config.snapshots)
     folder = results.folder / "tables"
     folder.mkdir(exist_ok=True)
     notes = (*_write_tables(folder, made), *failure_notes(collected))
@@ -176,14 +179,18 @@ def failure_notes(collected: Collected) -> list[str]:
     ]
 
 
-def _tables(collected: Collected, groups: list[Group]) -> dict[str, Table]:
-    return {
+def _tables(
+    collected: Collected, groups: list[Group], sets: tuple[SceneSet, ...], snapshots: tuple[int, ...]
+) -> dict[str, Table]:
+    made = {
         "headline": headline_rows(collected, groups),
         "figures": group_rows(groups),
+        "mismatch": mismatch_rows(collected, sets, snapshots),
         "timing": timing_rows(collected),
         "scenes": scene_rows(collected),
         "frozen": frozen_rows(collected, _FROZEN_METHODS),
     }
+    return {name: rows for name, rows in made.items() if rows or name != "mismatch"}  # not every suite has any
 
 
 def _write_tables(folder: Path, made: Mapping[str, Table]) -> tuple[str, ...]:
@@ -222,7 +229,7 @@ def _findings(
 def _export(folder: Path, made: Mapping[str, Table], config: SuiteConfig, results: ResultsFolder) -> None:
     """Small tables, and what made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _EXPORTED:
+    for name in (n for n in _EXPORTED if n in made):
         write_csv(folder / f"{name}.csv", [row for row in made[name] if row.get("figure", "f1") in _EXPORTED_FIGURES])
     described: dict[str, Any] = {
         "command": command_of(config),

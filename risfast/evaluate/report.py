@@ -15,7 +15,7 @@ from risfast.evaluate.collected import Collected
 from risfast.evaluate.groups import Group
 from risfast.evaluate.report_style import BOUND, STYLE, series_of, title_of
 from risfast.evaluate.scenarios import SceneSet
-from risfast.evaluate.tables import Table
+from risfast.evaluate.tables import Table, mismatch_rows
 from risfast.localize import Localizer
 
 __all__ = ["Findings", "latex_tables", "report_html"]
@@ -243,8 +243,9 @@ def _ablation(findings: Findings) -> str:
 def _robustness(findings: Findings) -> str:
     if not findings.of("robustness"):
         return ""
+    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
     return "".join(
-        f"<h3>{length} snapshots</h3>{tables.robustness_html(findings.groups, findings.sets, length)}"
+        f"<h3>{length} snapshots</h3>{tables.robustness_html(findings.groups, findings.sets, length, bounds)}"
         for length in findings.snapshots
     )
 
@@ -280,12 +281,14 @@ def latex_tables(findings: Findings) -> dict[str, str]:
         LaTeX, with booktabs.
     """
     found = {}
+    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
     for length in findings.snapshots:
         found[f"headline-L{length}.tex"] = tables.headline_latex(findings.headline, length)
         caption = f"All scenes, number of sources unknown, L = {length}."
         found[f"methods-L{length}.tex"] = tables.methods_latex(findings.of("B1", length), caption)
         if findings.of("robustness", length):
-            found[f"robustness-L{length}.tex"] = tables.robustness_latex(findings.groups, findings.sets, length)
+            text = tables.robustness_latex(findings.groups, findings.sets, length, bounds)
+            found[f"robustness-L{length}.tex"] = text
     return found
 
 

@@ -234,8 +234,20 @@ def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int)
     return rows
 
 
-def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
-    """F1 under each mismatch, and its difference from greedy ML.
+def _bound_cells(bounds: Table, length: int) -> dict[str, list[str]]:
+    """By title of a mismatch: recall that both bounds imply, and their medians in metres."""
+    cells = {}
+    for row in bounds:
+        if row["snapshots"] == length:
+            known = row["mismatched_sources"] > 0
+            medians = [f"{row['median_bound_m']:.2f}", *([f"{row['median_mismatched_m']:.2f}"] if known else [])]
+            recall = f"{row['mismatched_recall']:.3f}" if known else DASH
+            cells[row["title"]] = [f"{row['implied_recall']:.3f}", recall, " \u2192 ".join(medians)]
+    return cells
+
+
+def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
+    """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch.
 
     Parameters
     ----------
@@ -244,6 +256,8 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
         Whose titles name the rows.
     length : int
         L, whose rows are shown.
+    bounds : Table
+        Of :func:`risfast.evaluate.tables.mismatch_rows`.
 
     Returns
     -------
@@ -252,7 +266,9 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
     """
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
-    heads = ["", "bound of the nominal system", *(f"F1, {html.escape(title_of(m))}" for m in methods)]
+    beside = _bound_cells(bounds, length)
+    heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)"]
+    heads += [f"F1, {html.escape(title_of(m))}" for m in methods]
     first = methods[0]
     heads += [f"{html.escape(title_of(first))} \u2212 greedy ML", f"ghosts, {html.escape(title_of(first))}"]
     lines = []
@@ -260,19 +276,22 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
         by_label = {g.label: g for g in cells}
         own = by_label[first]
         apart = (own.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
-        line = [html.escape(title), f"{own.figures['implied_recall'].value:.3f}"]
+        line = [html.escape(title), *beside[title]]
         line += [value_html(by_label[m].figures["f1"]) for m in methods]
         lines.append(("", [*line, difference_html(apart), value_html(own.figures["ghosts_per_scene"], "{:.2f}")]))
     scenes = int(rows[0][1][0].figures["scenes"].value)
     caption = (
-        f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. With a mismatch the "
-        "implied recall is that of the nominal system with independent sources: a reference, not a limit."
+        f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. First the recall that "
+        "the Cramér-Rao bound of the nominal system implies, with independent sources: a reference, not a limit. Then "
+        "what the misspecified Cramér-Rao bound implies: the bias and the covariance of maximum likelihood that takes "
+        "the true system for the nominal one, where codes or elements are off. Medians over the sources: of the one, "
+        "and \u2192 of the other, bias included."
     )
     return html_table(heads, lines, caption)
 
 
-def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> str:
-    """F1 under each mismatch for a paper.
+def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
+    """F1 under each mismatch, and what the bounds imply, for a paper.
 
     Parameters
     ----------
@@ -281,6 +300,8 @@ def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: 
         Whose titles name the rows.
     length : int
         L, whose rows are shown.
+    bounds : Table
+        Of :func:`risfast.evaluate.tables.mismatch_rows`.
 
     Returns
     -------
@@ -289,10 +310,14 @@ def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: 
     """
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
-    lines = [
-        [title, *(latex_value({g.label: g for g in cells}[m].figures["f1"]) for m in methods)] for title, cells in rows
-    ]
-    return latex_table(["mismatch", *(f"F1, {title_of(m)}" for m in methods)], lines, f"Robustness, L = {length}.")
+    beside = {row["title"]: row for row in bounds if row["snapshots"] == length}
+    lines = []
+    for title, cells in rows:
+        own = [Interval(beside[title][name], math.nan, math.nan) for name in ("implied_recall", "mismatched_recall")]
+        figures = [{g.label: g for g in cells}[m].figures["f1"] for m in methods]
+        lines.append([title, *(latex_value(value) for value in [*own, *figures])])
+    heads = ["mismatch", "nominal bound", "bound with the mismatch", *(f"F1, {title_of(m)}" for m in methods)]
+    return latex_table(heads, lines, f"Robustness, L = {length}.")
 
 
 def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:

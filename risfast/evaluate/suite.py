@@ -24,8 +24,10 @@ from risfast.detect import Sources
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.matching import Tolerance
 from risfast.evaluate.methods import Found, Method, Methods, measurement_of
+from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.tasks import TRUTH, SuiteConfig, Task, tasks_of
+from risfast.sensing import Impairments
 
 __all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
 
@@ -136,7 +138,7 @@ def run_suite(
         raise ValueError(f"workers must be at least 1, got {workers}")
     if not 0 <= rank < world:
         raise ValueError(f"rank must lie in [0, {world}), got {rank}")
-    methods = Methods(config.model, config.transformer)
+    methods = config.build_methods()
     methods.check(config.methods)
     results = open_results(config, folder, methods, leads=rank == 0)
     every = tasks_of(config.sets(methods), config.snapshots)
@@ -225,7 +227,7 @@ class _Bench:
             if self.results.has(place):
                 continue
             if label == TRUTH:
-                self.results.write(place, _truth(scenes))
+                self.results.write(place, _truth(scenes, self.config.seed))
             else:
                 self.results.write(place, self._found(runs[label].method, runs[label].knowledge, scenes))
 
@@ -279,11 +281,11 @@ def _flat(found: Sequence[Sources]) -> dict[str, Any]:
     }
 
 
-def _truth(scenes: Scenes) -> dict[str, Any]:
-    """The answer and the bound of every source; the bound is that of the nominal system."""
+def _truth(scenes: Scenes, seed: int) -> dict[str, Any]:
+    """The answer and the bound of every source on the nominal system; where the true one is another, its bound too."""
     bound = scene_bound(scenes)
     mask = scenes.mask.cpu()
-    return {
+    record = {
         "snr_db": scenes.snr_db.cpu().double().numpy(),
         "count": mask.sum(1).numpy(),
         "position": scenes.position.cpu()[mask].double().numpy(),
@@ -291,6 +293,11 @@ def _truth(scenes: Scenes) -> dict[str, Any]:
         "position_m": bound.position_m.cpu()[mask].numpy(),
         "implied": bound.implied_recall(Tolerance()).cpu()[mask].numpy(),
     }
+    if scenes.config.impairments != Impairments():
+        mismatched = mismatched_bound(scenes, seed)
+        record["mismatched_position_m"] = mismatched.position_m.cpu()[mask].numpy()
+        record["mismatched_implied"] = mismatched.implied_recall(Tolerance()).cpu()[mask].numpy()
+    return record
 
 
 _worker: list[_Bench] = []  # the bench of a worker process, made once when it starts
@@ -307,7 +314,7 @@ def _start_worker(config: SuiteConfig, folder: Path) -> None:
         os._exit(1)
 
     threading.Thread(target=follow, daemon=True).start()
-    methods = Methods(config.model, config.transformer)
+    methods = config.build_methods()
     _worker.append(_Bench(config, methods, open_results(config, folder, methods, leads=False)))
 
 

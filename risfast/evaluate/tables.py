@@ -6,18 +6,18 @@ import csv
 import importlib
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from risfast.durable import replace_file
-from risfast.evaluate.collected import Collected, Key, bound_errors
+from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.groups import KEPT, Group
 from risfast.evaluate.matching import Array
-from risfast.evaluate.scenarios import FROZEN_SCENES
+from risfast.evaluate.scenarios import FROZEN_SCENES, SceneSet
 
 __all__ = [
     "HEADLINE",
@@ -25,6 +25,7 @@ __all__ = [
     "frozen_rows",
     "group_rows",
     "headline_rows",
+    "mismatch_rows",
     "scene_rows",
     "timing_rows",
     "write_csv",
@@ -141,6 +142,57 @@ def _headline(length: int, name: str, title: str, label: str, value: Interval, b
         "minus_greedy_ml_low": apart.low,
         "minus_greedy_ml_high": apart.high,
     }
+
+
+def mismatch_rows(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Table:
+    """Bounds of every mismatched set: that of the nominal system, and the one that knows the mismatch.
+
+    Parameters
+    ----------
+    collected : Collected
+    sets : sequence of SceneSet
+        Those of the suite; the main set, and what is made of it, have no mismatch.
+    snapshots : sequence of int
+
+    Returns
+    -------
+    Table
+        Recall that each bound implies, a mean over the sources, and the median of each in metres. NaN where the true
+        system is the nominal one, or the records have no other bound. For each L, the first row is the nominal system
+        on the same number of scenes.
+    """
+    mismatched = [s for s in sets if s.name not in ("main", "map", "ablation")]
+    rows = []
+    for length in snapshots if mismatched else ():
+        nominal = collected.truth["main", 0, length].first(mismatched[0].scenes)
+        rows.append(_bounds("main", "no mismatch", length, [nominal], []))
+        for scene_set in mismatched:
+            cells = [(scene_set.name, cell, length) for cell in range(len(scene_set.cells))]
+            wrong = [collected.mismatched[cell] for cell in cells if cell in collected.mismatched]
+            truth = [collected.truth[cell] for cell in cells]
+            rows.append(_bounds(scene_set.name, scene_set.title, length, truth, wrong))
+    return rows
+
+
+def _bounds(name: str, title: str, length: int, truth: Sequence[Truth], wrong: Sequence[Mismatched]) -> Row:
+    plain = Mismatched(*(np.concatenate([getattr(t, field) for t in truth]) for field in Mismatched._fields))
+    other = Mismatched(*(np.concatenate([*(getattr(w, field) for w in wrong), np.zeros(0)]) for field in plain._fields))
+    known = Mismatched(*(values[~np.isnan(other.implied)] for values in other))
+    return {
+        "scenes": name,
+        "title": title,
+        "snapshots": length,
+        "sources": len(plain.implied),
+        "implied_recall": _or_nan(np.mean, plain.implied),
+        "median_bound_m": _or_nan(np.median, plain.position_m),
+        "mismatched_sources": len(known.implied),
+        "mismatched_recall": _or_nan(np.mean, known.implied),
+        "median_mismatched_m": _or_nan(np.median, known.position_m),
+    }
+
+
+def _or_nan(of: Callable[[Array], Any], values: Array) -> float:
+    return float(of(values)) if len(values) else math.nan
 
 
 def timing_rows(collected: Collected) -> Table:

@@ -31,13 +31,17 @@ class SuiteConfig:
     snapshots : tuple of int
         L, each at least 1.
     methods : tuple of str
-        Among :data:`risfast.evaluate.methods.METHODS`.
+        Among :data:`risfast.evaluate.methods.METHODS` and ``CHECKOUT_METHODS``.
     seed : int
         Of the scenes. The default is none that training, validation or test of the trainer uses.
     model : Path
         Model folder of the localizer; its array is that of the suite.
     transformer : Path or None
         Model folder of the transformer backbone.
+    dcd_checkout : Path or None
+        Checkout that :data:`risfast.evaluate.methods.CHECKOUT_METHODS` run.
+    dcd_weights : tuple of Path
+        Their weights.
 
     Raises
     ------
@@ -52,6 +56,8 @@ class SuiteConfig:
     seed: int = 0x6576616C
     model: Path = DEFAULT_MODEL
     transformer: Path | None = None
+    dcd_checkout: Path | None = None
+    dcd_weights: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every value that needs no file."""
@@ -63,6 +69,21 @@ class SuiteConfig:
             raise ValueError(f"snapshots must be different numbers of at least 1, got {self.snapshots}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+
+    def build_methods(self) -> Methods:
+        """What makes the methods, from the files that this names.
+
+        Returns
+        -------
+        methods : Methods
+            Made of nothing yet.
+
+        Raises
+        ------
+        FileFormatError
+            The model folder cannot be read.
+        """
+        return Methods(self.model, self.transformer, self.dcd_checkout, self.dcd_weights)
 
     def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
         """The scenes and the runs over them, for the array of the model.

@@ -1,0 +1,188 @@
+"""DCD-MUSIC and NF-SubspaceNet on a surface: networks of a checkout along its central row and column."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from risfast.baselines.base import by_count, check_request
+from risfast.baselines.dcd_checkout import CLONE, load_checkout
+from risfast.baselines.dcd_networks import MOST_SOURCES, LineNetwork, read_weights
+from risfast.baselines.fits import Sbl
+from risfast.baselines.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
+from risfast.covariance import als_covariance, covariance_from_factor, ls_covariance
+from risfast.detect import Sources
+from risfast.geometry import PlanarArray
+from risfast.models.base import Measurement
+
+__all__ = ["COVARIANCES", "CheckoutOptions", "DcdMusic", "LineBaseline", "NfSubspaceNet"]
+
+COVARIANCES = ("sbl", "als", "ls")
+
+
+@dataclass(frozen=True)
+class CheckoutOptions:
+    """Options of the methods that run code of a checkout.
+
+    Attributes
+    ----------
+    checkout : Path or None
+        Folder of the checkout; its code is run. There is no default.
+    weights : Path or None
+        Trained weights; see :func:`risfast.baselines.dcd_networks.read_weights`. There is no default.
+    covariance : {"sbl", "als", "ls"}
+        How the covariance of the surface is estimated: by the sparse fit of :class:`risfast.baselines.fits.Sbl`, by
+        alternating least squares of rank 5, or by ridge least squares.
+
+    Raises
+    ------
+    ValueError
+        An unknown covariance.
+    """
+
+    checkout: Path | None = None
+    weights: Path | None = None
+    covariance: str = "sbl"
+
+    def __post_init__(self) -> None:
+        """Check the covariance."""
+        if self.covariance not in COVARIANCES:
+            raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}; got {self.covariance!r}")
+
+
+class LineBaseline:
+    """A network of a checkout on the central cuts of an estimated covariance; the subclasses say which.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        A square lattice at half a wavelength, with as many elements along a side as the weights are for.
+    options : CheckoutOptions
+        With checkout and weights.
+
+    Raises
+    ------
+    FileFormatError, RuntimeError, ValueError
+        Checkout or weights are missing or not what they should be, or the array is another.
+    """
+
+    method = ""
+
+    def __init__(self, array: PlanarArray, options: CheckoutOptions | None = None) -> None:
+        o = options or CheckoutOptions()
+        if o.checkout is None:
+            raise ValueError(f"{self.method} runs code that does not come with risfast: `{CLONE}` and name the folder")
+        if o.weights is None:
+            raise ValueError(
+                f"{self.method} needs trained weights: python -m risfast.baselines.dcd_train --checkout {o.checkout} "
+                f"--method {self.method} --out {self.method}.safetensors"
+            )
+        weights = read_weights(o.weights)
+        if weights.options.method != self.method:
+            raise ValueError(f"{o.weights} holds weights of {weights.options.method}, not of {self.method}")
+        self.array, self.options = array, o
+        self._lattice = square_lattice(array, weights.options.n_elements)
+        checkout = load_checkout(o.checkout)
+        self._network = LineNetwork(checkout, weights)
+        self._sbl = Sbl(array) if o.covariance == "sbl" else None
+        line = weights.options
+        self._range_m = (line.near * array.wavelength_m, line.far * array.wavelength_m)
+        self._identity = {"weights": weights.sha256, "checkout": checkout.fingerprint, "covariance": o.covariance}
+
+    def identity(self) -> dict[str, Any]:
+        """What the results depend on.
+
+        Returns
+        -------
+        dict
+            JSON values: checksums of the weights and of the checkout, and how the covariance is estimated.
+        """
+        return dict(self._identity)
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+            At most 5 each. None leaves the number to the network: the larger of those that it sees in row and column.
+
+        Returns
+        -------
+        list of B Sources
+            As :func:`risfast.baselines.line_cuts.paired_sources` gives them.
+
+        Raises
+        ------
+        ValueError
+            More sources than the peak finder of the checkout can hold apart.
+        """
+        check_request(measurement, self.array, n_sources)
+        if n_sources is not None and len(n_sources) and int(n_sources.max()) > MOST_SOURCES:
+            raise ValueError(f"n_sources must be at most {MOST_SOURCES}, got {int(n_sources.max())}")
+        if len(measurement) == 0:
+            return []
+        with torch.no_grad():
+            covariance = self._covariance(measurement)
+            cuts = central_cuts(covariance, self._lattice)
+            counts = n_sources
+            if counts is None:
+                counts = torch.maximum(*(self._network.counts(cut) for cut in cuts))
+            return by_count(counts.cpu(), lambda scenes, count: self._found(covariance, cuts, scenes, count))
+
+    def _covariance(self, measurement: Measurement) -> Tensor:
+        if self._sbl is not None:
+            return self._sbl.fit(measurement).covariance()
+        given = (measurement.y, measurement.codes, measurement.channel)
+        if self.options.covariance == "als":
+            return covariance_from_factor(als_covariance(*given, MOST_SOURCES, noise_power=measurement.noise_power))
+        return ls_covariance(*given, noise_power=measurement.noise_power)
+
+    def _found(self, covariance: Tensor, cuts: tuple[Tensor, Tensor], scenes: Tensor, count: int) -> list[Sources]:
+        """The sources of some scenes, all of one number."""
+        at = scenes.to(covariance.device)
+        lines = []
+        for cut in cuts:
+            angle, distance = self._network.locate(cut[at], count)
+            lines.append((angle, distance * self.array.wavelength_m))
+        (angle_h, range_h), (angle_v, range_v) = lines
+        return [
+            paired_sources(
+                covariance[scene],
+                self.array,
+                LineSources(angle_h[i], range_h[i]),
+                LineSources(angle_v[i], range_v[i]),
+                self._range_m,
+            )
+            for i, scene in enumerate(at.tolist())
+        ]
+
+
+class NfSubspaceNet(LineBaseline):
+    """SubspaceNet with near-field MUSIC over angle and range, along the central row and column of a surface.
+
+    Made and run as :class:`LineBaseline` says.
+
+    Notes
+    -----
+    The network is that of the checkout; see :func:`risfast.baselines.dcd_checkout.load_checkout` for its publications.
+    It was made for the snapshots of a linear array. Here it gets the covariance of a row (and of a column) of the
+    surface, which is estimated first, as snapshots that have it for their sample covariance; how angles are paired and
+    ranges joined is told at :func:`risfast.baselines.line_cuts.paired_sources`.
+    """
+
+    method = "nf_subspacenet"
+
+
+class DcdMusic(LineBaseline):
+    """DCD-MUSIC: angles of a first network, then the range along each of them with a second.
+
+    Made and run as :class:`LineBaseline` says; the rest is told at :class:`NfSubspaceNet`.
+    """
+
+    method = "dcd_music"

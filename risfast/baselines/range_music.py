@@ -1,0 +1,173 @@
+"""Range MUSIC: directions as if every source were far away, then the range of each along its ray."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from risfast.baselines.base import by_count, check_request, completed
+from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.baselines.music import CRITERIA, LOADING, check_subspace, leading, subspace_order
+from risfast.baselines.range_sweep import RangeSweep
+from risfast.covariance import ls_covariance
+from risfast.detect import DetectionOptions, Sources, detect_sources_lowrank
+from risfast.geometry import PlanarArray, SearchGrid
+from risfast.models.base import Measurement
+from risfast.ops import mvdr_spectrum_lowrank
+from risfast.steering import Wavefront
+
+__all__ = ["RangeMusic", "RangeMusicOptions"]
+
+
+@dataclass(frozen=True)
+class RangeMusicOptions:
+    """Options of :class:`RangeMusic`.
+
+    Attributes
+    ----------
+    criterion : {"mdl", "aic"}
+        Of the number of sources, where it is not given.
+    max_sources : int
+        Largest number that the criterion may choose, >= 1.
+    detection : DetectionOptions
+        Candidates, refinement and separation of directions; its thresholds are not used.
+    grid : SearchGrid or None
+        Its directions are searched, and its ranges bound the sweep. None is :meth:`SearchGrid.reference`.
+    n_ranges : int
+        Points of the sweep, uniform in 1/range, >= 3.
+    wavefront : {"spherical", "fresnel"}
+        Of the range sweep.
+
+    Raises
+    ------
+    ValueError
+        An unknown criterion or wavefront, a count out of its range, or a grid of a single range.
+    """
+
+    criterion: str = "mdl"
+    max_sources: int = 8
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    grid: SearchGrid | None = None
+    n_ranges: int = 200
+    wavefront: Wavefront = "spherical"
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.criterion not in CRITERIA:
+            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
+        if self.max_sources < 1 or self.n_ranges < 3:
+            raise ValueError("max_sources must be at least 1 and n_ranges at least 3")
+        if self.wavefront not in ("spherical", "fresnel"):
+            raise ValueError(f"wavefront of a range sweep must be spherical or fresnel, got {self.wavefront!r}")
+        if self.grid is not None and len(self.grid.range_m) < 2:
+            raise ValueError("grid must have at least two ranges: the sweep goes from the first to the last")
+
+
+class RangeMusic:
+    """MUSIC in direction with plane waves, then in range, on the least-squares covariance.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        The surface, N elements.
+    options : RangeMusicOptions, optional
+
+    Notes
+    -----
+    What a far-field direction finder leads to. It searches one plane of directions instead of a volume; but the
+    wavefront of a source nearer than the Fraunhofer distance 2 D^2 / wavelength bends over the aperture D, and its peak
+    in the plane-wave spectrum is broad, or split.
+    """
+
+    def __init__(self, array: PlanarArray, options: RangeMusicOptions | None = None) -> None:
+        self.array, self.options = array, options or RangeMusicOptions()
+        grid = self.options.grid if self.options.grid is not None else SearchGrid.reference()
+        nearest, farthest = float(grid.range_m[0]), float(grid.range_m[-1])
+        self._directions = SearchGrid(grid.azimuth_rad, grid.elevation_rad, torch.tensor([farthest]))
+        self._sweep = RangeSweep(array, (nearest, farthest), self.options.n_ranges, self.options.wavefront)
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
+
+        Parameters
+        ----------
+        measurement : Measurement
+        n_sources : int64 tensor, shape (B,), or None
+            Each below N.
+
+        Returns
+        -------
+        list of B Sources
+
+        Raises
+        ------
+        ValueError
+            As many sources as elements, or more.
+        """
+        check_request(measurement, self.array, n_sources)
+        if len(measurement) == 0:
+            return []
+        o = self.options
+        covariance = ls_covariance(
+            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+        )
+        counts = n_sources
+        if counts is None:
+            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, o.max_sources)
+        check_subspace(counts, self.array)
+        return by_count(
+            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
+        )
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """Exactly ``count`` sources of each of a batch of covariances.
+
+        Parameters
+        ----------
+        covariance : complex tensor, shape (B, N, N)
+            Hermitian, element order as in the array.
+        count : int
+            Sources of each, 1 .. N - 1; the dimension of the signal subspace.
+
+        Returns
+        -------
+        list of B Sources
+            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all;
+            ``confidence`` is 1 - (N - ||U^H a||^2) / N, from 0 to 1.
+        """
+        o, grid = self.options, self._directions
+        subspace = leading(covariance, count)
+        found = detect_sources_lowrank(
+            subspace,
+            self.array,
+            grid,
+            loading=LOADING,
+            wavefront="planar",
+            options=peaks_without_threshold(o.detection, count),
+        )
+        power = covariance.diagonal(dim1=1, dim2=2).real.mean(1).double().cpu() / count
+        axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
+        apart = (*separation(o.detection)[:2], math.inf)
+        result = []
+        for i, sources in enumerate(found):
+            volume = torch.zeros(0)
+            if len(sources) < count:
+                volume = mvdr_spectrum_lowrank(
+                    subspace[i], self.array, grid, loading=LOADING, wavefront="planar", reduce="none"
+                )
+            directions = completed(sources, count, axes, volume, apart)
+            result.append(self._ranged(subspace[i], directions, float(power[i])))
+        return result
+
+    def _ranged(self, subspace: Tensor, directions: Sources, power: float) -> Sources:
+        """The sources in those directions with their ranges."""
+        rows = subspace.to(torch.complex128).mH
+        found = [
+            (*self._sweep.deepest(rows, azimuth, elevation), azimuth, elevation)
+            for azimuth, elevation in zip(directions.azimuth.tolist(), directions.elevation.tolist(), strict=True)
+        ]
+        null, r, azimuth, elevation = torch.tensor(sorted(found), dtype=torch.float64).unbind(-1)
+        return Sources(azimuth, elevation, r, torch.full_like(r, power), (1 - null).clamp(0, 1))
