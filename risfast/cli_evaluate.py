@@ -47,7 +47,7 @@ class EvaluateOptions:
     transformer: Path | None = None
     """Model folder of a transformer backbone, for transformer_capon."""
     dcd_checkout: Path | None = None
-    """Folder of a checkout of https://github.com/ShlezingerLab/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
+    """Folder of a checkout of https://github.com/aradgast/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
     Its code is run."""
     dcd_weights: tuple[Path, ...] = ()
     """Weights for them, a file each: python -m risfast.baselines.dcd_train makes them."""

@@ -51,7 +51,7 @@ from risfast.models import Measurement, build_backbone
 SIDE = 6
 ARRAY = PlanarArray.rectangular(SIDE, SIDE)
 NAMES = list(CHECKOUT_BASELINES)
-CLONE = "git clone https://github.com/ShlezingerLab/DCD-MUSIC"
+CLONE = "git clone https://github.com/aradgast/DCD-MUSIC"
 LINE = LineOptions(n_elements=SIDE, n_snapshots=24, near=2.0, far=12.0)
 
 

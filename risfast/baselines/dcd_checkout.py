@@ -37,7 +37,7 @@ __all__ = [
     "system_model",
 ]
 
-CLONE = "git clone https://github.com/ShlezingerLab/DCD-MUSIC"
+CLONE = "git clone https://github.com/aradgast/DCD-MUSIC"
 SPACING_WAVELENGTHS = 0.5  # of their narrow-band array
 _PACKAGE = "src"
 _WANTED = {
