@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from risfast.detect import Sources
+from risfast.information import coordinate_covariance
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import Measurement
@@ -82,7 +83,8 @@ class Polished(NamedTuple):
         One a scene, strongest first; ``confidence`` is the posterior mass within the tolerance of the reported range
         (1 without the range posterior).
     covariance : list of float64 tensors, shape (K, 3, 3)
-        Inverse Fisher information of each source's (azimuth, elevation, range), in the same order.
+        Inverse Fisher information of each source's (azimuth, elevation, range), in the same order; infinite variance
+        of a coordinate that the data do not determine.
     noise_power : float64 tensor, shape (B,)
     log_likelihood : float64 tensor, shape (B,)
         At the maximum, without the constant -L M log(pi).
@@ -220,6 +222,7 @@ def _bear(
 
 def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
+    state = state.columns(state.mask.any(0).nonzero()[:, 0])
     n, d = _statistics(likelihood, state, atoms)
     d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
     rho = (n / d).clamp_min(1)
@@ -247,17 +250,20 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> 
     sum_l Phi_l^H R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
     """
     dtype = likelihood.phi.dtype
-    v = likelihood.correction(state.columns(state.mask.any(0).nonzero()[:, 0]))
-    u = likelihood.y[..., None] / state.noise[:, None, None, None] - v @ (v.mH @ likelihood.y[..., None])
+    # Times sigma^2, which it is divided by in the end, so that 32 bits hold it whatever the units.
+    root = state.noise.sqrt()[:, None, None, None]
+    v = root * likelihood.correction(state)
+    y = likelihood.y[..., None] / root
+    u = y - v @ (v.mH @ y)
     # Phi_l^H x = conj(c_l) * (H^H x), for all l at once.
     columns = (likelihood.channel.mH[:, None] @ torch.cat([u, v], -1).to(dtype)) * likelihood.codes.conj()[..., None]
     rows = atoms.transform(columns.mH.contiguous())  # [B, L, 1 + K, N]
     matched, taken = rows[:, :, 0], rows[:, :, 1:].flatten(1, 2)
     gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
-    gram = atoms.transform(atoms.transform(gram).mH.contiguous()) / state.noise[:, None, None].float()
+    gram = atoms.transform(atoms.transform(gram).mH.contiguous())
     both = atoms.analysis(torch.cat([matched.mH @ matched, gram - taken.mH @ taken]).to(torch.complex64)).double()
     b = len(v)
-    return both[:b].flatten(1), both[b:].flatten(1)
+    return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
 
 
 def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
@@ -269,10 +275,7 @@ def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptio
         state, mass = _range_posterior(likelihood, state, information, box, options)
     b, k = state.mask.shape
     r = 1 / state.position[..., 2]
-    spread = torch.linalg.pinv(information, hermitian=True)[:, : 3 * k, : 3 * k]
-    blocks = (
-        spread.unflatten(1, (3, k)).unflatten(3, (3, k)).diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
-    )  # [B, K, 3, 3]
+    blocks = coordinate_covariance(information, k)
     scale = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
     blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
     sources, covariances, gains = [], [], []
@@ -299,12 +302,15 @@ def _range_posterior(
     window = (r[:, None] - r).abs() <= options.range_tolerance_m
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     count = state.mask.shape[1]
-    spread = torch.linalg.pinv(information, hermitian=True).diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
-    deviation = spread.sqrt() / state.position[..., 2].square()
+    spread = coordinate_covariance(information, count)[..., 2, 2]
+    deviation = spread.sqrt() / state.position[..., 2].square()  # infinite where the data say nothing about it
+    alone = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count].rsqrt() / state.position[..., 2].square()
     # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance of
     # several deviations holds all of the posterior.
     rounding = ~(deviation > r[1] - r[0])
-    open_sources = state.mask & ~(rounding & (deviation <= options.range_tolerance_m / _CERTAIN))
+    # Rounding may hide that a range is not determined; all else known, its deviation is still large then.
+    sharp = torch.maximum(deviation, alone) <= options.range_tolerance_m / _CERTAIN
+    open_sources = state.mask & ~(rounding & sharp)
     for k in range(count):
         here = open_sources[:, k].nonzero()[:, 0]
         if not len(here):

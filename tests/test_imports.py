@@ -36,7 +36,7 @@ ORDER = [
     ("map_losses",),
     ("losses",),
     ("objective",),
-    ("source_state",),
+    ("source_state", "information"),
     ("likelihood",),
     ("scoring",),
     ("pruning",),

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.evaluate.matching import Tolerance
+from risfast.information import coordinate_covariance
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SourceBound", "cramer_rao_bound", "implied_recall", "scene_bound", "true_state"]
 
-# Eigenvalues of the Fisher information, scaled to a unit diagonal, that rounding cannot tell from zero; and the part
-# of a coordinate that must lie in their space for it to count as unbounded.
-_SINGULAR = 1e-12
-_UNBOUNDED = 1e-9
 _SCENES_AT_ONCE = 16  # 150 MB of sensing operators and derivatives on the reference system
 # Of the integral over a box: Gauss-Legendre nodes of a panel, and where a Gaussian has ended, in standard deviations.
 _NODES = 12
@@ -151,7 +148,7 @@ def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
     pseudo-inverse bounds the coordinates that the measurements determine, and the others are unbounded (Stoica and
     Marzetta, "Parameter estimation problems with singular information matrices", IEEE Trans. SP 49, 2001).
     """
-    covariance = _coordinate_covariance(likelihood.derivatives(state).information, state.mask.shape[1])
+    covariance = coordinate_covariance(likelihood.derivatives(state).information, state.mask.shape[1])
     r = 1 / state.position[..., 2]
     # d range = -range^2 d(1/range): the sign turns the covariances with the angles.
     slope = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
@@ -159,23 +156,6 @@ def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
     there = state.mask[..., None, None]
     position = _position_rms(covariance, state.position[..., 1], r)
     return SourceBound(torch.where(there, covariance, torch.nan), torch.where(state.mask, position, torch.nan))
-
-
-def _coordinate_covariance(information: Tensor, k: int) -> Tensor:
-    """Blocks [B, K, 3, 3] of the inverse of the information [B, 4 K + 1, 4 K + 1]."""
-    diagonal = information.diagonal(dim1=1, dim2=2)
-    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    scaled = information * scale[:, :, None] * scale[:, None]
-    value, vector = torch.linalg.eigh(scaled)
-    null = value <= _SINGULAR * value.shape[1]
-    inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
-    inverse = inverse * scale[:, :, None] * scale[:, None]
-    unbounded = (vector.square() * null[:, None]).sum(2) > _UNBOUNDED  # [B, P]
-    blocks = inverse[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
-    blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
-    lost = unbounded[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
-    blocks = torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks)
-    return blocks + torch.diag_embed(torch.where(lost, torch.inf, 0.0)).nan_to_num(nan=0.0, posinf=torch.inf)
 
 
 def _position_rms(covariance: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
