@@ -210,3 +210,38 @@ def test_the_profile_is_the_largest_gain_of_the_formula_over_the_power():
         best = max(*values, 0.0)
         assert float(gain[b, 0]) == pytest.approx(best, abs=2e-2 * max(best, 1.0))
         assert (float(power[b, 0]) > 0) == (float(gain[b, 0]) > 0)
+
+
+def test_half_precision_of_the_products_hardly_moves_the_profile_of_strong_sources():
+    """The gain is some L M times the SNR; its differences along a path decide."""
+    config = SystemConfig(n_sources=(1, 1), n_snapshots=32, snr_db=(50.0, 50.0), range_m=(2.0, 4.0))
+    scenes = generate_scenes(config, 6, range(2))
+    position = torch.cat([scenes.position[..., :2], 1 / scenes.position[..., 2:]], -1).double()[:, :1]
+    none = SourceState(
+        position, torch.ones(2, 1).double(), scenes.noise_power.double(), torch.zeros(2, 1, dtype=torch.bool)
+    )
+    shift = torch.linspace(-1e-4, 1e-4, 9, dtype=torch.float64)[:, None] * torch.tensor([0.0, 0.0, 1.0])
+    path = position + shift
+    measurement = Measurement.of(scenes)
+    gains = [
+        Likelihood(measurement, config.array, dtype=dtype).profile(none, path)[0]
+        for dtype in (torch.complex64, torch.complex128)
+    ]
+    differences = [gain - gain.mean(1, keepdim=True) for gain in gains]
+    assert float((differences[0] - differences[1]).abs().max()) < 0.1
+
+
+@pytest.mark.parametrize(("n_antennas", "sources"), [(1, 3), (2, 3), (4, 0)])
+def test_more_sources_than_antennas_and_none_at_all(n_antennas, sources):
+    likelihood, state, scenes = problem(n_antennas=n_antennas)
+    state = SourceState(state.position, state.power, state.noise, torch.ones_like(state.mask) & (sources > 0))
+    exact = [by_formula(scenes, state, b, "spherical") for b in range(3)]
+    np.testing.assert_allclose(likelihood.value(state).numpy(), exact, rtol=1e-10)
+    found = likelihood.derivatives(state)
+    np.testing.assert_allclose(found.value.numpy(), exact, rtol=1e-10)
+    shift = torch.zeros(3, state.n_parameters, dtype=torch.float64)
+    shift[:, [0, 3, 6, 9, 12]] = 1e-6
+    for b in range(3):
+        ends = [by_formula(scenes, state.moved(sign * shift), b, "spherical") for sign in (1, -1)]
+        slope = float(found.gradient[b, [0, 3, 6, 9, 12]].sum())
+        assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-3, rel=1e-5)

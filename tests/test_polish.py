@@ -152,6 +152,35 @@ def test_two_sources_that_look_alike_stay_two_where_the_snapshots_tell_them_apar
     assert [len(s) for s in found] == [2] * 4
 
 
+@pytest.mark.parametrize("wavefront", ["planar", "spherical"])
+def test_a_range_that_cannot_be_seen_is_as_certain_as_the_prior(wavefront):
+    """Plane waves, or a single element: within a metre of any range lies that share of the ranges, and no more."""
+    array = ARRAY if wavefront == "planar" else PlanarArray.rectangular(1, 1)
+    config = SystemConfig(
+        array=array, n_antennas=8, n_snapshots=16, n_sources=(1, 1), snr_db=(15.0, 15.0), wavefront=wavefront
+    )
+    scenes = generate_scenes(config, 2, range(2))
+    grid = AtomGrid(array, AtomAxes(15, 9, 6, range_m=(0.5, 10.0)), wavefront)
+    points = torch.linspace(0.5, 10.0, 64, dtype=torch.float64)
+    share = float(((points[:, None] - points).abs() <= 1).sum(1).max()) / 64
+    polished = polish_sources(Measurement.of(scenes), truth_of(scenes), grid, PolishOptions(births=0))
+    for sources, covariance in zip(polished.sources, polished.covariance, strict=True):
+        assert float(sources.confidence) == pytest.approx(share, abs=1e-6)
+        assert float(covariance[0, 2, 2]) > 10.0  # square metres
+
+
+@pytest.mark.parametrize("factor", [1e-18, 1e9])
+def test_units_do_not_matter(factor):
+    scenes = scenes_of(3)
+    plain = Measurement.of(scenes)
+    usual = polish_sources(plain, None, GRID).sources
+    codes, channel = plain.codes.to(torch.complex128), plain.channel.to(torch.complex128)
+    scaled = Measurement(plain.y.to(torch.complex128) * factor, codes, channel)
+    for one, other in zip(usual, polish_sources(scaled, None, GRID).sources, strict=True):
+        np.testing.assert_allclose(other.position.numpy(), one.position.numpy(), atol=1e-3)
+        np.testing.assert_allclose(other.power.numpy(), one.power.numpy() * factor**2, rtol=1e-3)
+
+
 def test_noise_alone_has_no_sources():
     scenes = scenes_of(8, n_sources=(0, 0))
     polished = polish_sources(Measurement.of(scenes, noise_known=False), None, GRID)
