@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,6 +107,58 @@ def test_the_threshold_and_the_cap_hold_and_the_order_is_by_confidence():
     assert decoded(found, max_sources=1)[0].confidence.tolist() == pytest.approx([0.9])
     assert len(decoded(found, threshold=0.95)[0]) == 0
     assert decoded(empty_map(0)) == []
+
+
+def greedily(counts, offset, options):
+    """(azimuth, elevation, range, expected number) of what is reported, one after the other, by the definition."""
+    n_el, n_cells = AXES.n_elevation, len(CELLS)
+    best = np.argsort(-counts.ravel(), kind="stable")[: options.cells]
+    left = counts.ravel()[best].copy()
+    rows = []
+    for flat in best:
+        g_az, g_el, cell = flat // (n_el * n_cells), flat // n_cells % n_el, flat % n_cells
+        moved = offset[g_az, g_el, cell // (n_cells // AXES.n_range)]
+        sines = [float(AXES.sines[i][g]) + AXES.spacing[i] * moved[i] for i, g in enumerate((g_az, g_el))]
+        rows.append([*np.arcsin(np.clip(sines, -1, 1)), float(CELLS.centres[cell])])
+    place, found = np.array(rows), []
+    half = (options.tolerance.azimuth_rad, options.tolerance.elevation_rad, options.tolerance.range_m)
+    within = np.abs(place[:, None] - place) <= half
+    near, inside = within[..., :2].all(2), within.all(2)
+    for _ in range(options.max_sources):
+        mass = inside @ left
+        at = mass.argmax()
+        if mass[at] < options.threshold:
+            break
+        here, beside = inside[at], near[at] & ~inside[at]
+        found.append([*(left[here] @ place[here] / mass[at]), min(mass[at], 1)])
+        taken = min(mass[at], 1)
+        left[here] *= 1 - taken / mass[at]
+        if beside.any() and left[beside].sum() > 0:
+            left[beside] *= 1 - min((1 - taken) / left[beside].sum(), 1)
+    return np.array(sorted(found, key=lambda row: -row[3])).reshape(-1, 4)
+
+
+@pytest.mark.parametrize("threshold", [0.15, 0.6])
+def test_any_map_is_read_as_defined_and_alike_in_every_batch(threshold):
+    generator = torch.Generator().manual_seed(8)
+    found = empty_map(5)
+    found.log_intensity.copy_(-9 + torch.randn(found.log_intensity.shape, generator=generator))
+    for b in range(5):  # a few blurred sources each, none in the last map
+        for _ in range(4 if b < 4 else 0):
+            g_az, g_el, cell = (int(torch.randint(3, n - 3, (1,), generator=generator)) for n in (25, 15, 80))
+            blur = torch.randn(3, 3, 5, generator=generator) - 2.5
+            found.log_intensity[b, g_az - 1 : g_az + 2, g_el - 1 : g_el + 2, cell - 2 : cell + 3] = blur
+    found.offset.copy_(0.3 * torch.randn(found.offset.shape, generator=generator))
+    options = MapDetection(threshold=threshold)
+    together = decoded(found, threshold=threshold)
+    assert sum(map(len, together)) > 4
+    for b, sources in enumerate(together):
+        one = SourceMap(found.log_intensity[b : b + 1], found.offset[b : b + 1])
+        torch.testing.assert_close(decoded(one, threshold=threshold)[0].position, sources.position, rtol=0, atol=0)
+        counts, offset = found.log_intensity[b].double().exp().numpy(), found.offset[b].double().numpy()
+        exact = greedily(counts, offset, options)
+        rows = torch.cat([sources.position, sources.confidence[:, None]], 1)
+        np.testing.assert_allclose(rows.numpy(), exact, atol=1e-5)
 
 
 def test_powers_of_atoms_give_their_peaks():
