@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["coordinate_covariance"]
+__all__ = ["SINGULAR", "UNBOUNDED", "coordinate_covariance"]
 
 # Eigenvalues of the Fisher information, scaled to a unit diagonal, that rounding cannot tell from zero; and the part
 # of a coordinate that must lie in their space for it to count as unbounded.
-_SINGULAR = 1e-12
-_UNBOUNDED = 1e-9
+SINGULAR = 1e-12
+UNBOUNDED = 1e-9
 
 
 def coordinate_covariance(information: Tensor, k: int) -> Tensor:
@@ -34,10 +34,10 @@ def coordinate_covariance(information: Tensor, k: int) -> Tensor:
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     scaled = information * scale[:, :, None] * scale[:, None]
     value, vector = torch.linalg.eigh(scaled)
-    null = value <= _SINGULAR * value.shape[1]
+    null = value <= SINGULAR * value.shape[1]
     inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
     inverse = inverse * scale[:, :, None] * scale[:, None]
-    unbounded = (vector.square() * null[:, None]).sum(2) > _UNBOUNDED  # [B, P]
+    unbounded = (vector.square() * null[:, None]).sum(2) > UNBOUNDED  # [B, P]
     blocks = inverse[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
     blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
     lost = unbounded[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]

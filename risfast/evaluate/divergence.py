@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from risfast.information import SINGULAR
 from risfast.likelihood import Likelihood, SourceState
 from risfast.steering import steering_phase_gradient
 
@@ -23,7 +24,6 @@ __all__ = ["Divergence", "Expected", "Minimum", "nearest"]
 # Longest step of a coordinate in (azimuth, elevation, 1/range, log power), and of the log noise.
 _LONGEST = (0.08, 0.08, 0.25, 1.5)
 _LONGEST_NOISE = 1.0
-_SINGULAR = 1e-12  # eigenvalues of a curvature with a unit diagonal that rounding cannot tell from zero
 _MOST_STEPS = 60
 _SETTLED = 1e-9  # of the log-likelihood, by one more step: 5e-5 of a standard deviation
 _ROUNDING = 1e-12  # of the value, relative
@@ -316,7 +316,7 @@ def _step(at: Expected, free: Tensor, damping: Tensor, k: int) -> tuple[Tensor, 
     value, vector = torch.linalg.eigh(-at.hessian * scale[:, :, None] * scale[:, None])
     along = (vector.mT @ (scale * at.gradient)[..., None])[..., 0]
     size = value.abs()
-    known = size > _SINGULAR * size.shape[1]
+    known = size > SINGULAR * size.shape[1]
     gain = torch.where(known, along.square() / size, 0.0).sum(1) / 2
     along = torch.where(known, along / (size + damping[:, None]), 0.0)
     step = scale * (vector @ along[..., None])[..., 0]

@@ -27,6 +27,7 @@ from risfast.evaluate.bounds import implied_recall, true_state
 from risfast.evaluate.divergence import Divergence, Expected, nearest
 from risfast.evaluate.matching import Tolerance
 from risfast.geometry import PlanarArray, spherical_to_cartesian
+from risfast.information import SINGULAR, UNBOUNDED
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 from risfast.sensing import Impairments, SensingOperator, impair_codes, impaired_steering
@@ -36,10 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = ["MismatchedBound", "mismatched_bound", "mismatched_cramer_rao_bound", "true_responses"]
 
-# As in risfast.evaluate.bounds: eigenvalues, scaled to a unit diagonal, that rounding cannot tell from zero; and the
-# part of a coordinate that must lie in their space for it to count as unbounded.
-_SINGULAR = 1e-12
-_UNBOUNDED = 1e-9
 _SCENES_AT_ONCE = 8
 
 
@@ -270,11 +267,11 @@ def _sandwich(at: Expected, free: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
     diagonal = curvature.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     value, vector = torch.linalg.eigh(curvature * scale[:, :, None] * scale[:, None])
-    null = value.abs() <= _SINGULAR * value.shape[1]
+    null = value.abs() <= SINGULAR * value.shape[1]
     inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
     inverse = inverse * scale[:, :, None] * scale[:, None]
     whole = inverse @ at.score.nan_to_num(nan=0.0) @ inverse
-    lost = (vector.square() * null[:, None]).sum(2) > _UNBOUNDED
+    lost = (vector.square() * null[:, None]).sum(2) > UNBOUNDED
     blocks = whole[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
     blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
     lost = lost[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
