@@ -18,10 +18,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request
-from risfast.baselines.music import CRITERIA, check_subspace, leading, subspace_order
+from risfast.baselines.music import CRITERIA, by_subspace, leading
 from risfast.baselines.range_sweep import RangeSweep
-from risfast.covariance import ls_covariance
 from risfast.detect import Sources
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Lattice, PlanarArray
 from risfast.models.base import Measurement
@@ -156,21 +154,9 @@ class DecoupledMusic:
         ValueError
             More sources than the smoothing can tell apart.
         """
-        check_request(measurement, self.array, n_sources)
-        if len(measurement) == 0:
-            return []
         o = self.options
-        covariance = ls_covariance(
-            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
-        )
-        counts = n_sources
-        if counts is None:
-            most = min(o.max_sources, self.most_sources)
-            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, most)
-        check_subspace(counts, self.array)
-        return by_count(
-            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
-        )
+        most = min(o.max_sources, self.most_sources)
+        return by_subspace(measurement, self.array, n_sources, o.criterion, most, self.of_covariance)
 
     @property
     def _spacings(self) -> tuple[float, float]:

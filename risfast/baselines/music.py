@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,7 +17,7 @@ from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum_lowrank
 from risfast.steering import Wavefront
 
-__all__ = ["CRITERIA", "LOADING", "LsMusic", "MusicOptions", "model_order"]
+__all__ = ["CRITERIA", "LOADING", "LsMusic", "MusicOptions", "by_subspace", "model_order"]
 
 CRITERIA = ("mdl", "aic")
 # Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
@@ -188,20 +189,8 @@ class LsMusic:
         ValueError
             As many sources as elements, or more.
         """
-        check_request(measurement, self.array, n_sources)
-        if len(measurement) == 0:
-            return []
         o = self.options
-        covariance = ls_covariance(
-            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
-        )
-        counts = n_sources
-        if counts is None:
-            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, o.max_sources)
-        check_subspace(counts, self.array)
-        return by_count(
-            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
-        )
+        return by_subspace(measurement, self.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """The strongest peaks of the MUSIC spectra of a batch of covariances.
@@ -238,6 +227,53 @@ class LsMusic:
                 )
             result.append(completed(sources, count, axes, volume, separation(o.detection)))
         return result
+
+
+def by_subspace(
+    measurement: Measurement,
+    array: PlanarArray,
+    n_sources: Tensor | None,
+    criterion: str,
+    most: int,
+    find: Callable[[Tensor, int], list[Sources]],
+) -> list[Sources]:
+    """Sources from the least-squares covariances of B scenes, all those of equal count together.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Of B scenes.
+    array : PlanarArray
+        N elements.
+    n_sources : int64 tensor, shape (B,), or None
+        Where None, the criterion chooses.
+    criterion : str
+        One of :data:`CRITERIA`.
+    most : int
+        Largest number that it may choose.
+    find : callable of (complex tensor (b, N, N), int) to a list of b Sources
+        From covariances and their count.
+
+    Returns
+    -------
+    list of B Sources
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        As :func:`risfast.baselines.base.check_request` and :func:`check_subspace`.
+    """
+    check_request(measurement, array, n_sources)
+    if len(measurement) == 0:
+        return []
+    covariance = ls_covariance(
+        measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+    )
+    counts = n_sources
+    if counts is None:
+        counts = subspace_order(covariance, measurement.y.shape[1], criterion, most)
+    check_subspace(counts, array)
+    return by_count(counts.cpu(), lambda scenes, count: find(covariance[scenes.to(covariance.device)], count))
 
 
 def check_subspace(counts: Tensor, array: PlanarArray) -> None:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, completed
+from risfast.baselines.base import completed
 from risfast.baselines.capon import peaks_without_threshold, separation
-from risfast.baselines.music import CRITERIA, LOADING, check_subspace, leading, subspace_order
+from risfast.baselines.music import CRITERIA, LOADING, by_subspace, leading
 from risfast.baselines.range_sweep import RangeSweep
-from risfast.covariance import ls_covariance
 from risfast.detect import DetectionOptions, Sources, detect_sources_lowrank
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.models.base import Measurement
@@ -107,20 +106,8 @@ class RangeMusic:
         ValueError
             As many sources as elements, or more.
         """
-        check_request(measurement, self.array, n_sources)
-        if len(measurement) == 0:
-            return []
         o = self.options
-        covariance = ls_covariance(
-            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
-        )
-        counts = n_sources
-        if counts is None:
-            counts = subspace_order(covariance, measurement.y.shape[1], o.criterion, o.max_sources)
-        check_subspace(counts, self.array)
-        return by_count(
-            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
-        )
+        return by_subspace(measurement, self.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each of a batch of covariances.
