@@ -89,6 +89,25 @@ def hits(found, scenes):
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_without_options_a_baseline_has_those_of_its_name(name):
+    """Two names may share a class, but not what they do."""
+    if name in (
+        "transformer_capon",
+        "ls_capon",
+        "als_capon",
+        "ls_music",
+        "range_music",
+        "true_capon",
+        "sbl",
+        "greedy_ml",
+    ):
+        array = PlanarArray.rectangular(12, 12)
+    else:
+        array = ARRAY
+    assert build_baseline(name, array).options == BASELINES[name][1]()
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_strong_lone_source_is_found(name):
     scenes = some(0, 4)
     baseline = made(name, scenes)

@@ -25,7 +25,7 @@ from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Lat
 from risfast.models.base import Measurement
 from risfast.steering import Wavefront
 
-__all__ = ["DIRECTIONS", "DecoupledMusic", "DecoupledMusicOptions", "SeparableMusicOptions"]
+__all__ = ["DIRECTIONS", "DecoupledMusic", "DecoupledMusicOptions", "SeparableMusic", "SeparableMusicOptions"]
 
 DIRECTIONS = ("joint", "separate")
 
@@ -306,6 +306,20 @@ class SeparableMusicOptions(DecoupledMusicOptions):
     """
 
     directions: str = "separate"
+
+
+class SeparableMusic(DecoupledMusic):
+    """Decoupled MUSIC with the two angles apart as well.
+
+    Parameters
+    ----------
+    array : PlanarArray
+        A uniform planar lattice of at least 2 x 2 elements.
+    options : SeparableMusicOptions, optional
+    """
+
+    def __init__(self, array: PlanarArray, options: DecoupledMusicOptions | None = None) -> None:
+        super().__init__(array, options or SeparableMusicOptions())
 
 
 def _line_peaks(parts: Tensor, order: int, count: int, n: int) -> Tensor:

@@ -15,7 +15,12 @@ from risfast.baselines.capon import (
     TrueCapon,
 )
 from risfast.baselines.dcd_music import CheckoutOptions, DcdMusic, NfSubspaceNet
-from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions, SeparableMusicOptions
+from risfast.baselines.decoupled import (
+    DecoupledMusic,
+    DecoupledMusicOptions,
+    SeparableMusic,
+    SeparableMusicOptions,
+)
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions
 from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
@@ -28,7 +33,7 @@ BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
     "als_capon": (AlsCapon, AlsCaponOptions),
     "ls_music": (LsMusic, MusicOptions),
     "decoupled_music": (DecoupledMusic, DecoupledMusicOptions),
-    "separable_music": (DecoupledMusic, SeparableMusicOptions),
+    "separable_music": (SeparableMusic, SeparableMusicOptions),
     "range_music": (RangeMusic, RangeMusicOptions),
     "sbl": (Sbl, SblOptions),
     "greedy_ml": (GreedyMl, GreedyMlOptions),
