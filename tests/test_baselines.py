@@ -91,19 +91,7 @@ def hits(found, scenes):
 @pytest.mark.parametrize("name", NAMES)
 def test_without_options_a_baseline_has_those_of_its_name(name):
     """Two names may share a class, but not what they do."""
-    if name in (
-        "transformer_capon",
-        "ls_capon",
-        "als_capon",
-        "ls_music",
-        "range_music",
-        "true_capon",
-        "sbl",
-        "greedy_ml",
-    ):
-        array = PlanarArray.rectangular(12, 12)
-    else:
-        array = ARRAY
+    array = PlanarArray.rectangular(12, 12)
     assert build_baseline(name, array).options == BASELINES[name][1]()
 
 

@@ -18,14 +18,14 @@ from tiny_suite import Finished, finished
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors, collect
 from risfast.evaluate.figures import Interval
-from risfast.evaluate.groups import AZIMUTH_EDGES_DEG, KEPT, RANGE_EDGES
+from risfast.evaluate.groups import AZIMUTH_EDGES_DEG, KEPT, RANGE_EDGES, groups_of
 from risfast.evaluate.latex import latex_table, latex_value
 from risfast.evaluate.methods import Methods
 from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.outcome import finish
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import Run, SceneSet
-from risfast.evaluate.tables import HEADLINE, mismatch_rows, write_csv, write_parquet
+from risfast.evaluate.tables import HEADLINE, headline_rows, mismatch_rows, write_csv, write_parquet
 
 MAIN = ("main", 0)
 TOLERANCE = np.array([math.radians(5), math.radians(5), 1.0])
@@ -141,6 +141,16 @@ def test_headline_rows_are_cut_as_their_titles_say(done: Finished) -> None:
         assert {r["name"] for r in mine} == {*HEADLINE, "time"}
         seconds = done.collected.timing[Key(*MAIN, length, "localizer")].total
         assert figure(mine, name="time", method="localizer") == pytest.approx(1e3 * np.median(seconds), rel=1e-5)
+
+
+def test_the_headline_is_of_all_scenes_though_oracles_see_some(done: Finished) -> None:
+    """Groups of oracles cover the first half of the main set, under the same names."""
+    sets = done.config.sets(done.config.build_methods())
+    groups = groups_of(done.collected, sets, done.config.snapshots, resamples=5)
+    nowhere = {name: Interval(math.inf, math.inf, math.inf) for name in groups[0].figures}
+    changed = [dataclasses.replace(g, figures=nowhere) if g.benchmark in ("B2", "B7") else g for g in groups]
+    assert changed != groups
+    assert repr(headline_rows(done.collected, changed)) == repr(headline_rows(done.collected, groups))
 
 
 def test_differences_from_greedy_ml_are_differences_and_greedy_ml_has_none(done: Finished) -> None:
@@ -354,7 +364,7 @@ def test_csv_keeps_every_value_and_leaves_out_what_does_not_exist(tmp_path: Path
 
 def test_parquet_holds_the_same_rows(done: Finished, tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
-    for name in ("headline", "figures", "timing", "scenes", "frozen"):
+    for name in ("headline", "figures", "mismatch", "timing", "scenes", "frozen"):
         table = parquet.read_table(done.outcome.tables / f"{name}.parquet").to_pylist()
         read = rows_of(done, name)
         assert len(table) == len(read)
@@ -386,7 +396,7 @@ def test_exported_tables_come_with_command_seed_and_environment(done: Finished) 
     assert described["command"].startswith("risfast-train evaluate --suite all --scenes 6 --snapshots 8 5 --seed 3")
     assert described["config"]["seed"] == 3
     assert set(described["environment"]) >= {"risfast", "torch", "python", "processor"}
-    for name in ("headline", "figures", "timing", "frozen"):
+    for name in ("headline", "figures", "mismatch", "timing", "frozen"):
         assert (done.export / f"{name}.csv").is_file()
     text = (done.export / "suite.json").read_text()
     assert str(done.export.parent) not in text
