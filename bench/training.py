@@ -93,8 +93,9 @@ def step_flops(module: UnrolledBackbone, n_snapshots: int, n_antennas: int) -> F
     o, size, m, n = module.settings, n_snapshots, n_antennas, len(module.positions)
     cells, maps = math.prod(o.axes.shape), map_flops(module.atoms)
     outer, wide, long = size * n * n, size * m * n * n, size * m * m * n
-    both_ways = 2 * wide + 2 * long + size * m * n + outer  # Phi X Phi^H and Phi^H G Phi, and n of each side
-    forward = 2 * COMPLEX * (o.steps * (both_ways + size * m * m) + (size * m * n + outer + wide))
+    part = size * m * module.atoms.entries  # of a Hermitian Phi^H G Phi, what the maps look at
+    both_ways = wide + part + 2 * long + size * m * n + outer  # Phi X Phi^H and Phi^H G Phi, and n of each side
+    forward = 2 * COMPLEX * (o.steps * (both_ways + size * m * m) + (size * m * n + outer + part))
     backward = 2 * COMPLEX * (o.steps - 1) * (both_ways + 2 * size * m * m + 2 * size * m**3)
     step = _convolutions(cells, (4, o.width), (o.width, o.width))
     last = 2 * cells * o.width

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from risfast.baselines.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, system_model
@@ -282,6 +280,8 @@ def write_weights(path: Path, network: nn.Module, options: LineOptions, made_by:
     OSError
         The file cannot be written.
     """
+    from safetensors.torch import save  # noqa: PLC0415 - only where a file is written
+
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     metadata = {"format": _FORMAT, "options": json.dumps(asdict(options)), "made_by": json.dumps(made_by)}
     replace_file(path, save(state, metadata=metadata))
@@ -328,6 +328,8 @@ def read_weights(path: Path) -> Weights:
 
 
 def _own_weights(path: Path, digest: str) -> Weights:
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - only where a file is read
+
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

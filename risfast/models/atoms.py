@@ -270,6 +270,12 @@ class AtomGrid(nn.Module):
                     result[:, columns, rows] = block.mH
         return result
 
+    @property
+    def entries(self) -> int:
+        """Entries of a matrix that :meth:`products` computes, and :meth:`analysis` looks at."""
+        edges = self._nodes.offsets
+        return sum((stop - start) * (edges[-1] - start) for start, stop in pairwise(edges))
+
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: five eighths of the work.
 

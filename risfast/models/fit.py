@@ -154,6 +154,6 @@ def statistics(power: Tensor, noise: Tensor, y: Tensor, phi: Tensor, atoms: Atom
     Notes
     -----
     The step is that of sparse Bayesian learning by majorise-minimise (square root of the fixed-point ratio), which
-    never lowers the likelihood. Cost a scene and pass: three maps of the atom grid and 16 L M N^2 flops.
+    never lowers the likelihood. Cost a scene and pass: three maps of the atom grid and 13 L M N^2 flops.
     """
     return Statistics(*_StatisticsFunction.apply(power, noise, y, phi, atoms))
