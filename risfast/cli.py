@@ -18,7 +18,7 @@ from risfast.cli_io import add_doctor, add_import
 from risfast.cli_progress import Progress
 from risfast.cli_train import COMMANDS as TRAINING
 from risfast.cli_train import run_training_command
-from risfast.demo import GRIDS, DemoOptions, explanation, format_scores, run_demo
+from risfast.demo_options import GRIDS, DemoOptions
 
 __all__ = ["DetectCommand", "Progress", "build_parser", "main", "search_grid"]
 
@@ -44,6 +44,8 @@ def run_demo_command(options: DemoOptions, progress: Progress) -> int:
     OSError
         The folder for the pictures cannot be made or written.
     """
+    from risfast.demo import explanation, format_scores, run_demo  # noqa: PLC0415 - only where it runs
+
     check_device(options.device)
     report = run_demo(options, progress)
     progress.close()

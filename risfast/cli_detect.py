@@ -13,7 +13,7 @@ from torch import Tensor
 
 from risfast.array_file import read_array
 from risfast.cli_progress import Progress
-from risfast.demo import GRIDS
+from risfast.demo_options import GRIDS
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.files import read_covariance, source_rows
 from risfast.geometry import PlanarArray, SearchGrid

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,14 +23,14 @@ from risfast.demo_methods import (
     score_run,
     true_positions,
 )
+from risfast.demo_options import GRIDS, SEEDS, DemoOptions
 from risfast.demo_pictures import Illustration, draw_demo
 from risfast.evaluate import Tolerance
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.figures import Interval
-from risfast.geometry import SearchGrid, direction_cosines
+from risfast.geometry import direction_cosines
 
 __all__ = [
-    "GRIDS",
     "DemoOptions",
     "DemoReport",
     "demo_scenes",
@@ -43,57 +42,11 @@ __all__ = [
 
 ReportProgress = Callable[[str, int, int], None]
 
-GRIDS: dict[str, Callable[[], SearchGrid]] = {"reference": SearchGrid.reference, "training": SearchGrid.training}
-
 _SCENES_AT_ONCE = 10
-_SEEDS = 2**32
-_FIRST_SEED = 0x64656D6F * _SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
+_FIRST_SEED = 0x64656D6F * SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
 _TEXT_WIDTH = 105  # of the table
 _LEGIBLE_RAD = math.radians(8.0)  # closer markers touch in the picture
 _TYPICAL_SNR_DB = 3.0  # from the middle of the range
-
-
-@dataclass(frozen=True)
-class DemoOptions:
-    """Options of the demo.
-
-    Parameters
-    ----------
-    scenes : int
-        Number of scenes, >= 1.
-    seed : int in [0, 2^32)
-        The same seed gives the same scenes; the shipped checkpoint was trained on none of them.
-    snapshots : int
-        L of each scene, >= 1.
-    grid : {"reference", "training"}
-        Search grid of Capon, and of the pictures.
-    output : Path
-        Folder for the pictures; made if it is not there.
-    device : str
-        Where everything is computed.
-
-    Raises
-    ------
-    ValueError
-        A count is below 1, the seed is out of its range, or the grid is unknown.
-    """
-
-    scenes: int = 60
-    seed: int = 0
-    snapshots: int = 64
-    grid: str = "reference"
-    output: Path = Path("risfast-demo")
-    device: str = "cpu"
-
-    def __post_init__(self) -> None:
-        """Check the counts, the seed and the grid."""
-        for name in ("scenes", "snapshots"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 <= self.seed < _SEEDS:
-            raise ValueError(f"seed must be a whole number from 0 to {_SEEDS - 1}, got {self.seed}")
-        if self.grid not in GRIDS:
-            raise ValueError(f"grid must be one of {', '.join(GRIDS)}; got {self.grid!r}")
 
 
 class DemoReport(NamedTuple):

@@ -19,7 +19,7 @@ ORDER = [
     ("errors", "durable", "tolerance", "magnitude"),
     ("lattice",),
     ("geometry",),
-    ("steering", "files", "plots"),
+    ("steering", "files", "plots", "demo_options"),
     ("array_file",),
     ("draws",),
     ("codes",),
