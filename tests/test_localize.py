@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -221,3 +222,16 @@ def test_wrong_options_are_refused():
         LocalizerOptions(blend=1.5)
     with pytest.raises(ValueError, match="scenes_at_once"):
         LocalizerOptions(scenes_at_once=0)
+    for wrong in (0.0, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="least_count"):
+            LocalizerOptions(least_count=wrong)
+
+
+def test_fewer_expected_sources_make_more_candidates():
+    scenes = generate_scenes(SystemConfig(n_sources=(3, 5), snr_db=(0.0, 5.0), n_snapshots=16), 12, range(6))
+    counts = []
+    for least in (0.1, 0.9):
+        localizer = Localizer.from_pretrained(LocalizerOptions(least_count=least, least_confidence=0.0))
+        localizer.options = replace(localizer.options, polish=PolishOptions(births=0, penalty=0.0))
+        counts.append(sum(map(len, localizer.localize(scenes.y, scenes.codes, scenes.channel))))
+    assert counts[0] > counts[1]
