@@ -271,11 +271,11 @@ def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptio
     information = likelihood.derivatives(state).information
     lost = likelihood.losses(state)
     mass = torch.ones_like(state.power)
-    if options.range_points:
-        state, mass = _range_posterior(likelihood, state, information, box, options)
     b, k = state.mask.shape
+    blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
+    if options.range_points:
+        state, mass = _range_posterior(likelihood, state, information, blocks[..., 2, 2].sqrt(), box, options)
     r = 1 / state.position[..., 2]
-    blocks = coordinate_covariance(information, k)
     scale = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
     blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
     sources, covariances, gains = [], [], []
@@ -290,7 +290,12 @@ def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptio
 
 
 def _range_posterior(
-    likelihood: Likelihood, state: SourceState, information: Tensor, box: Box, options: PolishOptions
+    likelihood: Likelihood,
+    state: SourceState,
+    information: Tensor,
+    deviation: Tensor,
+    box: Box,
+    options: PolishOptions,
 ) -> tuple[SourceState, Tensor]:
     """Move each source along its ridge to the range with the most posterior mass within the tolerance.
 
@@ -302,8 +307,8 @@ def _range_posterior(
     window = (r[:, None] - r).abs() <= options.range_tolerance_m
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     count = state.mask.shape[1]
-    spread = coordinate_covariance(information, count)[..., 2, 2]
-    deviation = spread.sqrt() / state.position[..., 2].square()  # infinite where the data say nothing about it
+    # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
+    deviation = deviation / state.position[..., 2].square()
     alone = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count].rsqrt() / state.position[..., 2].square()
     # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance of
     # several deviations holds all of the posterior.

@@ -277,7 +277,7 @@ class AtomGrid(nn.Module):
         return sum((stop - start) * (edges[-1] - start) for start, stop in pairwise(edges))
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
-        """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: five eighths of the work.
+        """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: of four equal classes 5/8.
 
         Parameters
         ----------
