@@ -13,6 +13,7 @@ __all__ = [
     "WAVEFRONTS",
     "Wavefront",
     "check_wavefront",
+    "farthest",
     "steering_phase",
     "steering_phase_gradient",
     "steering_vectors",
@@ -38,9 +39,9 @@ def check_wavefront(wavefront: str) -> None:
         raise ValueError(f"wavefront must be one of {', '.join(WAVEFRONTS)}; got {wavefront!r}")
 
 
-def _within_squares(range_m: Tensor) -> Tensor:
-    """Ranges whose squares the dtype still holds; so far out nothing bends, and infinity is no different."""
-    return range_m.clamp_max(torch.finfo(range_m.dtype).max ** 0.45)
+def farthest(dtype: torch.dtype) -> float:
+    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different."""
+    return float(torch.finfo(dtype).max ** 0.45)
 
 
 def steering_phase(
@@ -77,7 +78,7 @@ def steering_phase(
     r = range_m[..., None]  # [..., 1]
     if wavefront == "fresnel":
         return wavenumber * (projection - squared / (2 * r))
-    r = _within_squares(r)
+    r = r.clamp_max(farthest(r.dtype))
     numerator = 2 * r * projection - squared  # r^2 - d^2
     distance = (r * r - numerator).clamp_min(0).sqrt()
     return wavenumber * numerator / (distance + r)
@@ -122,7 +123,7 @@ def steering_phase_gradient(
     if wavefront == "fresnel":
         gradient = torch.stack([along_azimuth, along_elevation, (-squared / 2).expand_as(phase)], -2)
         return phase, wavenumber * gradient
-    r = _within_squares(range_m[..., None])
+    r = range_m[..., None].clamp_max(farthest(range_m.dtype))
     projection = direction @ positions_m.T
     distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
     ratio = r / distance
