@@ -348,8 +348,8 @@ def test_walks_from_and_to_the_far_field_end_at_the_source(name, wavefront, fact
     for scene in range(3):
         args = ARRAYS[name], truth[scene, 0], wavefront, factored, 1e-2
         best = brute_power(matrix[scene].numpy(), *args)
-        # The ridges of a linear array bend in all three coordinates: eight steps end a little beside their crest.
-        np.testing.assert_allclose(found.power[scene], best, rtol=1e-3 if name == "linear" else 1e-6)
+        # The ridges of a linear array bend in all three coordinates: eight steps end within 0.01 dB of their crest.
+        np.testing.assert_allclose(found.power[scene], best, rtol=2.3e-3 if name == "linear" else 1e-6)
     if name in ("rectangular", "volumetric"):
         np.testing.assert_allclose(found.position[..., :2], truth[..., :2].repeat(4, 1), atol=1e-5)
         if wavefront != "planar":
