@@ -23,7 +23,7 @@ from risfast.io.setup_text import SETUP_VARIABLE, setup_bytes
 from risfast.setup import Setup
 
 if TYPE_CHECKING:
-    from risfast.detect import Sources
+    from risfast.sources import Sources
 
 __all__ = ["RECORDING_SUFFIXES", "RESULT_SUFFIXES", "source_rows", "write_recording", "write_results", "write_spectrum"]
 
@@ -66,11 +66,10 @@ def source_rows(scenes: Sequence[Sources]) -> list[dict[str, Any]]:
             "range_m": float(found.range[index]),
             "power_db": 10 * math.log10(power) if (power := float(found.power[index])) > 0 else -math.inf,
             "confidence": float(found.confidence[index]),
-            "prominence_db": float(getattr(found, "prominence_db", nan)[index]),
-            "at_edge": bool(getattr(found, "at_edge", nan > 0)[index]),
+            "prominence_db": float(found.prominence_db[index]),
+            "at_edge": bool(found.at_edge[index]),
         }
         for scene, found in enumerate(scenes)
-        for nan in [found.power * math.nan]
         for index in range(len(found))
     ]
 
@@ -198,12 +197,14 @@ def _snapshot_shape(recording: Recording, rows: int, columns: int) -> tuple[int,
 
 def _pages_last(path: Path, variables: dict[str, Any], n_elements: int) -> dict[str, Any]:
     """As MATLAB users expect a batch; refused where it could be read the other way round."""
-    given = [name for name in ("covariance", "snapshots", "codes", "channel") if name in variables]
+    given: list[str] = [name for name in ("covariance", "snapshots", "codes", "channel") if name in variables]
     batches = [name for name in given if variables[name].ndim == 3]
-    turned = {**variables, **{name: np.moveaxis(variables[name], 0, -1) for name in batches}}
+    turned = dict(variables)
+    for name in batches:
+        turned[name] = np.moveaxis(variables[name], 0, -1)
     mistaken = "covariance" in batches and turned["covariance"].shape[2] == n_elements
     if "snapshots" in batches:
-        shapes: dict[str, tuple[int, ...]] = {name: turned[name].shape for name in given}
+        shapes = {name: turned[name].shape for name in given}
         transposed = layout(shapes, n_elements, -1)
         mistaken = layout(shapes, n_elements, 0) is not None or transposed is None or any(transposed.values())
     if mistaken:

@@ -168,7 +168,11 @@ def _recognise(path: Path) -> str:
     by_content = {"MATLAB": "mat", "NumPy zip": "npz"}
     if content in by_content:
         return by_content[content]
-    mend = "; save it with numpy.savez under a name" if content.startswith("a single NumPy") else ""
+    mend = ""
+    if content.startswith(("a single NumPy", "a Python pickle")) or path.suffix.lower() in (".csv", ".txt"):
+        mend = "; save it with numpy.savez(path, R=R)"
+    elif path.suffix.lower() in (".npz", ".mat", ".h5", ".hdf5"):
+        mend = f" (its first bytes are {file_head(path)[:8]!r}): the name is wrong, or the file damaged"
     raise FileFormatError(
         f"{path}: this is {content}, not one of {', '.join(FORMATS)}{mend}. A file whose beginning is damaged can be "
         "tried with format="
