@@ -105,7 +105,7 @@ def test_a_file_of_a_setup_that_does_not_name_the_sampling_takes_that_of_the_dat
         ({"y": SCENE["y"]}, SURFACE, "sampling: .* no codes and no channel .*fields=.*or give sampling = 'direct'"),
         ({"y": SCENE["y"], "codes": SCENE["codes"]}, SURFACE, "there is no channel in the file"),
         ({"X": SCENES["codes"]}, SURFACE, "there is no codes and no channel"),
-        (SCENE, Setup(SensorArray.rectangular(3, 3)), "'codes' .* 9 columns.*if the array is another one"),
+        (SCENE, Setup(SensorArray.rectangular(5, 2)), "'codes' .* 10 columns.*if the array is another one"),
         (
             COVARIANCE,
             Setup(SensorArray.rectangular(3, 3)),

@@ -205,8 +205,7 @@ def _pages_last(path: Path, variables: dict[str, Any], n_elements: int) -> dict[
     mistaken = "covariance" in batches and turned["covariance"].shape[2] == n_elements
     if "snapshots" in batches:
         shapes = {name: turned[name].shape for name in given}
-        transposed = layout(shapes, n_elements, -1)
-        mistaken = layout(shapes, n_elements, 0) is not None or transposed is None or any(transposed.values())
+        mistaken = layout(shapes, n_elements, pages_last=True) != (-1, dict.fromkeys(shapes, False))
     if mistaken:
         raise FileFormatError(
             f"{path}: batches of these sizes cannot be told from their transpose in .mat; write .h5 or .npz"

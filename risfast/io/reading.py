@@ -115,7 +115,7 @@ def read(
         Of one scene or several: snapshots (L, M) or (B, L, M) with codes (L, N) or (B, L, N) and channel (M, N) or
         (B, M, N); covariances (N, N) or (B, N, N), complex64 if the file is in single precision, exactly Hermitian,
         complex also where they are real and symmetric. In .mat files B may come last, MATLAB's pages; where both fit,
-        it comes first. Elements that are flagged in the file, are dead or were named are left out; snapshots of large
+        it is first. Elements that are flagged in the file, are dead or were named are left out; snapshots of large
         files stay on the disk until they are read in blocks.
 
     Raises

@@ -23,8 +23,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def layout(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | None:
-    """Which fields must be transposed for all to fit together with scenes on an axis; None if they cannot.
+def layout(shapes: Shapes, n_elements: int, *, pages_last: bool) -> tuple[int, dict[str, bool]] | None:
+    """Axis of the scenes, and which fields must be transposed for all to fit together; None if they cannot.
+
+    Where both axes fit, as where the sides are equal, the one with fewer fields to transpose is meant, else the first.
 
     Parameters
     ----------
@@ -32,13 +34,20 @@ def layout(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | None
         Of snapshots (three axes), and where they are there codes and channel (two or three).
     n_elements : int
         N.
-    axis : {0, -1}
-        Of the scenes.
+    pages_last : bool
+        Whether the scenes may be on the last axis.
 
     Returns
     -------
-    dict of str to bool, or None
+    (int, dict of str to bool), or None
+        0 or -1, and the fields.
     """
+    axes = (0, -1) if pages_last else (0,)
+    fitting = [(axis, turned) for axis in axes if (turned := _turned(shapes, n_elements, axis)) is not None]
+    return min(fitting, key=lambda choice: sum(choice[1].values()), default=None)
+
+
+def _turned(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | None:
     scenes = shapes["snapshots"][axis]
     inner = {}
     for name, shape in shapes.items():
@@ -92,15 +101,14 @@ def arrange(found: Found, n_elements: int) -> tuple[int, Snapshots, Tensor | Non
     shown = ", ".join(f"{found.name(name)} {shape_text(shape)}" for name, shape in shapes.items())
     if any(value.ndim not in (2, 3) or value.size == 0 for value in values.values()):
         raise FileFormatError(f"{found.path}: scenes of snapshots must be (B, L, M) and not empty, found {shown}")
-    axes = [axis for axis in (0, -1) if axis == 0 or found.pages_last]
-    chosen = [(axis, turned) for axis in axes if (turned := layout(shapes, n_elements, axis)) is not None]
-    if not chosen:
+    chosen = layout(shapes, n_elements, pages_last=found.pages_last)
+    if chosen is None:
         seen = "y (B, L, M), codes (B, L, N) and channel (B, M, N)" if "channel" in shapes else "snapshots (B, L, N)"
         raise FileFormatError(
             f"{found.path}: {shown} do not belong together for N = {n_elements} elements: expected {seen}; if the "
             "array is another one, give it with setup"
         )
-    axis, turned = chosen[0]
+    axis, turned = chosen
     for name, value in values.items():
         batch = np.moveaxis(value, axis, 0) if value.ndim == 3 else value
         values[name] = batch.swapaxes(-1, -2) if turned[name] else batch
