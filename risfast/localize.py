@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from risfast.confidence import HitModel, hit_features
 from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
-from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.guarded import GuardedRefiner, load_helpful_refiner
@@ -24,6 +23,7 @@ from risfast.models.atoms import AtomGrid
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.polish import Polished, PolishOptions, polish_sources
+from risfast.setup import array_from_json
 
 __all__ = ["Localisation", "Localizer", "LocalizerOptions"]
 

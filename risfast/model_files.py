@@ -14,10 +14,10 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from risfast import __version__
-from risfast.data.system_json import array_from_json, array_to_json
 from risfast.durable import finite_json, replace_file
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
+from risfast.setup import array_from_json, array_to_json
 
 __all__ = ["MODEL_CARD", "MODEL_WEIGHTS", "Build", "load_model", "load_weights", "read_card", "save_model"]
 

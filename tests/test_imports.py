@@ -20,6 +20,7 @@ ORDER = [
     ("lattice",),
     ("geometry",),
     ("steering", "files", "plots", "demo_options"),
+    ("setup",),
     ("array_file",),
     ("draws",),
     ("codes",),
