@@ -10,8 +10,10 @@ import contextlib
 import difflib
 import importlib
 import io
+import os
 import re
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from dataclasses import make_dataclass
@@ -31,7 +33,8 @@ class _Command(NamedTuple):
 
 COMMANDS = {
     "demo": _Command("demo", "simulate scenes, localise their sources, print a table and draw pictures"),
-    "detect": _Command("detect", "find the sources in a covariance: locate --model none"),
+    "locate": _Command("locate", "find the sources in a recording: a table, a picture, a file"),
+    "detect": _Command("detect", "find the sources in a covariance, as locate --model none does"),
     "import": _Command("import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
     "doctor": _Command("doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
     "evaluate": _Command("evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
@@ -45,6 +48,11 @@ COMMANDS = {
 _OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
 _COMMON = ("--quiet", "--verbose", "--debug")
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+_WIDTH = 80
+_HELP = (
+    "risfast COMMAND --help lists the options of a command; every command takes --quiet and --verbose. "
+    "risfast --version prints the version, risfast --tyro-print-completion bash (or zsh, fish) a completion script."
+)
 
 
 class UsageError(ValueError):
@@ -106,6 +114,8 @@ def _run(command: str, arguments: list[str]) -> int:
             return 0
         progress = Progress(quiet=options.common.quiet)
         status: int = module.run(options, progress)
+    except BrokenPipeError:
+        return _unread()
     except KeyboardInterrupt:
         _close(progress)
         print(f"interrupted{getattr(module, 'RESUMES', '')}", file=sys.stderr)
@@ -119,6 +129,12 @@ def _run(command: str, arguments: list[str]) -> int:
         return 2
     _close(progress)
     return status
+
+
+def _unread() -> int:
+    """Nobody reads what is printed any more, as behind ``| head``: no error to tell, and no more to print."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    return 1
 
 
 def _close(progress: Any) -> None:
@@ -178,7 +194,7 @@ def _present(word: str, own: dict[str, str]) -> str:
 
 def _description(command: str, module: Any) -> str:
     about = COMMANDS[command].about
-    return f"{about[0].upper()}{about[1:]}.\n\n{getattr(module, 'HELP', '')}".strip()
+    return f"{about[0].upper()}{about[1:]}.\n\n{textwrap.fill(getattr(module, 'HELP', ''), _WIDTH)}".strip()
 
 
 def _one_line(box: str) -> str:
@@ -205,18 +221,15 @@ def _overview(arguments: Sequence[str]) -> int:
         else:
             kind, about = make_dataclass(name, []), command.about
         commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
-    text = (
-        "Near-field source localisation behind surfaces and arrays.\n\n"
-        "risfast COMMAND --help lists the options of a command; every command takes --quiet and --verbose. "
-        "risfast --version prints the version, risfast --tyro-print-completion bash|zsh|fish a completion script."
-    )
+    text = "Near-field source localisation behind surfaces and arrays.\n\n" + textwrap.fill(_HELP, _WIDTH)
     from risfast.cli.options import option_registry  # noqa: PLC0415
 
+    program: Any = Union[tuple(commands)]  # noqa: UP007 - made at run time
     stream = sys.stdout if arguments else sys.stderr
     try:
         with contextlib.redirect_stdout(stream):
             tyro.cli(
-                Union[tuple(commands)],  # noqa: UP007 - made at run time
+                program,
                 prog="risfast",
                 description=text,
                 args=list(arguments) or ["--help"],

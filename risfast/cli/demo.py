@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,7 +31,7 @@ class Options:
     """Folder for the pictures."""
     overwrite: Flag = False
     """Replace the pictures that are there."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
 
 
 def run(options: Options, progress: Progress) -> int:
@@ -39,9 +39,7 @@ def run(options: Options, progress: Progress) -> int:
     from risfast.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
     check_device(options.device)
-    chosen = DemoOptions(
-        options.scenes, options.seed, options.snapshots, options.grid, options.output, options.device
-    )
+    chosen = DemoOptions(options.scenes, options.seed, options.snapshots, options.grid, options.output, options.device)
     pictures = sorted(options.output.glob("*.png")) if options.output.is_dir() else []
     refuse_existing(pictures, "--output", overwrite=options.overwrite)
     report = run_demo(chosen, progress)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from risfast.cli.options import Common, Flat
+from risfast.cli.options import Common, Flat, Opt
 from risfast.cli.progress import Progress
 from risfast.errors import FileFormatError
 
@@ -21,9 +21,9 @@ class Options:
 
     folder: Path = Path()
     """Where results are to be written."""
-    device: str | None = None
+    device: Opt[str] = None
     """The only device to look at, cpu or cuda; all by default."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
 
 
 def run(options: Options, progress: Progress) -> int:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from risfast.cli.options import Common, Flag, Flat, refuse_existing
+from risfast.cli.options import Common, Flag, Flat, Opt, refuse_existing
 from risfast.cli.progress import Progress
 
 if TYPE_CHECKING:  # the suite is imported when it runs
@@ -17,10 +17,11 @@ if TYPE_CHECKING:  # the suite is imported when it runs
 
 __all__ = ["Options", "run"]
 
-HELP = """\
-Methods over fixed simulated scenes, on the very same scenes, beside greedy maximum likelihood and the Cramér-Rao bound.
-Ends with tables (CSV, and Parquet where pyarrow is installed) and one HTML page. A run that was interrupted goes on with
-the same command. Under torchrun every process takes its share of the scenes."""
+HELP = (
+    "Methods see the very same simulated scenes, beside greedy maximum likelihood and the Cramér-Rao bound. Ends with "
+    "tables (CSV, and Parquet where pyarrow is installed) and one HTML page. A run that was interrupted goes on with "
+    "the same command. Under torchrun every process takes its share of the scenes."
+)
 RESUMES = "; the same command goes on"
 
 
@@ -41,11 +42,11 @@ class Options:
     greedy_ml, sbl, ls_capon, and transformer_capon if there is a model for it."""
     seed: int = 0x6576616C
     """Of the scenes; not one that the model was trained with."""
-    model: Path | None = None
+    model: Opt[Path] = None
     """Model folder of the localizer; by default the checkpoint that comes with the package."""
-    transformer: Path | None = None
+    transformer: Opt[Path] = None
     """Model folder of a transformer backbone, for transformer_capon."""
-    dcd_checkout: Path | None = None
+    dcd_checkout: Opt[Path] = None
     """Folder of a checkout of https://github.com/aradgast/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
     Its code is run."""
     dcd_weights: tuple[Path, ...] = ()
@@ -56,11 +57,11 @@ class Options:
     """Of the bootstrap intervals."""
     output: Path = Path("risfast-evaluate")
     """Folder of the results: records, tables and report.html."""
-    export: Path | None = None
+    export: Opt[Path] = None
     """A folder for copies of the small tables and a suite.json with command, seed and environment."""
     overwrite: Flag = False
     """Replace the copies that are in the folder of --export."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
 
 
 def run(options: Options, progress: Progress) -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from risfast.cli.options import Common, Flag, Flat, Whole
+from risfast.cli.options import Common, Flag, Flat, Opt, Whole
 from risfast.cli.progress import Progress
 from risfast.cli.training import ABOUT_CONFIG, from_file, on_machine
 from risfast.cli.tuning import begin, print_results, worked
@@ -30,18 +30,18 @@ class Options:
 
     output: Path = Path("risfast-hpo")
     """Folder of the study and its results."""
-    join: str | None = None
+    join: Opt[str] = None
     """Take part in a study, by its folder, or with --storage by its name; its options come from it."""
-    config: Annotated[Path | None, arg(help=ABOUT_CONFIG)] = None
+    config: Annotated[Opt[Path], arg(help=ABOUT_CONFIG)] = None
     show_space: Flag = False
     """Print what is tuned, and do nothing."""
     report: Flag = False
     """Write the results as they stand, and do nothing else."""
     check: Annotated[int, arg(metavar="N")] = 0
     """Judge what a study of detection found, and the untuned options, on N other scenes of each L."""
-    device: str | None = None
+    device: Opt[str] = None
     """Short for --base.machine.device."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
     study: Annotated[HpoConfig, Flat, Whole] = field(default_factory=HpoConfig)
 
 

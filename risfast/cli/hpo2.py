@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from risfast.cli.options import Common, Flag, Flat, Whole
+from risfast.cli.options import Common, Flag, Flat, Opt, Whole
 from risfast.cli.progress import Progress
 from risfast.cli.training import ABOUT_CONFIG, from_file, given_before, on_machine
 from risfast.cli.tuning import Told, begin, objective_of, print_results, worked
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Options", "defaults", "run"]
 
-HELP = """\
-The same command goes on with both studies; the same command elsewhere, with the same folder or --study.storage, takes
-part in them. Ends with status 1 where the second stage cannot tell its trials apart."""
+HELP = (
+    "The same command goes on with both studies; the same command elsewhere, with the same folder or --study.storage, "
+    "takes part in them. Ends with status 1 where the second stage cannot tell its trials apart."
+)
 RESUMES = "; the same command goes on"
 
 
@@ -33,16 +34,16 @@ class Options:
 
     output: Path = Path("risfast-hpo2")
     """Folder of the studies and their results."""
-    preset: Annotated[str | None, arg(metavar="|".join(PRESETS))] = None
+    preset: Annotated[Opt[str], arg(metavar="|".join(PRESETS))] = None
     """A ready configuration to start from."""
-    config: Annotated[Path | None, arg(help=ABOUT_CONFIG)] = None
+    config: Annotated[Opt[Path], arg(help=ABOUT_CONFIG)] = None
     show_space: Flag = False
     """Print what is tuned, and do nothing."""
     report: Flag = False
     """Write the results as they stand, and do nothing else."""
-    device: str | None = None
+    device: Opt[str] = None
     """Short for --study.base.machine.device."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
     both: Annotated[Hpo2Config, Flat, Whole] = field(default_factory=Hpo2Config)
 
 

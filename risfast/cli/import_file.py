@@ -1,14 +1,14 @@
-"""``risfast import``: read a measurement of any format, say what it is, and write it as one that everything here reads."""
+"""``risfast import``: read a measurement of any format, say what it is, and write it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from risfast.cli.options import Common, Flag, Flat, check_output
+from risfast.cli.options import Common, Flag, Flat, Opt, check_output
 from risfast.cli.progress import Progress
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ __all__ = ["Options", "describe", "field_names", "run"]
 
 HELP = "Without an output it only says what is there. risfast import SOURCE OUTPUT is the same as --output OUTPUT."
 OLD_SPELLINGS = {"--array": "--setup", "--array-output": "--setup-output"}
-IN_OPTIONS = {"fields": "--field", "array": "--setup", "positions_m": "--positions"}
+IN_OPTIONS = {"array": "--setup", "positions_m": "--positions"}
 
 
 @dataclass(frozen=True)
@@ -27,39 +27,41 @@ class Options:
 
     source: tyro.conf.Positional[Path]
     """.npz, .mat, .h5, .uvh5, .sigmf-meta"""
-    target: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[OUTPUT]")] = None
+    target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None
     """.h5, .npz or .mat"""
-    output: Path | None = None
+    output: Opt[Path] = None
     """The same as OUTPUT."""
-    setup_output: Path | None = None
+    setup_output: Opt[Path] = None
     """Write the array as a .toml for --setup."""
     overwrite: Flag = False
     """Replace an output that is there."""
-    format: Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"] | None = None
+    format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"]] = None
     """By default what the content looks like."""
-    field: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FIELD=NAME ...")] = ()
+    fields: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")
+    ] = ()
     """Names of variables, such as covariance=Rxx positions_m=mic/xyz."""
-    setup: Path | None = None
+    setup: Opt[Path] = None
     """TOML file with positions and wavelength, in place of the source's."""
-    positions: Path | None = None
+    positions: Opt[Path] = None
     """Positions as acoular's .xml, .csv or .toml."""
-    wavelength_m: float | None = None
+    wavelength_m: Opt[float] = None
     """Wavelength in metres."""
-    frequency_hz: float | None = None
+    frequency_hz: Opt[float] = None
     """Frequency, where the source has several or samples in time."""
-    speed_m_s: float | None = None
+    speed_m_s: Opt[float] = None
     """Speed of the waves."""
-    sample_rate_hz: float | None = None
+    sample_rate_hz: Opt[float] = None
     """Of samples in time."""
-    polarization: str | None = None
+    polarization: Opt[str] = None
     """Of visibilities, such as xx."""
     block_size: int = 256
     """Samples of a segment of Welch's method."""
-    flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...")] = ()
+    flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...", help_behavior_hint="")] = ()
     """Elements to leave out, from 0."""
     covariance: Flag = False
     """Make the sample covariance of the snapshots."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
 
 
 def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -89,7 +91,7 @@ def run(options: Options, progress: Progress) -> int:
     recording = read(
         options.source,
         format=options.format,
-        fields=field_names(options.field),
+        fields=field_names(options.fields),
         array=options.setup,
         positions_m=options.positions,
         wavelength_m=options.wavelength_m,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Common",
+    "Flag",
     "Flat",
+    "Opt",
+    "Unset",
     "Whole",
     "check_device",
     "check_output",
@@ -27,8 +30,13 @@ __all__ = [
     "table_of",
 ]
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+T = TypeVar("T")
+Unset = tyro.conf.arg(help_behavior_hint="")
+"""Marks an option whose default says nothing."""
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, Unset]
 """A switch without an opposite: --quiet."""
+Opt = Annotated[T | None, tyro.conf.DisallowNone, Unset]
+"""What need not be given."""
 Flat = tyro.conf.arg(name="")
 """Marks a dataclass whose options stand without a prefix."""
 Whole = tyro.conf.FlagConversionOff
@@ -133,7 +141,8 @@ def option_names(kind: type[Any], prefix: str = "", root: str = "") -> Iterator[
             inner = root if flat else f"{root}{item.name}."
             yield from option_names(plain, prefix if flat else f"{prefix}{item.name}.", inner)  # type: ignore[arg-type]
         else:
-            yield f"{root}{item.name}", f"--{prefix}{item.name}".replace("_", "-")
+            named = next((extra.name for extra in metadata if getattr(extra, "name", None)), item.name)
+            yield f"{root}{item.name}", f"--{prefix}{named}".replace("_", "-")
 
 
 def in_options(message: str, names: Mapping[str, str]) -> str:
@@ -142,20 +151,22 @@ def in_options(message: str, names: Mapping[str, str]) -> str:
     Names with an underscore or a dot are replaced wherever they stand alone, others at the start of the message and as
     ``name=``.
     """
-
-    if not names:
-        return message
-    alone = r"(?<![\w./\\'\"-])"
-    every = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    clear = "|".join(sorted((re.escape(n) for n in names if "_" in n or "." in n), key=len, reverse=True)) or "(?!)"
-    message = re.sub(rf"{alone}({every})=({_VALUE})?", lambda m: f"{names[m[1]]} {_typed(m[2] or '')}".rstrip(), message)
-    message = re.sub(rf"{alone}({clear})(?![\w/\\'\"=]|\.\w)", lambda m: names[m[1]], message)
+    every, clear = _one_of(names), _one_of(name for name in names if "_" in name or "." in name)
+    given = re.compile(rf"{_ALONE}({every})=({_VALUE})?")
+    message = given.sub(lambda m: f"{names[m[1]]} {_typed(m[2] or '')}".rstrip(), message)
+    message = re.sub(rf"{_ALONE}({clear})(?![\w/\\'\"=]|\.\w)", lambda m: names[m[1]], message)
     return re.sub(rf"^({every})(?= must | is )", lambda m: names[m[1]], message)
 
 
+_ALONE = r"(?<![\w./\\'\"-])"
 _VALUE = r"\([^)]*\)|'[^']*'|\"[^\"]*\"|[\w.+-]*\w"
 
 
 def _typed(value: str) -> str:
     """A value of Python as it is typed on a command line: (3, 5) becomes 3 5."""
     return value.strip("()'\"").rstrip(", ").replace(",", "")
+
+
+def _one_of(names: Iterable[str]) -> str:
+    """A pattern of all names, the longest first; of none, one that matches nothing."""
+    return "|".join(sorted(map(re.escape, names), key=len, reverse=True)) or "(?!)"

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from risfast.cli.options import Common, Flag, Flat, Whole, refuse_existing
+from risfast.cli.options import Common, Flag, Flat, Opt, Whole, refuse_existing
 from risfast.cli.progress import Progress
 from risfast.cli.training import ABOUT_CONFIG, from_file
 from risfast.train.overfit import OverfitConfig, overfit
@@ -27,8 +27,8 @@ class Options:
     """Folder for overfit.json."""
     overwrite: Flag = False
     """Replace the overfit.json that is there."""
-    config: Annotated[Path | None, arg(help=ABOUT_CONFIG)] = None
-    common: Annotated[Common, Flat] = Common()
+    config: Annotated[Opt[Path], arg(help=ABOUT_CONFIG)] = None
+    common: Annotated[Common, Flat] = field(default_factory=Common)
     gate: Annotated[OverfitConfig, Flat, Whole] = field(default_factory=OverfitConfig)
 
 

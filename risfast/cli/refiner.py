@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from risfast.cli.options import Common, Flat, Whole
+from risfast.cli.options import Common, Flat, Opt, Whole
 from risfast.cli.progress import Progress
 from risfast.cli.training import ABOUT_CONFIG, ABOUT_RUN, from_file, on_machine, trained
 from risfast.train.refiner import RefinerConfig, helps, train_refiner
@@ -24,12 +24,12 @@ class Options:
     """Options of ``risfast refiner``."""
 
     output: Annotated[Path, arg(help=ABOUT_RUN)] = Path("risfast-refiner")
-    config: Annotated[Path | None, arg(help=ABOUT_CONFIG)] = None
-    minutes: float | None = None
+    config: Annotated[Opt[Path], arg(help=ABOUT_CONFIG)] = None
+    minutes: Opt[float] = None
     """Short for --machine.minutes."""
-    device: str | None = None
+    device: Opt[str] = None
     """Short for --machine.device."""
-    common: Annotated[Common, Flat] = Common()
+    common: Annotated[Common, Flat] = field(default_factory=Common)
     run: Annotated[RefinerConfig, Flat, Whole] = field(default_factory=RefinerConfig)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from risfast.cli.options import Common, Flat, Whole
+from risfast.cli.options import Common, Flat, Opt, Whole
 from risfast.cli.progress import Progress
 from risfast.cli.training import ABOUT_CONFIG, from_file
 from risfast.train.config import ShardsConfig
@@ -27,8 +27,8 @@ class Options:
 
     output: Path = Path("risfast-shards")
     """Folder of the scenes; the same command goes on with an interrupted run."""
-    config: Annotated[Path | None, arg(help=ABOUT_CONFIG)] = None
-    common: Annotated[Common, Flat] = Common()
+    config: Annotated[Opt[Path], arg(help=ABOUT_CONFIG)] = None
+    common: Annotated[Common, Flat] = field(default_factory=Common)
     shards: Annotated[ShardsConfig, Flat, Whole] = field(default_factory=ShardsConfig)
 
 
