@@ -37,12 +37,12 @@ _NEAREST_APERTURES = 0.25
 _FLAT = 1e-6  # cosine (or its distance from 1) that counts as upright or lying
 
 
-def _frozen_tensor(values: Any, name: str) -> Tensor:
+def _frozen_tensor(values: Any, name: str, infinite: bool = False) -> Tensor:
     """A float64 CPU copy that the caller cannot change under us."""
     # as_tensor without a dtype would round Python floats to float32.
     tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     tensor = tensor.detach().to(device="cpu", dtype=torch.float64).clone()
-    if not bool(torch.isfinite(tensor).all()):
+    if bool(tensor.isnan().any()) or not (infinite or bool(tensor.isfinite().all())):
         raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     return tensor
 
@@ -377,8 +377,8 @@ def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
     return rank, torch.where(axis.abs() > 1e-12, axis, 0.0) * (1 if leading > 0 else -1)
 
 
-def _axis(values: Any, name: str) -> Tensor:
-    axis = _frozen_tensor(values, name)
+def _axis(values: Any, name: str, infinite: bool = False) -> Tensor:
+    axis = _frozen_tensor(values, name, infinite)
     if axis.ndim != 1 or axis.numel() == 0:
         raise ShapeError(f"{name} must be a non-empty 1D axis, got shape {tuple(axis.shape)}")
     if not bool((axis[1:] > axis[:-1]).all()):
@@ -393,7 +393,8 @@ class SearchGrid:
     Parameters
     ----------
     azimuth_rad, elevation_rad, range_m : array_like, 1D, strictly increasing
-        Axes in radians, radians and metres; kept as float64 tensors on the CPU. Ranges are > 0 and finite.
+        Axes in radians, radians and metres; kept as float64 tensors on the CPU. Ranges are > 0; the last may be
+        infinite, the far field.
 
     Raises
     ------
@@ -415,7 +416,7 @@ class SearchGrid:
                     "is it in degrees?"
                 )
             object.__setattr__(self, name, axis)
-        range_m = _axis(self.range_m, "range_m")
+        range_m = _axis(self.range_m, "range_m", infinite=True)
         if float(range_m[0]) <= 0:
             raise ValueError(f"range_m must be positive, got {float(range_m[0]):g}")
         object.__setattr__(self, "range_m", range_m)
@@ -431,7 +432,7 @@ class SearchGrid:
         n_azimuth, n_elevation : int
             Points along each axis; a single one stands at 0.
         range_m : array_like, 1D, strictly increasing
-            Range planes in metres, > 0.
+            Range planes in metres, > 0; the last may be infinite.
         azimuth_max_rad, elevation_max_rad : float
             The axes run over +- these, in radians.
 
@@ -531,9 +532,10 @@ def spherical_to_cartesian(position: Tensor) -> Tensor:
     Returns
     -------
     real tensor, shape (..., 3)
-        (x, y, z) in metres.
+        (x, y, z) in metres; at an infinite range infinite along every axis that the direction is not square to.
     """
-    return direction_cosines(position[..., 0], position[..., 1]) * position[..., 2:3]
+    direction = direction_cosines(position[..., 0], position[..., 1])
+    return torch.where(direction == 0, direction, direction * position[..., 2:3])
 
 
 def cartesian_to_spherical(xyz: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ __all__ = [
     "WAVEFRONTS",
     "Wavefront",
     "check_wavefront",
+    "farthest",
     "steering_phase",
     "steering_phase_gradient",
     "steering_vectors",
@@ -38,6 +39,11 @@ def check_wavefront(wavefront: str) -> None:
         raise ValueError(f"wavefront must be one of {', '.join(WAVEFRONTS)}; got {wavefront!r}")
 
 
+def farthest(dtype: torch.dtype) -> float:
+    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different."""
+    return float(torch.finfo(dtype).max ** 0.45)
+
+
 def steering_phase(
     positions_m: Tensor, direction: Tensor, range_m: Tensor, wavenumber: float, wavefront: str
 ) -> Tensor:
@@ -50,7 +56,7 @@ def steering_phase(
     direction : real tensor, shape (..., 3)
         Unit vectors u of the sources.
     range_m : real tensor, shape (...)
-        Ranges r in metres.
+        Ranges r in metres; infinity is the far field, where every wavefront is planar.
     wavenumber : float
         k = 2 pi / wavelength in rad/m.
     wavefront : {"spherical", "fresnel", "planar"}
@@ -72,6 +78,7 @@ def steering_phase(
     r = range_m[..., None]  # [..., 1]
     if wavefront == "fresnel":
         return wavenumber * (projection - squared / (2 * r))
+    r = r.clamp_max(farthest(r.dtype))
     numerator = 2 * r * projection - squared  # r^2 - d^2
     distance = (r * r - numerator).clamp_min(0).sqrt()
     return wavenumber * numerator / (distance + r)
@@ -87,7 +94,7 @@ def steering_phase_gradient(
     positions_m : real tensor, shape (N, 3)
         Element positions p_n in metres.
     azimuth_rad, elevation_rad, range_m : real tensors, shape (...)
-        Radians, radians and metres.
+        Radians, radians and metres; the range may be infinite.
     wavenumber, wavefront
         As :func:`steering_phase` takes them.
 
@@ -116,7 +123,7 @@ def steering_phase_gradient(
     if wavefront == "fresnel":
         gradient = torch.stack([along_azimuth, along_elevation, (-squared / 2).expand_as(phase)], -2)
         return phase, wavenumber * gradient
-    r = range_m[..., None]
+    r = range_m[..., None].clamp_max(farthest(range_m.dtype))
     projection = direction @ positions_m.T
     distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
     ratio = r / distance
@@ -142,7 +149,7 @@ def steering_vectors(
     array : PlanarArray
         N elements.
     azimuth_rad, elevation_rad, range_m : real tensors
-        Radians, radians and metres; broadcast against each other. Ranges > 0.
+        Radians, radians and metres; broadcast against each other. Ranges > 0; infinity is the far field.
     wavefront : {"spherical", "fresnel", "planar"}
         ``spherical`` is exact. ``fresnel`` is k (u.p - |p|^2 / (2 r)), the shortcut of the paper literature: on the
         reference surface (12 x 12, half a wavelength) it is wrong by more than 2 rad at 1 m; use it for parity with

@@ -224,13 +224,25 @@ def test_grid_points_are_in_the_order_azimuth_elevation_range():
         ([0.2, 0.1], ValueError),
         ([0.1, 0.1], ValueError),
         ([0.1, math.nan], ValueError),
-        ([0.1, math.inf], ValueError),
+        ([-math.inf, 0.1], ValueError),
+        ([0.1, math.inf, math.inf], ValueError),
     ],
 )
 def test_grid_refuses_axes_that_are_empty_unsorted_or_not_finite(axis, values, error):
     axes = {"azimuth_rad": [0.0], "elevation_rad": [0.0], "range_m": [1.0], axis: values}
     with pytest.raises(error, match=axis):
         SearchGrid(**axes)
+
+
+def test_the_last_plane_of_a_grid_may_be_the_far_field():
+    grid = SearchGrid([-0.2, 0.1], [0.0], [2.0, math.inf])
+    assert grid.shape == (2, 1, 2)
+    np.testing.assert_array_equal(grid.points().numpy(), oracles.box([-0.2, 0.1], [0.0], [2.0, math.inf]))
+    assert "range 2 .. inf m" in repr(grid)
+    assert SearchGrid([0.0], [0.0], [math.inf]).size == 1
+    for axis in ("azimuth_rad", "elevation_rad"):
+        with pytest.raises(ValueError, match=f"{axis} must be finite"):
+            SearchGrid(**{"azimuth_rad": [0.0], "elevation_rad": [0.0], "range_m": [1.0], axis: [0.0, math.inf]})
 
 
 @pytest.mark.parametrize("r", [[0.0, 1.0], [-1.0, 1.0], [-0.5]])
@@ -284,6 +296,13 @@ def test_spherical_and_cartesian_coordinates_are_inverse(azimuth, elevation, r):
     back = cartesian_to_spherical(spherical_to_cartesian(position))
     np.testing.assert_allclose(back[:2].numpy(), position[:2].numpy(), atol=1e-9)
     assert float(back[2]) == pytest.approx(r, rel=1e-12)
+
+
+def test_far_points_are_infinitely_far_along_their_direction():
+    position = torch.tensor([[0.0, 0.0, math.inf], [-0.3, 0.4, math.inf], [math.pi / 2, 0.0, 2.0]])
+    xyz = spherical_to_cartesian(position)
+    assert xyz[:2].tolist() == [[0.0, 0.0, math.inf], [-math.inf, math.inf, math.inf]]
+    np.testing.assert_allclose(xyz[2], [2.0, 0.0, 0.0], atol=1e-6)
 
 
 def test_conversions_keep_leading_dimensions_and_dtype():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from risfast.geometry import PlanarArray, direction_cosines
-from risfast.steering import WAVEFRONTS, check_wavefront, steering_phase, steering_vectors
+from risfast.steering import WAVEFRONTS, check_wavefront, steering_phase, steering_phase_gradient, steering_vectors
 
 ARRAYS = {
     "rectangular": oracles.rectangular(3, 5),
@@ -81,6 +81,84 @@ def test_float64_phase_is_exact_to_rounding_at_any_range(r):
         for n in (0, 11, 77, 143):
             expected = exact_phase(array.positions_m[n].tolist(), 0.3, azimuth, elevation, r)
             assert float(phase[n]) == pytest.approx(expected, abs=2e-13)
+
+
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ARRAYS)
+def test_phase_at_infinity_is_planar(name, dtype, wavefront):
+    array = PlanarArray(ARRAYS[name], 0.3)
+    u = direction_cosines(*torch.from_numpy(oracles.box([-0.9, 0.0, 2.5], [-1.2, 0.4], [1.0])).to(dtype).unbind(-1)[:2])
+    positions = array.positions_m.to(dtype)
+    expected = array.wavenumber * (u.double() @ positions.double().T)
+    for r in (math.inf, torch.finfo(dtype).max, 1e36):  # a number whose square is none behaves as infinity does
+        phase = steering_phase(positions, u, torch.full(u.shape[:-1], r, dtype=dtype), array.wavenumber, wavefront)
+        np.testing.assert_allclose(phase.double(), expected, atol=40 * torch.finfo(dtype).eps)
+
+
+def test_phase_bends_as_one_over_the_range_up_to_any_range():
+    array = PlanarArray(ARRAYS["volumetric"], 0.3)
+    u = direction_cosines(torch.tensor(0.4), torch.tensor(-0.2)).double()
+    u = u / u.norm()
+    projection, squared = array.positions_m @ u, array.positions_m.square().sum(1)
+    second = -array.wavenumber * (squared - projection.square()) / 2  # of 1/range
+    for r in (1e5, 1e8, 1e20, 1e120, 1e160, 1e300):
+        range_m = torch.tensor(r, dtype=torch.float64)
+        phase = steering_phase(array.positions_m, u, range_m, array.wavenumber, "spherical")
+        expected = array.wavenumber * projection + second / r
+        np.testing.assert_allclose(phase, expected, rtol=0, atol=2e-14 + (7 / r) ** 2)
+
+
+def gradient_at(inverse_range, wavefront, positions):
+    inverse = torch.as_tensor(inverse_range, dtype=torch.float64)
+    azimuth, elevation = torch.full_like(inverse, 0.4), torch.full_like(inverse, -0.7)
+    return steering_phase_gradient(positions, azimuth, elevation, 1 / inverse, 21.0, wavefront)
+
+
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+def test_derivatives_at_infinity_are_the_limits(wavefront):
+    positions = torch.from_numpy(ARRAYS["volumetric"])
+    u = direction_cosines(torch.tensor(0.4).double(), torch.tensor(-0.7).double())
+    squared = positions.square().sum(1)
+    along = {
+        "spherical": -21.0 * (squared - (positions @ u).square()) / 2,
+        "fresnel": -21.0 * squared / 2,
+        "planar": torch.zeros(9, dtype=torch.float64),
+    }[wavefront]
+    _, gradient = gradient_at([0.0, 1e-300, 1e-170, 1e-140, 1e-100, 1e-30, 1e-15], wavefront, positions)
+    np.testing.assert_allclose(gradient[:, 2], along.expand(7, 9), atol=1e-12)
+    _, planar = gradient_at([0.0], "planar", positions)
+    np.testing.assert_allclose(gradient[:, :2], planar[:, :2].expand(7, 2, 9), atol=1e-12)
+
+
+@pytest.mark.parametrize("inverse", [0.0, 1e-3, 0.8])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+def test_derivatives_agree_with_finite_differences(wavefront, inverse):
+    positions = torch.from_numpy(ARRAYS["volumetric"])
+    centre = torch.tensor([0.4, -0.7, inverse], dtype=torch.float64)
+    step = 1e-5
+
+    def phase(point):
+        u = direction_cosines(point[0], point[1])
+        return steering_phase(positions, u, 1 / point[2], 21.0, wavefront)
+
+    _, gradient = gradient_at(inverse, wavefront, positions)
+    for axis in range(3):
+        arm = step * torch.eye(3, dtype=torch.float64)[axis]
+        if axis == 2 and inverse == 0:  # from one side, to second order
+            slope = (4 * phase(centre + arm) - phase(centre + 2 * arm) - 3 * phase(centre)) / (2 * step)
+        else:
+            slope = (phase(centre + arm) - phase(centre - arm)) / (2 * step)
+        np.testing.assert_allclose(gradient[axis], slope, atol=2e-8)
+
+
+def test_steering_vectors_take_infinite_ranges():
+    array = PlanarArray(ARRAYS["irregular"], 0.3)
+    points = oracles.box([-0.4, 2.0], [0.3], [2.0, math.inf])
+    a = vectors(array, points, dtype=torch.complex128)
+    planar = vectors(array, points, wavefront="planar", dtype=torch.complex128)
+    np.testing.assert_allclose(a[..., 1, :], planar[..., 1, :], atol=1e-13)
+    np.testing.assert_allclose(a[..., 0, :], oracles.steering(ARRAYS["irregular"], 0.3, points[..., 0, :]), atol=1e-12)
 
 
 @pytest.mark.parametrize("r", [0.55, 9.5, 100.0])
@@ -158,9 +236,14 @@ def test_phase_is_differentiable_in_position_and_angles(wavefront):
         return steering_phase(positions, direction_cosines(point[0], point[1]), point[2], array.wavenumber, wavefront)
 
     assert torch.autograd.gradcheck(phase, (point, positions))
+    far = torch.tensor([0.3, -0.2, math.inf], dtype=torch.float64, requires_grad=True)
+    slopes = torch.autograd.functional.jacobian(lambda point: phase(point, array.positions_m), far)
+    _, expected = steering_phase_gradient(array.positions_m, *far.detach(), array.wavenumber, wavefront)
+    np.testing.assert_allclose(slopes[:, :2].T, expected[:2], atol=1e-12)
+    assert not slopes[:, 2].any()
 
 
-@pytest.mark.parametrize("r", [0.0, -1.0])
+@pytest.mark.parametrize("r", [0.0, -1.0, -math.inf, math.nan])
 def test_steering_refuses_ranges_that_are_not_positive(r):
     with pytest.raises(ValueError, match="range_m"):
         steering_vectors(PlanarArray.rectangular(2, 2), torch.zeros(2), torch.zeros(2), torch.tensor([1.0, r]))
