@@ -9,6 +9,7 @@ factors.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,9 +17,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from risfast.geometry import PlanarArray
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray
 from risfast.ops.domain import Domain
 from risfast.ops.nodes import CHARACTERS, NodeSet
+from risfast.setup import Setup, uniform_axis
 
 __all__ = ["AtomAxes", "AtomGrid"]
 
@@ -31,45 +33,87 @@ _RANK_ATOMS = 3750
 # A product of two rows reads the matrix twice; a part of it that stays in the second-level cache is read once.
 _FEW_ROWS = 2
 _PART_BYTES = 1 << 19
+# Steps between atoms: in angle in beam widths (wavelength / extent), in range by the phase of the outermost element.
+# The reference system's 25 x 15 x 10.
+_STEP_BEAMS = 0.397
+_STEP_PHASE_RAD = 3.02
+# The Gram matrix of all atoms is decomposed when the maps are made.
+_MOST_ATOMS = 10_000
+_STEEPEST_RAD = math.radians(85.0)  # at the poles every azimuth is the same direction
 
 
 @dataclass(frozen=True)
 class AtomAxes:
     """Where the atoms are: uniform in sin(azimuth), sin(elevation) and 1/range.
 
+    An azimuth that reaches beyond +-90 degrees is uniform in itself.
+
     Parameters
     ----------
     n_azimuth, n_elevation, n_range : int
-        Atoms along each axis.
-    azimuth_rad, elevation_rad : float
-        The axes reach from minus to plus this.
+        Atoms along each axis; 1 stands in the middle of the interval, of range at its far end.
+    azimuth_rad, elevation_rad : (float, float)
+        Ends of the axes. One number stands for the interval from minus to plus it.
     range_m : (float, float)
-        Nearest and farthest.
+        Nearest and farthest; the farthest may be infinite.
 
     Raises
     ------
     ValueError
-        A count below 2, an angle outside (0, pi/2), or ranges that are not 0 < near < far.
+        A count below 1, or an interval that makes no region.
     """
 
     n_azimuth: int = 25
     n_elevation: int = 15
     n_range: int = 10
-    azimuth_rad: float = math.radians(60.0)
-    elevation_rad: float = math.radians(30.0)
+    azimuth_rad: tuple[float, float] = (-REFERENCE_AZIMUTH_RAD, REFERENCE_AZIMUTH_RAD)
+    elevation_rad: tuple[float, float] = (-REFERENCE_ELEVATION_RAD, REFERENCE_ELEVATION_RAD)
     range_m: tuple[float, float] = (0.5, 10.0)
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("n_azimuth", "n_elevation", "n_range"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)!r}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         for name in ("azimuth_rad", "elevation_rad"):
-            if not 0 < getattr(self, name) < math.pi / 2:
-                raise ValueError(f"{name} must lie in (0, pi/2), got {getattr(self, name)!r}")
-        near, far = self.range_m
-        if not 0 < near < far < math.inf:
-            raise ValueError(f"range_m must be (near, far) with 0 < near < far, got {self.range_m!r}")
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                object.__setattr__(self, name, (-value, value))
+        region = self.region  # checks the intervals
+        for name in ("azimuth_rad", "elevation_rad", "range_m"):
+            object.__setattr__(self, name, getattr(region, name))
+
+    @classmethod
+    def of(cls, setup: Setup) -> AtomAxes:
+        """As dense as the reference grid is for its surface: by the aperture in angle, by curvature in range.
+
+        Parameters
+        ----------
+        setup : Setup
+
+        Returns
+        -------
+        AtomAxes
+            Over the setup's region; coarser in every coordinate where it would have too many atoms.
+        """
+        region = setup.region
+        spans = [_reach(low, high) for low, high in (region.azimuth_rad, region.elevation_rad)]
+        steps = [
+            span * extent / setup.array.wavelength_m / _STEP_BEAMS
+            for span, extent in zip(spans, setup.extents_m, strict=True)
+        ]
+        far, near = region.inverse_range
+        steps.append((near - far) * setup.curvature_rad_m / _STEP_PHASE_RAD)
+        excess = math.prod(max(step, 1.0) for step in steps) / _MOST_ATOMS
+        if excess > 1:
+            steps = [step / excess ** (1 / max(sum(s > 1 for s in steps), 1)) if step > 1 else step for step in steps]
+        counts = [math.ceil(step - 1e-2) + 1 for step in steps]
+        return cls(*counts, region.azimuth_rad, region.elevation_rad, region.range_m)
+
+    @property
+    def region(self) -> Region:
+        """Where the atoms are."""
+        return Region(self.azimuth_rad, self.elevation_rad, self.range_m)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,34 +121,59 @@ class AtomAxes:
         return self.n_azimuth, self.n_elevation, self.n_range
 
     @property
-    def sines(self) -> tuple[Tensor, Tensor]:
-        """sin(azimuth) [G_az] and sin(elevation) [G_el], float64, exactly antisymmetric."""
-        return (
-            _symmetric_axis(self.n_azimuth, math.sin(self.azimuth_rad)),
-            _symmetric_axis(self.n_elevation, math.sin(self.elevation_rad)),
-        )
+    def by_sine(self) -> bool:
+        """Whether azimuth is uniform in its sine."""
+        return _within_front(*self.azimuth_rad)
+
+    @property
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """sin(azimuth) (or azimuth) [G_az] and sin(elevation) [G_el], float64, antisymmetric where the ends are."""
+        low, high = self.azimuth_rad
+        if self.by_sine:
+            azimuth = uniform_axis(math.sin(low), math.sin(high), self.n_azimuth)
+        else:
+            # The ends of a full circle are one direction.
+            count = self.n_azimuth + self.region.full_circle
+            azimuth = uniform_axis(low, high, count, closed=self.region.full_circle)
+        low, high = (min(max(e, -_STEEPEST_RAD), _STEEPEST_RAD) for e in self.elevation_rad)
+        return azimuth, uniform_axis(math.sin(low), math.sin(high), self.n_elevation)
+
+    def angles(self, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Azimuth and elevation in radians of values of :attr:`coordinates`, of any shape."""
+        azimuth, elevation = coordinates
+        return (azimuth.clamp(-1, 1).asin() if self.by_sine else azimuth), elevation.clamp(-1, 1).asin()
+
+    def coordinates_of(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of :attr:`coordinates` at (azimuth, elevation, ...) [..., 2 or 3]."""
+        azimuth, elevation = position[..., 0], position[..., 1]
+        if self.by_sine:
+            return azimuth.sin(), elevation.sin()
+        middle = sum(self.azimuth_rad) / 2
+        return middle + torch.remainder(azimuth - middle + math.pi, 2 * math.pi) - math.pi, elevation.sin()
 
     @property
     def inverse_range(self) -> Tensor:
         """1/range [G_r], float64, decreasing: ranges increase."""
-        near, far = self.range_m
-        return torch.linspace(1 / near, 1 / far, self.n_range, dtype=torch.float64)
+        far, near = self.region.inverse_range
+        if self.n_range == 1:
+            return torch.tensor([far], dtype=torch.float64)
+        return torch.linspace(near, far, self.n_range, dtype=torch.float64)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Steps in (sin azimuth, sin elevation, 1/range); the last is negative."""
-        near, far = self.range_m
-        return (
-            2 * math.sin(self.azimuth_rad) / (self.n_azimuth - 1),
-            2 * math.sin(self.elevation_rad) / (self.n_elevation - 1),
-            (1 / far - 1 / near) / (self.n_range - 1),
-        )
+        """Steps of the coordinates and of 1/range, the last negative; 1 along an axis with one atom."""
+        axes = (*self.coordinates, self.inverse_range)
+        first, second, third = (float(axis[-1] - axis[0]) / (len(axis) - 1) if len(axis) > 1 else 1.0 for axis in axes)
+        return first, second, third
 
 
-def _symmetric_axis(n: int, limit: float) -> Tensor:
-    """N values from -limit to limit; linspace alone is antisymmetric only up to rounding."""
-    axis = torch.linspace(-limit, limit, n, dtype=torch.float64)
-    return (axis - axis.flip(0)) / 2
+def _within_front(low: float, high: float) -> bool:
+    return low >= -math.pi / 2 - 1e-12 and high <= math.pi / 2 + 1e-12
+
+
+def _reach(low: float, high: float) -> float:
+    """Length of an angular interval in its own coordinate."""
+    return math.sin(high) - math.sin(low) if _within_front(low, high) else high - low
 
 
 @dataclass(frozen=True)
@@ -117,17 +186,10 @@ class _Block:
 
 
 @lru_cache(maxsize=4)
-def _built(array: PlanarArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet, tuple[_Block, ...]]:
-    sin_az, sin_el = axes.sines
-    domain = Domain(
-        array.positions_m,
-        array.wavenumber,
-        wavefront,
-        sin_az.asin(),
-        sin_el.asin(),
-        1 / axes.inverse_range,
-        True,
-    )
+def _built(array: SensorArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet, tuple[_Block, ...]]:
+    azimuth, elevation = axes.angles(axes.coordinates)
+    ranges = 1 / axes.inverse_range
+    domain = Domain(array.positions_m, array.wavenumber, wavefront, azimuth, elevation, ranges, True)
     nodes = NodeSet(domain, domain.azimuth, domain.elevation, torch.complex128, keep=False)
     offsets = nodes.offsets
     steering = nodes.steering(0, nodes.count)
@@ -187,10 +249,10 @@ class AtomGrid(nn.Module):
 
     Parameters
     ----------
-    array : PlanarArray
-        N elements.
-    axes : AtomAxes
-    wavefront : {"spherical", "fresnel", "planar"}
+    setup : Setup
+        Array of N elements, wavefront and region.
+    axes : AtomAxes, optional
+        By default :meth:`AtomAxes.of` the setup.
 
     Notes
     -----
@@ -201,10 +263,11 @@ class AtomGrid(nn.Module):
 
     characters: Tensor
 
-    def __init__(self, array: PlanarArray, axes: AtomAxes | None = None, wavefront: str = "spherical") -> None:
+    def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
-        self.array, self.axes, self.wavefront = array, axes or AtomAxes(), wavefront
-        self._nodes, blocks = _built(array, self.axes, wavefront)
+        self.setup, self.axes = setup, axes or AtomAxes.of(setup)
+        self.array, self.wavefront = setup.array, setup.wavefront
+        self._nodes, blocks = _built(self.array, self.axes, self.wavefront)
         self.pairs = tuple(block.pairs for block in blocks)
         for i, block in enumerate(blocks):
             self.register_buffer(f"left_{i}", block.left, persistent=False)
