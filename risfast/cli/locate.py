@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Options", "run"]
 
 HELP = (
-    "FILE holds snapshots behind a surface with its codes and channel, snapshots of an array that is sampled itself, or "
-    "a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
+    "FILE holds snapshots behind a surface with its codes and channel, snapshots of an array that is sampled itself, "
+    "or a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
 )
 OLD_SPELLINGS = {"--array": "--setup"}
 IN_OPTIONS = {"n_sources": "--sources", "array": "--setup", "positions_m": "--setup", "speed_m_s": "--speed"}
@@ -54,8 +54,8 @@ class Options:
     """The model that comes with risfast, none (the classical fit, for any array), or the folder of a trained one. By
     default the first if it is for this array and region, else the classical fit."""
     setup: Opt[Path] = None
-    """TOML file with the array and, where they are not to be derived, region, wavefront and tolerance; needed where FILE
-    holds no positions."""
+    """TOML file with the array and, where they are not to be derived, region, wavefront and tolerance; needed where
+    FILE holds no positions."""
     region: Annotated[Opt[RegionDeg], arg(metavar=REGION_METAVAR)] = None
     """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
     array can tell apart."""
