@@ -18,14 +18,13 @@ from risfast.cli.progress import Progress
 from risfast.demo_options import GRIDS
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.geometry import Region, SearchGrid
-from risfast.io import RESULT_SUFFIXES, read, write_results
-from risfast.io.setup_file import read_setup
+from risfast.io import RESULT_SUFFIXES, Recording, read, write_results
 from risfast.ops import mvdr_spectrum
 from risfast.plots import PICTURE_SUFFIXES
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["Covariances", "Options", "Results", "detect_in", "region_of", "report", "run"]
+__all__ = ["Covariances", "Options", "Results", "detect_in", "problem_of", "region_of", "report", "run"]
 
 OLD_SPELLINGS = {"--array": "--setup"}
 _SCENES_AT_ONCE = 8  # so that a long file shows progress
@@ -103,18 +102,13 @@ def run(options: Options, progress: Progress) -> int:
     """Read, search, report."""
     picture = check_results(options.results, options.file)
     device = check_device(options.device)
-    parts = None if options.setup is None else read_setup(options.setup)
     mapped = {} if options.key is None else {"covariance": options.key}
-    recording = read(options.file, fields=mapped, array=None if parts is None else parts.array)
+    recording = read(options.file, fields=mapped, setup=options.setup)
     if recording.covariance is None:
         raise ValueError(f"{options.file} holds snapshots, not a covariance: use risfast locate")
-    setup = parts if parts is not None else Setup(recording.array, sampling="direct")
-    if recording.flagged:
-        setup = setup.replace(array=recording.array)
+    setup = problem_of(recording, None if options.region is None else region_of(options.region))
     if options.wavefront is not None:
         setup = setup.replace(wavefront=options.wavefront, tolerance=None)
-    if options.region is not None:
-        setup = setup.replace(region=region_of(options.region))
     setup, grid = _search(options, setup)
     detection = DetectionOptions()
     if options.max_sources is not None:
@@ -131,6 +125,15 @@ def run(options: Options, progress: Progress) -> int:
     found = detect_in(what, options.results.picture_scene, progress)
     report(found, what, options.results, picture, options.file, progress)
     return 0
+
+
+def problem_of(recording: Recording, region: Region | None) -> Setup:
+    """The setup of a recording with another region, which not every array needs (or is able) to derive."""
+    if region is None:
+        return recording.setup
+    if recording.given is not None:
+        return recording.setup.replace(region=region)
+    return Setup(recording.array, region, sampling=recording.sampling, speed_m_s=recording.speed_m_s)
 
 
 def region_of(given: RegionDeg) -> Region:

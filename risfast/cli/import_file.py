@@ -32,7 +32,7 @@ class Options:
     output: Opt[Path] = None
     """The same as OUTPUT."""
     setup_output: Opt[Path] = None
-    """Write the array as a .toml for --setup."""
+    """Write the setup (array, region, wavefront) as a .toml for --setup."""
     overwrite: Flag = False
     """Replace an output that is there."""
     format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"]] = None
@@ -79,6 +79,7 @@ def run(options: Options, progress: Progress) -> int:
     """Read, describe, write."""
     from risfast.io import read, write_recording  # noqa: PLC0415
     from risfast.io.export import RECORDING_SUFFIXES  # noqa: PLC0415
+    from risfast.io.setup_file import write_setup  # noqa: PLC0415
 
     if options.target is not None and options.output is not None:
         raise ValueError(f"give OUTPUT or --output, not both: got {options.target} and {options.output}")
@@ -92,7 +93,7 @@ def run(options: Options, progress: Progress) -> int:
         options.source,
         format=options.format,
         fields=field_names(options.fields),
-        array=options.setup,
+        setup=options.setup,
         positions_m=options.positions,
         wavelength_m=options.wavelength_m,
         frequency_hz=options.frequency_hz,
@@ -109,7 +110,7 @@ def run(options: Options, progress: Progress) -> int:
         write_recording(output, recording)
         print(f"written: {output}")
     if options.setup_output is not None:
-        _write_array(options.setup_output, recording)
+        write_setup(options.setup_output, recording.setup)
         print(f"setup: {options.setup_output}")
     return 0
 
@@ -133,16 +134,3 @@ def describe(recording: Recording) -> str:
     lines += [f"left out: element {item.name}, {item.reason}" for item in recording.flagged]
     lines += [f"note: {note}" for note in source.notes]
     return "\n".join(lines)
-
-
-def _write_array(path: Path, recording: Recording) -> None:
-    """The array as ``--setup`` reads it."""
-    import tomli_w  # noqa: PLC0415
-
-    from risfast.durable import replace_file  # noqa: PLC0415
-
-    document = {
-        "wavelength_m": recording.array.wavelength_m,
-        "positions_m": [[float(value) for value in row] for row in recording.array.positions_m],
-    }
-    replace_file(path, tomli_w.dumps(document).encode())

@@ -16,6 +16,7 @@ from risfast.cli.detect import (
     Results,
     check_results,
     detect_in,
+    problem_of,
     region_of,
     report,
 )
@@ -41,7 +42,7 @@ HELP = (
     "or a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
 )
 OLD_SPELLINGS = {"--array": "--setup"}
-IN_OPTIONS = {"n_sources": "--sources", "array": "--setup", "positions_m": "--setup", "speed_m_s": "--speed"}
+IN_OPTIONS = {"n_sources": "--sources", "array": "--setup", "positions_m": "--positions", "speed_m_s": "--speed"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,10 @@ class Options:
     setup: Opt[Path] = None
     """TOML file with the array and, where they are not to be derived, region, wavefront and tolerance; needed where
     FILE holds no positions."""
+    positions: Opt[Path] = None
+    """Positions alone, as acoular's .xml, .csv or .toml."""
+    wavelength_m: Opt[float] = None
+    """Wavelength in metres, where neither FILE nor --setup says it."""
     region: Annotated[Opt[RegionDeg], arg(metavar=REGION_METAVAR)] = None
     """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
     array can tell apart."""
@@ -93,8 +98,7 @@ def run(options: Options, progress: Progress) -> int:
         for note in recording.provenance.notes:
             progress.say(f"{options.file.name}: {note}")
     if recording.covariance is not None:
-        setup = recording.setup if region is None else recording.setup.replace(region=region)
-        return _covariance(options, recording.covariance.to(device), setup, picture, progress)
+        return _covariance(options, recording.covariance.to(device), problem_of(recording, region), picture, progress)
     localizer = _localizer(options, chosen, recording, parts, progress).to(device)
     localizer.options = _decision(localizer.options, options)
     scenes = recording.scenes
@@ -128,6 +132,8 @@ def _read(options: Options, chosen: Localizer | None, progress: Progress) -> Rec
             options.file,
             fields=field_names(options.fields),
             setup=setup,
+            positions_m=options.positions,
+            wavelength_m=options.wavelength_m,
             frequency_hz=options.frequency_hz,
             speed_m_s=options.speed,
         )
@@ -153,30 +159,23 @@ def _localizer(
 
     region = None if options.region is None else region_of(options.region)
     if options.model == "none":
-        return Localizer.classical(_setup(recording, options), region=region, options=_read_options(options))
+        return Localizer.classical(problem_of(recording, region), options=_read_options(options))
     model = chosen or _model(options)
     unlike = _unlike(model, recording, parts, options)
     if unlike is None:
         return model
     if chosen is not None:
         raise ValueError(f"{unlike}; take --model none, or a model of its own (risfast backbone --system.array FILE)")
-    progress.say(f"{unlike}: the classical fit is used, as --model none says")
-    return Localizer.classical(_setup(recording, options), region=region, options=_read_options(options))
-
-
-def _setup(recording: Recording, options: Options) -> Setup:
-    """The problem of the recording, which needs --region where its array does not say where it looks."""
-    if recording.given is None and options.region is not None:
-        return Setup(
-            recording.array, region_of(options.region), sampling=recording.sampling, speed_m_s=recording.speed_m_s
-        )
-    return recording.setup
+    progress.say(f"{unlike}: the classical fit is used (--model none)")
+    return Localizer.classical(problem_of(recording, region), options=_read_options(options))
 
 
 def _read_options(options: Options) -> PipelineOptions | None:
-    from risfast.io.options_file import read_options  # noqa: PLC0415
+    if options.options is None:
+        return None
+    from risfast.io.options_file import read_options  # noqa: PLC0415 - only where a file is read
 
-    return None if options.options is None else read_options(options.options)
+    return read_options(options.options)
 
 
 def _unlike(model: Localizer, recording: Recording, parts: SetupParts | None, options: Options) -> str | None:

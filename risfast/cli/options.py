@@ -148,22 +148,29 @@ def option_names(kind: type[Any], prefix: str = "", root: str = "") -> Iterator[
 def in_options(message: str, names: Mapping[str, str]) -> str:
     """A message of the library in the words of the command line: ``max_sources must`` becomes ``--max-sources must``.
 
-    Names with an underscore or a dot are replaced wherever they stand alone, others at the start of the message and as
-    ``name=``.
+    What is certainly an option: a name at the start of the message, with a dot (optimiser.lr), before ``=``, or where
+    the message says what to give. Elsewhere it may be a variable in a file.
     """
-    every, clear = _one_of(names), _one_of(name for name in names if "_" in name or "." in name)
-    given = re.compile(rf"{_ALONE}({every})=({_VALUE})?")
-    message = given.sub(lambda m: f"{names[m[1]]} {_typed(m[2] or '')}".rstrip(), message)
-    message = re.sub(rf"{_ALONE}({clear})(?![\w/\\'\"=]|\.\w)", lambda m: names[m[1]], message)
-    return re.sub(rf"^({every})(?= must | is )", lambda m: names[m[1]], message)
+    every, dotted = _one_of(names), _one_of(name for name in names if "." in name)
+    message = re.sub(
+        rf"{_ALONE}({every})=({_VALUE})?", lambda m: f"{names[m[1]]} {_typed(m[2] or '')}".rstrip(), message
+    )
+    message = re.sub(rf"{_ALONE}({dotted}){_END}", lambda m: names[m[1]], message)
+    message = re.sub(rf"^({every})(?= must | is )", lambda m: names[m[1]], message)
+    long = re.compile(rf"{_ALONE}({_one_of(name for name in names if '_' in name)}){_END}")
+    return _MEND.sub(lambda m: long.sub(lambda name: names[name[1]], m[0]), message)
 
 
 _ALONE = r"(?<![\w./\\'\"-])"
-_VALUE = r"\([^)]*\)|'[^']*'|\"[^\"]*\"|[\w.+-]*\w"
+_END = r"(?![\w/\\'\"=]|\.\w)"
+_MEND = re.compile(r"\b(?:give|choose|take|set|with)\b[^;(]*")
+_VALUE = r"\([^)]*\)|\{[^}]*\}|'[^']*'|\"[^\"]*\"|[\w.+-]*\w"
 
 
 def _typed(value: str) -> str:
-    """A value of Python as it is typed on a command line: (3, 5) becomes 3 5."""
+    """A value of Python as it is typed on a command line: (3, 5) becomes 3 5, {'a': B} becomes a=B."""
+    if value.startswith("{"):
+        return value.strip("{}").replace("'", "").replace(": ", "=").replace(",", "")
     return value.strip("()'\"").rstrip(", ").replace(",", "")
 
 
