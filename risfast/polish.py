@@ -30,6 +30,7 @@ __all__ = ["PolishOptions", "Polished", "polish_sources"]
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
+_WINDOW = 1 / 3  # deviations of the posterior of range; a uniform one within 10 tolerances is judged by the tolerance
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
@@ -401,20 +402,25 @@ _Profile = Callable[[Tensor], tuple[Tensor, ...]]  # of 1/range [b, J]: path [b,
 def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
     near, far = setup.region.range_m
     r = torch.linspace(near, far, options.range_points, dtype=torch.float64, device=spread.device)
-    window = (r[:, None] - r).abs() <= setup.tolerance.range_m
     path, value, best_power = profile((1 / r).expand(len(spread), -1))
     posterior = torch.softmax(value, 1)
-    inside = posterior @ window.double()
-    best = inside.argmax(1)
+    # Of a posterior that is much wider than the tolerance, a window that narrow would only find the mode.
+    centre = (posterior * r).sum(1, keepdim=True)
+    width = (posterior * (r - centre).square()).sum(1).sqrt()
+    reach = (_WINDOW * width).clamp_min(setup.tolerance.range_m)
+    gap = (r[:, None] - r).abs()
+    window = gap <= reach[:, None, None]
+    best = (window.double() @ posterior[..., None])[..., 0].argmax(1)
     index = torch.arange(len(best), device=best.device)
+    inside = (posterior * (gap[best] <= setup.tolerance.range_m)).sum(1)
     # The mean within the best window, which is finer than the points are.
-    weights = posterior * window[best]
+    weights = posterior * window[index, best]
     chosen = (weights * r).sum(1) / weights.sum(1)
     nearest_point = (r - chosen[:, None]).abs().argmin(1)
     moved = path[index, nearest_point]
     moved[:, 2] = 1 / chosen
     determined = value.amax(1) - value.amin(1) >= options.range_evidence
-    return _Ranged(moved, best_power[index, nearest_point], inside[index, best], determined)
+    return _Ranged(moved, best_power[index, nearest_point], inside, determined)
 
 
 def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:

@@ -3,7 +3,7 @@
 On a fixed grid both maps are one real matrix and its transpose, between the powers of the atoms and the entries of a
 Hermitian matrix. Mirror symmetries that array and grid share split it into four blocks, and each block has far fewer
 significant singular values than atoms, for the aperture band-limits the outer products: the map is kept as two thin
-factors.
+factors, where these are much smaller than the map itself.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray
-from risfast.ops.domain import Domain
+from risfast.ops.domain import Domain, MirrorBasis
 from risfast.ops.nodes import CHARACTERS, NodeSet
 from risfast.setup import Setup, uniform_axis
 
@@ -37,8 +37,10 @@ _PART_BYTES = 1 << 19
 # The reference system's 25 x 15 x 10.
 _STEP_BEAMS = 0.397
 _STEP_PHASE_RAD = 3.02
-# The Gram matrix of all atoms is decomposed when the maps are made.
-_MOST_ATOMS = 10_000
+# More atoms than a grid's maps are made for: they would take long, or this much memory.
+_MOST_ATOMS, _LEAST_ATOMS, _TABLE_BYTES = 10_000, 1000, 1 << 29
+# Blocks of more atoms are kept whole: finding their significant singular values would take longer than they save.
+_COMPRESSED_ATOMS = 1200
 _STEEPEST_RAD = math.radians(85.0)  # at the poles every azimuth is the same direction
 
 
@@ -104,7 +106,7 @@ class AtomAxes:
         ]
         far, near = region.inverse_range
         steps.append((near - far) * setup.curvature_rad_m / _STEP_PHASE_RAD)
-        excess = math.prod(max(step, 1.0) for step in steps) / _MOST_ATOMS
+        excess = math.prod(max(step, 1.0) for step in steps) / _most_atoms(setup)
         if excess > 1:
             steps = [step / excess ** (1 / max(sum(s > 1 for s in steps), 1)) if step > 1 else step for step in steps]
         counts = [math.ceil(step - 1e-2) + 1 for step in steps]
@@ -167,6 +169,14 @@ class AtomAxes:
         return first, second, third
 
 
+def _most_atoms(setup: Setup) -> int:
+    region = setup.region
+    flips = (sum(region.azimuth_rad) == 0, sum(region.elevation_rad) == 0)
+    images = MirrorBasis.find(setup.array.positions_m, *flips).images
+    fitting = _TABLE_BYTES * images // (4 * setup.array.n_elements**2)
+    return min(max(fitting, _LEAST_ATOMS), _MOST_ATOMS)
+
+
 def _within_front(low: float, high: float) -> bool:
     return low >= -math.pi / 2 - 1e-12 and high <= math.pi / 2 + 1e-12
 
@@ -181,7 +191,7 @@ class _Block:
     """One of the four families of blocks: pairs of mirror classes whose product has the same sign in each image."""
 
     pairs: tuple[tuple[int, int], ...]  # classes (s, t), s <= t
-    left: Tensor  # [count, rank]
+    left: Tensor | None  # [count, rank]; None is the identity
     right: Tensor  # [rank, entries], packed blocks of all pairs
 
 
@@ -194,20 +204,23 @@ def _built(array: SensorArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet,
     offsets = nodes.offsets
     steering = nodes.steering(0, nodes.count)
     classes = [steering[:, offsets[c] : offsets[c + 1]] for c in range(4)]
-    grams = [part @ part.mH for part in classes]
+    grams = [part @ part.mH for part in classes] if nodes.count <= _COMPRESSED_ATOMS else []
     blocks = []
     for family in range(4):
         pairs = tuple((c, c ^ family) for c in range(4) if c <= c ^ family and min(classes[c].shape[1], 1))
         pairs = tuple((s, t) for s, t in pairs if classes[t].shape[1])
         if not pairs:
             continue
-        gram = torch.stack([(grams[s] * grams[t].conj()).real for s, t in pairs]).sum(0)
-        values, vectors = torch.linalg.eigh(gram)
-        left = vectors[:, _significant(values, math.prod(axes.shape))].float()
+        left = None
+        if nodes.count <= _COMPRESSED_ATOMS:
+            gram = torch.stack([(grams[s] * grams[t].conj()).real for s, t in pairs]).sum(0)
+            values, vectors = torch.linalg.eigh(gram)
+            left = vectors[:, _significant(values, math.prod(axes.shape))].float()
         right = []
         for s, t in pairs:
-            outer = classes[s][:, :, None] * classes[t].conj()[:, None, :]
-            right.append(left.mT @ _packed(outer.to(torch.complex64), s == t))
+            outer = (classes[s][:, :, None] * classes[t].conj()[:, None, :]).to(torch.complex64)
+            packed = _packed(outer, s == t)
+            right.append(packed if left is None else left.mT @ packed)
         blocks.append(_Block(pairs, left, torch.cat(right, 1)))
     return nodes, tuple(blocks)
 
@@ -270,7 +283,8 @@ class AtomGrid(nn.Module):
         self._nodes, blocks = _built(self.array, self.axes, self.wavefront)
         self.pairs = tuple(block.pairs for block in blocks)
         for i, block in enumerate(blocks):
-            self.register_buffer(f"left_{i}", block.left, persistent=False)
+            if block.left is not None:
+                self.register_buffer(f"left_{i}", block.left, persistent=False)
             self.register_buffer(f"right_{i}", block.right, persistent=False)
         characters = torch.tensor(CHARACTERS, dtype=torch.float32)[:, : self._nodes.images]
         # Families in use, by the class of their sign: s xor t.
@@ -285,7 +299,7 @@ class AtomGrid(nn.Module):
     @property
     def ranks(self) -> tuple[int, ...]:
         """Singular values kept in each block."""
-        return tuple(getattr(self, f"left_{i}").shape[1] for i in range(len(self.pairs)))
+        return tuple(getattr(self, f"right_{i}").shape[0] for i in range(len(self.pairs)))
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors in the mirror basis: for a sensing operator whose rows they are, Phi T.
@@ -320,7 +334,8 @@ class AtomGrid(nn.Module):
         offsets, b = self._nodes.offsets, power.shape[0]
         result = torch.zeros(b, offsets[-1], offsets[-1], dtype=torch.complex64, device=power.device)
         for i, pairs in enumerate(self.pairs):
-            entries = by_family[i] @ getattr(self, f"left_{i}") @ getattr(self, f"right_{i}")
+            left = getattr(self, f"left_{i}", None)
+            entries = (by_family[i] if left is None else by_family[i] @ left) @ getattr(self, f"right_{i}")
             start = 0
             for s, t in pairs:
                 rows, columns = slice(offsets[s], offsets[s + 1]), slice(offsets[t], offsets[t + 1])
@@ -380,7 +395,8 @@ class AtomGrid(nn.Module):
             ]
             entries = _times_transposed(torch.cat(parts, 1), getattr(self, f"right_{i}"))
             both = 1.0 if pairs[0][0] == pairs[0][1] else 2.0  # the block and its conjugate
-            by_family.append(both * (entries @ getattr(self, f"left_{i}").mT))
+            left = getattr(self, f"left_{i}", None)
+            by_family.append(both * (entries if left is None else entries @ left.mT))
         images = torch.einsum("fi,fbg->ibg", self.characters, torch.stack(by_family))
         nodes = self._nodes
         upper, lower = nodes.to_box(images, 0, nodes.azimuth.half)

@@ -263,7 +263,9 @@ def sources_of_power(
         after[:, 1] += turn[1] * after[:, 0]
         weighted = torch.cat([before, weighted, after], 2)
         power = torch.cat([power[:, -1:], power, power[:, :1]], 1)
-    sums = 27 * torch.nn.functional.avg_pool3d(weighted, 3, stride=1, padding=1)  # [B, 4, ...]
+    # An axis of one or two atoms is shorter than the window, with its padding.
+    padded = torch.nn.functional.pad(weighted, (1, 1, 1, 1, 1, 1))
+    sums = 27 * torch.nn.functional.avg_pool3d(padded, 3, stride=1)  # [B, 4, ...]
     peaks = local_maxima_3d(power.cpu(), window=(3, 3, 3), k=64)
     flat = (peaks.index[..., 0] * axes.n_elevation + peaks.index[..., 1]) * axes.n_range + peaks.index[..., 2]
     there = torch.arange(flat.shape[1]) < peaks.count[:, None]
