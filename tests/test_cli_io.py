@@ -10,10 +10,10 @@ import pytest
 import scipy.io
 import torch
 
-from risfast.array_file import read_array
 from risfast.cli import main
 from risfast.data import read
 from risfast.geometry import PlanarArray
+from risfast.io import read_setup
 
 HERA = Path(__file__).parent / "data" / "hera19.uvh5"
 
@@ -40,7 +40,7 @@ def test_from_matlab_through_import_to_detect(matlab, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "covariance: 1 x 20 x 20" in printed
     assert "note: data was 20 x 200 and is turned to 200 x 20" in printed
-    assert read_array(toml).lattice is not None
+    assert read_setup(toml).array.lattice is not None
     assert main(["detect", str(R), "--setup", str(toml), "--grid", "training", "--output", str(found)]) == 0
     import json
 

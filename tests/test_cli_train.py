@@ -15,9 +15,9 @@ from risfast.cli.training import progress_note
 from risfast.data.shards import ShardSet
 from risfast.model_files import load_model
 from risfast.models import build_backbone
+from risfast.toml_file import read_toml
 from risfast.train.config import DataOptions, RunConfig, ValidationOptions
 from risfast.train.runs import Progress
-from risfast.train.toml_file import read_toml
 
 SYSTEM = ["--system.n-h", "8", "--system.n-v", "6", "--system.n-antennas", "8", "--system.n-sources", "1", "2"]
 BACKBONE = [

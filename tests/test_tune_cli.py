@@ -10,8 +10,8 @@ from tuning_process import without_pictures
 
 from risfast.cli import COMMANDS, main
 from risfast.localize import LocalizerOptions
+from risfast.toml_file import read_toml, to_toml
 from risfast.train.config import RunConfig
-from risfast.train.toml_file import read_toml, to_toml
 from risfast.tune.options import Hpo2Config, HpoConfig
 from risfast.tune.presets import PRESETS
 from risfast.tune.study import join_study, open_study

@@ -54,7 +54,7 @@ class Options:
     """Options of ``risfast detect``."""
 
     file: Positional[Path]
-    """Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5."""
+    """Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5; snapshots of an array that is sampled itself."""
     setup: Opt[Path] = None
     """TOML file with positions, wavelength and, where they are not to be derived, region and wavefront; needed where
     FILE holds no positions."""
@@ -103,9 +103,8 @@ def run(options: Options, progress: Progress) -> int:
     picture = check_results(options.results, options.file)
     device = check_device(options.device)
     mapped = {} if options.key is None else {"covariance": options.key}
-    recording = read(options.file, fields=mapped, setup=options.setup)
-    if recording.covariance is None:
-        raise ValueError(f"{options.file} holds snapshots, not a covariance: use risfast locate")
+    recording = read(options.file, fields=mapped, setup=options.setup).with_covariance()
+    assert recording.covariance is not None
     setup = problem_of(recording, None if options.region is None else region_of(options.region))
     if options.wavefront is not None:
         setup = setup.replace(wavefront=options.wavefront, tolerance=None)
@@ -225,7 +224,7 @@ def report(
     if note is not None:
         progress.say(note)
     if results.output is not None:
-        write_results(results.output, found)
+        write_results(results.output, found, what.setup)
         print(f"results: {results.output}")
     if picture is not None:
         scene = results.picture_scene

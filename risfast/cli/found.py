@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from risfast.geometry import Region
+from risfast.io import source_rows
 from risfast.sources import Sources
 
 if TYPE_CHECKING:
@@ -22,26 +23,26 @@ _NOT_DETERMINED = "not determined"
 
 def source_table(scenes: Sequence[Sources]) -> str:
     """A line a source: degrees, metres and dB; columns that say nothing of any source are left out."""
-    all_found = Sources.stack(list(scenes))
-    confident = bool(all_found.confidence.isfinite().any())
-    prominent = bool(all_found.prominence_db.isfinite().any())
-    head = "scene  source  azimuth deg  elevation deg         range m  power dB"
-    head += "  confidence" if confident else ""
-    head += "  prominence dB" if prominent else ""
-    lines = [f"{head}  edge"]
-    for scene, found in enumerate(scenes):
-        for number, source in enumerate(found):
-            cells = [
-                f"{scene:>5}",
-                f"{number:>6}",
-                f"{math.degrees(source.azimuth):>11.2f}",
-                f"{math.degrees(source.elevation):>13.2f}",
-                f"{_range(source.range):>14}",
-                f"{10 * math.log10(source.power) if source.power > 0 else -math.inf:>8.1f}",
-            ]
-            cells += [f"{source.confidence:>10.3f}"] if confident else []
-            cells += [f"{source.prominence_db:>13.1f}"] if prominent else []
-            lines.append("  ".join([*cells, f"{'yes' if source.at_edge else '-':>4}"]))
+    rows = source_rows(scenes)
+    columns = {
+        "scene": "{:>5}",
+        "source": "{:>6}",
+        "azimuth deg": "{:>11.2f}",
+        "elevation deg": "{:>13.2f}",
+        "range m": "{:>14}",
+        "power dB": "{:>8.1f}",
+    }
+    known = {name for name in ("confidence", "prominence_db") if any(math.isfinite(row[name]) for row in rows)}
+    columns |= {"confidence": "{:>10.3f}"} if "confidence" in known else {}
+    columns |= {"prominence dB": "{:>13.1f}"} if "prominence_db" in known else {}
+    columns["edge"] = "{:>4}"
+    shown = {"range m": lambda row: _range(row["range_m"]), "edge": lambda row: "yes" if row["at_edge"] else "-"}
+    keys = {name: name.replace(" ", "_").lower() for name in columns}
+    widths = {name: len(form.format(0)) for name, form in columns.items()}
+    lines = ["  ".join(name.rjust(widths[name]) for name in columns)]
+    for row in rows:
+        values = {name: shown[name](row) if name in shown else row[keys[name]] for name in columns}
+        lines.append("  ".join(form.format(values[name]) for name, form in columns.items()))
     silent = [str(index) for index, found in enumerate(scenes) if len(found) == 0]
     if silent:
         lines.append(f"no sources in scene {', '.join(silent)}")

@@ -77,9 +77,8 @@ def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
 
 def run(options: Options, progress: Progress) -> int:
     """Read, describe, write."""
-    from risfast.io import read, write_recording  # noqa: PLC0415
+    from risfast.io import read, write_recording, write_setup  # noqa: PLC0415
     from risfast.io.export import RECORDING_SUFFIXES  # noqa: PLC0415
-    from risfast.io.setup_file import write_setup  # noqa: PLC0415
 
     if options.target is not None and options.output is not None:
         raise ValueError(f"give OUTPUT or --output, not both: got {options.target} and {options.output}")

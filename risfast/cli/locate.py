@@ -26,7 +26,7 @@ from risfast.cli.options import Common, Flat, Opt, check_device
 from risfast.cli.progress import Progress
 from risfast.detect import DetectionOptions
 from risfast.errors import FileFormatError
-from risfast.io import Recording, read, write_results
+from risfast.io import Recording, read, read_options, write_results
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.setup import Setup
 
@@ -171,11 +171,7 @@ def _localizer(
 
 
 def _read_options(options: Options) -> PipelineOptions | None:
-    if options.options is None:
-        return None
-    from risfast.io.options_file import read_options  # noqa: PLC0415 - only where a file is read
-
-    return read_options(options.options)
+    return None if options.options is None else read_options(options.options)
 
 
 def _unlike(model: Localizer, recording: Recording, parts: SetupParts | None, options: Options) -> str | None:
@@ -248,7 +244,7 @@ def _report(
     if options.common.verbose:
         progress.say(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
     if options.results.output is not None:
-        write_results(options.results.output, found.sources)
+        write_results(options.results.output, found.sources, setup)
         print(f"results: {options.results.output}")
     if picture is None:
         return

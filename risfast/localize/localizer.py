@@ -337,13 +337,13 @@ def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, 
             "this recording holds a covariance and no snapshots; risfast.detect_sources finds the sources of a "
             "covariance (on the command line, `risfast detect FILE`)"
         )
-    y = recording.snapshots.read()
+    y, codes, channel = recording.scene_batch()
     if not y.is_complex():
         raise TypeError(
-            f"{recording.provenance.source}: the snapshots are real samples in time; a narrow band of them is needed: "
+            f"{recording.provenance.path}: the snapshots are real samples in time; a narrow band of them is needed: "
             "read the file with frequency_hz="
         )
-    return y, recording.codes, recording.channel, recording.array
+    return y, codes, channel, recording.array
 
 
 def _counts(n_sources: Any, scenes: int) -> Tensor | None:
