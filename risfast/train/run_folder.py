@@ -145,7 +145,7 @@ class RunFolder:
             raise ValueError(
                 f"{self.folder} holds a run of an earlier version, whose validation was told the noise power; its "
                 f"model can be used as it is. Begin the run again in another folder: "
-                f"`risfast {command} --config {path} --run FOLDER`"
+                f"`risfast {command} --config {path} --output FOLDER`"
             )
 
 
