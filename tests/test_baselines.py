@@ -442,7 +442,9 @@ def test_decoupled_music_keeps_to_its_field_of_view():
     noise = torch.as_tensor(oracles.wishart(np.random.default_rng(0), 64, 20))[None]
     found = DecoupledMusic(setup).of_covariance(noise, 6)[0]
     assert len(found) == 6
-    for values, (low, high) in zip(found.position.T, setup.region.bounds().T, strict=True):
+    region = setup.region
+    intervals = (region.azimuth_rad, region.elevation_rad, region.range_m)
+    for values, (low, high) in zip(found.position.T, intervals, strict=True):
         assert float(values.min()) >= low - 1e-9
         assert float(values.max()) <= high + 1e-9
 
