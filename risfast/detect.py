@@ -191,9 +191,10 @@ def _peaks(
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
     form = denominator(matrix, factored, loading)
-    _, low, high = walk_from(form, array, start, *corners, wavefront)
+    circle = float(corners[0][0]) if _goes_round(grid) else None
+    _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
     widest = widest_after_walk(array, *corners)
-    refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest)
+    refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < peaks.count[:, None]
     level = volume.amax(-1).flatten(1).double().log10() * 10
     median = level.median(1).values

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+from risfast.cli_train import COMMANDS
 
 from risfast.cli import DetectCommand, Progress, build_parser, main, search_grid
-from risfast.cli_train import COMMANDS
 from risfast.geometry import SearchGrid
 
 ARRAY = "[rectangular]\nn_h = 8\nn_v = 7\nspacing_m = 0.15\nwavelength_m = 0.3\n"
@@ -128,7 +128,7 @@ def test_a_batch_gives_one_scene_each_in_order(folder: Path, capsys: pytest.Capt
     np.savez("batch.npz", S=batch)
     assert main(detect("batch.npz", "--key", "S", "--output", "out.csv")) == 0
     lines = (folder / "out.csv").read_text().splitlines()
-    assert lines[0] == "scene,source,azimuth_deg,elevation_deg,range_m,power_db,confidence"
+    assert lines[0] == "scene,source,azimuth_deg,elevation_deg,range_m,power_db,confidence,prominence_db,at_edge"
     rows = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
     scenes = [[row for row in rows if row["scene"] == scene] for scene in range(10)]
     assert_found(scenes[0], SOURCES[:1])
@@ -227,7 +227,7 @@ def test_search_grid_is_the_named_one_in_radians_unless_an_axis_is_given() -> No
 WRONG = {
     "no covariance": (["detect", "none.npz", "--array", "array.toml"], r"none\.npz: there is no such file"),
     "no array": (["detect", "R.npz", "--array", "none.toml"], r"none\.toml: there is no such file"),
-    "no key": (detect("R.npz", "--key", "Q"), "no variable 'Q'"),
+    "no key": (detect("R.npz", "--key", "Q"), "covariance is mapped to 'Q', which is not there"),
     "other array": (detect("small.npz"), "3 x 3 matrices, but the array has 56 elements"),
     "azimuth in the wrong order": (
         detect("R.npz", "--azimuth-deg", "60", "-60", "11"),
