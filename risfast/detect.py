@@ -115,6 +115,8 @@ def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) ->
     region = setup.region
     corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
     low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
+    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
+        low[2] = high[2]
     return low, high
 
 
@@ -321,7 +323,8 @@ def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources
         position, power = found.position[scene, :number], found.power[scene, :number]
         listed = Sources.at(position, power).replace(prominence_db=found.prominence_db[scene, :number])
         if isinstance(setup, Setup):
-            listed = listed.replace(at_edge=setup.region.at_edge(position).to(position.device))
+            where = position if setup.wavefront != "planar" else position * position.new_tensor([1.0, 1.0, math.nan])
+            listed = listed.replace(at_edge=setup.region.at_edge(where).to(position.device))
         sources.append(listed)
     return sources
 
