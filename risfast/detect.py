@@ -222,11 +222,11 @@ def refined_peaks(
     """
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()
+    setup, grid = _with_grid(setup, grid, wavefront)
     array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
     if asked is not None and wavefront not in (None, asked.wavefront):
         raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
     wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
-    grid = _grid_of(setup, grid, wavefront)
     corners = _bounds(grid, asked, chosen)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
@@ -239,13 +239,15 @@ def refined_peaks(
     return parts[0] if len(parts) == 1 else Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
-def _grid_of(setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None) -> SearchGrid:
-    """The grid that is given, or that of the setup."""
+def _with_grid(
+    setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None
+) -> tuple[Setup | SensorArray, SearchGrid]:
+    """The grid that is given, or that of the setup; a bare array without a grid gets the setup of its own region."""
     if grid is not None:
-        return grid
-    if isinstance(setup, Setup):
-        return setup.search_grid()
-    return Setup(setup, wavefront=wavefront or "spherical").search_grid()  # type: ignore[arg-type]  # checked there
+        return setup, grid
+    if not isinstance(setup, Setup):
+        setup = Setup(setup, wavefront=wavefront or "spherical")  # type: ignore[arg-type]  # it is checked there
+    return setup, setup.search_grid()
 
 
 def choose_peaks(peaks: Peaks, options: DetectionOptions, grid: SearchGrid) -> FixedDetections:
@@ -309,7 +311,7 @@ def detect_fixed(
         As :func:`risfast.ops.mvdr_spectrum`.
     """
     chosen = options or DetectionOptions()
-    grid = _grid_of(setup, grid, wavefront)
+    setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
     return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), chosen, grid)
 
