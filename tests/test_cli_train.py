@@ -20,6 +20,7 @@ from risfast.data.shards import ShardSet
 from risfast.model_files import load_model
 from risfast.models import build_backbone
 from risfast.objective import ObjectiveOptions
+from risfast.toml_file import read_toml
 from risfast.train.config import (
     BackboneOptions,
     DataOptions,
@@ -30,7 +31,6 @@ from risfast.train.config import (
     ValidationOptions,
 )
 from risfast.train.runs import Progress
-from risfast.toml_file import read_toml
 
 SYSTEM = ["--system.n-h", "8", "--system.n-v", "6", "--system.n-antennas", "8", "--system.n-sources", "1", "2"]
 BACKBONE = [

@@ -13,6 +13,7 @@ from tiny_backbone import TINY, tiny
 from risfast.data import SystemConfig
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
+from risfast.toml_file import as_table, from_table, read_toml, to_toml
 from risfast.train.config import (
     DataOptions,
     MachineOptions,
@@ -21,7 +22,6 @@ from risfast.train.config import (
     SystemOptions,
     ValidationOptions,
 )
-from risfast.toml_file import as_table, from_table, read_toml, to_toml
 
 
 @pytest.mark.parametrize(

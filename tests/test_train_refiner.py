@@ -20,11 +20,11 @@ from risfast.models import build_backbone
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.refined import RefinedOptions
+from risfast.toml_file import read_toml, to_toml
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
 from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner
 from risfast.train.runs import Progress
-from risfast.toml_file import read_toml, to_toml
 
 SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
 
