@@ -19,7 +19,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import direction_cosines
 from risfast.ops.domain import Domain
-from risfast.steering import check_wavefront
+from risfast.steering import check_wavefront, farthest
 
 from .device import (
     first_best,
@@ -128,7 +128,7 @@ class DensePoints:
     direction : tensor, shape (3, G)
         Unit vectors; G = G_az G_el of a box, azimuth first.
     range : tensor, shape (R,) of a box, (G,) of a list of points
-        Wavelengths.
+        Wavelengths, at most :func:`risfast.steering.farthest`.
     shape : tuple of int
         (G_az, G_el, R) of a box, (G,) of a list.
     """
@@ -153,9 +153,8 @@ class DensePoints:
             return values.to(device, torch.float32).contiguous()
 
         positions = stored((domain.positions * per_wavelength).mT)
-        return cls(
-            positions, stored(direction.mT), stored(domain.range * per_wavelength), domain.shape, domain.wavefront
-        )
+        ranges = stored((domain.range * per_wavelength).clamp_max(farthest(torch.float32)))
+        return cls(positions, stored(direction.mT), ranges, domain.shape, domain.wavefront)
 
     @property
     def is_box(self) -> bool:

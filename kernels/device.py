@@ -103,6 +103,7 @@ def steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT: tl.constexpr) -> Any:  
     Notes
     -----
     Spherical: d - r = (|p|^2 - 2 r u.p) / (d + r), which keeps float32 below 1e-5 rad where r - d itself would not.
+    The square of r must be a number: callers take 1e17 for anything farther.
     """
     projection = ux * px + uy * py + uz * pz  # u.p
     if WAVEFRONT == "planar":

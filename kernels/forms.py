@@ -58,7 +58,8 @@ def form_kernel(  # type: ignore[no-untyped-def]
     sin_az, cos_az = sincos_turns_double(tl.load(point, mask=p < P, other=0.0) * per_radian)
     sin_el, cos_el = sincos_turns_double(tl.load(point + 1, mask=p < P, other=0.0) * per_radian)
     wavelength = wavelength_bits.to(tl.int64).to(tl.float64, bitcast=True)
-    r = (1.0 / (tl.load(point + 2, mask=p < P, other=1.0) * wavelength)).to(DTYPE)
+    # Beyond 1e17 wavelengths nothing bends; float32 still holds the square.
+    r = (1.0 / tl.maximum(tl.load(point + 2, mask=p < P, other=1.0) * wavelength, 1e-17)).to(DTYPE)
     u = ((sin_az * cos_el).to(DTYPE), sin_el.to(DTYPE), (cos_az * cos_el).to(DTYPE))
     total = tl.zeros([BLOCK_P], DTYPE)
     a_re = tl.zeros([BLOCK_P, BLOCK], DTYPE)

@@ -46,12 +46,12 @@ def _unwrapped(difference) -> Any:  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _near(turned, raised, further, azimuth_bits, elevation_bits, range_bits, WRAP: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
-    """Whether differences in (azimuth, elevation, range) lie in the box."""
+def _near(turned, raised, r, last_r, azimuth_bits, elevation_bits, range_bits, WRAP: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Whether differences in (azimuth, elevation) and two ranges lie in the box; infinite ranges are equal."""
     if WRAP:
         turned = _unwrapped(turned)
     near = _within(turned, azimuth_bits) & _within(raised, elevation_bits)
-    return near & _within(further, range_bits)
+    return near & (_within(r - last_r, range_bits) | (r == last_r))
 
 
 @triton.jit
@@ -73,7 +73,7 @@ def _looked_over(positions, scores, left_ptr, P, RESIDENT: tl.constexpr, BLOCK: 
         az, el, r, score = _loaded(positions, scores, i, P)
         present = score > float("-inf")
         # x - x is 0 for a finite x and NaN for any other.
-        placed = (az - az == 0) & (el - el == 0) & (r - r == 0)
+        placed = (az - az == 0) & (el - el == 0) & (r > float("-inf"))
         nan = score != score  # noqa: PLR0124
         wrong = nan | (present & (placed == 0))
         bad = tl.maximum(bad, tl.max(wrong.to(tl.int32)))
@@ -129,7 +129,7 @@ def nms_kernel(  # type: ignore[no-untyped-def]
             if not RESIDENT:
                 az, el, r, score = _loaded(positions, scores, i, P)
                 left = tl.load(lefts + i, mask=i < P, other=0) > 0
-            near = _near(az - last_az, el - last_el, r - last_r, azimuth_bits, elevation_bits, range_bits, WRAP)
+            near = _near(az - last_az, el - last_el, r, last_r, azimuth_bits, elevation_bits, range_bits, WRAP)
             left &= (near == 0) | (last == P)
             if not RESIDENT:
                 tl.store(lefts + i, left.to(tl.int8), mask=i < P)
@@ -191,7 +191,7 @@ def nms(
     Parameters
     ----------
     position : float32 or float64 tensor, shape (B, P, 3)
-        Azimuth and elevation in radians, range in metres.
+        Azimuth and elevation in radians, range in metres, which may be infinite.
     score : float32 or float64 tensor, shape (B, P)
         -inf marks an absent candidate.
     separation : sequence of 3 floats
@@ -209,7 +209,7 @@ def nms(
     index : int64 tensor, shape (B, k), padded with -1
     count : int64 tensor, shape (B,)
     bad : int32 tensor, shape (B,)
-        1 where a score is NaN, or the position of a present candidate is not finite.
+        1 where a score is NaN, or a present candidate is nowhere.
     """
     device = _check(position, score, separation, k)
     batch, candidates = score.shape

@@ -1,4 +1,4 @@
-"""``python -m risfast``: the same as ``risfast-train``."""
+"""``python -m risfast``: the same as ``risfast``."""
 
 import sys
 

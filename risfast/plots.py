@@ -186,7 +186,7 @@ def _label_ranges(axes: Axes, position: Tensor, colour: str, height: int) -> Non
     for azimuth, elevation, r in position.detach().cpu().double().tolist():
         at_edge = math.degrees(azimuth) > right - 0.08 * (right - left)  # no room for text on the usual side
         axes.annotate(
-            f"{r:.1f} m",
+            _metres(r),
             (math.degrees(azimuth), math.degrees(elevation)),
             xytext=(-9 if at_edge else 9, height),
             textcoords="offset points",
@@ -195,6 +195,13 @@ def _label_ranges(axes: Axes, position: Tensor, colour: str, height: int) -> Non
             fontsize=9,
             path_effects=[withStroke(linewidth=2, foreground="#222222")],
         )
+
+
+def _metres(r: float) -> str:
+    """A range as a label; nothing where the data do not determine it."""
+    if math.isnan(r):
+        return ""
+    return "far field" if math.isinf(r) else f"{r:.1f} m" if r >= 1 else f"{r:.2g} m"
 
 
 def range_figure(profiles: Sequence[RangeProfile], range_m: Tensor) -> Figure:

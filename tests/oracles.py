@@ -42,9 +42,11 @@ def phase(positions, wavelength, points, wavefront="spherical"):
         return k * (projection - np.sum(positions**2, axis=-1) / (2 * r[..., None]))
     if wavefront != "spherical":
         raise ValueError(wavefront)
+    far = np.isinf(r)
+    r = np.where(far, 1.0, r)
     source = r[..., None] * u  # [..., 3] metres
     distance = np.sqrt(np.sum((source[..., None, :] - positions) ** 2, axis=-1))
-    return k * (r[..., None] - distance)
+    return k * np.where(far[..., None], projection, r[..., None] - distance)
 
 
 def steering(positions, wavelength, points, wavefront="spherical"):

@@ -16,9 +16,9 @@ import h5py
 import numpy as np
 import pytest
 import scipy.io
+from risfast.cli_train import COMMANDS
 
 from risfast.cli import DetectCommand, Progress, build_parser, main, search_grid
-from risfast.cli_train import COMMANDS
 from risfast.geometry import SearchGrid
 
 ARRAY = "[rectangular]\nn_h = 8\nn_v = 7\nspacing_m = 0.15\nwavelength_m = 0.3\n"

@@ -1,4 +1,4 @@
-"""``risfast-train import``, from the command line to the detector."""
+"""``risfast import``, from the command line to the detector."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FIELDS = ["--field", "snapshots=data", "positions_m=P", "wavelength_m=lambda"]
 
 def test_from_matlab_through_import_to_detect(matlab, tmp_path, capsys):
     R, toml, found = tmp_path / "R.mat", tmp_path / "array.toml", tmp_path / "found.json"
-    assert main(["import", str(matlab), str(R), "--covariance", "--array-output", str(toml), *FIELDS]) == 0
+    assert main(["import", str(matlab), str(R), "--covariance", "--setup-output", str(toml), *FIELDS]) == 0
     printed = capsys.readouterr().out
     assert "covariance: 1 x 20 x 20" in printed
     assert "note: data was 20 x 200 and is turned to 200 x 20" in printed
     assert read_setup(toml).array.lattice is not None
-    assert main(["detect", str(R), "--array", str(toml), "--grid", "training", "--output", str(found)]) == 0
+    assert main(["detect", str(R), "--setup", str(toml), "--grid", "training", "--output", str(found)]) == 0
     import json
 
     first = json.loads(found.read_text())["scenes"][0][0]
@@ -68,9 +68,10 @@ def test_converting_keeps_the_measurement(tmp_path):
     ("arguments", "message"),
     [
         (["missing.npz"], "there is no such file"),
-        ([str(HERA)], "choose one with frequency_hz"),
+        ([str(HERA)], "choose one with --frequency-hz"),
         ([str(HERA), "out.xyz"], "OUTPUT must end in"),
-        ([str(HERA), "no/folder/out.h5"], "lie in a folder that exists"),
+        ([str(HERA), "no/folder/out.h5"], "the folder no/folder does not exist"),
+        ([str(HERA), "out.h5", "--output", "out.h5"], "give OUTPUT or --output, not both"),
         ([str(HERA), "--field", "covariance"], "--field must be FIELD=NAME"),
     ],
 )
@@ -87,3 +88,21 @@ def test_the_source_is_never_overwritten(matlab):
     before = matlab.read_bytes()
     assert main(["import", str(matlab), str(matlab), *FIELDS]) == 2
     assert matlab.read_bytes() == before
+
+
+def test_an_output_is_replaced_only_when_asked(matlab, tmp_path, capsys):
+    out = tmp_path / "out.npz"
+    out.write_text("mine")
+    given = ["import", str(matlab), "--output", str(out), *FIELDS]
+    assert main(given) == 2
+    assert "out.npz exists: give another OUTPUT, or --overwrite" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+    assert main([*given, "--overwrite"]) == 0
+    assert read(out).array == read(matlab, fields=dict(pair.split("=") for pair in FIELDS[1:])).array
+
+
+def test_options_of_the_reader_are_named_as_they_are_typed(matlab, capsys):
+    assert main(["import", str(matlab), *FIELDS[:2]]) == 2
+    error = capsys.readouterr().err
+    assert "--positions" in error
+    assert "positions_m=" not in error

@@ -65,7 +65,8 @@ GRID = SearchGrid(
 LOPSIDED = SearchGrid(
     torch.linspace(-0.3, 1.0, 18, dtype=torch.float64), torch.linspace(-0.5, 0.5, 11, dtype=torch.float64), [0.8]
 )
-POINTS = torch.tensor([[0.1, 0.2, 1.0], [-0.5, 0.3, 4.0], [0.7, -0.2, 0.6]], dtype=torch.float64)
+FAR = SearchGrid(LOPSIDED.azimuth_rad, LOPSIDED.elevation_rad, [0.8, np.inf])
+POINTS = torch.tensor([[0.1, 0.2, 1.0], [-0.5, 0.3, np.inf], [0.7, -0.2, 0.6]], dtype=torch.float64)
 CASES = [("spherical", "dense"), ("spherical", "chebyshev"), ("fresnel", "lag"), ("planar", "lag")]
 CASES += [("fresnel", "dense"), ("planar", "chebyshev")]
 LATTICE = oracles.rectangular(4, 3)
@@ -106,7 +107,8 @@ def assert_spectrum(found, expected, bound_db):
 @pytest.mark.parametrize(
     ("wavefront", "method", "grid"),
     [pytest.param(*case, GRID, id=f"{case[0]}-{case[1]}-mirrored") for case in CASES]
-    + [pytest.param(*case, LOPSIDED, id=f"{case[0]}-{case[1]}-lopsided") for case in CASES[:3]],
+    + [pytest.param(*case, LOPSIDED, id=f"{case[0]}-{case[1]}-lopsided") for case in CASES[:3]]
+    + [pytest.param(*case, FAR, id=f"{case[0]}-{case[1]}-far") for case in CASES],
 )
 def test_capon_matches_brute_force(wavefront, method, grid):
     R = covariances(LATTICE, wavefront)

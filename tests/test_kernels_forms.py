@@ -104,6 +104,20 @@ def test_forms_match_brute_force(elements, columns, count, dtype, wavefront):
     assert_forms(elements, columns, count, dtype.to_complex(), dtype, wavefront)
 
 
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_forms_at_infinity_are_planar(dtype, wavefront):
+    rng = np.random.default_rng(3)
+    positions = oracles.volumetric(3, 19, 0.35)
+    Q = oracles.hermitian(rng, 1, 19)
+    points = inverse_range(random_positions(rng, 1, 4))
+    points[..., 2] = [0.0, 1e-300, 1e-30, 1e-18]
+    actual = forms.forms(on(points), on(Q), False, geometry_of(positions, wavefront), dtype).cpu().numpy()
+    expected = brute_form(Q[0], False, positions, points[0], "planar")
+    tolerance = (1e-5 if dtype == torch.float32 else 1e-13) * 19 * np.linalg.norm(Q[0], 2)
+    np.testing.assert_allclose(actual[0], expected, atol=tolerance, rtol=0)
+
+
 @pytest.mark.parametrize("columns", [None, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_forms_in_one_precision_take_a_matrix_in_the_other(dtype, columns):

@@ -295,6 +295,24 @@ def test_absent_candidates_may_stand_anywhere():
         assert kept.count.tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [20, 2500])
+def test_infinite_ranges_are_decided_upon_as_by_the_cpu(count, dtype):
+    position, score = candidates(2, count, seed=12, levels=500, dtype=dtype)
+    position[:, ::3, 2] = math.inf
+    for separation in (SEPARATION, (0.1, 0.1, math.inf), (0.3, 0.3, 0.0)):
+        kept = kept_of(position, score, separation, 12)
+        assert_same(kept, torch.ops.risfast.nms_3d(position, score, separation, 12, False))
+        assert_same(kept, nms_3d_reference(position, score, separation, 12, False))
+
+
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
+def test_a_range_must_be_a_place(bad):
+    position, score = candidates(2, 9, seed=1)
+    position[1, 3, 2] = bad
+    assert nms_module.nms(position.to(DEVICE), score.to(DEVICE), SEPARATION, 5)[2].tolist() == [0, 1]
+
+
 def test_infinite_and_equal_scores_go_by_index():
     position = torch.arange(18.0).reshape(1, 6, 3) * 5
     score = torch.tensor([[0.0, -0.0, math.inf, 3, math.inf, -math.inf]])

@@ -279,6 +279,35 @@ def test_walks_and_refinements_end_where_those_of_the_cpu_do(factored):
     assert_same_place(*found)
 
 
+@pytest.mark.usefixtures("large_tiles")
+@pytest.mark.parametrize(
+    ("wavefront", "factored"), [("spherical", False), ("spherical", True), ("fresnel", False), ("planar", False)]
+)
+def test_far_sources_are_found_from_the_far_field_and_from_near(wavefront, factored):
+    positions = oracles.volumetric(6, 14, 0.35)
+    truth = np.array([[[0.31, -0.17, np.inf]], [[0.31, -0.17, 3.0]]])
+    a = oracles.steering(positions, WAVELENGTH, truth, wavefront)
+    matrix = a.swapaxes(-1, -2) if factored else np.stack([oracles.source_covariance(x, [1.0], 1e-2) for x in a])
+    form, _ = denominators(matrix, factored)
+    low, high = np.array([-1.2, -0.6, 0.0]), np.array([1.2, 0.6, 2.0])
+    spacing = np.minimum(walk_spacing(torch.as_tensor(positions), WAVENUMBER).numpy(), (high - low) / 8)
+    start = np.tile(inverse_range(truth) + np.array([0.03, -0.04, 0]), (1, 3, 1))
+    start[..., 2] = [0.0, 1e-200, 0.7]
+    geometry = geometry_of(positions, wavefront)
+    ended = kernels.walk(on(form), factored, on(start), on(low), on(high), spacing.tolist(), geometry).cpu().numpy()
+    box = np.maximum(ended - spacing, low), np.minimum(ended + spacing, high)
+    position, value = refined(form, factored, *box, positions, wavefront, (11, 11, 11))
+    assert value.isfinite().all()
+    np.testing.assert_allclose(position[..., :2], np.tile(truth[..., :2], (1, 3, 1)), atol=1e-5)
+    if wavefront == "planar":
+        assert (position[..., 2] >= 0.5).all()
+    else:
+        np.testing.assert_allclose(1 / position[..., 2], np.tile(1 / truth[..., 2], (1, 3)), atol=1e-4)
+    theirs, their_value = refined_by_the_cpu(form, factored, *box, positions, wavefront, (11, 11, 11))
+    np.testing.assert_allclose(value, their_value, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(position[..., :2], theirs[..., :2], atol=1e-5)
+
+
 class NoWaiting(TorchDispatchMode):
     """Refuses what a graph cannot capture: values that go to the host, and shapes that depend on values."""
 

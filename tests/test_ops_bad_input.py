@@ -310,7 +310,7 @@ def test_a_loading_that_is_not_a_finite_number_is_refused(name, loading):
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_points_that_are_not_finite_are_refused(axis, bad):
     points = POINTS.clone()
     points[1, axis] = bad

@@ -297,6 +297,56 @@ def test_a_subset_of_planes_gives_the_same_values_on_those_planes(array, grid):
         assert oracles.worst_db(subset, whole[..., [0, 2]]) <= PAIR_DB[torch.complex128]
 
 
+# ---- the far field
+
+FAR_METHODS = [("spherical", "dense"), ("spherical", "chebyshev"), ("spherical", "auto"), ("planar", "dense")]
+FAR_METHODS += [("fresnel", method) for method in ("dense", "chebyshev", "lag")]
+
+
+@pytest.mark.parametrize("elements", ["lattice", "volume"])
+@pytest.mark.parametrize("case", FAR_METHODS, ids="-".join)
+def test_the_plane_at_infinity_is_the_planar_wavefront(case, elements):
+    if case[1] == "lag" and elements == "volume":
+        elements = "lattice with its columns reversed"
+    positions = {"lattice": oracles.rectangular(3, 5), "volume": oracles.volumetric(4, 15, 0.3)}.get(elements)
+    array = PlanarArray(oracles.rectangular(3, 5)[::-1].copy() if positions is None else positions, WAVELENGTH)
+    far = as_grid(AXES[0], AXES[1], [0.6, 8.0, math.inf])
+    x = inputs(far, dtype=torch.complex128)
+    x[2][..., :2] = 0
+    alone = (*x[:2], x[2][..., 2:])
+    for name, operator in OPERATORS.items():
+        if name.endswith("max"):
+            continue
+        options = options_of(case)
+        found = operator(x, array, far, **options)
+        one = as_grid(AXES[0], AXES[1], [1.0])
+        planar = operator(alone, array, one, wavefront="planar", method="dense")
+        close(found if name == "synthesis" else found[..., 2:], planar, 1e-6)
+
+
+@pytest.mark.parametrize("case", [("spherical", "dense"), ("spherical", "chebyshev"), ("fresnel", "lag")], ids="-".join)
+def test_a_thousand_kilometres_are_as_far_as_infinity(array, case):
+    for name, operator in OPERATORS.items():
+        x = inputs(as_grid(AXES[0], AXES[1], [0.6, 1.0]), dtype=torch.complex128)
+        far, further = (
+            operator(x, array, as_grid(AXES[0], AXES[1], [0.6, r]), **options_of(case)) for r in (1e6, math.inf)
+        )
+        close(far, further, 1e-5)
+        assert far.isfinite().all(), name
+
+
+def test_points_of_a_list_may_be_at_infinity(array):
+    rng = np.random.default_rng(8)
+    R = inputs(as_grid(*AXES), dtype=torch.complex128)[0][:2]
+    points = np.column_stack([rng.uniform(-1, 1, (5, 2)), [0.7, math.inf, 1e300, 3.0, math.inf]])
+    A = oracles.steering(array.positions_m.numpy(), WAVELENGTH, np.where(points == 1e300, math.inf, points))
+    found = analysis(R, array, torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(found, oracles.analysis(R.numpy(), A), rtol=1e-12)
+    p = torch.rand(2, 5, dtype=torch.float64)
+    summed = synthesis(p, array, torch.from_numpy(points)).numpy()
+    np.testing.assert_allclose(summed, oracles.synthesis(p.numpy(), A), atol=1e-12)
+
+
 # ---- batches, strides, budgets
 
 OPERATORS = {

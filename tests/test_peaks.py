@@ -469,6 +469,16 @@ def test_infinite_separation_leaves_a_coordinate_out(suppress):
 
 
 @both_nms
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_infinite_ranges_are_equal_and_far_from_any_other(suppress, dtype):
+    position = torch.tensor([[0.0, 0, math.inf], [0.1, 0, 1e30], [0, 0.1, math.inf], [0, 0, 1], [1, 0, math.inf]])
+    position, score = position[None].to(dtype), torch.tensor([[5.0, 4, 3, 2, 1]])
+    assert suppress(position, score, (0.2, 0.2, 1e10), 5).index.tolist() == [[0, 1, 3, 4, -1]]
+    assert suppress(position, score, (0.2, 0.2, math.inf), 5).index.tolist() == [[0, 4, -1, -1, -1]]
+    assert suppress(position, score, (0.0, 0.0, 0.0), 5).index.tolist() == [[0, 1, 2, 3, 4]]
+
+
+@both_nms
 @pytest.mark.parametrize(("batch", "count"), [(0, 5), (3, 0), (0, 0)])
 def test_no_scenes_or_no_candidates_give_empty_results(suppress, batch, count):
     kept = suppress(torch.zeros(batch, count, 3), torch.zeros(batch, count), SEPARATION, 4)
@@ -533,6 +543,8 @@ def test_suppression_reads_strided_candidates_and_mixed_dtypes():
         ({"score": torch.full((2, 5), math.nan)}, ValueError, "score must not hold NaN"),
         ({"position": torch.full((2, 5, 3), math.nan)}, ValueError, "position must be finite"),
         ({"position": torch.full((2, 5, 3), math.inf)}, ValueError, "position must be finite"),
+        ({"position": torch.tensor([0, 0, -math.inf]).expand(2, 5, 3)}, ValueError, "position must be finite"),
+        ({"position": torch.tensor([0, 0, math.nan]).expand(2, 5, 3)}, ValueError, "position must be finite"),
     ],
 )
 def test_bad_arguments_of_suppression_are_named(changes, error, message):

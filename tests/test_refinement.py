@@ -9,6 +9,7 @@ import torch
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
+from risfast.ops import nms_3d
 from risfast.ops.descent import descend, form, steering
 from risfast.ops.refinement import refine_peaks, walk_peaks
 
@@ -226,7 +227,7 @@ BAD = {
     "candidates": (lambda c: c.update(high=c["high"][:, :1]), ShapeError, "low and high must have the same shape"),
     "swapped": (lambda c: c.update(low=c["high"], high=c["low"]), ValueError, "low <= high"),
     "range zero": (lambda c: c["low"][..., 2].zero_(), ValueError, "ranges > 0"),
-    "infinite box": (lambda c: c["high"][..., 2].fill_(math.inf), ValueError, "low and high must be finite"),
+    "infinite box": (lambda c: c["high"][..., 0].fill_(math.inf), ValueError, "low and high must be finite"),
     "NaN box": (lambda c: c["low"][..., 0].fill_(math.nan), ValueError, "low and high must be finite"),
     "points": (lambda c: c.update(points=(41, 0, 41)), ValueError, "points must be three counts"),
     "two points": (lambda c: c.update(points=(41, 41)), ValueError, "points must be three counts"),
@@ -280,6 +281,137 @@ def test_a_walk_reaches_a_source_that_showed_several_degrees_off_on_another_plan
     _, low, high = walk_peaks(R, array, torch.from_numpy(start[None, None]), *bounds)
     found = refine_peaks(R, array, low, high).position[0, 0].numpy()
     np.testing.assert_allclose(found, source[0], atol=1e-5)
+
+
+# ---- the far field
+
+
+FAR_BOUNDS = (
+    torch.tensor((-1.2, -0.6, 0.5), dtype=torch.float64),
+    torch.tensor((1.2, 0.6, math.inf), dtype=torch.float64),
+)
+
+
+OFF = np.array([0.03, -0.04, 0.0])
+
+
+def far_scene(name, ranges, wavefront="spherical", factored=False):
+    """A scene of one source for each range, and the sources [C, 1, 3]."""
+    truth = np.array([[[0.31, -0.17, r]] for r in ranges])
+    a = oracles.steering(ARRAYS[name], WAVELENGTH, truth, wavefront)
+    matrix = a.swapaxes(-1, -2) if factored else np.stack([oracles.source_covariance(x, [1.0], 0.01) for x in a])
+    return torch.from_numpy(matrix), truth
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("name", ["rectangular", "volumetric"])
+def test_boxes_may_reach_to_infinity_or_lie_there(name, wavefront, factored):
+    matrix, truth = far_scene(name, [math.inf, 1e5, 6.0], wavefront, factored)
+    low = torch.from_numpy(truth - np.array([0.07, 0.05, 0]))
+    low[..., 2] = 2.0
+    high = torch.from_numpy(truth + np.array([0.05, 0.06, 0]))
+    high[..., 2] = math.inf
+    array = PlanarArray(ARRAYS[name], WAVELENGTH)
+    options = {"factored": factored, "wavefront": wavefront}
+    found = refine_peaks(matrix, array, low, high, **options)
+    np.testing.assert_allclose(found.position[..., :2], truth[..., :2], atol=1e-6)
+    if wavefront != "planar":
+        np.testing.assert_allclose(1 / found.position[..., 2], 1 / truth[..., 2], atol=1e-5)
+    for scene in range(3):
+        there = brute_power(
+            matrix[scene].numpy(), ARRAYS[name], found.position[scene].numpy(), wavefront, factored, 1e-2
+        )
+        np.testing.assert_allclose(found.power[scene], there, rtol=1e-7)
+    low[..., 2] = math.inf  # nothing but the far field
+    there = refine_peaks(matrix[:1], array, low[:1], high[:1], **options)
+    assert there.position[..., 2].tolist() == [[math.inf]]
+    np.testing.assert_allclose(there.position[..., :2], truth[:1, :, :2], atol=1e-6)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+@pytest.mark.parametrize("name", ARRAYS)
+def test_walks_from_and_to_the_far_field_end_at_the_source(name, wavefront, factored):
+    matrix, truth = far_scene(name, [math.inf, 1e4, 1.5], wavefront, factored)
+    array = PlanarArray(ARRAYS[name], WAVELENGTH)
+    start = torch.from_numpy(truth + OFF).expand(3, 4, 3).clone()
+    start[..., 2] = torch.tensor([math.inf, 1e300, 1e3, 1.2])
+    options = {"factored": factored, "wavefront": wavefront}
+    _, low, high = walk_peaks(matrix, array, start, *FAR_BOUNDS, **options)
+    found = refine_peaks(matrix, array, low, high, **options)
+    assert not any(t.isnan().any() for t in (low, high, *found))
+    assert ((found.position[..., 2] >= 0.5) & (high[..., 2] >= low[..., 2])).all()
+    assert (
+        (found.position >= low * (1 - 1e-12 * low.sign())) & (found.position <= high * (1 + 1e-12 * high.sign()))
+    ).all()
+    for scene in range(3):
+        args = ARRAYS[name], truth[scene, 0], wavefront, factored, 1e-2
+        best = brute_power(matrix[scene].numpy(), *args)
+        # The ridges of a linear array bend in all three coordinates: eight steps end within 0.01 dB of their crest.
+        np.testing.assert_allclose(found.power[scene], best, rtol=2.3e-3 if name == "linear" else 1e-6)
+    if name in ("rectangular", "volumetric"):
+        np.testing.assert_allclose(found.position[..., :2], truth[..., :2].repeat(4, 1), atol=1e-5)
+        if wavefront != "planar":
+            np.testing.assert_allclose(1 / found.position[..., 2], (1 / truth[..., 2]).repeat(4, 1), atol=1e-4)
+
+
+def test_a_walk_in_the_far_field_alone_stays_there():
+    matrix, truth = far_scene("rectangular", [math.inf])
+    array = PlanarArray(ARRAYS["rectangular"], WAVELENGTH)
+    low, high = (bound.clone() for bound in FAR_BOUNDS)
+    low[2] = math.inf
+    start = torch.from_numpy(truth + OFF)
+    ended, *box = walk_peaks(matrix, array, start, low, high)
+    assert all(t[0, 0, 2] == math.inf for t in (ended, *box))
+    np.testing.assert_allclose(refine_peaks(matrix, array, *box).position, truth, atol=1e-6)
+
+
+# ---- the full circle
+
+CIRCLE = {
+    "-pi .. pi": (-math.pi, math.pi - math.radians(5)),
+    "0 .. 2 pi": (0.0, 2 * math.pi - math.radians(5)),
+    "closed": (-math.pi, math.pi),
+}
+
+
+@pytest.mark.parametrize("ends", CIRCLE)
+def test_the_search_passes_over_the_seam_of_a_full_circle(ends):
+    first, last = CIRCLE[ends]
+    positions = oracles.volumetric(5, 24, 0.3)
+    seam = first if first else 0.0
+    truth = np.array([[[seam - 0.001, 0.1, 3.0]], [[seam + 0.001, 0.1, 3.0]]])
+    a = oracles.steering(positions, WAVELENGTH, truth)
+    R = torch.from_numpy(np.stack([oracles.source_covariance(x, [1.0], 0.01) for x in a]))
+    start = torch.tensor([[first, 0.15, 2.0], [last, 0.15, 2.0]], dtype=torch.float64).expand(2, 2, 3)
+    low, high = torch.tensor([[first, -0.5, 0.5], [last, 0.5, math.inf]], dtype=torch.float64)
+    array = PlanarArray(positions, WAVELENGTH)
+    walked, *box = walk_peaks(R, array, start, low, high, circle_from=first)
+    found = refine_peaks(R, array, *box, circle_from=first).position
+    for azimuth in (walked[..., 0], found[..., 0]):
+        assert ((azimuth >= first) & (azimuth < first + 2 * math.pi)).all()
+    expected = truth[..., 0] + 2 * math.pi * (truth[..., 0] < first)
+    np.testing.assert_allclose(found[..., 0], expected.repeat(2, 1), atol=1e-6)
+    np.testing.assert_allclose(found[..., 1:], truth[..., 1:].repeat(2, 1), rtol=1e-5)
+    # Both candidates meet: the source is there once.
+    kept = nms_3d(found, torch.zeros(2, 2), separation=(0.01, 0.01, 0.1), wrap_azimuth=True)
+    assert kept.count.tolist() == [1, 1]
+    # Bounded by the axis, the candidate from the other end stops short of a source beyond the seam.
+    _, *bounded = walk_peaks(R, array, start, low, high)
+    stopped = refine_peaks(R, array, *bounded).position
+    assert float((stopped[0, 0, 0] - first).abs()) < 1e-9
+
+
+def test_away_from_the_seam_a_circle_changes_nothing():
+    matrix, truth = far_scene("volumetric", [math.inf, 2.0])
+    array = PlanarArray(ARRAYS["volumetric"], WAVELENGTH)
+    start = torch.from_numpy(truth + OFF)
+    plain, wrapped = (walk_peaks(matrix, array, start, *FAR_BOUNDS, circle_from=c) for c in (None, -math.pi))
+    for one, other in zip(plain, wrapped, strict=True):
+        assert torch.equal(one, other)
+    results = [refine_peaks(matrix, array, *plain[1:], circle_from=c) for c in (None, -math.pi)]
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize("shrink", [1.0, 0.125])

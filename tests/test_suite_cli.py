@@ -1,20 +1,17 @@
-"""``risfast-train evaluate``: its options are frozen, it does what it says, and errors are one line."""
+"""``risfast evaluate``: it does what it says, and errors are one line."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import re
 from pathlib import Path
 
 import pytest
 from tiny_suite import save_tiny_model
 
-from risfast.cli import main
-from risfast.cli_evaluate import EvaluateOptions, progress_text
+from risfast.cli import main, parse
+from risfast.cli.evaluate import Options
 from risfast.evaluate.methods import DEFAULT_METHODS
 from risfast.evaluate.outcome import command_of
-from risfast.evaluate.suite import Progress, SuiteConfig
+from risfast.evaluate.suite import SuiteConfig
 
 
 @pytest.fixture(scope="module")
@@ -24,25 +21,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def arguments(model: Path, out: Path, *more: str) -> list[str]:
     usual = ["--suite", "main", "--scenes", "3", "--snapshots", "5", "--methods", "localizer", "greedy_ml"]
-    return ["evaluate", *usual, "--model", str(model), "--resamples", "5", "--out", str(out), *more]
-
-
-def test_options_are_these(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["evaluate", "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
-    words = (line.replace("│", " ").split() for line in text.splitlines())
-    found = {word.rstrip(",") for line in words for word in line[:2] if re.match(r"--[a-z]", word)} - {"--help"}
-    assert found - {"--debug"} == {
-        *("--suite", "--scenes", "--snapshots", "--methods", "--seed", "--model", "--transformer", "--workers"),
-        *("--dcd-checkout", "--dcd-weights", "--resamples", "--out", "--export"),
-    }
-    assert {f"--{item.name.replace('_', '-')}" for item in dataclasses.fields(EvaluateOptions)} == found - {"--debug"}
+    return ["evaluate", *usual, "--model", str(model), "--resamples", "5", "--output", str(out), *more]
 
 
 def test_defaults_are_those_of_the_suite() -> None:
-    options, config = EvaluateOptions(), SuiteConfig()
+    options, config = Options(), SuiteConfig()
     for name in ("suite", "scenes", "snapshots", "seed"):
         assert getattr(options, name) == getattr(config, name)
     assert config.methods == DEFAULT_METHODS
@@ -62,7 +45,7 @@ def test_a_run_ends_with_the_headline_figures_a_report_and_tables(
     assert (out / "report.html").is_file()
     assert (out / "tables" / "headline.csv").is_file()
     assert (export / "suite.json").is_file()
-    assert "6/6 scenes by methods" in printed.err
+    assert "scenes by methods: 6/6" in printed.err
     assert main(arguments(model, out)) == 0  # it goes on, with nothing left to do
     assert capsys.readouterr().out.splitlines()[:10] == lines[:10]
 
@@ -82,7 +65,7 @@ def test_errors_are_one_line_and_come_before_any_work(
 ) -> None:
     assert main(arguments(model, tmp_path / "out", *more)) == 2
     printed = capsys.readouterr()
-    assert printed.err.startswith("risfast-train evaluate: ")
+    assert printed.err.startswith("risfast evaluate: ")
     assert printed.err.count("\n") == 1
     assert words in printed.err
     assert not (tmp_path / "out").exists()
@@ -110,11 +93,21 @@ def test_under_torchrun_only_the_first_process_speaks(
     assert "report:" in capsys.readouterr().out
 
 
-def test_progress_in_one_line() -> None:
-    assert progress_text(Progress(0, 40, math.nan, math.nan)) == "0/40 scenes by methods  - scenes/s  - left"
-    text = progress_text(Progress(10, 40, 2.5, 3725.0, "map, L = 16"))
-    assert text == "10/40 scenes by methods  2.5 scenes/s  1:02:05 left  [map, L = 16]"
-    assert "  0:09 left" in progress_text(Progress(10, 40, 2.5, 9.2))
+def test_copies_are_replaced_only_when_asked(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    (kept / "suite.json").write_text("mine")
+    given = arguments(model, tmp_path / "out", "--export", str(kept))
+    assert main(given) == 2
+    assert "suite.json exists: give another --export, or --overwrite" in capsys.readouterr().err
+    assert (kept / "suite.json").read_text() == "mine"
+    assert main([*given, "--overwrite"]) == 0
+    assert (kept / "suite.json").read_text() != "mine"
+
+
+def test_the_folder_has_its_older_spelling_too(model: Path, tmp_path: Path) -> None:
+    old = ["--out" if word == "--output" else word for word in arguments(model, tmp_path / "out")]
+    assert parse("evaluate", old[1:]) == parse("evaluate", arguments(model, tmp_path / "out")[1:])
 
 
 def test_the_command_line_that_repeats_a_suite_names_what_differs_from_the_defaults(model: Path) -> None:

@@ -34,6 +34,10 @@ OPTIONS_FILE = "options.toml"
 _SBL_STEPS = 30
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
+_MEND = (
+    "take a model of its own (`risfast backbone --system.array FILE`), or Localizer.classical(array) (on the command "
+    "line, --model none)"
+)
 
 
 class Localizer:
@@ -194,6 +198,14 @@ class Localizer:
         made = cls(fit, problem, options)
         made._any_sampling = bare  # nothing was said of it: the data tell
         return made
+
+    def unlike(self, array: SensorArray | Setup) -> str | None:
+        """Why data of an array cannot be the model's at any scale and in any order; None where they can."""
+        try:
+            _fitted(array, self.setup)
+        except ValueError as error:
+            return str(error).removesuffix(f"; {_MEND}")
+        return None
 
     def to(self, device: torch.device | str) -> Localizer:
         """The same on another device; networks move in place."""
@@ -393,13 +405,9 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
     array = given.array if isinstance(given, Setup) else given
     if isinstance(given, Setup) and given.wavefront != own.wavefront:
         raise ValueError(f"the data's wavefront is {given.wavefront}, the model's {own.wavefront}")
-    mend = (
-        "take a model of its own (`risfast backbone --system.array FILE`), or Localizer.classical(array) "
-        "(on the command line, --model none)"
-    )
     if array.n_elements != own.array.n_elements:
         raise ValueError(
-            f"the data are of an array of {array.n_elements} elements, the model is of {own.array.n_elements}; {mend}"
+            f"the data are of an array of {array.n_elements} elements, the model is of {own.array.n_elements}; {_MEND}"
         )
     scale = array.wavelength_m / own.array.wavelength_m
     theirs, ours = array.positions_m / array.wavelength_m, own.array.positions_m / own.array.wavelength_m
@@ -408,7 +416,7 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
     if float(distance.values.max()) > _SAME_PLACE or order.unique().numel() != len(order):
         raise ValueError(
             f"the data are of another array than the model: in wavelengths, elements stand up to "
-            f"{float(distance.values.max()):.3g} from those of the model, or several at one of its; {mend}"
+            f"{float(distance.values.max()):.3g} from those of the model, or several at one of its; {_MEND}"
         )
     notes = []
     if abs(scale - 1) > 1e-12:

@@ -31,7 +31,7 @@ def _where(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, T
         raise ValueError(f"grid_or_points must be on the CPU, where plans are made; got device {points.device}")
     points = points.detach().to(torch.float64)
     if not torch.compiler.is_compiling():
-        checks.check_finite(points, "grid_or_points")
+        checks.check_finite(points[:, :2], "grid_or_points")
         if points.numel() and not bool((points[:, 2] > 0).all()):
             raise ValueError("grid_or_points must have ranges > 0 in its last column")
     return (points[:, 0], points[:, 1], points[:, 2]), False
@@ -62,7 +62,7 @@ def analysis(
     W_or_Q : complex64 or complex128 tensor, shape (B, N, N), (B, N, K), (N, N) or (N, K)
         Hermitian Q, definite or not, or a factor W.
     grid_or_points : SearchGrid, or real tensor of shape (G, 3)
-        Azimuth, elevation (radians) and range (metres) of each point.
+        Azimuth, elevation (radians) and range (metres, may be infinite) of each point.
     factored : bool or None
         Whether the matrix is a factor W; by default it is one unless it is square.
     array, wavefront, method, byte_budget, precision
@@ -116,7 +116,7 @@ def synthesis(
     p : float32 or float64 tensor, shape (B, G_az, G_el, G_r) or (B, G); B may be left out
         Weights of the points; may be negative.
     grid_or_points : SearchGrid, or real tensor of shape (G, 3)
-        Azimuth, elevation (radians) and range (metres) of each point.
+        Azimuth, elevation (radians) and range (metres, may be infinite) of each point.
     dtype : torch.complex64, torch.complex128 or None
         Of the result and of the computation; by default the complex type of p's precision.
     array, wavefront, method, byte_budget, precision

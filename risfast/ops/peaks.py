@@ -117,7 +117,7 @@ def nms_3d(
     Parameters
     ----------
     position : float32 or float64 tensor, shape (B, P, 3) or (P, 3)
-        Azimuth and elevation in radians, range in metres.
+        Azimuth and elevation in radians, range in metres; a range may be infinite, the far field.
     score : float32 or float64 tensor, shape (B, P) or (P,)
         Higher is better; -inf marks an absent candidate, whose position is not looked at.
     separation : 3 floats
@@ -140,12 +140,13 @@ def nms_3d(
     ShapeError
         The shapes do not match.
     TypeError, ValueError
-        Wrong dtype or device; a negative or NaN separation; k < 1; a NaN score or a position that is not finite among
-        the present candidates.
+        Wrong dtype or device; a negative or NaN separation; k < 1; a NaN score, or a position that is not finite (a
+        range of +inf apart), among the present candidates.
 
     Notes
     -----
-    Differences are taken in the dtype of ``position``, and the separation is rounded to it. No gradient.
+    Differences are taken in the dtype of ``position``, and the separation is rounded to it. Two infinite ranges are
+    equal, and infinitely far from any other. No gradient.
     """
     _check_candidates(position, score, valid)
     limits = tuple(float(s) for s in separation)

@@ -195,10 +195,13 @@ def _near(these: Array, those: Array, limits: Array, wrap_azimuth: bool) -> Arra
     """Whether points [B, T, 3] lie within the limits of points [B, U, 3] in all coordinates: bool [B, T, U]."""
     near = np.ones((these.shape[0], these.shape[1], those.shape[1]), bool)
     for axis in range(3):
-        difference = these[:, :, None, axis] - those[:, None, :, axis]
+        one, other = these[:, :, None, axis], those[:, None, :, axis]
+        with np.errstate(invalid="ignore"):  # of two infinite ranges, which are equal
+            difference = one - other
         if wrap_azimuth and axis == 0:
             difference -= np.round(difference / (2 * math.pi)) * (2 * math.pi)
-        near &= np.abs(difference, out=difference) <= limits[axis]
+        within = np.abs(difference, out=difference) <= limits[axis]
+        near &= (within | (one == other)) if axis == 2 else within
     return near
 
 
@@ -255,11 +258,12 @@ def nms_cpu(
     Raises
     ------
     ValueError
-        A score is NaN, or a present candidate has a position that is not finite.
+        A score is NaN, or a present candidate is nowhere.
     """
     points, value = position.detach().numpy(), score.detach().numpy()
     absent = value == -math.inf
-    reject_bad_candidates(bool(np.isnan(value).any()), bool((~np.isfinite(points).all(2) & ~absent).any()))
+    placed = np.isfinite(points[..., :2]).all(2) & (points[..., 2] > -math.inf)
+    reject_bad_candidates(bool(np.isnan(value).any()), bool((~placed & ~absent).any()))
     order = np.argsort(-value, axis=1, kind="stable")
     present = (~absent).sum(1)
     limits = torch.tensor(separation, dtype=torch.float64).to(position.dtype).numpy()

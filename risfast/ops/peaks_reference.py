@@ -46,7 +46,7 @@ def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
     Parameters
     ----------
     nan_score, bad_position : bool
-        Whether a score is NaN, and whether a present candidate has a position that is not finite.
+        Whether a score is NaN, and whether a present candidate is nowhere.
 
     Raises
     ------
@@ -57,7 +57,7 @@ def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
         raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
     if bad_position:
         raise ValueError(
-            "position must be finite wherever score is above -inf; it holds NaN or infinite values there. "
+            "position must be finite (a range may be +inf) wherever score is above -inf; it is not there. "
             "Give such candidates the score -inf, or mark them absent with valid"
         )
 
@@ -143,7 +143,7 @@ def nms_3d_reference(
     Parameters
     ----------
     position : float32 or float64 tensor, shape (B, P, 3)
-        Azimuth and elevation in radians, range in metres.
+        Azimuth and elevation in radians, range in metres, which may be infinite.
     score : float32 or float64 tensor, shape (B, P)
         -inf marks an absent candidate.
     separation : sequence of 3 floats
@@ -163,15 +163,17 @@ def nms_3d_reference(
     Raises
     ------
     ValueError
-        A score is NaN, or a present candidate has a position that is not finite.
+        A score is NaN, or a present candidate is nowhere: NaN or infinite, a range of +inf apart.
 
     Notes
     -----
     Each step keeps the best candidate that is left (ties to the lowest index), then drops every candidate within
-    ``separation`` of it (inclusive) in all three coordinates, itself included.
+    ``separation`` of it (inclusive) in all three coordinates, itself included. Two infinite ranges are equal, and
+    infinitely far from any other.
     """
     present = score > -math.inf
-    reject_bad_candidates(bool(score.isnan().any()), bool((~position.isfinite() & present[..., None]).any()))
+    placed = position[..., :2].isfinite().all(-1) & (position[..., 2] > -math.inf)
+    reject_bad_candidates(bool(score.isnan().any()), bool((~placed & present).any()))
     batch, candidates = score.shape
     index = score.new_full((batch, k), -1, dtype=torch.int64)
     limits = torch.tensor(separation, dtype=torch.float64).to(position)
@@ -180,7 +182,8 @@ def nms_3d_reference(
         best = torch.where(left, score, -math.inf).argmax(1, keepdim=True)
         found = left.gather(1, best)  # false for all once a scene has run out of candidates
         index[:, slot] = torch.where(found, best, -1)[:, 0]
-        difference = position - position.gather(1, best[..., None].expand(-1, -1, 3))
+        chosen = position.gather(1, best[..., None].expand(-1, -1, 3))
+        difference = torch.where(position == chosen, 0.0, position - chosen)
         if wrap_azimuth:
             turns = (difference[..., 0] / (2 * math.pi)).round()
             difference[..., 0] -= turns * (2 * math.pi)

@@ -203,6 +203,7 @@ def walk_peaks(
     factored: bool = False,
     loading: float = 1e-2,
     wavefront: str = "spherical",
+    circle_from: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walk candidates of a coarse grid towards the peaks they belong to, and put boxes around where they end.
 
@@ -214,9 +215,11 @@ def walk_peaks(
     matrix, array, factored, loading, wavefront
         As for :func:`refine_peaks`; ``matrix`` (B, N, N) or (B, N, K).
     position : float64 tensor, shape (B, C, 3)
-        Candidates: azimuth, elevation (radians), range (metres).
+        Candidates: azimuth, elevation (radians), range (metres; it may be infinite).
     low, high : float64 tensors, shape (3,)
         Bounds of the walk, in the same coordinates.
+    circle_from : float, optional
+        Azimuth is a circle without bounds, and where a walk ends is counted from here to a turn later, in radians.
 
     Returns
     -------
@@ -228,11 +231,17 @@ def walk_peaks(
     ValueError
         As :func:`refine_peaks` for the matrix.
     """
-    return walk_from(denominator(matrix, factored, loading), array, position, low, high, wavefront)
+    return walk_from(denominator(matrix, factored, loading), array, position, low, high, wavefront, circle_from)
 
 
 def walk_from(
-    form: Denominator, array: PlanarArray, position: Tensor, low: Tensor, high: Tensor, wavefront: str
+    form: Denominator,
+    array: PlanarArray,
+    position: Tensor,
+    low: Tensor,
+    high: Tensor,
+    wavefront: str,
+    circle_from: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`walk_peaks` on a denominator that is there already.
 
@@ -243,10 +252,12 @@ def walk_from(
     array : PlanarArray
         N elements.
     position : float64 tensor, shape (B, C, 3)
-        Candidates: azimuth, elevation (radians), range (metres).
+        Candidates: azimuth, elevation (radians), range (metres; it may be infinite).
     low, high : float64 tensors, shape (3,), on the CPU
         Bounds of the walk, in the same coordinates.
     wavefront : {"spherical", "fresnel", "planar"}
+    circle_from : float, optional
+        As :func:`walk_peaks` takes it.
 
     Returns
     -------
@@ -254,11 +265,14 @@ def walk_from(
         As :func:`walk_peaks`.
     """
     lowest, highest, arms = _walk_box(array, low, high)
+    if circle_from is not None:
+        seam = torch.tensor([2 * math.pi, 0.0, 0.0], dtype=torch.float64, device="cpu")
+        lowest, highest = lowest - seam, highest + seam
     geometry = (array.positions_m, array.wavenumber, wavefront)
     ended = walk_op(form.matrix, form.factored, _inverse_range(position), lowest, highest, arms.tolist(), *geometry)
     lowest, highest, arms = (constant_on(t, ended.device) for t in (lowest, highest, arms))
     # The walk runs in float32, which may end a rounding outside.
-    ended = torch.maximum(torch.minimum(ended, highest), lowest)
+    ended = _wrapped(torch.maximum(torch.minimum(ended, highest), lowest), circle_from)
     near = torch.maximum(ended - arms, lowest)
     far = torch.minimum(ended + arms, highest)
     corner_low = torch.cat([near[..., :2], 1 / far[..., 2:]], -1)
@@ -292,6 +306,15 @@ def widest_after_walk(array: PlanarArray, low: Tensor, high: Tensor) -> list[flo
     return steps
 
 
+def _wrapped(coordinates: Tensor, circle_from: float | None) -> Tensor:
+    """The same places with azimuths within a turn of ``circle_from``."""
+    if circle_from is None:
+        return coordinates
+    azimuth = coordinates[..., :1]
+    turns = ((azimuth - circle_from) / (2 * math.pi)).floor()
+    return torch.cat([azimuth - 2 * math.pi * turns, coordinates[..., 1:]], -1)
+
+
 def _inverse_range(coordinates: Tensor) -> Tensor:
     """(azimuth, elevation, range) to (azimuth, elevation, 1/range) and back."""
     return torch.cat([coordinates[..., :2], 1 / coordinates[..., 2:]], -1).double()
@@ -307,6 +330,7 @@ def refine_peaks(
     loading: float = 1e-2,
     wavefront: str = "spherical",
     points: tuple[int, int, int] = (41, 41, 41),
+    circle_from: float | None = None,
 ) -> Refined:
     """Highest Capon power in a box around every candidate of every scene.
 
@@ -317,13 +341,16 @@ def refine_peaks(
     array : PlanarArray
         N elements.
     low, high : float64 tensors, shape (B, C, 3)
-        Corners of the boxes: azimuth, elevation in radians and range in metres, low < high, range > 0.
+        Corners of the boxes: azimuth, elevation in radians and range in metres, low < high, range > 0; the far corner
+        may be at infinity.
     factored : bool
         Whether ``matrix`` is a factor.
     loading, wavefront
         As for :func:`risfast.ops.mvdr_spectrum`.
     points : (int, int, int)
         Fine grid in (azimuth, elevation, 1/range), uniform in each; 1 along an axis leaves it at the centre.
+    circle_from : float, optional
+        Azimuths are given from here to a turn later, in radians, though a box may lie across.
 
     Returns
     -------
@@ -356,12 +383,13 @@ def refine_peaks(
             f"matrix, low and high must be on one device, got {matrix.device}, {low.device}, {high.device}"
         )
     if checks_values(low.device) and not bool(
-        (low <= high).all() and (low[..., 2] > 0).all() and torch.isfinite(high).all()
+        (low <= high).all() and (low[..., 2] > 0).all() and torch.isfinite(torch.stack([low, high])[..., :2]).all()
     ):
-        raise ValueError("low and high must be finite, with low <= high and ranges > 0")
+        raise ValueError("low and high must be finite (a range may be +inf), with low <= high and ranges > 0")
     if len(points) != 3 or min(points) < 1:
         raise ValueError(f"points must be three counts of at least 1, got {points}")
-    return refine_from(denominator(matrix, factored, loading), array, low, high, wavefront, points)
+    form = denominator(matrix, factored, loading)
+    return refine_from(form, array, low, high, wavefront, points, circle_from=circle_from)
 
 
 def refine_from(
@@ -372,6 +400,7 @@ def refine_from(
     wavefront: str,
     points: tuple[int, int, int],
     widest: list[float] | None = None,
+    circle_from: float | None = None,
 ) -> Refined:
     """:func:`refine_peaks` on a denominator that is there already.
 
@@ -385,6 +414,8 @@ def refine_from(
         As :func:`refine_peaks` takes them.
     widest : list of 3 float, optional
         Half sizes in (azimuth, elevation, 1/range) that no box exceeds; with them, a GPU need not wait.
+    circle_from : float, optional
+        As :func:`refine_peaks` takes it.
 
     Returns
     -------
@@ -396,4 +427,4 @@ def refine_from(
     geometry = (array.positions_m, array.wavenumber, wavefront)
     position, value = refine_op(form.matrix, form.factored, corner_low, corner_high, list(points), *geometry, widest)
     # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
-    return Refined(position, form.scale / value.clamp_min(math.ldexp(array.n_elements, -50)))
+    return Refined(_wrapped(position, circle_from), form.scale / value.clamp_min(math.ldexp(array.n_elements, -50)))

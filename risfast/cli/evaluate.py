@@ -1,33 +1,33 @@
-"""``risfast-train evaluate``: methods over fixed scenes, tables and a report."""
+"""``risfast evaluate``: methods over fixed scenes, tables and a report."""
 
 from __future__ import annotations
 
 import math
 import os
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal
 
-if TYPE_CHECKING:  # the suite is imported when it runs, not by every start of risfast-train
+from risfast.cli.options import Common, Flag, Flat, Opt, refuse_existing
+from risfast.cli.progress import Progress
+
+if TYPE_CHECKING:  # the suite is imported when it runs
     from risfast.evaluate.outcome import Outcome
-    from risfast.evaluate.suite import Progress
+    from risfast.evaluate.suite import Progress as SuiteProgress
 
-__all__ = ["EvaluateOptions", "evaluate_command", "progress_text"]
+__all__ = ["Options", "run"]
 
-_DESCRIPTION = """\
-Find out how good localisation is: methods over fixed simulated scenes, on the very same scenes, beside greedy maximum
-likelihood and the Cramér-Rao bound. Ends with tables (CSV, and Parquet where pyarrow is installed) and one HTML page.
-
-A run that was interrupted goes on with the same command. Under torchrun every process takes its share of the scenes.
---debug shows the traceback of an error."""
+HELP = (
+    "Methods see the very same simulated scenes, beside greedy maximum likelihood and the Cramér-Rao bound. Ends with "
+    "tables (CSV, and Parquet where pyarrow is installed) and one HTML page. A run that was interrupted goes on with "
+    "the same command. Under torchrun every process takes its share of the scenes."
+)
+RESUMES = "; the same command goes on"
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of ``risfast-train evaluate``."""
+class Options:
+    """Options of ``risfast evaluate``."""
 
     suite: Literal["all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen"] = "all"
     """main: all methods, nothing told. oracle, map, robustness, ablation: that and one more part. all: everything.
@@ -42,11 +42,11 @@ class EvaluateOptions:
     greedy_ml, sbl, ls_capon, and transformer_capon if there is a model for it."""
     seed: int = 0x6576616C
     """Of the scenes; not one that the model was trained with."""
-    model: Path | None = None
+    model: Opt[Path] = None
     """Model folder of the localizer; by default the checkpoint that comes with the package."""
-    transformer: Path | None = None
+    transformer: Opt[Path] = None
     """Model folder of a transformer backbone, for transformer_capon."""
-    dcd_checkout: Path | None = None
+    dcd_checkout: Opt[Path] = None
     """Folder of a checkout of https://github.com/aradgast/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
     Its code is run."""
     dcd_weights: tuple[Path, ...] = ()
@@ -55,84 +55,17 @@ class EvaluateOptions:
     """Processes, of one thread each."""
     resamples: int = 1000
     """Of the bootstrap intervals."""
-    out: Path = Path("risfast-evaluate")
+    output: Path = Path("risfast-evaluate")
     """Folder of the results: records, tables and report.html."""
-    export: Path | None = None
+    export: Opt[Path] = None
     """A folder for copies of the small tables and a suite.json with command, seed and environment."""
+    overwrite: Flag = False
+    """Replace the copies that are in the folder of --export."""
+    common: Annotated[Common, Flat] = field(default_factory=Common)
 
 
-class _Line:
-    """One live line on stderr; in a log, a line every so often."""
-
-    _BETWEEN_S = 20.0
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream, self._live, self._last = stream, stream.isatty(), -math.inf
-
-    def __call__(self, text: str, *, last: bool = False) -> None:
-        now = time.monotonic()
-        if now - self._last < (0.2 if self._live else self._BETWEEN_S) and not last:
-            return
-        self._last = now
-        self._stream.write(f"\r\x1b[K{text}" if self._live else f"{text}\n")
-        self._stream.flush()
-
-    def close(self) -> None:
-        """End the line."""
-        if self._live:
-            self._stream.write("\n")
-            self._stream.flush()
-
-
-def progress_text(progress: Progress) -> str:
-    """Scenes done, their rate and the time left in one line; what is not known yet is a dash.
-
-    Parameters
-    ----------
-    progress : Progress
-        Of :func:`risfast.evaluate.suite.run_suite`.
-
-    Returns
-    -------
-    str
-        Without a line end.
-    """
-    rate = f"{progress.per_s:.1f} scenes/s" if math.isfinite(progress.per_s) else "- scenes/s"
-    left = "-"
-    if math.isfinite(progress.seconds_left):
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        left = f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}" if minutes >= 60 else f"{minutes}:{seconds:02d}"
-    note = f"  [{progress.note}]" if progress.note else ""
-    return f"{progress.done}/{progress.total} scenes by methods  {rate}  {left} left{note}"
-
-
-def evaluate_command(arguments: Sequence[str]) -> int:
-    """Run the suite.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        Those after ``evaluate``.
-
-    Returns
-    -------
-    int
-        0.
-
-    Raises
-    ------
-    ValueError, OSError, RuntimeError
-        What the command line shows in one line.
-    """
-    import tyro  # noqa: PLC0415  (only the commands that generate their options need it)
-
-    options = tyro.cli(
-        EvaluateOptions,
-        prog="risfast-train evaluate",
-        description=_DESCRIPTION,
-        args=arguments,
-        config=(tyro.conf.FlagConversionOff,),
-    )
+def run(options: Options, progress: Progress) -> int:
+    """Run the suite, or go on with it."""
     from risfast.evaluate.methods import DEFAULT_METHODS  # noqa: PLC0415
     from risfast.evaluate.outcome import finish  # noqa: PLC0415
     from risfast.evaluate.suite import SuiteConfig, run_suite  # noqa: PLC0415
@@ -152,26 +85,19 @@ def evaluate_command(arguments: Sequence[str]) -> int:
     )
     if options.resamples < 1:
         raise ValueError(f"--resamples must be at least 1, got {options.resamples}")
+    if options.export is not None:
+        refuse_existing([options.export / "suite.json"], "--export", overwrite=options.overwrite)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    line = _Line(sys.stderr)
 
-    def tell(progress: Progress) -> None:
+    def tell(now: SuiteProgress) -> None:
         if rank == 0:
-            line(progress_text(progress), last=progress.done == progress.total)
+            progress("scenes by methods", now.done, now.total, unit="scenes", note=now.note)
 
-    try:
-        results = run_suite(config, options.out, workers=options.workers, rank=rank, world=world, report=tell)
-        if rank:
-            return 0
-        outcome = finish(
-            config,
-            results,
-            resamples=options.resamples,
-            export=options.export,
-            report=lambda stage, done, total: line(f"{stage}: {done}/{total}", last=done == total),
-        )
-    finally:
-        line.close()
+    results = run_suite(config, options.output, workers=options.workers, rank=rank, world=world, report=tell)
+    if rank:
+        return 0
+    outcome = finish(config, results, resamples=options.resamples, export=options.export, report=progress)
+    progress.close()
     print(outcome_text(outcome))
     return 0
 

@@ -1,0 +1,241 @@
+"""The command line, ``risfast``: the only place that prints.
+
+One file a command, which is imported when it is run: it has ``Options``, a dataclass from which tyro makes its options,
+and ``run(options, progress)``, which returns the exit status. Degrees and dB stop here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import io
+import os
+import re
+import sys
+import textwrap
+import traceback
+from collections.abc import Sequence
+from dataclasses import make_dataclass
+from typing import Annotated, Any, NamedTuple, Union
+
+from risfast import __version__
+
+__all__ = ["COMMANDS", "main", "parse"]
+
+
+class _Command(NamedTuple):
+    """Where a command is, and what the list of commands says of it."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "demo": _Command("demo", "simulate scenes, localise their sources, print a table and draw pictures"),
+    "locate": _Command("locate", "find the sources in a recording: a table, a picture, a file"),
+    "detect": _Command("detect", "find the sources in a covariance, as locate --model none does"),
+    "import": _Command("import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
+    "doctor": _Command("doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
+    "evaluate": _Command("evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
+    "backbone": _Command("backbone", "train a backbone, from measurements to covariance"),
+    "refiner": _Command("refiner", "train a refiner on the maps of a trained backbone"),
+    "overfit": _Command("overfit", "check that a backbone can learn a few scenes by heart, before it is trained"),
+    "shards": _Command("shards", "make scenes once and keep them in files, for training, validation and test"),
+    "hpo": _Command("hpo", "tune the options of a training, or of the detection of a trained model"),
+    "hpo2": _Command("hpo2", "tune a training in two stages: many short ones, then the best of them, longer"),
+}
+_OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
+_COMMON = ("--quiet", "--verbose", "--debug")
+_COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
+_WIDTH = 80
+_HELP = (
+    "risfast COMMAND --help lists the options of a command; every command takes --quiet and --verbose. "
+    "risfast --version prints the version, risfast --tyro-print-completion bash (or zsh, fish) a completion script."
+)
+
+
+class UsageError(ValueError):
+    """What was typed cannot be understood; in one line."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        Exit status: 0 if all went well, 2 after an error, which stands on stderr in one line; 130 if interrupted.
+        Commands that judge something end with 1 where the judgement is no.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    before = 0
+    while before < len(arguments) and arguments[before] in _COMMON:
+        before += 1
+    common, rest = arguments[:before], arguments[before:]
+    if not rest or rest[0] in ("-h", "--help", *_COMPLETION):
+        return _overview(rest)
+    if rest[0] == "--version":
+        print(f"risfast {__version__}")
+        return 0
+    command = rest[0]
+    try:
+        _known(command)
+    except UsageError as error:
+        print(f"risfast: {error}", file=sys.stderr)
+        return 2
+    return _run(command, [*rest[1:], *common])
+
+
+def _known(command: str) -> None:
+    if command in COMMANDS:
+        return
+    near = difflib.get_close_matches(command, COMMANDS, n=1)
+    mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+    raise UsageError(f"there is no command {command!r}; {mend}")
+
+
+def _run(command: str, arguments: list[str]) -> int:
+    """Parse and run a command; every error becomes one line."""
+    from risfast.cli.options import in_options, option_names  # noqa: PLC0415 - tyro is not for --version
+    from risfast.cli.progress import Progress  # noqa: PLC0415
+
+    verbose = "--verbose" in arguments or "--debug" in arguments
+    progress: Progress | None = None
+    module = importlib.import_module(f"risfast.cli.{COMMANDS[command].module}")
+    try:
+        options = parse(command, arguments)
+        if options is None:
+            return 0
+        progress = Progress(quiet=options.common.quiet)
+        status: int = module.run(options, progress)
+    except BrokenPipeError:
+        return _unread()
+    except KeyboardInterrupt:
+        _close(progress)
+        print(f"interrupted{getattr(module, 'RESUMES', '')}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, RuntimeError) as error:
+        _close(progress)
+        if verbose:
+            traceback.print_exc()
+        names = {**dict(option_names(module.Options)), **getattr(module, "IN_OPTIONS", {})}
+        print(f"risfast {command}: {in_options(' '.join(str(error).split()), names)}", file=sys.stderr)
+        return 2
+    _close(progress)
+    return status
+
+
+def _unread() -> int:
+    """Nobody reads what is printed any more, as behind ``| head``: no error to tell, and no more to print."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+    return 1
+
+
+def _close(progress: Any) -> None:
+    if progress is not None:
+        progress.close()
+
+
+def parse(command: str, arguments: Sequence[str]) -> Any:
+    """The options of a command; None where only its help was asked for, which is printed.
+
+    Parameters
+    ----------
+    command : str
+        One of :data:`COMMANDS`.
+    arguments : sequence of str
+        Those behind it.
+
+    Returns
+    -------
+    dataclass or None
+        The command's ``Options``.
+
+    Raises
+    ------
+    UsageError
+        They cannot be understood, or do not fit together.
+    """
+    import tyro  # noqa: PLC0415
+
+    from risfast.cli.options import option_registry  # noqa: PLC0415
+
+    module = importlib.import_module(f"risfast.cli.{COMMANDS[command].module}")
+    arguments = [_present(word, getattr(module, "OLD_SPELLINGS", {})) for word in arguments]
+    default = module.defaults(arguments) if hasattr(module, "defaults") else None
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(
+                module.Options,
+                prog=f"risfast {command}",
+                description=_description(command, module),
+                args=arguments,
+                registry=option_registry(),
+                **({} if default is None else {"default": default}),
+            )
+    except SystemExit as ended:
+        if not ended.code:
+            return None
+        raise UsageError(_one_line(complaint.getvalue())) from None
+
+
+def _present(word: str, own: dict[str, str]) -> str:
+    """An option in its present spelling."""
+    name, equals, value = word.partition("=")
+    return f"{own.get(name, _OLD_SPELLINGS.get(name, name))}{equals}{value}"
+
+
+def _description(command: str, module: Any) -> str:
+    about = COMMANDS[command].about
+    return f"{about[0].upper()}{about[1:]}.\n\n{textwrap.fill(getattr(module, 'HELP', ''), _WIDTH)}".strip()
+
+
+def _one_line(box: str) -> str:
+    """What tyro writes into a box, in one line: the message, and the options that are near."""
+    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part.split()) for part in re.split(r"\n─+\n", "\n".join(lines))]
+    message = re.sub(r"^Error parsing [\w.]+: ", "", parts[0])
+    near = [name for part in parts[1:] for name in re.findall(r"(?:^|, | )(--[a-z][\w.-]*)", part) if name != "--help"]
+    if near and "nrecognized" in message:
+        message += f"; did you mean {' or '.join(dict.fromkeys(near))}?"
+    return message or "wrong usage; see --help"
+
+
+def _overview(arguments: Sequence[str]) -> int:
+    """The list of commands; with an option of tyro, the completion script of all of them."""
+    import tyro  # noqa: PLC0415
+
+    whole = bool(arguments) and arguments[0] in _COMPLETION
+    commands: list[Any] = []
+    for name, command in COMMANDS.items():
+        if whole:
+            module = importlib.import_module(f"risfast.cli.{command.module}")
+            kind, about = module.Options, _description(name, module)
+        else:
+            kind, about = make_dataclass(name, []), command.about
+        commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
+    text = "Near-field source localisation behind surfaces and arrays.\n\n" + textwrap.fill(_HELP, _WIDTH)
+    from risfast.cli.options import option_registry  # noqa: PLC0415
+
+    program: Any = Union[tuple(commands)]  # noqa: UP007 - made at run time
+    stream = sys.stdout if arguments else sys.stderr
+    try:
+        with contextlib.redirect_stdout(stream):
+            tyro.cli(
+                program,
+                prog="risfast",
+                description=text,
+                args=list(arguments) or ["--help"],
+                registry=option_registry(),
+            )
+    except SystemExit as ended:
+        if ended.code:
+            return 2
+    return 0 if arguments else 2

@@ -1,0 +1,43 @@
+"""``risfast doctor``: look at the machine and say what to do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from risfast.cli.options import Common, Flat, Opt
+from risfast.cli.progress import Progress
+from risfast.errors import FileFormatError
+
+__all__ = ["Options", "run"]
+
+HELP = "Ends with status 1 if anything fails."
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``risfast doctor``."""
+
+    folder: Path = Path()
+    """Where results are to be written."""
+    device: Opt[str] = None
+    """The only device to look at, cpu or cuda; all by default."""
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+
+
+def run(options: Options, progress: Progress) -> int:
+    """1 if anything fails."""
+    from risfast.doctor import examine  # noqa: PLC0415 - it times the operators
+
+    if not options.folder.is_dir():
+        raise FileFormatError(f"--folder {options.folder}: there is no such folder")
+    checks = examine(options.folder, options.device)
+    for check in checks:
+        print(f"{check.status:<4}  {check.name}: {check.found}")
+        if check.mend:
+            print(f"      -> {check.mend}")
+    failed = sum(check.status == "fail" for check in checks)
+    warned = sum(check.status == "warn" for check in checks)
+    print(f"{failed} failed, {warned} to know, {len(checks) - failed - warned} well")
+    return 1 if failed else 0

@@ -1,0 +1,135 @@
+"""``risfast import``: read a measurement of any format, say what it is, and write it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from risfast.cli.options import Common, Flag, Flat, Opt, check_output
+from risfast.cli.progress import Progress
+
+if TYPE_CHECKING:
+    from risfast.io import Recording
+
+__all__ = ["Options", "describe", "field_names", "run"]
+
+HELP = "Without an output it only says what is there. risfast import SOURCE OUTPUT is the same as --output OUTPUT."
+OLD_SPELLINGS = {"--array": "--setup", "--array-output": "--setup-output"}
+IN_OPTIONS = {"array": "--setup", "positions_m": "--positions"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Options of ``risfast import``."""
+
+    source: tyro.conf.Positional[Path]
+    """.npz, .mat, .h5, .uvh5, .sigmf-meta"""
+    target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None
+    """.h5, .npz or .mat"""
+    output: Opt[Path] = None
+    """The same as OUTPUT."""
+    setup_output: Opt[Path] = None
+    """Write the setup (array, region, wavefront) as a .toml for --setup."""
+    overwrite: Flag = False
+    """Replace an output that is there."""
+    format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"]] = None
+    """By default what the content looks like."""
+    fields: Annotated[
+        tuple[str, ...], tyro.conf.arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")
+    ] = ()
+    """Names of variables, such as covariance=Rxx positions_m=mic/xyz."""
+    setup: Opt[Path] = None
+    """TOML file with positions and wavelength, in place of the source's."""
+    positions: Opt[Path] = None
+    """Positions as acoular's .xml, .csv or .toml."""
+    wavelength_m: Opt[float] = None
+    """Wavelength in metres."""
+    frequency_hz: Opt[float] = None
+    """Frequency, where the source has several or samples in time."""
+    speed_m_s: Opt[float] = None
+    """Speed of the waves."""
+    sample_rate_hz: Opt[float] = None
+    """Of samples in time."""
+    polarization: Opt[str] = None
+    """Of visibilities, such as xx."""
+    block_size: int = 256
+    """Samples of a segment of Welch's method."""
+    flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...", help_behavior_hint="")] = ()
+    """Elements to leave out, from 0."""
+    covariance: Flag = False
+    """Make the sample covariance of the snapshots."""
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+
+
+def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
+    """FIELD=NAME pairs."""
+    mapped = {}
+    for pair in pairs:
+        field, equals, name = pair.partition("=")
+        if not (field and equals and name):
+            raise ValueError(f"--field must be FIELD=NAME, such as covariance=Rxx, got {pair!r}")
+        mapped[field] = name
+    return mapped
+
+
+def run(options: Options, progress: Progress) -> int:
+    """Read, describe, write."""
+    from risfast.io import read, write_recording, write_setup  # noqa: PLC0415
+    from risfast.io.export import RECORDING_SUFFIXES  # noqa: PLC0415
+
+    if options.target is not None and options.output is not None:
+        raise ValueError(f"give OUTPUT or --output, not both: got {options.target} and {options.output}")
+    output = options.target or options.output
+    for path, name in ((output, "OUTPUT"), (options.setup_output, "--setup-output")):
+        if path is not None and path.exists() and options.source.exists() and path.samefile(options.source):
+            raise ValueError(f"{name} is the file that is read, {str(path)!r}")
+    check_output(output, "OUTPUT", RECORDING_SUFFIXES, overwrite=options.overwrite)
+    check_output(options.setup_output, "--setup-output", (".toml",), overwrite=options.overwrite)
+    recording = read(
+        options.source,
+        format=options.format,
+        fields=field_names(options.fields),
+        setup=options.setup,
+        positions_m=options.positions,
+        wavelength_m=options.wavelength_m,
+        frequency_hz=options.frequency_hz,
+        speed_m_s=options.speed_m_s,
+        sample_rate_hz=options.sample_rate_hz,
+        polarization=options.polarization,
+        block_size=options.block_size,
+        flagged=options.flagged,
+    )
+    if options.covariance:
+        recording = recording.with_covariance()
+    print(describe(recording))
+    if output is not None:
+        write_recording(output, recording)
+        print(f"written: {output}")
+    if options.setup_output is not None:
+        write_setup(options.setup_output, recording.setup)
+        print(f"setup: {options.setup_output}")
+    return 0
+
+
+def describe(recording: Recording) -> str:
+    """A recording in a few lines for people."""
+    source = recording.provenance
+    lines = [f"format: {source.format}", f"array: {recording.array!r}, aperture {recording.array.aperture_m:g} m"]
+    if recording.frequency_hz is not None:
+        lines.append(f"frequency: {recording.frequency_hz:g} Hz")
+    if recording.covariance is not None:
+        lines.append(f"covariance: {' x '.join(map(str, recording.covariance.shape))}")
+    if recording.snapshots is not None:
+        lines.append(f"snapshots: {' x '.join(map(str, recording.snapshots.shape))} {recording.snapshots.dtype}")
+    lines += [
+        f"{name}: {tuple(values.shape)}"
+        for name in ("codes", "channel")
+        if (values := getattr(recording, name)) is not None
+    ]
+    lines += [f"{name}: {text}" for name, text in source.details.items()]
+    lines += [f"left out: element {item.name}, {item.reason}" for item in recording.flagged]
+    lines += [f"note: {note}" for note in source.notes]
+    return "\n".join(lines)

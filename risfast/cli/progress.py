@@ -1,0 +1,96 @@
+"""How far a command has come: a bar of tqdm on stderr, lines now and then in a log, nothing with ``--quiet``."""
+
+from __future__ import annotations
+
+import math
+import sys
+import threading
+import time
+from typing import TextIO
+
+from tqdm import tqdm
+
+__all__ = ["Progress"]
+
+_LOG_SECONDS = 20.0  # between two lines in a log
+_LOG_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+class _Bar(tqdm):
+    """A bar without threads of its own."""
+
+    monitor_interval = 0
+
+
+_Bar.set_lock(threading.RLock())
+
+
+class _Lines(_Bar):
+    """The same as lines, for what is no terminal."""
+
+    @staticmethod
+    def status_printer(file: TextIO) -> object:
+        def print_status(text: str) -> None:
+            file.write(text + "\n")
+            file.flush()
+
+        return print_status
+
+    def close(self) -> None:
+        """Nothing to take away: what is written stays."""
+        self.disable = True
+
+
+class Progress:
+    """The stages of a command, one bar at a time; a new stage takes the place of the last one."""
+
+    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:
+        self._quiet, self._stream = quiet, stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._bar: _Bar | None = None
+        self._stage, self._written, self._note = "", -math.inf, ""
+
+    def __call__(self, stage: str, done: int, total: int, *, unit: str = "it", note: str = "") -> None:
+        """Report ``done`` of ``total`` steps of a stage; ``note`` stands behind the time that is left."""
+        if self._quiet:
+            return
+        if self._bar is None or stage != self._stage or total != self._bar.total:
+            self.close()
+            self._bar, self._stage = self._open(stage, done, total, unit), stage
+        bar = self._bar
+        changed, self._note = note != self._note, note
+        bar.set_postfix_str(note, refresh=False)
+        if self._live:
+            if done != bar.n:
+                bar.update(done - bar.n)
+            elif changed:
+                bar.refresh()
+            return
+        bar.n = done
+        now = time.monotonic()
+        if done == total or now - self._written >= _LOG_SECONDS:
+            bar.display()
+            self._written = now
+
+    def _open(self, stage: str, done: int, total: int, unit: str) -> _Bar:
+        """What an earlier run did (``done`` at the first call) does not count for the rate."""
+        self._written = -math.inf
+        if self._live:
+            return _Bar(
+                total=total, initial=done, desc=stage, unit=unit, leave=False, dynamic_ncols=True, file=self._stream
+            )
+        return _Lines(
+            total=total, initial=done, desc=stage, unit=unit, file=self._stream, bar_format=_LOG_FORMAT, delay=1e-9
+        )
+
+    def say(self, line: str) -> None:
+        """A line that stays, above the bar."""
+        if not self._quiet:
+            _Bar.write(line, file=self._stream)
+            self._stream.flush()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
