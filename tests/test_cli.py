@@ -129,7 +129,8 @@ def test_a_batch_gives_one_scene_each_in_order(folder: Path, capsys: pytest.Capt
     assert main(detect("batch.npz", "--key", "S", "--output", "out.csv")) == 0
     lines = (folder / "out.csv").read_text().splitlines()
     assert lines[0] == "scene,source,azimuth_deg,elevation_deg,range_m,power_db,confidence,prominence_db,at_edge"
-    rows = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    numbers = [[float(cell or "nan") for cell in line.split(",")] for line in lines[1:]]
+    rows = [dict(zip(lines[0].split(","), row, strict=True)) for row in numbers]
     scenes = [[row for row in rows if row["scene"] == scene] for scene in range(10)]
     assert_found(scenes[0], SOURCES[:1])
     assert_found(scenes[1], SOURCES[1:])
@@ -146,7 +147,7 @@ def columns_of(path: Path) -> dict[str, np.ndarray]:
         return {name: table[name] for name in COLUMNS}
     if path.suffix == ".json":
         rows = [row for scene in json.loads(path.read_text())["scenes"] for row in scene]
-        return {name: np.array([row[name] for row in rows]) for name in COLUMNS}
+        return {name: np.array([row[name] for row in rows], float) for name in COLUMNS}
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
     table = parquet.read_table(path)
     return {name: table[name].to_numpy() for name in COLUMNS}
