@@ -198,9 +198,13 @@ def _description(command: str, module: Any) -> str:
 
 
 def _one_line(box: str) -> str:
-    """What tyro writes into a box, in one line: the message, and the options that are near."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [" ".join(part.split()) for part in re.split(r"\n─+\n", "\n".join(lines))]
+    """What tyro writes into a box, in one line: the message, and the options that are near.
+
+    The title stands in the frame; where the terminal knows no frames, in a part of its own.
+    """
+    lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{9,}\n", "\n".join(lines))]
+    parts = parts if "╭" in box else parts[1:] or parts
     message = re.sub(r"^Error parsing [\w.]+: ", "", parts[0])
     near = [name for part in parts[1:] for name in re.findall(r"(?:^|, | )(--[a-z][\w.-]*)", part) if name != "--help"]
     if near and "nrecognized" in message:
