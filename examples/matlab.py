@@ -51,7 +51,7 @@ def main() -> None:
     scenes = detect_sources(recording.covariance, recording.array, SearchGrid.training())
     for azimuth, elevation, r in scenes[0].position.tolist():
         print(f"azimuth {np.degrees(azimuth):.2f} deg, elevation {np.degrees(elevation):.2f} deg, range {r:.3f} m")
-    write_results(folder / "sources.mat", scenes)
+    write_results(folder / "sources.mat", scenes, recording.setup)
     write_recording(folder / "covariance.mat", recording)
     print(f"written: {folder / 'sources.mat'}, {folder / 'covariance.mat'}")
 

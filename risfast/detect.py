@@ -19,10 +19,14 @@ from risfast.sources import Sources
 __all__ = [
     "DetectionOptions",
     "FixedDetections",
+    "Peaks",
     "Sources",
+    "as_lists",
+    "choose_peaks",
     "detect_fixed",
     "detect_sources",
     "detect_sources_lowrank",
+    "refined_peaks",
 ]
 
 _MAD_TO_SIGMA = 1.4826  # of a Gaussian
@@ -129,15 +133,23 @@ def _grid_positions(grid: SearchGrid, index: Tensor) -> Tensor:
     return torch.stack([axis[i[..., n]] for n, axis in enumerate(axes)], -1)
 
 
-def _threshold_db(volume: Tensor, strongest: Tensor, options: DetectionOptions) -> tuple[Tensor, Tensor]:
-    """Threshold in dB [b], and the median of the map [b], linear."""
-    level = volume.amax(-1).flatten(1).double().log10() * 10
-    median = level.median(1).values
-    threshold = torch.maximum(strongest - options.max_db, median + options.prominence_db)
-    if options.mad_z is not None:
-        mad = (level - median[:, None]).abs().median(1).values
-        threshold = torch.maximum(threshold, median + options.mad_z * _MAD_TO_SIGMA * mad)
-    return threshold, 10 ** (median / 10)
+class Peaks(NamedTuple):
+    """All refined peaks of the maps of B scenes, before any threshold, and what thresholds compare them with.
+
+    Attributes
+    ----------
+    position : float64 tensor, shape (B, C, 3)
+        Azimuth and elevation in radians, range in metres.
+    power : float64 tensor, shape (B, C)
+        Capon power, linear; 0 in padding.
+    median_db, mad_db : float64 tensors, shape (B,)
+        Median of the map in dB, and the median absolute deviation from it.
+    """
+
+    position: Tensor
+    power: Tensor
+    median_db: Tensor
+    mad_db: Tensor
 
 
 class FixedDetections(NamedTuple):
@@ -164,7 +176,7 @@ class FixedDetections(NamedTuple):
     number: Tensor
 
 
-def _detect(
+def _peaks(
     matrix: Tensor,
     volume: Tensor,
     array: SensorArray,
@@ -174,26 +186,85 @@ def _detect(
     loading: float,
     wavefront: str,
     options: DetectionOptions,
-) -> FixedDetections:
-    """Detections of a few scenes from their volume [b, G_az, G_el, G_r]."""
+) -> Peaks:
+    """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
     form = denominator(matrix, factored, loading)
-    _, low, high = walk_from(form, array, start, *corners, wavefront)
+    circle = float(corners[0][0]) if _goes_round(grid) else None
+    _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
     widest = widest_after_walk(array, *corners)
-    refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest)
+    refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < peaks.count[:, None]
-    power = torch.where(present, refined.power, torch.zeros_like(refined.power))
-    level = power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
-    threshold, background = _threshold_db(volume, level.amax(1), options)
-    score = torch.where(present & (level >= threshold[:, None]), level, torch.full_like(level, -math.inf))
+    level = volume.amax(-1).flatten(1).double().log10() * 10
+    median = level.median(1).values
+    mad = (level - median[:, None]).abs().median(1).values
+    return Peaks(refined.position, torch.where(present, refined.power, torch.zeros_like(refined.power)), median, mad)
+
+
+def refined_peaks(
+    matrix: Tensor,
+    setup: Setup | SensorArray,
+    grid: SearchGrid | None = None,
+    *,
+    factored: bool,
+    loading: float = 1e-2,
+    wavefront: str | None = None,
+    method: str = "auto",
+    options: DetectionOptions | None = None,
+) -> Peaks:
+    """The first half of detection, and nearly all of its cost; thresholds and separations of the options play no part.
+
+    Arguments and errors are those of :func:`detect_fixed`; of the options ``candidates``, ``window``,
+    ``refine_points`` and ``range_margin`` are read.
+    """
+    spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
+    chosen = options or DetectionOptions()
+    array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
+    if asked is not None and wavefront not in (None, asked.wavefront):
+        raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
+    wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
+    grid = _grid_of(setup, grid, wavefront)
+    corners = _bounds(grid, asked, chosen)
+    at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
+    step = max(1, at_once // (8 * grid.size))
+    parts: list[Peaks] = []
+    # An empty batch makes one pass, so that its arguments are checked too.
+    for start in range(0, max(matrix.shape[0], 1), step):
+        part = matrix[start : start + step]
+        volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
+        parts.append(_peaks(part, volume, array, grid, corners, factored, loading, wavefront, chosen))
+    return parts[0] if len(parts) == 1 else Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
+
+
+def _grid_of(setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None) -> SearchGrid:
+    """The grid that is given, or that of the setup."""
+    if grid is not None:
+        return grid
+    if isinstance(setup, Setup):
+        return setup.search_grid()
+    return Setup(setup, wavefront=wavefront or "spherical").search_grid()  # type: ignore[arg-type]  # checked there
+
+
+def choose_peaks(peaks: Peaks, options: DetectionOptions, grid: SearchGrid) -> FixedDetections:
+    """The second half of detection: thresholds on refined powers, and suppression of peaks that met.
+
+    ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.
+    """
+    level = peaks.power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
+    threshold = torch.maximum(level.amax(1) - options.max_db, peaks.median_db + options.prominence_db)
+    if options.mad_z is not None:
+        threshold = torch.maximum(threshold, peaks.median_db + options.mad_z * _MAD_TO_SIGMA * peaks.mad_db)
+    score = torch.where((peaks.power > 0) & (level >= threshold[:, None]), level, torch.full_like(level, -math.inf))
     separation = (options.separation_rad, options.separation_rad, options.separation_m)
-    limit = options.candidates if options.max_sources is None else min(options.max_sources, options.candidates)
-    kept = nms_3d(refined.position, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
+    room = level.shape[1]
+    limit = room if options.max_sources is None else min(options.max_sources, room)
+    kept = nms_3d(peaks.position, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
     chosen = kept.index.clamp_min(0)
-    strength = power.gather(1, chosen)
+    strength = peaks.power.gather(1, chosen)
+    background = 10 ** (peaks.median_db / 10)
     return FixedDetections(
-        refined.position.gather(1, chosen[..., None].expand(-1, -1, 3)),
+        peaks.position.gather(1, chosen[..., None].expand(-1, -1, 3)),
         strength,
         10 * (strength.clamp_min(torch.finfo(torch.float64).tiny) / background[:, None]).log10(),
         kept.index >= 0,
@@ -235,28 +306,13 @@ def detect_fixed(
     ShapeError, TypeError, ValueError
         As :func:`risfast.ops.mvdr_spectrum`.
     """
-    spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()
-    array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
-    if asked is not None and wavefront not in (None, asked.wavefront):
-        raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
-    wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
-    if grid is None:
-        asked = asked or Setup(array, wavefront=wavefront)  # type: ignore[arg-type]  # it is checked there
-        grid = asked.search_grid()
-    corners = _bounds(grid, asked, chosen)
-    at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
-    step = max(1, at_once // (8 * grid.size))
-    parts: list[FixedDetections] = []
-    # An empty batch makes one pass, so that its arguments are checked too.
-    for start in range(0, max(matrix.shape[0], 1), step):
-        part = matrix[start : start + step]
-        volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
-        parts.append(_detect(part, volume, array, grid, corners, factored, loading, wavefront, chosen))
-    return parts[0] if len(parts) == 1 else FixedDetections(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    grid = _grid_of(setup, grid, wavefront)
+    how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
+    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), chosen, grid)
 
 
-def _as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
+def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
     """Cut to length, which is the one time that the host waits for a GPU."""
     sources = []
     for scene, number in enumerate(found.number.tolist()):
@@ -319,7 +375,7 @@ def detect_sources(
     checks.check_complex(R, "R")
     matrix = R if R.ndim != 2 else R[None]
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return _as_lists(detect_fixed(matrix, setup, grid, factored=False, **how), setup)
+    return as_lists(detect_fixed(matrix, setup, grid, factored=False, **how), setup)
 
 
 def detect_sources_lowrank(
@@ -354,4 +410,4 @@ def detect_sources_lowrank(
     checks.check_complex(F, "F")
     matrix = F if F.ndim != 2 else F[None]
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return _as_lists(detect_fixed(matrix, setup, grid, factored=True, **how), setup)
+    return as_lists(detect_fixed(matrix, setup, grid, factored=True, **how), setup)

@@ -30,7 +30,8 @@ __all__ = ["PolishOptions", "Polished", "polish_sources"]
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
-_WINDOW = 1 / 3  # deviations of the posterior of range; a uniform one within 10 tolerances is judged by the tolerance
+_LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten tolerances has it
+_WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
@@ -404,15 +405,17 @@ def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup
     r = torch.linspace(near, far, options.range_points, dtype=torch.float64, device=spread.device)
     path, value, best_power = profile((1 / r).expand(len(spread), -1))
     posterior = torch.softmax(value, 1)
-    # Of a posterior that is much wider than the tolerance, a window that narrow would only find the mode.
     centre = (posterior * r).sum(1, keepdim=True)
     width = (posterior * (r - centre).square()).sum(1).sqrt()
-    reach = (_WINDOW * width).clamp_min(setup.tolerance.range_m)
     gap = (r[:, None] - r).abs()
+    within = (gap <= setup.tolerance.range_m).double()
+    # Where no place within the tolerance is likely, a window that narrow would only find the mode.
+    blunt = (posterior @ within).amax(1) < _LEAST_MASS
+    reach = torch.where(blunt, _WINDOW * width, setup.tolerance.range_m)
     window = gap <= reach[:, None, None]
     best = (window.double() @ posterior[..., None])[..., 0].argmax(1)
     index = torch.arange(len(best), device=best.device)
-    inside = (posterior * (gap[best] <= setup.tolerance.range_m)).sum(1)
+    inside = (posterior * within[best]).sum(1)
     # The mean within the best window, which is finer than the points are.
     weights = posterior * window[index, best]
     chosen = (weights * r).sum(1) / weights.sum(1)

@@ -242,7 +242,9 @@ def refined_sources(
     start = torch.where(filled[..., None], peaks.position, first)
     ends = (setup.region.azimuth_rad, setup.region.elevation_rad, setup.region.range_m)
     corners = (torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1))
-    how = {"factored": True, "loading": chosen.loading, "wavefront": setup.wavefront}
+    circle = setup.region.azimuth_rad[0] if setup.region.full_circle else None
+    how: dict[str, Any] = {"factored": True, "loading": chosen.loading, "wavefront": setup.wavefront}
+    how["circle_from"] = circle
     _, low, high = walk_peaks(factor, array, start, *corners, **how)
     found = refine_peaks(factor, array, low, high, **how)
     score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))

@@ -14,6 +14,7 @@ from risfast.detect import Sources
 from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance, match
 from risfast.evaluate.bounds import scene_bound
+from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, gospa, score, score_scenes
 from risfast.geometry import PlanarArray
 
@@ -94,6 +95,37 @@ def brute_pairs(estimated, true):
     size = min(len(estimated), len(true))
     full = [p for p in every_assignment(len(estimated), len(true)) if len(p) == size]
     return min(full, key=lambda p: sum(np.linalg.norm(to_xyz(estimated[e]) - to_xyz(true[t])) for e, t in p))
+
+
+def test_an_estimate_without_a_range_is_beyond_the_cutoff_only_where_range_is_scored():
+    true = np.array([[0.0, 0.0, 2.0], [0.4, 0.1, math.inf]])
+    estimated = np.array([[0.03, 0.0, math.nan], [0.42, 0.1, math.inf]])
+    far = 2.0 * angle_between(estimated[1], true[1])  # the largest finite range of the scene times the angle
+    scored = gospa(estimated, true, 0.5)
+    assert scored[1:] == pytest.approx((far**2, 0.125, 0.125))
+    unscored = gospa(estimated, true, 0.5, Tolerance(range_m=math.inf))
+    assert unscored[1:] == pytest.approx((far**2 + (2 * math.sin(0.03)) ** 2, 0.0, 0.0))
+
+
+def angle_between(one, other):
+    u, v = (to_xyz([*row[:2], 1.0]) for row in (one, other))
+    return 2 * math.asin(float(np.linalg.norm(u - v)) / 2)
+
+
+def test_scores_without_ranges_keep_their_hits_and_leave_out_their_errors():
+    true, gate = [np.array([[0.0, 0.0, 2.0], [0.4, 0.1, 3.0]])], Tolerance(range_m=math.inf)
+    scores = score([np.array([[0.02, 0.0, math.nan], [0.4, 0.11, 2.5]])], true, tolerance=gate)
+    assert scores.source_hit.tolist() == scores.estimate_hit.tolist() == [True, True]
+    np.testing.assert_array_equal(np.isfinite(scores.source_error), [[True, True, False, False], [True] * 4])
+    found = figures(scores)
+    assert found["recall"] == found["precision"] == 1
+    assert found["rmse_azimuth_hits_rad"] == pytest.approx(0.02 / math.sqrt(2))
+    assert found["rmse_range_hits_m"] == found["rmse_range_pairs_m"] == pytest.approx(0.5)
+    assert found["median_xyz_pairs_m"] == found["rmse_xyz_hits_m"] == pytest.approx(scores.source_error[1, 3])
+    none = figures(score([np.array([[0.02, 0.0, math.nan]])], true, tolerance=gate))
+    assert math.isnan(none["rmse_xyz_pairs_m"])
+    assert math.isnan(none["median_xyz_hits_m"])
+    assert math.isfinite(none["gospa_m"])
 
 
 def test_scores_hold_what_became_of_every_source_and_estimate():

@@ -52,7 +52,8 @@ FIGURES: dict[str, str] = {
     "normalised_error": "of these, rms of the distance over the position bound of each",
 }
 """Name and meaning of every figure; NaN where a figure does not exist (errors without pairs, figures of whole scenes
-of a range interval, figures of the bound without one)."""
+of a range interval, figures of the bound without one). Errors of range and of position are those of the pairs whose two
+ranges are finite: an estimate without a range (NaN) has none, and counts in precision, recall and GOSPA alone."""
 
 _WHOLE_SCENES = ("ghosts_per_scene", "count_accuracy", "gospa_m")
 _PARTS = ("azimuth", "elevation", "range", "xyz")
@@ -273,13 +274,14 @@ def _resampled(scores: Scores, weights: Array) -> dict[str, Array]:
         for name in FIGURES:
             if name.startswith(_WHOLE_SCENES) or name.startswith("gospa"):
                 result[name] = np.full(len(weights), np.nan)
-    paired = ~np.isnan(scores.source_error[:, 3])
+    paired = ~np.isnan(scores.source_error[:, 0])
     for kind, chosen in (("pairs", paired), ("hits", scores.source_hit)):
         for part in _PARTS:
             unit = "rad" if part in ("azimuth", "elevation") else "m"
-            result[f"rmse_{part}_{kind}_{unit}"] = np.sqrt(_ratio(total[f"{part}_{kind}"], total[kind]))
-        distance = scores.source_error[chosen, 3]
-        result[f"median_xyz_{kind}_m"] = _median(distance, weights[:, scores.source_scene[chosen]])
+            result[f"rmse_{part}_{kind}_{unit}"] = np.sqrt(_ratio(total[f"{part}_{kind}"], total[f"{part}_{kind}_n"]))
+        finite = chosen & np.isfinite(scores.source_error[:, 3])
+        distance = scores.source_error[finite, 3]
+        result[f"median_xyz_{kind}_m"] = _median(distance, weights[:, scores.source_scene[finite]])
     return {name: result[name] for name in FIGURES}
 
 
@@ -292,14 +294,13 @@ def _sums(scores: Scores) -> dict[str, Array]:
 
     error, hit = scores.source_error, scores.source_hit
     range_bound, position_bound, implied = scores.source_bound.T
-    paired, known = ~np.isnan(error[:, 3]), ~np.isnan(implied)
-    sharp = hit & (range_bound < SHARP_RANGE_BOUND_M)
+    paired, known = ~np.isnan(error[:, 0]), ~np.isnan(implied)
+    sharp = hit & (range_bound < SHARP_RANGE_BOUND_M) & np.isfinite(error[:, 3])
     squared = np.square(np.where(sharp, error[:, 3], 0.0))
     bound = np.square(np.where(sharp, position_bound, 1.0))
     sums = {
         "sources": by_source(np.ones(len(hit))),
         "hits": by_source(hit),
-        "pairs": by_source(paired),
         "bounded": by_source(known),
         "bounded_hits": by_source(known & hit),
         "implied": by_source(np.where(known, implied, 0.0)),
@@ -316,7 +317,9 @@ def _sums(scores: Scores) -> dict[str, Array]:
     }
     for kind, chosen in (("pairs", paired), ("hits", hit)):
         for i, part in enumerate(_PARTS):
-            sums[f"{part}_{kind}"] = by_source(np.square(np.where(chosen, error[:, i], 0.0)))
+            finite = chosen & np.isfinite(error[:, i])
+            sums[f"{part}_{kind}"] = by_source(np.square(np.where(finite, error[:, i], 0.0)))
+            sums[f"{part}_{kind}_n"] = by_source(finite)
     return sums
 
 

@@ -2,7 +2,8 @@
 
 Sources are an unordered set, so every figure matches first: the assignment of estimates to true sources with the
 least total distance in metres. A pair counts as a hit only if azimuth, elevation and range are all within tolerance;
-any other pair is one missed source and one ghost.
+any other pair is one missed source and one ghost. A range that was not determined (NaN), or that is infinite where
+the other is not, is a miss wherever range is scored, and does not matter where the tolerance of range is infinite.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
 from risfast.tolerance import Tolerance
 
-__all__ = ["Match", "Summary", "Tolerance", "match", "summarise"]
+__all__ = ["Match", "Summary", "Tolerance", "match", "pair_distances", "summarise"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -36,9 +37,10 @@ class Match:
     pairs : int64 array, shape (P, 2), P = min(Ke, Kt)
         (index of the estimate, index of the true source), sorted by the true source.
     error : float64 array, shape (P, 3)
-        Estimate minus truth: azimuth (wrapped to +-pi) and elevation in radians, range in metres.
+        Estimate minus truth: azimuth (wrapped to +-pi) and elevation in radians, range in metres; of range NaN where
+        it was not determined, infinite where one of the two is, 0 where both are.
     distance_m : float64 array, shape (P,)
-        Distance between the two positions in metres.
+        Distance between the two positions in metres; NaN where a range is not finite.
     hit : bool array, shape (P,)
         Whether the pair is within tolerance.
     """
@@ -68,7 +70,8 @@ class Match:
     def hit_distance_m(self) -> Array:
         """Position error of each true source, float64 (Kt,); infinite where it was missed.
 
-        Only hits count: a method that fills the scene with estimates would otherwise always have one nearby.
+        Only hits count: a method that fills the scene with estimates would otherwise always have one nearby. NaN for
+        hits of which a range is not finite.
         """
         distance = np.full(self.n_true, np.inf)
         distance[self.pairs[self.hit, 1]] = self.distance_m[self.hit]
@@ -93,9 +96,11 @@ class Summary:
     count_accuracy : float
         Share of scenes with as many estimates as sources; 1 without scenes.
     rmse_azimuth_rad, rmse_elevation_rad, rmse_range_m, rmse_xyz_m : float
-        Root mean square errors of the hits; NaN without hits.
+        Root mean square errors of the hits; NaN without hits. Those of range and position are of the hits whose two
+        ranges are finite.
     median_xyz_hits_m, median_xyz_pairs_m : float
-        Median distance of the hits, and of all matched pairs within tolerance or not; NaN without any.
+        Median distance of the hits, and of all matched pairs within tolerance or not, whose two ranges are finite; NaN
+        without any.
     """
 
     scenes: int
@@ -117,19 +122,58 @@ class Summary:
     median_xyz_pairs_m: float
 
 
-def _positions(values: Any, name: str) -> torch.Tensor:
+def _positions(values: Any, name: str, *, estimated: bool) -> Array:
     """A checked float64 (K, 3) copy on the CPU."""
-    position = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64)
+    position = torch.as_tensor(values).detach().to(device="cpu", dtype=torch.float64).numpy()
     if position.ndim != 2 or position.shape[1] != 3:
         mend = "; it looks transposed" if position.ndim == 2 and position.shape[0] == 3 else ""
         raise ShapeError(
             f"{name} must have shape (K, 3) with azimuth, elevation, range, got {tuple(position.shape)}{mend}"
         )
-    if not bool(torch.isfinite(position).all()):
-        raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
-    if position.numel() and float(position[:, 2].min()) <= 0:
-        raise ValueError(f"{name} must have positive ranges in its third column, got {float(position[:, 2].min()):g}")
+    angles, r = position[:, :2], position[:, 2]
+    if not np.isfinite(angles).all():
+        raise ValueError(f"{name} must have finite azimuths and elevations; it holds NaN or infinite values")
+    if np.isnan(r).any() and not estimated:
+        raise ValueError(f"{name} must have finite or infinite ranges, and holds NaN: only an estimate may lack one")
+    if (r <= 0).any():
+        raise ValueError(f"{name} must have positive ranges in its third column, got {r[r <= 0].min():g}")
     return position
+
+
+def pair_distances(estimated: Any, true: Any, *, range_scored: bool = True) -> tuple[Array, Array]:
+    """How far every estimate is from every true source, for pairing, and which of these are distances of two points.
+
+    Parameters
+    ----------
+    estimated, true : real array_like, shapes (Ke, 3) and (Kt, 3)
+        As :func:`match` takes them.
+    range_scored : bool
+        Whether the ranges of the estimates count where they are finite.
+
+    Returns
+    -------
+    cost : float64 array, shape (Ke, Kt)
+        Metres, always finite. Between two points their distance; from a direction without a range, the distance of
+        the true source from the ray; to a true source at infinity, the angle times the largest finite range of the
+        scene (1 m where there is none).
+    points : bool array, shape (Ke, Kt)
+        Whether both are points.
+    """
+    e, t = _positions(estimated, "estimated", estimated=True), _positions(true, "true", estimated=False)
+    points = np.isfinite(e[:, None, 2]) & np.isfinite(t[None, :, 2])
+    one = [torch.from_numpy(np.concatenate([v[:, :2], np.ones((len(v), 1))], 1)) for v in (e, t)]
+    u, v = (spherical_to_cartesian(o).numpy() for o in one)
+    cosine, sine = u @ v.T, np.linalg.norm(np.cross(u[:, None], v[None]), axis=-1)
+    finite = np.where(np.isfinite(t[:, 2]), t[:, 2], 0.0)
+    ray = finite * np.where(cosine > 0, sine, 1.0)
+    ranges = np.concatenate([e[:, 2], t[:, 2]])
+    ranges = ranges[np.isfinite(ranges)]
+    length = ranges.max() if len(ranges) else 1.0
+    cost = np.where(np.isfinite(t[:, 2]), ray, length * np.arctan2(sine, cosine))
+    near = [torch.from_numpy(np.where(np.isfinite(v), v, 1.0)) for v in (e, t)]
+    x, y = (spherical_to_cartesian(n).numpy() for n in near)
+    apart = np.linalg.norm(x[:, None, :] - y[None, :, :], axis=-1)  # [Ke, Kt] metres
+    return np.where(points & range_scored, apart, cost), points
 
 
 def match(estimated: Any, true: Any, tolerance: Tolerance | None = None) -> Match:
@@ -138,11 +182,12 @@ def match(estimated: Any, true: Any, tolerance: Tolerance | None = None) -> Matc
     Parameters
     ----------
     estimated : real array_like, shape (Ke, 3)
-        (azimuth, elevation, range) in radians and metres. Ke may be 0: pass shape (0, 3).
+        (azimuth, elevation, range) in radians and metres. Ke may be 0: pass shape (0, 3). A range may be NaN, not
+        determined, or infinite.
     true : real array_like, shape (Kt, 3)
-        The same for the true sources. Kt may be 0.
+        The same for the true sources. Kt may be 0. A range may be infinite.
     tolerance : Tolerance, optional
-        The gate of a hit; by default 5 degrees, 5 degrees and 1 m.
+        The gate of a hit, of a setup its ``tolerance``; by default 5 degrees, 5 degrees and 1 m.
 
     Returns
     -------
@@ -151,25 +196,34 @@ def match(estimated: Any, true: Any, tolerance: Tolerance | None = None) -> Matc
     Raises
     ------
     ShapeError, ValueError
-        An argument is not (K, 3), not finite, or has a range that is not positive.
+        An argument is not (K, 3), not finite where it has to be, or has a range that is not positive.
 
     Notes
     -----
-    The assignment minimises the sum of Cartesian distances over all one-to-one pairings (Kuhn 1955, through
-    `scipy.optimize.linear_sum_assignment`). The gate is applied after the assignment and does not change it.
+    The assignment minimises the sum of :func:`pair_distances` over all one-to-one pairings (Kuhn 1955, through
+    `scipy.optimize.linear_sum_assignment`). The gate is applied after the assignment; only that range is not scored,
+    where its tolerance is infinite, changes the distances: they are then those from the rays.
     """
     gate = tolerance or Tolerance()
-    estimate, truth = _positions(estimated, "estimated"), _positions(true, "true")
-    xyz_estimate, xyz_truth = spherical_to_cartesian(estimate).numpy(), spherical_to_cartesian(truth).numpy()
-    cost = np.linalg.norm(xyz_estimate[:, None, :] - xyz_truth[None, :, :], axis=-1)  # [Ke, Kt] metres
+    scored = math.isfinite(gate.range_m)
+    cost, points = pair_distances(estimated, true, range_scored=scored)
     row, column = linear_sum_assignment(cost)
     order = np.argsort(column)
     row, column = row[order], column[order]
-    error = estimate.numpy()[row] - truth.numpy()[column]
+    estimate, truth = _positions(estimated, "estimated", estimated=True), _positions(true, "true", estimated=False)
+    far = np.isinf(estimate[row, 2]) & np.isinf(truth[column, 2])
+    with np.errstate(invalid="ignore"):  # infinity less infinity, which is put right below
+        error = estimate[row] - truth[column]
+    error[far, 2] = 0.0
     error[:, 0] -= 2 * math.pi * np.round(error[:, 0] / (2 * math.pi))  # leaves +-pi untouched, to the last bit
-    limit = np.array([gate.azimuth_rad, gate.elevation_rad, gate.range_m])
-    hit = (np.abs(error) <= limit).all(-1)
-    return Match(len(estimate), len(truth), np.stack([row, column], -1), error, cost[row, column], hit)
+    hit = (np.abs(error[:, :2]) <= [gate.azimuth_rad, gate.elevation_rad]).all(-1)
+    if scored:
+        hit &= np.abs(error[:, 2]) <= gate.range_m  # False for NaN
+    distance = cost[row, column]
+    if not scored:
+        distance = pair_distances(estimate, truth)[0][row, column]
+    distance = np.where(points[row, column], distance, np.nan)
+    return Match(len(estimate), len(truth), np.stack([row, column], -1), error, distance, hit)
 
 
 def _ratio(part: int, whole: float, flawless: bool) -> float:
@@ -177,10 +231,12 @@ def _ratio(part: int, whole: float, flawless: bool) -> float:
 
 
 def _rms(values: Array) -> float:
+    values = values[np.isfinite(values)]
     return float(np.sqrt(np.mean(np.square(values)))) if values.size else math.nan
 
 
 def _median(values: Array) -> float:
+    values = values[np.isfinite(values)]
     return float(np.median(values)) if values.size else math.nan
 
 

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-from risfast.evaluate.matching import Array, Match, Tolerance, match
-from risfast.geometry import spherical_to_cartesian
+from risfast.evaluate.matching import Array, Match, Tolerance, match, pair_distances
 
 if TYPE_CHECKING:
     from risfast.data.scenes import Scenes
@@ -45,15 +44,18 @@ class Gospa(NamedTuple):
     false: float
 
 
-def gospa(estimated: Any, true: Any, cutoff_m: float = DEFAULT_CUTOFF_M) -> Gospa:
+def gospa(estimated: Any, true: Any, cutoff_m: float = DEFAULT_CUTOFF_M, tolerance: Tolerance | None = None) -> Gospa:
     """Generalised optimal sub-pattern assignment metric with p = 2 and alpha = 2.
 
     Parameters
     ----------
     estimated, true : real array_like, shapes (Ke, 3) and (Kt, 3)
-        (azimuth, elevation, range) in radians and metres.
+        (azimuth, elevation, range) in radians and metres, as :func:`risfast.evaluate.match` takes them.
     cutoff_m : float
         c > 0: pairs farther apart than this count as one miss and one false estimate.
+    tolerance : Tolerance, optional
+        Whether range is scored, by default yes: an estimate without a range, or at infinity where the source is not,
+        is then farther than c from it. Where it is not, distances are those from the rays.
 
     Returns
     -------
@@ -71,14 +73,17 @@ def gospa(estimated: Any, true: Any, cutoff_m: float = DEFAULT_CUTOFF_M) -> Gosp
     """
     if not 0 < cutoff_m < math.inf:
         raise ValueError(f"cutoff_m must be a positive number of metres, got {cutoff_m!r}")
-    match(estimated, true)  # its checks
-    points = [spherical_to_cartesian(torch.as_tensor(v).detach().double().cpu()).numpy() for v in (estimated, true)]
-    squared = np.square(points[0][:, None] - points[1][None]).sum(-1)  # [Ke, Kt]
+    scored = tolerance is None or math.isfinite(tolerance.range_m)
+    distance, points = pair_distances(estimated, true, range_scored=scored)
+    if scored:
+        far = [np.isinf(np.asarray(torch.as_tensor(v).detach().cpu())[:, 2]) for v in (estimated, true)]
+        distance = np.where(points | (far[0][:, None] & far[1]), distance, math.inf)
+    squared = np.square(distance)  # [Ke, Kt]
     row, column = linear_sum_assignment(np.minimum(squared, cutoff_m**2))
     near = squared[row, column] < cutoff_m**2
     localisation = float(squared[row, column][near].sum())
     alone = cutoff_m**2 / 2
-    missed, false = alone * (len(points[1]) - int(near.sum())), alone * (len(points[0]) - int(near.sum()))
+    missed, false = alone * (squared.shape[1] - int(near.sum())), alone * (squared.shape[0] - int(near.sum()))
     return Gospa(math.sqrt(localisation + missed + false), localisation, missed, false)
 
 
@@ -100,6 +105,7 @@ class Scores:
         Azimuth, elevation (radians), range (metres).
     source_error : float64 array, shape (T, 4)
         Azimuth, elevation (radians), range and distance (metres) of the estimate it is paired with; NaN without one.
+        Range and distance are not finite where a range is not.
     source_hit : bool array, shape (T,)
         Whether that estimate is within tolerance.
     source_bound : float64 array, shape (T, 3)
@@ -151,7 +157,8 @@ class Scores:
     def in_range(self, low_m: float, high_m: float) -> Scores:
         """True sources and estimates with low <= range < high; all scenes stay.
 
-        Recall is then that of the sources in the interval, and precision that of the estimates in it.
+        Recall is then that of the sources in the interval, and precision that of the estimates in it; estimates without
+        a range are in none.
 
         Parameters
         ----------
@@ -235,7 +242,7 @@ def score(
         if value is not None and len(value) != scenes:
             raise ValueError(f"{name} must have one entry for each of the {scenes} scenes of true, got {len(value)}")
     matches = [match(e, t, tolerance) for e, t in zip(estimated, true, strict=True)]
-    parts = [gospa(e, t, cutoff_m)[1:] for e, t in zip(estimated, true, strict=True)]
+    parts = [gospa(e, t, cutoff_m, tolerance)[1:] for e, t in zip(estimated, true, strict=True)]
     positions = [np.asarray(torch.as_tensor(t).detach().cpu(), dtype=np.float64) for t in true]
     ranges = [np.asarray(torch.as_tensor(e).detach().cpu(), dtype=np.float64)[:, 2] for e in estimated]
     n_true = np.array([m.n_true for m in matches], dtype=np.int64)
@@ -249,7 +256,7 @@ def score(
         source_scene=np.repeat(np.arange(scenes), n_true),
         source_position=_stacked(positions, 3),
         source_error=_stacked([_error_by_source(m) for m in matches], 4),
-        source_hit=np.concatenate([np.isfinite(m.hit_distance_m()) for m in matches] or [np.zeros(0, bool)]),
+        source_hit=np.concatenate([_hit_by_source(m) for m in matches] or [np.zeros(0, bool)]),
         source_bound=_stacked(bounds, 3),
         estimate_scene=np.repeat(np.arange(scenes), n_estimated),
         estimate_range_m=np.concatenate([*ranges, np.zeros(0)]),
@@ -305,6 +312,12 @@ def _error_by_source(m: Match) -> Array:
     error = np.full((m.n_true, 4), np.nan)
     error[m.pairs[:, 1], :3], error[m.pairs[:, 1], 3] = m.error, m.distance_m
     return error
+
+
+def _hit_by_source(m: Match) -> Array:
+    hit = np.zeros(m.n_true, dtype=bool)
+    hit[m.pairs[m.hit, 1]] = True
+    return hit
 
 
 def _hit_by_estimate(m: Match) -> Array:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from risfast.confidence import HitModel, hit_features
 from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
-from risfast.detect import DetectionOptions, detect_sources
+from risfast.detect import DetectionOptions, Peaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import CovarianceEstimate, Measurement
@@ -41,10 +41,14 @@ __all__ = [
     "MapOptions",
     "Parts",
     "PipelineOptions",
+    "after_estimate",
     "candidates",
+    "capon_peaks",
+    "chosen_peaks",
     "decide",
     "effective",
     "estimate",
+    "map_peaks",
     "measure",
     "polish",
     "run",
@@ -208,6 +212,11 @@ class PipelineOptions:
         if self.scenes_at_once < 1:
             raise ValueError(f"scenes_at_once must be at least 1, got {self.scenes_at_once}")
 
+    @property
+    def capon_detection(self) -> DetectionOptions:
+        """Of Capon peaks that are the answer, or that a polish follows."""
+        return self.candidates.polished_detection if self.polished else self.candidates.detection
+
     def grid(self, setup: Setup) -> SearchGrid:
         """The grid of the map of a setup."""
         return setup.search_grid(self.map.points_per_beam, self.map.most_points)
@@ -314,19 +323,33 @@ def spectrum(covariance: Tensor, setup: Setup, options: PipelineOptions) -> tupl
     return power, grid
 
 
-def capon_peaks(
-    covariance: Tensor, setup: Setup, options: PipelineOptions, detection: DetectionOptions | None = None
-) -> list[Sources]:
-    """Peaks of the Capon map of effective covariances; of a list of B scenes."""
-    if detection is None:
-        detection = options.candidates.polished_detection if options.polished else options.candidates.detection
-    return detect_sources(covariance, setup, options.grid(setup), loading=options.map.loading, options=detection)
+def map_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> Peaks:
+    """All refined peaks of the Capon map of effective covariances, before thresholds; of B scenes."""
+    grid, detection = options.grid(setup), options.capon_detection
+    return refined_peaks(covariance, setup, grid, factored=False, loading=options.map.loading, options=detection)
+
+
+def chosen_peaks(peaks: Peaks, setup: Setup, options: PipelineOptions) -> list[Sources]:
+    """Those of :func:`map_peaks` that pass the thresholds; a list of B scenes."""
+    return as_lists(choose_peaks(peaks, options.capon_detection, options.grid(setup)), setup)
+
+
+def capon_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> list[Sources]:
+    """Detections on the Capon map of effective covariances; a list of B scenes."""
+    return chosen_peaks(map_peaks(covariance, setup, options), setup, options)
 
 
 def candidates(
-    parts: Parts, measurement: Measurement, found: CovarianceEstimate, options: PipelineOptions
+    parts: Parts,
+    measurement: Measurement,
+    found: CovarianceEstimate,
+    options: PipelineOptions,
+    peaks: Peaks | None = None,
 ) -> tuple[list[Sources], tuple[tuple[str, ...], ...]]:
-    """Where the polish starts, or what is reported without one; and why refined maps were not believed."""
+    """Where the polish starts, or what is reported without one; and why refined maps were not believed.
+
+    ``peaks`` are those of :func:`map_peaks`, where they are cached from options that differ in thresholds alone.
+    """
     chosen = options.candidates
     refused: tuple[tuple[str, ...], ...] = ()
     if chosen.source == "own":
@@ -336,7 +359,9 @@ def candidates(
             how = {**how, **chosen.polished}
         sources = list(parts.backbone.sources(found, **how))  # type: ignore[operator]  # every backbone has it
     elif chosen.source == "capon":
-        sources = capon_peaks(effective(found, measurement, options), parts.setup, options)
+        if peaks is None:
+            peaks = map_peaks(effective(found, measurement, options), parts.setup, options)
+        sources = chosen_peaks(peaks, parts.setup, options)
     else:
         sources, refused = _refined(parts, measurement, found, options)
     if options.polished:
@@ -521,17 +546,31 @@ def run(
 def _some_scenes(
     parts: Parts, measurement: Measurement, options: PipelineOptions, n_sources: Tensor | None
 ) -> Localisation:
-    times = [time.perf_counter()]
+    began = time.perf_counter()
     found = estimate(parts, measurement)
+    spent = time.perf_counter() - began
+    rest = after_estimate(parts, measurement, found, options, n_sources)
+    return rest._replace(seconds={"backbone": spent, **rest.seconds})
+
+
+def after_estimate(
+    parts: Parts,
+    measurement: Measurement,
+    found: CovarianceEstimate,
+    options: PipelineOptions,
+    n_sources: Tensor | None = None,
+    peaks: Peaks | None = None,
+) -> Localisation:
+    """Candidates, polish and decision of scenes whose estimate is there; ``peaks`` as in :func:`candidates`."""
+    times = [time.perf_counter()]
+    starts, refused = candidates(parts, measurement, found, options, peaks)
     times.append(time.perf_counter())
-    starts, refused = candidates(parts, measurement, found, options)
-    times.append(time.perf_counter())
-    seconds = {"backbone": times[1] - times[0], "detection": times[2] - times[1]}
+    seconds = {"detection": times[1] - times[0]}
     if not options.polished:
         if n_sources is not None:
             starts = [s[:count] for s, count in zip(starts, n_sources.tolist(), strict=True)]
         return Localisation(starts, None, found.noise_power, found.factor, seconds, refused)
     polished = polish(parts, measurement, starts, found, options)
     polished = decide(parts, measurement, polished, found, options, n_sources)
-    seconds["polish"] = time.perf_counter() - times[2]
+    seconds["polish"] = time.perf_counter() - times[1]
     return Localisation(polished.sources, polished.covariance, polished.noise_power, found.factor, seconds, refused)

@@ -7,18 +7,19 @@ is given it, so that another default is not another answer.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from risfast import Localizer, PlanarArray, SearchGrid, detect_sources, detect_sources_lowrank
+from risfast import Localizer, Region, SearchGrid, SensorArray, Setup, detect_sources, detect_sources_lowrank
 from risfast.io import read
-from risfast.localize import LocalizerOptions
+from risfast.localize import CandidateOptions, PipelineOptions
 from risfast.ops import (
     analysis,
     bartlett_spectrum,
@@ -60,14 +61,14 @@ def localizer_answers(shake: Shake | None = None) -> Answers:
 
 def classical_answers(shake: Shake | None = None) -> Answers:
     """The classical localizer of the reference surface, on reference scenes."""
-    localizer = Localizer.classical(PlanarArray.rectangular(**inputs.SURFACE))
+    localizer = Localizer.classical(_setup(inputs.SURFACE))
     return _on_reference(localizer, inputs.N_CLASSICAL, shake)
 
 
 def unpolished_answers(shake: Shake | None = None) -> Answers:
     """What the localizer finds before its polish: the backbone's own detections, and peaks of its Capon spectrum."""
     answers = {}
-    capon = Localizer.from_pretrained(LocalizerOptions(read_out="capon"))
+    capon = Localizer.from_pretrained(PipelineOptions(candidates=CandidateOptions(source="capon")))
     for read_out, localizer in (("own", _pretrained()), ("capon", capon)):
         for length in (16, 64):
             scenes = inputs.reference_scenes(length, inputs.N_UNPOLISHED)
@@ -79,19 +80,19 @@ def unpolished_answers(shake: Shake | None = None) -> Answers:
 
 def fresnel_answers(shake: Shake | None = None) -> Answers:
     """The classical localizer under the Fresnel wavefront."""
-    localizer = Localizer.classical(PlanarArray.rectangular(**inputs.SURFACE), wavefront="fresnel")
+    localizer = Localizer.classical(_setup(inputs.SURFACE, wavefront="fresnel"))
     return _localized("fresnel", localizer, inputs.fresnel_scenes(), shake)
 
 
 def direct_answers(shake: Shake | None = None) -> Answers:
     """The classical localizer of an array that is sampled directly: codes of 1, the identity for a channel."""
-    localizer = Localizer.classical(PlanarArray.rectangular(**inputs.SMALL))
+    localizer = Localizer.classical(_setup(inputs.SMALL))
     return _localized("direct", localizer, inputs.direct_scenes(), shake)
 
 
 def detection_answers(shake: Shake | None = None) -> Answers:
     """Sources of covariances and of factors on the reference grid, under both curved wavefronts."""
-    array, grid = PlanarArray.rectangular(**inputs.SURFACE), SearchGrid.reference()
+    array, grid = SensorArray.rectangular(**inputs.SURFACE), SearchGrid.reference()
     answers = {}
     for wavefront in ("spherical", "fresnel"):
         R, F = inputs.covariances(wavefront)
@@ -105,7 +106,7 @@ def detection_answers(shake: Shake | None = None) -> Answers:
 
 def operator_answers() -> Answers:
     """The operators on a tiny array, by every method that can, with the winning planes and the gradients."""
-    given, array = inputs.operands(), PlanarArray.rectangular(**inputs.TINY)
+    given, array = inputs.operands(), SensorArray.rectangular(**inputs.TINY)
     grid = SearchGrid(*given.axes)
     answers: Answers = {}
     for wavefront, method in ((w, m) for w in WAVEFRONTS for m in METHODS[w]):
@@ -207,6 +208,12 @@ def _pretrained() -> Localizer:
     return Localizer.from_pretrained()
 
 
+def _setup(array: dict[str, Any], wavefront: str = "spherical") -> Setup:
+    """A problem with the region and the tolerance of the reference system."""
+    view = Region((-math.pi / 3, math.pi / 3), (-math.pi / 6, math.pi / 6), (0.5, 10.0))
+    return Setup(SensorArray.rectangular(**array), view, wavefront)
+
+
 def _on_reference(localizer: Localizer, count: int, shake: Shake | None) -> Answers:
     answers = {}
     for length in (16, 64):
@@ -230,8 +237,8 @@ def _sources(case: str, scenes, *, capon: bool) -> Answers:
     for name in ("azimuth", "elevation", "range", "power", "confidence"):
         answers[f"{case}/{name}"] = torch.cat([getattr(found, name).double() for found in scenes]).numpy()
     if capon:
-        share = answers.pop(f"{case}/confidence")  # of the peak that the background does not explain
-        answers[f"{case}/prominence_db"] = -10 * np.log10(1 - share)
+        del answers[f"{case}/confidence"]
+        answers[f"{case}/prominence_db"] = torch.cat([found.prominence_db for found in scenes]).numpy()
     return answers
 
 
