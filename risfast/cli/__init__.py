@@ -13,7 +13,6 @@ import io
 import os
 import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from dataclasses import make_dataclass
@@ -48,7 +47,6 @@ COMMANDS = {
 _OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
 _COMMON = ("--quiet", "--verbose", "--debug")
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-_WIDTH = 80
 _HELP = (
     "risfast COMMAND --help lists the options of a command; every command takes --quiet and --verbose. "
     "risfast --version prints the version, risfast --tyro-print-completion bash (or zsh, fish) a completion script."
@@ -194,7 +192,7 @@ def _present(word: str, own: dict[str, str]) -> str:
 
 def _description(command: str, module: Any) -> str:
     about = COMMANDS[command].about
-    return f"{about[0].upper()}{about[1:]}.\n\n{textwrap.fill(getattr(module, 'HELP', ''), _WIDTH)}".strip()
+    return f"{about[0].upper()}{about[1:]}.\n\n{getattr(module, 'HELP', '')}".strip()
 
 
 def _one_line(box: str) -> str:
@@ -225,7 +223,7 @@ def _overview(arguments: Sequence[str]) -> int:
         else:
             kind, about = make_dataclass(name, []), command.about
         commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
-    text = "Near-field source localisation behind surfaces and arrays.\n\n" + textwrap.fill(_HELP, _WIDTH)
+    text = "Near-field source localisation behind surfaces and arrays.\n\n" + _HELP
     from risfast.cli.options import option_registry  # noqa: PLC0415
 
     program: Any = Union[tuple(commands)]  # noqa: UP007 - made at run time
