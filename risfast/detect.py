@@ -115,6 +115,8 @@ def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) ->
     region = setup.region
     corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
     low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
+    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
+        low[2] = high[2]
     return low, high
 
 
@@ -220,11 +222,11 @@ def refined_peaks(
     """
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()
+    setup, grid = _with_grid(setup, grid, wavefront)
     array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
     if asked is not None and wavefront not in (None, asked.wavefront):
         raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
     wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
-    grid = _grid_of(setup, grid, wavefront)
     corners = _bounds(grid, asked, chosen)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
@@ -237,13 +239,15 @@ def refined_peaks(
     return parts[0] if len(parts) == 1 else Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
-def _grid_of(setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None) -> SearchGrid:
-    """The grid that is given, or that of the setup."""
+def _with_grid(
+    setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None
+) -> tuple[Setup | SensorArray, SearchGrid]:
+    """The grid that is given, or that of the setup; a bare array without a grid gets the setup of its own region."""
     if grid is not None:
-        return grid
-    if isinstance(setup, Setup):
-        return setup.search_grid()
-    return Setup(setup, wavefront=wavefront or "spherical").search_grid()  # type: ignore[arg-type]  # checked there
+        return setup, grid
+    if not isinstance(setup, Setup):
+        setup = Setup(setup, wavefront=wavefront or "spherical")  # type: ignore[arg-type]  # it is checked there
+    return setup, setup.search_grid()
 
 
 def choose_peaks(peaks: Peaks, options: DetectionOptions, grid: SearchGrid) -> FixedDetections:
@@ -307,7 +311,7 @@ def detect_fixed(
         As :func:`risfast.ops.mvdr_spectrum`.
     """
     chosen = options or DetectionOptions()
-    grid = _grid_of(setup, grid, wavefront)
+    setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
     return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), chosen, grid)
 
@@ -319,7 +323,8 @@ def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources
         position, power = found.position[scene, :number], found.power[scene, :number]
         listed = Sources.at(position, power).replace(prominence_db=found.prominence_db[scene, :number])
         if isinstance(setup, Setup):
-            listed = listed.replace(at_edge=setup.region.at_edge(position).to(position.device))
+            where = position if setup.wavefront != "planar" else position * position.new_tensor([1.0, 1.0, math.nan])
+            listed = listed.replace(at_edge=setup.region.at_edge(where).to(position.device))
         sources.append(listed)
     return sources
 

@@ -241,7 +241,9 @@ def refined_sources(
     first = torch.stack([axis[0] for axis in (grid.azimuth_rad, grid.elevation_rad, grid.range_m)]).to(peaks.position)
     start = torch.where(filled[..., None], peaks.position, first)
     ends = (setup.region.azimuth_rad, setup.region.elevation_rad, setup.region.range_m)
-    corners = (torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1))
+    corners = [torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1)]
+    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
+        corners[0][2] = corners[1][2]
     circle = setup.region.azimuth_rad[0] if setup.region.full_circle else None
     how: dict[str, Any] = {"factored": True, "loading": chosen.loading, "wavefront": setup.wavefront}
     how["circle_from"] = circle

@@ -487,7 +487,9 @@ def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = F
 
 def _put(polished: Polished, scenes: list[int], part: Polished) -> Polished:
     """The same with some of the scenes replaced."""
-    fields = {name: list(getattr(polished, name)) for name in ("sources", "covariance", "gain", "range_mass")}
+    fields: dict[str, Any] = {
+        name: list(getattr(polished, name)) for name in ("sources", "covariance", "gain", "range_mass")
+    }
     for name, values in fields.items():
         for scene, value in zip(scenes, getattr(part, name), strict=True):
             values[scene] = value
