@@ -104,6 +104,6 @@ def test_an_output_is_replaced_only_when_asked(matlab, tmp_path, capsys):
 def test_options_of_the_reader_are_named_as_they_are_typed(matlab, capsys):
     assert main(["import", str(matlab), *FIELDS[:2]]) == 2
     error = capsys.readouterr().err
-    assert "--positions an array" in error
+    assert "--positions" in error
     assert "--field positions_m=NAME" in error
-    assert "positions_m= " not in error
+    assert "fields=" not in error

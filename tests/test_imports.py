@@ -62,7 +62,6 @@ UPWARD = {("risfast.io.options_file", "risfast.localize.pipeline")}
 HEAVY = (
     "matplotlib",
     "optuna",
-    "tqdm",
     "h5py",
     "scipy.optimize",
     "scipy.io",
