@@ -279,7 +279,8 @@ def _report(
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
     determined = state.mask.clone()
-    if options.range_points:
+    near, far = setup.region.range_m
+    if options.range_points and near < far:  # a range that the region fixes is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
