@@ -182,6 +182,69 @@ def test_powers_of_atoms_give_their_peaks():
     assert sources_of_power(torch.zeros(0, *AXES.shape), AXES, TOLERANCE) == []
 
 
+def test_a_peak_of_powers_in_the_far_field_has_an_infinite_range_and_takes_in_its_neighbours():
+    axes = AtomAxes(9, 5, 1, range_m=(0.5, math.inf))
+    power = torch.full((1, *axes.shape), 1e-9)
+    power[0, 4, 2, 0], power[0, 5, 2, 0], power[0, 1, 2, 0] = 1.0, 0.4, 0.5
+    [sources] = sources_of_power(power, axes, Tolerance(range_m=math.inf))
+    assert sources.power.tolist() == pytest.approx([1.4, 0.5], rel=1e-4)
+    assert sources.range.tolist() == [math.inf, math.inf]
+
+
+def test_cells_reach_to_the_far_field_with_finite_centres():
+    cells = RangeCells(AtomAxes(5, 4, 3, range_m=(0.5, math.inf)), 4)
+    assert not cells.edges.isnan().any()
+    assert (cells.edges.diff() > 0).all()
+    assert float(cells.edges[-1]) == math.inf
+    assert ((cells.edges[:-1] < cells.centres) & (cells.centres < cells.edges[1:])).all()
+    assert cells.centres.isfinite().all()
+    steps = (1 / cells.edges[-5:]).diff()  # the last atom's cells: equal lengths of 1/range
+    torch.testing.assert_close(steps, steps[:1].expand(4))
+    position = torch.tensor([[[0.0, 0.0, r] for r in (*cells.centres.tolist(), math.inf)]])
+    assert (cells.targets(position).cell % 12).tolist() == [[*range(12), 11]]
+
+
+def test_a_map_of_planar_waves_gives_directions_and_no_range():
+    axes = AtomAxes(9, 5, 1, range_m=(0.5, math.inf))
+    cells, tolerance = RangeCells(axes, 2), Tolerance(range_m=math.inf)
+    log_intensity = torch.full((1, 9, 5, 2), NOTHING)
+    log_intensity[0, 2, 1] = math.log(0.45)  # of each cell of range
+    log_intensity[0, 7, 3, 0] = math.log(0.7)
+    found = SourceMap(log_intensity, torch.zeros(1, 9, 5, 1, 2))
+    [sources] = sources_of_map(found, torch.ones(1, *axes.shape), cells, tolerance)
+    assert sources.confidence.tolist() == pytest.approx([0.9, 0.7], abs=1e-6)
+    assert sources.range.tolist() == [math.inf, math.inf]
+    azimuth, elevation = axes.angles(axes.coordinates)
+    assert sources.azimuth.tolist() == pytest.approx(azimuth[[2, 7]].tolist())
+    assert sources.elevation.tolist() == pytest.approx(elevation[[1, 3]].tolist())
+    within, toward = counts_near(found, sources.position[None], cells, tolerance)
+    assert within.tolist() == [pytest.approx([0.9, 0.7], abs=1e-6)]
+    torch.testing.assert_close(toward, within)
+
+
+@pytest.mark.parametrize("shift", [-0.02, 0.03])
+def test_a_source_on_the_seam_of_a_full_circle_is_one(shift):
+    axes = AtomAxes(72, 1, 2, azimuth_rad=math.pi, elevation_rad=(0.0, 0.0), range_m=(1.0, 4.0))
+    cells = RangeCells(axes, 3)
+    log_intensity = torch.full((1, 72, 1, 6), NOTHING)
+    log_intensity[0, [0, 71], 0, 2] = torch.tensor([0.4, 0.5]).log()
+    offset = torch.zeros(1, 72, 1, 2, 2)
+    offset[..., 0] = shift / axes.spacing[0]
+    found = SourceMap(log_intensity, offset)
+    power = torch.zeros(1, *axes.shape)
+    power[0, [0, 71, 36], 0] = 1.0
+    [sources] = sources_of_map(found, power, cells, Tolerance())
+    assert sources.confidence.tolist() == pytest.approx([0.9], abs=1e-6)
+    half = math.pi / 72
+    expected = (0.4 * half - 0.5 * half) / 0.9 + shift  # from the seam
+    assert abs(float(sources.azimuth)) <= math.pi
+    turn = math.remainder(float(sources.azimuth) - math.pi, 2 * math.pi)
+    assert turn == pytest.approx(expected, abs=1e-6)
+    assert float(sources.power) == 4.0  # both atoms at the seam, at both ranges
+    within, _ = counts_near(found, torch.tensor([[[math.pi, 0.0, 2.0]]]), cells, Tolerance())
+    assert float(within) == pytest.approx(0.9, abs=1e-6)
+
+
 def test_the_count_loss_is_least_at_the_expected_counts():
     array = SensorArray.rectangular(4, 3)
     axes = AtomAxes(5, 4, 3)
