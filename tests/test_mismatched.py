@@ -23,11 +23,12 @@ from risfast.data.scenes import Coherence, SystemConfig, generate_scenes
 from risfast.evaluate.bounds import implied_recall, scene_bound
 from risfast.evaluate.divergence import nearest
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
-from risfast.geometry import PlanarArray
+from risfast.geometry import PlanarArray, Region
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 from risfast.scoring import Box, ascend
 from risfast.sensing import Impairments
+from risfast.setup import Setup
 
 PERFECT = SystemConfig(**{**vars(CONFIG), "impairments": Impairments()})
 EVERY_IMPAIRMENT = Impairments(0.3, 0.1, 0.2, 0.02, 0.02, 0.01, 0.5, 0.05)
@@ -115,10 +116,10 @@ def test_maximum_likelihood_with_wrong_codes_has_this_bias_and_this_covariance()
     likelihood = Likelihood(
         Measurement(y, scenes.codes.expand(draws, -1, -1), scenes.channel.expand(draws, -1, -1)), ARRAY
     )
-    low, high = torch.tensor([[-1.5, -1.5, 0.05], [1.5, 1.5, 10.0]], dtype=torch.float64)
     least = torch.full((draws,), 1e-9, dtype=torch.float64)
+    box = Box.of(Setup(ARRAY, Region((-1.5, 1.5), (-1.5, 1.5), (0.1, 20.0))), least, least)
     at = state.take(torch.zeros(draws, dtype=torch.int64))
-    error = ascend(likelihood, at, Box(low, high, least, least), 30).state.position.clone()
+    error = ascend(likelihood, at, box, 30).state.position.clone()
     error[..., 2] = 1 / error[..., 2]
     error = error - scenes.position[0]
     deviation = bound.deviation[0]
