@@ -256,7 +256,8 @@ def test_a_source_beyond_the_region_ends_at_its_edge_and_says_so(position, edge)
     options = PolishOptions(births=0, range_points=0)
     [sources] = polish_sources(received(setup, [position]), start, AtomGrid(setup), options).sources
     assert sources.at_edge.tolist() == [edge]
-    for value, (low, high) in zip(sources.position[0], (region.azimuth_rad, region.elevation_rad, region.range_m)):
+    ends = (region.azimuth_rad, region.elevation_rad, region.range_m)
+    for value, (low, high) in zip(sources.position[0], ends, strict=True):
         assert low - 1e-9 <= float(value) <= high + 1e-9
     if position[2] > 1.5:
         assert float(sources.range) == pytest.approx(1.5)

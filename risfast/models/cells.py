@@ -30,8 +30,8 @@ class CellTargets(NamedTuple):
 class RangeCells(nn.Module):
     """Each atom's interval of 1/range, divided into cells of equal length in range.
 
-    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for. An interval that
-    reaches to the far field is divided into equal lengths of 1/range, and the centre of its last cell is finite.
+    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for. An interval
+    that reaches to the far field is divided into equal lengths of 1/range, and the centre of its last cell is finite.
 
     Parameters
     ----------
