@@ -7,7 +7,9 @@ The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a cova
 from typing import TYPE_CHECKING, Any
 
 from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import PlanarArray, Region, SearchGrid, SensorArray
+from risfast.setup import Setup
+from risfast.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from risfast.localize import Localizer
@@ -16,8 +18,12 @@ __all__ = [
     "DetectionOptions",
     "Localizer",
     "PlanarArray",
+    "Region",
     "SearchGrid",
+    "SensorArray",
+    "Setup",
     "Sources",
+    "Tolerance",
     "__version__",
     "detect_sources",
     "detect_sources_lowrank",

@@ -11,13 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from risfast.array_file import read_array
 from risfast.cli_progress import Progress
 from risfast.demo_options import GRIDS
 from risfast.detect import DetectionOptions, Sources, detect_sources
-from risfast.files import read_covariance, source_rows
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.io import RESULT_SUFFIXES, write_results
+from risfast.io import RESULT_SUFFIXES, read, source_rows, write_results
 from risfast.io.guard import need
 from risfast.ops import mvdr_spectrum
 from risfast.plots import PICTURE_SUFFIXES, SpectrumPanel, save_figure, spectrum_figure
@@ -36,9 +34,9 @@ class DetectCommand:
     Parameters
     ----------
     covariance : Path
-        File with R; see :func:`risfast.files.read_covariance`.
+        File with R; see :func:`risfast.io.read`.
     array : Path
-        TOML file with the elements; see :func:`risfast.array_file.read_array`.
+        TOML file with the elements; see :func:`risfast.io.read_setup`.
     key : str or None
         Variable in the covariance file; None is ``R`` or ``covariance``.
     grid : {"reference", "training"}
@@ -180,8 +178,10 @@ def run_detect(options: DetectCommand, progress: Progress) -> int:
     _check_output(options.picture, "--picture", PICTURE_SUFFIXES)
     device = check_device(options.device)
     grid = search_grid(options)
-    array = read_array(options.array)
-    covariance = read_covariance(options.covariance, key=options.key, n_elements=array.n_elements).to(device)
+    fields = {} if options.key is None else {"covariance": options.key}
+    recording = read(options.covariance, setup=options.array, fields=fields).with_covariance()
+    assert recording.covariance is not None
+    array, covariance = recording.array, recording.covariance.to(device)
     n_scenes = covariance.shape[0]
     if not 0 <= options.picture_scene < n_scenes:
         raise ValueError(f"--picture-scene must be from 0 to {n_scenes - 1}, got {options.picture_scene}")

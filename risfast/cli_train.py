@@ -140,7 +140,7 @@ def _parse(kind: type[T], command: str, rest: Sequence[str]) -> tuple[Path, T]:
     """The run folder and the configuration: an option for each field, over a TOML file, over the defaults."""
     import tyro  # noqa: PLC0415  (only the training commands need it)
 
-    from risfast.train.toml_file import read_toml  # noqa: PLC0415
+    from risfast.toml_file import read_toml  # noqa: PLC0415
 
     place, left = _place(command, rest)
     default = kind() if place.config is None else read_toml(kind, place.config)

@@ -89,7 +89,7 @@ def _parse(kind: type[T], command: str, left: Sequence[str], default: T) -> T:
 
 
 def _from_file(kind: type[T], path: Path | None) -> T:
-    from risfast.train.toml_file import read_toml  # noqa: PLC0415
+    from risfast.toml_file import read_toml  # noqa: PLC0415
 
     return kind() if path is None else read_toml(kind, path)
 

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from risfast.detect import Sources
 from risfast.durable import replace_file
 from risfast.errors import FileFormatError
 from risfast.models.base import SourceMap
 from risfast.models.cells import RangeCells
 from risfast.models.decode import counts_near
 from risfast.polish import Polished
+from risfast.setup import Setup
 
 __all__ = ["CONFIDENCE_FILE", "FEATURES", "HitModel", "hit_features"]
 
@@ -37,19 +37,19 @@ FEATURES = (
     "counts within, at most 1.2",
     "log counts toward",
     "log power over the scene's median",
-    "log deviation of azimuth",
-    "log deviation of elevation",
-    "log deviation of range",
-    "log range",
+    "log deviation of azimuth over the tolerance",
+    "log deviation of elevation over the tolerance",
+    "log deviation of range over the tolerance",
+    "log range in wavelengths",
     "sources found",
     "alone",
     "log2 snapshots",
 )
 _LEAST_COUNT, _MOST_COUNT = 1e-3, 2.0
-_LEAST_DEVIATION, _MOST_DEVIATION = 1e-5, 10.0
+_LEAST_DEVIATION, _MOST_DEVIATION = 1e-4, 1e2  # tolerances
 
 
-def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, snapshots: int) -> list[Tensor]:
+def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup: Setup, snapshots: int) -> list[Tensor]:
     """What is known about each source that a polish ended with.
 
     Parameters
@@ -60,6 +60,8 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, snapsh
         The backbone's map of expected counts, of the same scenes.
     cells : RangeCells
         Of the map.
+    setup : Setup
+        Of the scenes: lengths are in its wavelengths and tolerances.
     snapshots : int
         L.
 
@@ -69,10 +71,15 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, snapsh
         In the order of :data:`FEATURES`.
     """
     most = max((len(s) for s in polished.sources), default=0)
+    # A range that is not determined counts as the farthest.
+    farthest = setup.region.range_m[1]
+    limits = torch.tensor(setup.tolerance.limits, dtype=torch.float64)
     position = torch.zeros(len(polished.sources), most, 3, dtype=torch.float64)
     for i, sources in enumerate(polished.sources):
-        position[i, : len(sources)] = sources.position.double().cpu()
-    within, toward = (v.cpu() for v in counts_near(found, position.to(found.log_intensity.device), cells))
+        position[i, : len(sources)] = sources.position.double().cpu().nan_to_num(nan=farthest)
+    within, toward = (
+        v.cpu() for v in counts_near(found, position.to(found.log_intensity.device), cells, setup.tolerance)
+    )
     rows = []
     for i, sources in enumerate(polished.sources):
         k = len(sources)
@@ -81,19 +88,19 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, snapsh
             continue
         gain = polished.gain[i].clamp_min(1e-3)
         spread = polished.covariance[i].diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
-        deviation = spread.clamp(_LEAST_DEVIATION, _MOST_DEVIATION).log()
+        deviation = (spread / limits).nan_to_num(nan=0.0).clamp(_LEAST_DEVIATION, _MOST_DEVIATION).log()
         inside, around = (v[i, :k].clamp(_LEAST_COUNT, _MOST_COUNT) for v in (within, toward))
         same = torch.ones(k, dtype=torch.float64)
         columns = [
             gain.log(),
             gain.clamp_max(60) / 20,
-            sources.confidence.double().cpu().clamp(1e-3, 1 - 1e-4),
+            polished.range_mass[i].clamp(1e-3, 1 - 1e-4),
             inside.log(),
             within[i, :k].clamp(0, 1.2),
             around.log(),
             (sources.power / sources.power.median()).double().cpu().log(),
             *deviation.unbind(1),
-            sources.range.double().cpu().log(),
+            (position[i, :k, 2].cpu() / setup.array.wavelength_m).log(),
             k * same,
             (k == 1) * same,
             math.log2(snapshots) * same,
@@ -163,17 +170,15 @@ class HitModel:
         is reached so (Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
         ECML PKDD 2014).
         """
-        sources, covariance, gain = [], [], []
+        sources, covariance, gain, mass = [], [], [], []
         for i, rows in enumerate(features):
             probability = self.probability(rows)
             keep = probability >= least
-            old = polished.sources[i]
-            sources.append(
-                Sources(old.azimuth[keep], old.elevation[keep], old.range[keep], old.power[keep], probability[keep])
-            )
+            sources.append(polished.sources[i].replace(confidence=probability)[keep])
             covariance.append(polished.covariance[i][keep])
             gain.append(polished.gain[i][keep])
-        return polished._replace(sources=sources, covariance=covariance, gain=gain)
+            mass.append(polished.range_mass[i][keep])
+        return polished._replace(sources=sources, covariance=covariance, gain=gain, range_mass=mass)
 
     def save(self, folder: Path, fitted: dict[str, Any]) -> None:
         """Write ``confidence.json`` into a model folder.
@@ -211,7 +216,12 @@ class HitModel:
         try:
             content = json.loads(path.read_bytes())
             if content["features"] != list(FEATURES):
-                raise FileFormatError(f"{path} was fitted on other features; fit it again")
+                raise FileFormatError(
+                    f"{path} was fitted on other features; fit it again: "
+                    f"`python -m risfast.train.confidence --model {folder}`"
+                )
             return HitModel(tuple(float(w) for w in content["weights"]), float(content["bias"]))
+        except FileFormatError:
+            raise
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} is not a hit model: {error}") from error

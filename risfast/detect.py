@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
 from risfast.ops.kept import constant_on
 from risfast.ops.refinement import denominator, refine_from, walk_from, widest_after_walk
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = [
     "DetectionOptions",
@@ -24,7 +26,6 @@ __all__ = [
 ]
 
 _MAD_TO_SIGMA = 1.4826  # of a Gaussian
-_RANGE_MARGIN = 1.1
 _VOLUME_BYTES = 64 << 20  # volumes held at once
 _VOLUME_BYTES_ON_GPU = 2 << 30
 
@@ -52,6 +53,8 @@ class DetectionOptions:
         Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source.
     refine_points : (int, int, int)
         Fine grid around each candidate, after its walk between the range planes.
+    range_margin : float
+        How far beyond the outermost planes of a grid a source may lie, as a factor >= 1, where no setup says it.
 
     Raises
     ------
@@ -73,6 +76,7 @@ class DetectionOptions:
     separation_rad: float = math.radians(1.0)
     separation_m: float = 0.5
     refine_points: tuple[int, int, int] = (41, 41, 41)
+    range_margin: float = 1.1
 
     def __post_init__(self) -> None:
         """Refuse what cannot be met."""
@@ -94,48 +98,20 @@ class DetectionOptions:
             )
         if not (self.separation_rad > 0 and self.separation_m > 0):
             raise ValueError("separation_rad and separation_m must be positive")
+        if not 1 <= self.range_margin < math.inf:
+            raise ValueError(f"range_margin must be a factor of at least 1, got {self.range_margin!r}")
 
 
-@dataclass(frozen=True, eq=False)
-class Sources:
-    """The sources found in one scene, strongest first.
-
-    Attributes
-    ----------
-    azimuth, elevation : float64 tensors, shape (K,)
-        Radians.
-    range : float64 tensor, shape (K,)
-        Metres.
-    power : float64 tensor, shape (K,)
-        Capon power, linear, unless the method that found them says otherwise.
-    confidence : float64 tensor, shape (K,)
-        1 - (median of the map) / power, in 0 .. 1: the part of the peak that the background does not explain.
-    """
-
-    azimuth: Tensor
-    elevation: Tensor
-    range: Tensor
-    power: Tensor
-    confidence: Tensor
-
-    def __len__(self) -> int:
-        """K."""
-        return int(self.azimuth.numel())
-
-    @property
-    def position(self) -> Tensor:
-        """(K, 3): azimuth, elevation, range."""
-        return torch.stack([self.azimuth, self.elevation, self.range], -1)
-
-
-def _bounds(grid: SearchGrid) -> tuple[Tensor, Tensor]:
-    """Corners [3] of where sources may lie: the grid, and a tenth beyond its outermost range planes.
-
-    The reference planes, 0.55 to 9.5 m, so cover its field of view of 0.5 to 10 m. Further out the range of a weak
-    source runs away to any bound it is given.
-    """
+def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) -> tuple[Tensor, Tensor]:
+    """Corners [3] of where sources may lie: the region, or the grid and a little beyond its outermost range planes."""
     az, el, r = grid.azimuth_rad, grid.elevation_rad, grid.range_m
-    return torch.stack([az[0], el[0], r[0] / _RANGE_MARGIN]), torch.stack([az[-1], el[-1], r[-1] * _RANGE_MARGIN])
+    if setup is None:
+        near, far = r[0] / options.range_margin, r[-1] * options.range_margin
+        return torch.stack([az[0], el[0], near]), torch.stack([az[-1], el[-1], far])
+    region = setup.region
+    corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
+    low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
+    return low, high
 
 
 def _goes_round(grid: SearchGrid) -> bool:
@@ -173,8 +149,8 @@ class FixedDetections(NamedTuple):
         Azimuth and elevation in radians, range in metres.
     power : float64 tensor, shape (B, k)
         Capon power, linear.
-    confidence : float64 tensor, shape (B, k)
-        As in :class:`Sources`.
+    prominence_db : float64 tensor, shape (B, k)
+        Power over the median of the map.
     keep : bool tensor, shape (B, k)
         The slots that hold a source; what the others hold means nothing.
     number : int64 tensor, shape (B,)
@@ -183,7 +159,7 @@ class FixedDetections(NamedTuple):
 
     position: Tensor
     power: Tensor
-    confidence: Tensor
+    prominence_db: Tensor
     keep: Tensor
     number: Tensor
 
@@ -191,8 +167,9 @@ class FixedDetections(NamedTuple):
 def _detect(
     matrix: Tensor,
     volume: Tensor,
-    array: PlanarArray,
+    array: SensorArray,
     grid: SearchGrid,
+    corners: tuple[Tensor, Tensor],
     factored: bool,
     loading: float,
     wavefront: str,
@@ -202,9 +179,8 @@ def _detect(
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
     form = denominator(matrix, factored, loading)
-    bounds = _bounds(grid)
-    _, low, high = walk_from(form, array, start, *bounds, wavefront)
-    widest = widest_after_walk(array, *bounds)
+    _, low, high = walk_from(form, array, start, *corners, wavefront)
+    widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest)
     present = torch.arange(options.candidates, device=volume.device) < peaks.count[:, None]
     power = torch.where(present, refined.power, torch.zeros_like(refined.power))
@@ -219,7 +195,7 @@ def _detect(
     return FixedDetections(
         refined.position.gather(1, chosen[..., None].expand(-1, -1, 3)),
         strength,
-        (1 - background[:, None] / strength).clamp(0, 1),
+        10 * (strength.clamp_min(torch.finfo(torch.float64).tiny) / background[:, None]).log10(),
         kept.index >= 0,
         kept.count,
     )
@@ -227,12 +203,12 @@ def _detect(
 
 def detect_fixed(
     matrix: Tensor,
-    array: PlanarArray,
-    grid: SearchGrid,
+    setup: Setup | SensorArray,
+    grid: SearchGrid | None = None,
     *,
     factored: bool,
     loading: float = 1e-2,
-    wavefront: str = "spherical",
+    wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
 ) -> FixedDetections:
@@ -245,7 +221,7 @@ def detect_fixed(
     ----------
     matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
         Covariance R, or with ``factored`` a factor F of R = F F^H.
-    array, grid, loading, wavefront, method, options
+    setup, grid, loading, wavefront, method, options
         As for :func:`detect_sources`.
     factored : bool
         Whether ``matrix`` is a factor.
@@ -261,6 +237,14 @@ def detect_fixed(
     """
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()
+    array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
+    if asked is not None and wavefront not in (None, asked.wavefront):
+        raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
+    wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
+    if grid is None:
+        asked = asked or Setup(array, wavefront=wavefront)  # type: ignore[arg-type]  # it is checked there
+        grid = asked.search_grid()
+    corners = _bounds(grid, asked, chosen)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
     parts: list[FixedDetections] = []
@@ -268,26 +252,29 @@ def detect_fixed(
     for start in range(0, max(matrix.shape[0], 1), step):
         part = matrix[start : start + step]
         volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
-        parts.append(_detect(part, volume, array, grid, factored, loading, wavefront, chosen))
+        parts.append(_detect(part, volume, array, grid, corners, factored, loading, wavefront, chosen))
     return parts[0] if len(parts) == 1 else FixedDetections(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
-def _as_lists(found: FixedDetections) -> list[Sources]:
+def _as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
     """Cut to length, which is the one time that the host waits for a GPU."""
     sources = []
     for scene, number in enumerate(found.number.tolist()):
-        azimuth, elevation, r = found.position[scene, :number].unbind(-1)
-        sources.append(Sources(azimuth, elevation, r, found.power[scene, :number], found.confidence[scene, :number]))
+        position, power = found.position[scene, :number], found.power[scene, :number]
+        listed = Sources.at(position, power).replace(prominence_db=found.prominence_db[scene, :number])
+        if isinstance(setup, Setup):
+            listed = listed.replace(at_edge=setup.region.at_edge(position).to(position.device))
+        sources.append(listed)
     return sources
 
 
 def detect_sources(
     R: Tensor,
-    array: PlanarArray,
+    setup: Setup | SensorArray,
     grid: SearchGrid | None = None,
     *,
     loading: float = 1e-2,
-    wavefront: str = "spherical",
+    wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
 ) -> list[Sources]:
@@ -297,19 +284,23 @@ def detect_sources(
     ----------
     R : complex64 or complex128 tensor, shape (B, N, N) or (N, N)
         Hermitian, positive semi-definite.
-    array : PlanarArray
-        N elements.
+    setup : Setup or SensorArray
+        Of N elements. A setup says where sources are looked for and what waves are like.
     grid : SearchGrid or None
-        Coarse grid; :meth:`SearchGrid.reference` by default.
-    loading, wavefront, method
+        Coarse grid; by default over the region of the setup, which for a bare array is all that it can tell apart
+        (:meth:`risfast.Setup.search_grid`).
+    loading, method
         As for :func:`risfast.ops.mvdr_spectrum`.
+    wavefront : {"spherical", "fresnel", "planar"} or None
+        Of a bare array; spherical by default.
     options : DetectionOptions or None
         Thresholds, refinement and caps.
 
     Returns
     -------
     list of Sources
-        One a scene (a list of one for a single covariance).
+        One a scene (a list of one for a single covariance), with the ``prominence_db`` of each peak; its
+        ``confidence`` is not known and NaN.
 
     Raises
     ------
@@ -326,19 +317,18 @@ def detect_sources(
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
     """
     checks.check_complex(R, "R")
-    chosen = grid if grid is not None else SearchGrid.reference()
     matrix = R if R.ndim != 2 else R[None]
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return _as_lists(detect_fixed(matrix, array, chosen, factored=False, **how))
+    return _as_lists(detect_fixed(matrix, setup, grid, factored=False, **how), setup)
 
 
 def detect_sources_lowrank(
     F: Tensor,
-    array: PlanarArray,
+    setup: Setup | SensorArray,
     grid: SearchGrid | None = None,
     *,
     loading: float = 1e-2,
-    wavefront: str = "spherical",
+    wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
 ) -> list[Sources]:
@@ -348,7 +338,7 @@ def detect_sources_lowrank(
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
         Factor of R = F F^H; K is the rank, not the number of sources.
-    array, grid, loading, wavefront, method, options
+    setup, grid, loading, wavefront, method, options
         As for :func:`detect_sources`; ``loading`` > 0.
 
     Returns
@@ -362,7 +352,6 @@ def detect_sources_lowrank(
         As :func:`risfast.ops.mvdr_spectrum_lowrank`.
     """
     checks.check_complex(F, "F")
-    chosen = grid if grid is not None else SearchGrid.reference()
     matrix = F if F.ndim != 2 else F[None]
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return _as_lists(detect_fixed(matrix, array, chosen, factored=True, **how))
+    return _as_lists(detect_fixed(matrix, setup, grid, factored=True, **how), setup)

@@ -6,6 +6,7 @@ Conventions (used everywhere): metres and radians; a source at (azimuth, elevati
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +20,9 @@ from risfast.lattice import Lattice, find_lattice
 __all__ = [
     "Lattice",
     "PlanarArray",
+    "Region",
     "SearchGrid",
+    "SensorArray",
     "cartesian_to_spherical",
     "direction_cosines",
     "find_lattice",
@@ -29,6 +32,9 @@ __all__ = [
 REFERENCE_RANGES_M = (0.55, 0.85, 1.3, 2.0, 3.5, 6.0, 9.5)
 REFERENCE_AZIMUTH_RAD = math.radians(60.0)
 REFERENCE_ELEVATION_RAD = math.radians(30.0)
+# Nearest range of a derived region, in apertures: closer, a source stands among the elements.
+_NEAREST_APERTURES = 0.25
+_FLAT = 1e-6  # cosine (or its distance from 1) that counts as upright or lying
 
 
 def _frozen_tensor(values: Any, name: str, infinite: bool = False) -> Tensor:
@@ -41,11 +47,19 @@ def _frozen_tensor(values: Any, name: str, infinite: bool = False) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True, eq=False)
-class PlanarArray:
-    """An array of points that receive (or reflect) with known positions.
+def _digest(*tensors: Tensor) -> int:
+    """Hash of float64 contents, the same in every process."""
+    content = hashlib.sha256()
+    for tensor in tensors:
+        content.update(repr(tuple(tensor.shape)).encode() + tensor.contiguous().numpy().tobytes())
+    return int.from_bytes(content.digest()[:7], "big")
 
-    The name says what it mostly is; the elements may fill a volume just as well.
+
+@dataclass(frozen=True, eq=False)
+class SensorArray:
+    """An array of points that receive (or reflect), with known positions.
+
+    Two arrays are equal where their positions and wavelength are.
 
     Parameters
     ----------
@@ -70,6 +84,7 @@ class PlanarArray:
     positions_m: Tensor
     wavelength_m: float
     lattice: Lattice | None = field(init=False)
+    _digest: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check, copy and freeze."""
@@ -85,11 +100,12 @@ class PlanarArray:
         object.__setattr__(self, "positions_m", positions)
         object.__setattr__(self, "wavelength_m", wavelength)
         object.__setattr__(self, "lattice", find_lattice(positions))
+        object.__setattr__(self, "_digest", _digest(positions, torch.tensor(wavelength, dtype=torch.float64)))
 
     @classmethod
     def rectangular(
         cls, n_h: int = 12, n_v: int = 12, spacing_m: float = 0.15, wavelength_m: float = 0.3
-    ) -> PlanarArray:
+    ) -> SensorArray:
         """Uniform planar array in the x-y plane, centred on the origin.
 
         Parameters
@@ -102,7 +118,7 @@ class PlanarArray:
 
         Returns
         -------
-        PlanarArray
+        SensorArray
             Of N = n_h n_v elements.
 
         Raises
@@ -120,7 +136,7 @@ class PlanarArray:
         return cls(torch.stack([gx, gy, torch.zeros_like(gx)], -1).reshape(-1, 3), wavelength_m)
 
     @classmethod
-    def linear(cls, n: int, spacing_m: float, wavelength_m: float) -> PlanarArray:
+    def linear(cls, n: int, spacing_m: float, wavelength_m: float) -> SensorArray:
         """Uniform linear array along x, centred on the origin.
 
         Parameters
@@ -132,7 +148,7 @@ class PlanarArray:
 
         Returns
         -------
-        PlanarArray
+        SensorArray
 
         Raises
         ------
@@ -140,6 +156,48 @@ class PlanarArray:
             ``n`` is below 1, or a length is not positive.
         """
         return cls.rectangular(n, 1, spacing_m, wavelength_m)
+
+    @classmethod
+    def circular(cls, n: int, radius_m: float, wavelength_m: float, plane: str = "xz") -> SensorArray:
+        """Uniform circular array about the origin.
+
+        Parameters
+        ----------
+        n : int
+            Elements, >= 1; the first stands on the first axis of the plane.
+        radius_m, wavelength_m : float
+            Both in metres, > 0.
+        plane : {"xz", "xy", "yz"}
+            "xz" lies flat and looks round the horizon; "xy" looks ahead, as a planar array does.
+
+        Returns
+        -------
+        SensorArray
+
+        Raises
+        ------
+        ValueError
+            ``n`` is below 1, a length is not positive, or an unknown plane.
+        """
+        if n < 1 or not radius_m > 0:
+            raise ValueError(f"n must be at least 1 and radius_m positive, got {n} and {radius_m!r}")
+        if plane not in ("xz", "xy", "yz"):
+            raise ValueError(f"plane must be one of xz, xy, yz; got {plane!r}")
+        angle = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
+        positions = torch.zeros(n, 3, dtype=torch.float64)
+        positions[:, "xyz".index(plane[0])] = radius_m * angle.cos()
+        positions[:, "xyz".index(plane[1])] = radius_m * angle.sin()
+        return cls(positions, wavelength_m)
+
+    def __eq__(self, other: object) -> bool:
+        """Same positions and wavelength, to the last bit."""
+        if not isinstance(other, SensorArray):
+            return NotImplemented
+        return self.wavelength_m == other.wavelength_m and torch.equal(self.positions_m, other.positions_m)
+
+    def __hash__(self) -> int:
+        """Of positions and wavelength; the same in every process."""
+        return self._digest
 
     @property
     def n_elements(self) -> int:
@@ -164,7 +222,159 @@ class PlanarArray:
     def __repr__(self) -> str:
         """Name the lattice where there is one."""
         shape = f"{self.lattice.n_h} x {self.lattice.n_v} lattice" if self.lattice else "irregular"
-        return f"PlanarArray({self.n_elements} elements, {shape}, wavelength {self.wavelength_m:g} m)"
+        return f"SensorArray({self.n_elements} elements, {shape}, wavelength {self.wavelength_m:g} m)"
+
+
+PlanarArray = SensorArray  # the name of earlier versions
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where sources are looked for: an interval of each coordinate.
+
+    Parameters
+    ----------
+    azimuth_rad, elevation_rad : pair of float
+        Lowest and highest, in radians; equal ends fix the coordinate. An azimuth from -pi to pi is the full circle.
+    range_m : pair of float
+        Nearest and farthest, in metres; the farthest may be infinite, which is the far field.
+
+    Raises
+    ------
+    ValueError
+        An interval is inside out, not a number, empty, or looks like degrees.
+    """
+
+    azimuth_rad: tuple[float, float]
+    elevation_rad: tuple[float, float]
+    range_m: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        """Check every interval."""
+        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi / 2), ("range_m", math.inf)):
+            try:
+                low, high = (float(value) for value in getattr(self, name))
+            except (TypeError, ValueError):
+                raise ValueError(f"{name} must be a pair (low, high), got {getattr(self, name)!r}") from None
+            if math.isnan(low) or math.isnan(high):
+                raise ValueError(f"{name} must be a pair of numbers, got {(low, high)}")
+            if name != "range_m" and max(abs(low), abs(high)) > limit + 1e-9:
+                raise ValueError(
+                    f"{name} must lie within +-{limit:.4g} rad, got ({low:g}, {high:g}); is it in degrees? "
+                    "(math.radians converts)"
+                )
+            if low > high:
+                raise ValueError(f"{name} is inside out: ({low:g}, {high:g}); the lower end comes first")
+            object.__setattr__(self, name, (low, high))
+        if self.azimuth_rad[1] - self.azimuth_rad[0] > 2 * math.pi + 1e-9:
+            raise ValueError(f"azimuth_rad must span at most a full circle, got {self.azimuth_rad}")
+        near = self.range_m[0]
+        if not 0 < near < math.inf:
+            raise ValueError(f"range_m must start at a finite range above 0 m, got {self.range_m}")
+
+    @classmethod
+    def of(cls, array: SensorArray) -> Region:
+        """What an array can tell apart, from a quarter of its aperture out to the far field.
+
+        The half-space before a planar array, the half circle before a line at the one elevation (or azimuth) that it
+        cannot see, the circle at elevation 0 for an array that lies in the x-z plane, the sphere for a volume.
+
+        Parameters
+        ----------
+        array : SensorArray
+
+        Returns
+        -------
+        Region
+
+        Raises
+        ------
+        ValueError
+            A single point, which sees no direction; or a plane or line so tilted that its view is no interval of
+            azimuth and elevation.
+        """
+        if not array.aperture_m > 0:
+            raise ValueError("an array of a single point sees no direction: give the region")
+        right, up, half, none = math.pi / 2, math.pi / 2, math.pi, (0.0, 0.0)
+        span = (_NEAREST_APERTURES * array.aperture_m, math.inf)
+        rank, axis = _extent(array.positions_m)
+        if rank == 3:
+            return cls((-half, half), (-up, up), span)
+        x, y, z = axis.tolist()
+        turned = math.atan2(x, z)  # azimuth of the axis
+        if rank == 1:
+            if abs(y) > 1 - _FLAT:
+                return cls(none, (-up, up), span)
+            # Both sides of a line look alike: the one that holds more of the front.
+            left = turned - half if turned > half / 4 else turned
+            return cls((left, left + half), none, span)
+        if abs(y) > 1 - _FLAT:
+            return cls((-half, half), none, span)
+        if abs(y) < _FLAT:
+            return cls((turned - right, turned + right), (-up, up), span)
+        raise ValueError(
+            "a plane that is tilted in elevation sees no interval of azimuth and elevation: give the region, or turn "
+            "the coordinates so that the array stands upright or lies flat"
+        )
+
+    @property
+    def inverse_range(self) -> tuple[float, float]:
+        """(1/farthest, 1/nearest) in 1/metres; the first is 0 where the region reaches to the far field."""
+        return 1 / self.range_m[1], 1 / self.range_m[0]
+
+    @property
+    def full_circle(self) -> bool:
+        """Whether both ends of the azimuth are the same direction."""
+        return self.azimuth_rad[1] - self.azimuth_rad[0] > 2 * math.pi - 1e-9
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """Corners [3] of the region in (azimuth, elevation, 1/range), float64."""
+        (az, el), rho = (self.azimuth_rad, self.elevation_rad), self.inverse_range
+        low, high = ([axis[i] for axis in (az, el, rho)] for i in (0, 1))
+        return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+
+    def at_edge(self, position: Tensor) -> Tensor:
+        """Which positions lie on an end of an interval: not fixed coordinates, not a full circle, not the far field.
+
+        Parameters
+        ----------
+        position : real tensor, shape (..., 3)
+            (azimuth, elevation, range) in radians and metres; a NaN is on no edge.
+
+        Returns
+        -------
+        bool tensor, shape (...)
+        """
+        low, high = self.bounds()
+        at = torch.cat([position[..., :2].double().cpu(), 1 / position[..., 2:].double().cpu()], -1)
+        near = (high - low) * 1e-6
+        lower, upper = at <= low + near, at >= high - near
+        if self.full_circle:
+            lower[..., 0] = upper[..., 0] = False
+        for i, up in enumerate(self.elevation_rad):  # a pole is no edge: beyond it the sphere goes on
+            if abs(up) > math.pi / 2 - 1e-9:
+                (lower if i == 0 else upper)[..., 1] = False
+        if self.range_m[1] == math.inf:
+            lower[..., 2] = False
+        return ((lower | upper) & (high > low)).any(-1)
+
+
+def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
+    """Dimensions that the elements fill (1, 2 or 3), and the direction of the line or the normal of the plane [3].
+
+    The direction points to the right of a viewer on the z axis, the normal to the front (or right, or up).
+    """
+    centred = positions_m - positions_m.mean(0)
+    _, size, directions = torch.linalg.svd(centred, full_matrices=False)
+    size = torch.cat([size, size.new_zeros(3 - len(size))]) if len(size) < 3 else size
+    rank = int((size > 1e-6 * size[0]).sum())
+    if rank == 2:
+        axis = torch.linalg.cross(directions[0], directions[1])
+        order = (2, 0, 1)
+    else:
+        axis, order = directions[0], (0, 2, 1)
+    leading = next(float(axis[i]) for i in order if abs(float(axis[i])) > 1e-6)
+    return rank, torch.where(axis.abs() > 1e-12, axis, 0.0) * (1 if leading > 0 else -1)
 
 
 def _axis(values: Any, name: str, infinite: bool = False) -> Tensor:
@@ -249,6 +459,20 @@ class SearchGrid:
         """The training grid: 61 x 41 on the planes of the reference grid."""
         return cls.box(61, 41, REFERENCE_RANGES_M, REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD)
 
+    def __eq__(self, other: object) -> bool:
+        """Same axes, to the last bit."""
+        if not isinstance(other, SearchGrid):
+            return NotImplemented
+        return all(torch.equal(a, b) for a, b in zip(self._axes, other._axes, strict=True))
+
+    def __hash__(self) -> int:
+        """Of the axes; the same in every process."""
+        return _digest(*self._axes)
+
+    @property
+    def _axes(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.azimuth_rad, self.elevation_rad, self.range_m
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(G_az, G_el, G_r)."""
@@ -330,3 +554,7 @@ def cartesian_to_spherical(xyz: Tensor) -> Tensor:
     r = torch.linalg.vector_norm(xyz, dim=-1)
     elevation = torch.atan2(xyz[..., 1], torch.hypot(xyz[..., 0], xyz[..., 2]))
     return torch.stack([torch.atan2(xyz[..., 0], xyz[..., 2]), elevation, r], -1)
+
+
+# Plain values: torch.load(weights_only=True) may rebuild them.
+torch.serialization.add_safe_globals([Lattice, Region, SearchGrid, SensorArray])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,26 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from risfast import __version__
-from risfast.data.system_json import array_from_json, array_to_json
 from risfast.durable import finite_json, replace_file
 from risfast.errors import FileFormatError
-from risfast.geometry import PlanarArray
+from risfast.geometry import Region
+from risfast.setup import Setup, array_from_json
 
 __all__ = ["MODEL_CARD", "MODEL_WEIGHTS", "Build", "load_model", "load_weights", "read_card", "save_model"]
 
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_CARD = "model.json"
-_FORMAT = 1
+_FORMAT = 2
 
-Build = Callable[[str, PlanarArray, "dict[str, Any] | None"], nn.Module]
-"""Makes a module from its name, the array and its options."""
+Build = Callable[[str, Setup, "dict[str, Any] | None"], nn.Module]
+"""Makes a module from its name, the setup and its options."""
 
 
 def save_model(
     folder: Path,
     name: str,
     weights: Mapping[str, Tensor],
-    array: PlanarArray,
+    setup: Setup,
     options: Mapping[str, Any],
     card: Mapping[str, Any],
 ) -> None:
@@ -47,8 +48,8 @@ def save_model(
         Name of the module's kind, such as "unrolled".
     weights : mapping of str to Tensor
         Its state.
-    array : PlanarArray
-        The surface that it was made for.
+    setup : Setup
+        The problem that it was made for.
     options : mapping
         What rebuilds the module, as JSON values.
     card : mapping
@@ -66,7 +67,7 @@ def save_model(
         "version": __version__,
         "name": name,
         "options": dict(options),
-        "array": array_to_json(array),
+        "setup": setup.to_json(),
         "sha256": hashlib.sha256(data).hexdigest(),
         **card,
     }
@@ -85,7 +86,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``name``, ``options``, ``array``, ``sha256`` (of the weights) and what was saved with them.
+        ``name``, ``options``, ``setup`` (JSON), ``sha256`` (of the weights) and what was saved with them. A card of an
+        earlier version comes with the setup of the system that it was trained on.
 
     Raises
     ------
@@ -95,20 +97,44 @@ def read_card(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_CARD
     try:
         card = json.loads(path.read_bytes())
+        if card["format"] == 1:
+            card = _renewed(card)
         if card["format"] != _FORMAT:
-            raise FileFormatError(f"{path}: format {card['format']!r}, this version reads {_FORMAT}")
-        missing = {"name", "options", "array", "sha256"} - set(card)
+            raise FileFormatError(f"{path}: format {card['format']!r}, this version reads 1 and {_FORMAT}")
+        missing = {"name", "options", "setup", "sha256"} - set(card)
     except FileNotFoundError as error:
         raise FileFormatError(f"{path}: missing; give the folder of a trained model") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise FileFormatError(f"{path}: not the card of a model") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise FileFormatError(f"{path}: not the card of a model: {error!r}") from error
     if missing:
         raise FileFormatError(f"{path}: the card lacks {', '.join(sorted(missing))}")
     return dict(card)
 
 
+def _renewed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A card of format 1, whose region and wavefront stand among the options, or in the system it was trained on."""
+    options = dict(card["options"])
+    system = card.get("training", {}).get("system", {})
+    axes = options.get("axes", {})
+    ends = {
+        name: options.pop(name, axes.get(name)) or _degrees(system.get(name.replace("_rad", "_deg")))
+        for name in ("azimuth_rad", "elevation_rad", "range_m")
+    }
+    wavefront = options.pop("wavefront", system.get("wavefront", "spherical"))
+    pairs = {name: (-end, end) if isinstance(end, int | float) else tuple(end) for name, end in ends.items()}
+    setup = Setup(array_from_json(card["array"]), Region(**pairs), wavefront)
+    rest = {name: value for name, value in card.items() if name != "array"}
+    return {**rest, "format": _FORMAT, "options": options, "setup": setup.to_json()}
+
+
+def _degrees(pair: Sequence[float] | None) -> tuple[float, ...]:
+    if pair is None:
+        raise ValueError("the card says nothing of the region that it was trained for; train the model again")
+    return tuple(math.radians(value) for value in pair)
+
+
 def load_model(
-    folder: Path, build: Build, device: torch.device | str = "cpu", array: PlanarArray | None = None
+    folder: Path, build: Build, device: torch.device | str = "cpu", setup: Setup | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Read a model folder.
 
@@ -120,8 +146,8 @@ def load_model(
         Makes the module: ``risfast.models.build_backbone`` or its like.
     device : device
         Where it goes.
-    array : PlanarArray or None
-        The surface it shall work for: refused where it is not the model's own.
+    setup : Setup or None
+        The problem it shall work for: refused where array, region or wavefront are not the model's own.
 
     Returns
     -------
@@ -135,11 +161,17 @@ def load_model(
         A file is missing or damaged, or the weights or the array do not fit.
     """
     card = read_card(folder)
-    own = array_from_json(card["array"])
-    if array is not None and not (
-        torch.equal(own.positions_m, array.positions_m) and own.wavelength_m == array.wavelength_m
-    ):
-        raise ValueError(f"{folder} was trained for another array than the one given")
+    try:
+        own = Setup.from_json(card["setup"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(f"{folder / MODEL_CARD}: {error}") from error
+    if setup is not None:
+        for name in ("array", "region", "wavefront"):
+            if getattr(own, name) != getattr(setup, name):
+                raise ValueError(
+                    f"{folder} was trained for another {name}, {getattr(own, name)}, than the one given, "
+                    f"{getattr(setup, name)}"
+                )
     path = folder / MODEL_WEIGHTS
     try:
         data = path.read_bytes()

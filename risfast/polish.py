@@ -9,25 +9,29 @@ tolerance is reported. Without candidates this is greedy maximum likelihood.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from risfast.detect import Sources
 from risfast.information import coordinate_covariance
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import Measurement
 from risfast.pruning import bury_sources, merge_sources
 from risfast.scoring import Box, Point, ascend
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["PolishOptions", "Polished", "polish_sources"]
 
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
+_TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
+_WINDOW = 1 / 3  # deviations of the posterior of range; a uniform one within 10 tolerances is judged by the tolerance
+_KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
 
@@ -48,8 +52,9 @@ class PolishOptions:
         What a source has to gain, in units of ln(L M): 2 is the Bayesian information criterion of its 4 parameters.
     range_points : int
         Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
-    range_tolerance_m : float
-        Half-width of the window whose posterior mass is the greatest at the range reported.
+    range_evidence : float
+        Log-likelihood that a range has to gain over the far field, or over the worst range of a region that ends
+        before, to be reported as a number.
 
     Raises
     ------
@@ -62,7 +67,7 @@ class PolishOptions:
     max_sources: int = 8
     penalty: float = 2.0
     range_points: int = 64
-    range_tolerance_m: float = 1.0
+    range_evidence: float = 0.5
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -70,8 +75,8 @@ class PolishOptions:
             raise ValueError("iterations and max_sources must be at least 1")
         if self.births < 0 or self.range_points < 0 or self.range_points == 1:
             raise ValueError("births must be at least 0, and range_points 0 or at least 2")
-        if not (self.penalty >= 0 and self.range_tolerance_m > 0):
-            raise ValueError("penalty must be at least 0 and range_tolerance_m positive")
+        if not (self.penalty >= 0 and self.range_evidence >= 0):
+            raise ValueError("penalty and range_evidence must be at least 0")
 
 
 class Polished(NamedTuple):
@@ -80,8 +85,9 @@ class Polished(NamedTuple):
     Attributes
     ----------
     sources : list of Sources
-        One a scene, strongest first; ``confidence`` is the posterior mass within the tolerance of the reported range
-        (1 without the range posterior).
+        One a scene, strongest first. ``confidence`` is the probability that a source is there, from its gain and the
+        penalty, times that of every coordinate's being within the tolerance. The range is NaN where the data do not
+        determine it.
     covariance : list of float64 tensors, shape (K, 3, 3)
         Inverse Fisher information of each source's (azimuth, elevation, range), in the same order; infinite variance
         of a coordinate that the data do not determine.
@@ -90,6 +96,8 @@ class Polished(NamedTuple):
         At the maximum, without the constant -L M log(pi).
     gain : list of float64 tensors, shape (K,)
         Log-likelihood at the maximum less that without the source, everything else as it is, in the same order.
+    range_mass : list of float64 tensors, shape (K,)
+        Posterior mass within the tolerance of the reported range (1 without the range posterior), in the same order.
     """
 
     sources: list[Sources]
@@ -97,6 +105,7 @@ class Polished(NamedTuple):
     noise_power: Tensor
     log_likelihood: Tensor
     gain: list[Tensor]
+    range_mass: list[Tensor]
 
 
 def polish_sources(
@@ -116,7 +125,7 @@ def polish_sources(
     candidates : sequence of B Sources, or None
         Starting points with their powers; None starts from noise alone.
     atoms : AtomGrid
-        Array, wavefront, field of view, and the grid that new sources are looked for on.
+        The setup, and the grid that new sources are looked for on.
     options : PolishOptions, optional
     noise_power : real tensor, shape (B,), optional
         A start where the measurement knows none.
@@ -139,7 +148,7 @@ def polish_sources(
     penalty = options.penalty * math.log(max(snapshots * m, 2))
     state, box = _start(measurement, candidates, atoms, options, noise_power)
     if b == 0:
-        return Polished([], [], state.noise, state.noise, [])
+        return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
     found = merge_sources(likelihood, found, box, penalty, options.iterations)
     found = bury_sources(likelihood, found, box, penalty, options.iterations)
@@ -150,7 +159,7 @@ def polish_sources(
         part = likelihood[grown]
         again = merge_sources(part, found.take(grown), box[grown], penalty, options.iterations)
         found = found.put(grown, bury_sources(part, again, box[grown], penalty, options.iterations))
-    return _report(likelihood, found, box, options)
+    return _report(likelihood, found, box, atoms.setup, penalty, options)
 
 
 def _start(
@@ -164,22 +173,20 @@ def _start(
     b, k = len(measurement), options.max_sources
     received = measurement.y.abs().double().square().mean((1, 2)).clamp_min(1e-300)
     gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
-    axes = atoms.axes
-    low = torch.tensor([-axes.azimuth_rad, -axes.elevation_rad, 1 / axes.range_m[1]], dtype=torch.float64)
-    high = torch.tensor([axes.azimuth_rad, axes.elevation_rad, 1 / axes.range_m[0]], dtype=torch.float64)
+    farthest = atoms.setup.region.inverse_range[0]
     position = torch.zeros(b, k, 3, dtype=torch.float64)
-    position[..., 2] = 1.0
     power = torch.ones(b, k, dtype=torch.float64)
     mask = torch.zeros(b, k, dtype=torch.bool)
     for i, sources in enumerate(candidates or ()):
         count = min(len(sources), k)
         position[i, :count, :2] = sources.position[:count, :2].double().cpu()
-        position[i, :count, 2] = 1 / sources.range[:count].double().cpu()
+        # A candidate whose range is not known starts from the far end.
+        position[i, :count, 2] = (1 / sources.range[:count].double().cpu()).nan_to_num(nan=farthest)
         power[i, :count] = sources.power[:count].double().cpu()
         mask[i, :count] = True
     start = measurement.noise_power if measurement.noise_power is not None else noise_power
     noise = 0.5 * received if start is None else start.double()
-    box = Box(low.to(device), high.to(device), _LEAST_POWER * received / gain, _LEAST_NOISE * received)
+    box = Box.of(atoms.setup, _LEAST_POWER * received / gain, _LEAST_NOISE * received)
     state = SourceState(position.to(device), power.to(device), noise, mask.to(device))
     return box.clamp(state), box
 
@@ -228,15 +235,9 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
     rho = (n / d).clamp_min(1)
     best = (rho - 1 - rho.log()).topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
     _, n_el, n_r = atoms.shape
-    sines = [s.to(best.device) for s in atoms.axes.sines]
-    position = torch.stack(
-        [
-            sines[0][best // (n_el * n_r)].asin(),
-            sines[1][best // n_r % n_el].asin(),
-            atoms.axes.inverse_range.to(best.device)[best % n_r],
-        ],
-        -1,
-    )
+    azimuth, elevation = (angle.to(best.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
+    inverse = atoms.axes.inverse_range.to(best.device)
+    position = torch.stack([azimuth[best // (n_el * n_r)], elevation[best // n_r % n_el], inverse[best % n_r]], -1)
     gain, power = likelihood.profile(state, position)
     most, first = gain.max(1)
     index = torch.arange(len(most), device=best.device)
@@ -266,27 +267,72 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> 
     return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
 
 
-def _report(likelihood: Likelihood, point: Point, box: Box, options: PolishOptions) -> Polished:
+def _report(
+    likelihood: Likelihood, point: Point, box: Box, setup: Setup, penalty: float, options: PolishOptions
+) -> Polished:
     state = point.state.columns(point.state.mask.any(0).nonzero()[:, 0])
-    information = likelihood.derivatives(state).information
     lost = likelihood.losses(state)
     mass = torch.ones_like(state.power)
     b, k = state.mask.shape
+    information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
+    determined = state.mask.clone()
     if options.range_points:
-        state, mass = _range_posterior(likelihood, state, information, blocks[..., 2, 2].sqrt(), box, options)
-    r = 1 / state.position[..., 2]
-    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
-    blocks = (blocks * scale[..., None] * scale[..., None, :]).cpu()
-    sources, covariances, gains = [], [], []
+        deviation = blocks[..., 2, 2].sqrt()
+        state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
+    found, covariance = _in_range(state.position, blocks, determined)
+    here = _confidence(lost, covariance, mass, determined, setup, penalty)
+    at_edge = setup.region.at_edge(found)
+    position, power = found.cpu(), state.power.cpu()
+    columns = [value.cpu() for value in (covariance, lost, mass, here)]
+    sources, parts = [], []
     for i in range(b):
         there = state.mask[i].nonzero()[:, 0].cpu()
-        there = there[state.power[i].cpu()[there].argsort(descending=True, stable=True)]
-        azimuth, elevation, inverse = state.position[i].cpu()[there].unbind(-1)
-        sources.append(Sources(azimuth, elevation, 1 / inverse, state.power[i].cpu()[there], mass[i].cpu()[there]))
-        covariances.append(blocks[i][there])
-        gains.append(lost[i].cpu()[there])
-    return Polished(sources, covariances, state.noise, point.value, gains)
+        there = there[power[i][there].argsort(descending=True, stable=True)]
+        spread, gain, inside, probability = (value[i][there] for value in columns)
+        listed = Sources.at(position[i][there], power[i][there], probability)
+        sources.append(listed.replace(at_edge=at_edge[i][there]))
+        parts.append((spread, gain, inside))
+    covariances, gains, masses = ([part[n] for part in parts] for n in range(3))
+    return Polished(sources, covariances, state.noise, point.value, gains, masses)
+
+
+def _without_fixed(information: Tensor, k: int, box: Box) -> Tensor:
+    """The information [B, 4 K + 1, 4 K + 1] where coordinates that the region fixes are known."""
+    fixed = (box.high <= box.low).repeat_interleave(k)
+    fixed = torch.cat([fixed, fixed.new_zeros(k + 1)])
+    if not bool(fixed.any()):
+        return information
+    known = torch.where(fixed[:, None] | fixed, 0.0, information)
+    return known + torch.diag(torch.where(fixed, _KNOWN, 0.0).to(known))
+
+
+def _in_range(position: Tensor, blocks: Tensor, determined: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [B, K, 3] and covariances [B, K, 3, 3] in range from those in 1/range.
+
+    A range that is not determined is NaN, and its deviation infinite, as is that of a source in the far field.
+    """
+    r = 1 / position[..., 2]
+    finite = determined & r.isfinite()
+    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), torch.where(finite, -r.square(), 0.0)], -1)
+    covariance = (blocks * scale[..., None] * scale[..., None, :]).nan_to_num(nan=0.0, posinf=torch.inf)
+    covariance[..., 2, 2] = torch.where(finite, covariance[..., 2, 2], torch.inf)
+    return torch.cat([position[..., :2], torch.where(determined, r, torch.nan)[..., None]], -1), covariance
+
+
+def _confidence(
+    gain: Tensor, covariance: Tensor, mass: Tensor, determined: Tensor, setup: Setup, penalty: float
+) -> Tensor:
+    """Probability of each source's lying within the tolerance of a true one [B, K].
+
+    The odds that it is there at all are those of the penalised likelihood (Schwarz's approximation of a Bayes factor).
+    """
+    there = torch.sigmoid(gain - penalty)
+    deviation = covariance.diagonal(dim1=2, dim2=3)[..., :2].clamp_min(0).sqrt()
+    limits = deviation.new_tensor(setup.tolerance.limits[:2])
+    angles = torch.erf(limits / (math.sqrt(2) * deviation.clamp_min(1e-300))).prod(-1)
+    scored = math.isfinite(setup.tolerance.range_m)
+    return there * angles * (torch.where(determined, mass, 0.0) if scored else torch.ones_like(mass))
 
 
 def _range_posterior(
@@ -295,49 +341,122 @@ def _range_posterior(
     information: Tensor,
     deviation: Tensor,
     box: Box,
+    setup: Setup,
     options: PolishOptions,
-) -> tuple[SourceState, Tensor]:
-    """Move each source along its ridge to the range with the most posterior mass within the tolerance.
+) -> tuple[SourceState, Tensor, Tensor]:
+    """Move each source along its ridge to where its range most probably is.
 
     Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
-    sources stay. The prior is uniform in range over the box.
+    sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
+    mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
+    the median. Returns the state, that mass, and whether the range is determined, [B, K] both.
     """
-    nearest, farthest = 1 / float(box.high[2]), 1 / float(box.low[2])
-    r = torch.linspace(nearest, farthest, options.range_points, dtype=torch.float64, device=state.noise.device)
-    window = (r[:, None] - r).abs() <= options.range_tolerance_m
-    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     count = state.mask.shape[1]
-    # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
-    deviation = deviation / state.position[..., 2].square()
-    alone = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count].rsqrt() / state.position[..., 2].square()
-    # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance of
-    # several deviations holds all of the posterior.
-    rounding = ~(deviation > r[1] - r[0])
-    # Rounding may hide that a range is not determined; all else known, its deviation is still large then.
-    sharp = torch.maximum(deviation, alone) <= options.range_tolerance_m / _CERTAIN
-    open_sources = state.mask & ~(rounding & sharp)
+    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
+    determined = state.mask.clone()
+    curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
+    if math.isinf(setup.region.range_m[1]):
+        rule, rounding, open_sources = _median_range, torch.zeros_like(state.mask), state.mask
+    else:
+        rule = _likeliest_window
+        step = (setup.region.range_m[1] - setup.region.range_m[0]) / (options.range_points - 1)
+        # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
+        slope = state.position[..., 2].square()
+        # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance
+        # of several deviations holds all of the posterior.
+        rounding = ~(deviation / slope > step)
+        # Rounding may hide that a range is not determined; all else known, its deviation is still large then.
+        sharp = torch.maximum(deviation, curved.rsqrt()) / slope <= setup.tolerance.range_m / _CERTAIN
+        open_sources = state.mask & ~(rounding & sharp)
     for k in range(count):
         here = open_sources[:, k].nonzero()[:, 0]
         if not len(here):
             continue
         own = state.take(here)
-        path = _ridge(own, information[here], k, 1 / r, box)  # [B, J, 3]
-        profile, best_power = likelihood[here].profile(replace(own, mask=_dropped(own.mask, k)), path)
-        posterior = torch.softmax(profile, 1)
-        inside = posterior @ window.double()
-        best = inside.argmax(1)
-        index = torch.arange(len(best), device=best.device)
-        # The mean within the best window, which is finer than the points are.
-        weights = posterior * window[best]
-        chosen = (weights * r).sum(1) / weights.sum(1)
-        nearest_point = (r - chosen[:, None]).abs().argmin(1)
-        moved = path[index, nearest_point]
-        moved[:, 2] = 1 / chosen
+
+        def profile(inverse: Tensor, k: int = k, own: SourceState = own, here: Tensor = here) -> tuple[Tensor, ...]:
+            path = _ridge(own, information[here], k, inverse, box)
+            return path, *likelihood[here].profile(replace(own, mask=_dropped(own.mask, k)), path)
+
+        spread = torch.where(curved[here, k] > 0, deviation[here, k], torch.inf)
+        found = rule(profile, own.position[:, k, 2], spread, setup, options)
         kept = rounding[here, k]
-        position[here, k] = torch.where(kept[:, None], own.position[:, k], moved)
-        power[here, k] = torch.where(kept, own.power[:, k], best_power[index, nearest_point])
-        mass[here, k] = inside[index, best]
-    return replace(state, position=position, power=power), mass
+        position[here, k] = torch.where(kept[:, None], own.position[:, k], found.position)
+        power[here, k] = torch.where(kept, own.power[:, k], found.power)
+        mass[here, k], determined[here, k] = found.mass, found.determined
+    return replace(state, position=position, power=power), mass, determined
+
+
+class _Ranged(NamedTuple):
+    """What the posterior of range says of one source in b scenes."""
+
+    position: Tensor  # [b, 3], azimuth, elevation, 1/range
+    power: Tensor
+    mass: Tensor
+    determined: Tensor
+
+
+_Profile = Callable[[Tensor], tuple[Tensor, ...]]  # of 1/range [b, J]: path [b, J, 3], log-likelihood, power [b, J]
+
+
+def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
+    near, far = setup.region.range_m
+    r = torch.linspace(near, far, options.range_points, dtype=torch.float64, device=spread.device)
+    path, value, best_power = profile((1 / r).expand(len(spread), -1))
+    posterior = torch.softmax(value, 1)
+    # Of a posterior that is much wider than the tolerance, a window that narrow would only find the mode.
+    centre = (posterior * r).sum(1, keepdim=True)
+    width = (posterior * (r - centre).square()).sum(1).sqrt()
+    reach = (_WINDOW * width).clamp_min(setup.tolerance.range_m)
+    gap = (r[:, None] - r).abs()
+    window = gap <= reach[:, None, None]
+    best = (window.double() @ posterior[..., None])[..., 0].argmax(1)
+    index = torch.arange(len(best), device=best.device)
+    inside = (posterior * (gap[best] <= setup.tolerance.range_m)).sum(1)
+    # The mean within the best window, which is finer than the points are.
+    weights = posterior * window[index, best]
+    chosen = (weights * r).sum(1) / weights.sum(1)
+    nearest_point = (r - chosen[:, None]).abs().argmin(1)
+    moved = path[index, nearest_point]
+    moved[:, 2] = 1 / chosen
+    determined = value.amax(1) - value.amin(1) >= options.range_evidence
+    return _Ranged(moved, best_power[index, nearest_point], inside, determined)
+
+
+def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
+    far, near = setup.region.inverse_range
+    low = (at - _TAIL * spread).clamp(far, near)
+    high = (at + _TAIL * spread).clamp(far, near)
+    whole = ~(high > low)  # nothing known of the deviation
+    low, high = torch.where(whole, far, low), torch.where(whole, near, high)
+    share = torch.linspace(0, 1, options.range_points, dtype=torch.float64, device=at.device)
+    inverse = low[:, None] + share * (high - low)[:, None]
+    path, value, best_power = profile(torch.cat([torch.full_like(inverse[:, :1], far), inverse], 1))
+    far_value, value = value[:, 0], value[:, 1:]
+    posterior = torch.softmax(value, 1)
+    # Distribution function at the points: half of a point's mass lies on either side of it.
+    below = posterior.cumsum(1) - posterior / 2
+
+    def quantile_of(where: Tensor) -> Tensor:  # [b] -> [b]
+        place = ((where - low) / (high - low)).clamp(0, 1) * (options.range_points - 1)
+        left = place.long().clamp_max(options.range_points - 2)
+        part = place - left
+        ends = (below.gather(1, (left + n)[:, None])[:, 0] for n in (0, 1))
+        return torch.lerp(*ends, part)
+
+    right = (below < 0.5).sum(1).clamp(1, options.range_points - 1)
+    pair = [v.gather(1, (right - n)[:, None])[:, 0] for v in (below, inverse) for n in (1, 0)]
+    median = torch.lerp(pair[2], pair[3], ((0.5 - pair[0]) / (pair[1] - pair[0]).clamp_min(1e-300)).clamp(0, 1))
+    reach = setup.tolerance.range_m
+    r = 1 / median
+    nearest = torch.where(r > reach, 1 / (r - reach).clamp_min(1e-300), torch.inf)
+    mass = (quantile_of(nearest) - quantile_of(1 / (r + reach))).clamp(0, 1)
+    index = torch.arange(len(at), device=at.device)
+    nearest_point = (inverse - median[:, None]).abs().argmin(1)
+    moved = path[index, nearest_point + 1]
+    moved[:, 2] = median
+    determined = torch.maximum(value.amax(1), far_value) - far_value >= options.range_evidence
+    return _Ranged(moved, best_power[index, nearest_point + 1], mass, determined)
 
 
 def _dropped(mask: Tensor, k: int) -> Tensor:
@@ -347,7 +466,7 @@ def _dropped(mask: Tensor, k: int) -> Tensor:
 
 
 def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box: Box) -> Tensor:
-    """(azimuth, elevation, 1/range) [B, J, 3] of source k as its 1/range varies and its direction follows."""
+    """(azimuth, elevation, 1/range) [B, J, 3] of source k as its 1/range [B, J] varies and its direction follows."""
     count = state.mask.shape[1]
     own = information[:, [k, count + k, 2 * count + k]][:, :, [k, count + k, 2 * count + k]]
     eye = torch.eye(2, dtype=own.dtype, device=own.device)
@@ -357,5 +476,5 @@ def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box
     at = state.position[:, k]
     shift = inverse - at[:, 2:]  # [B, J]
     direction = at[:, None, :2] + slope[:, None] * shift[..., None]
-    path = torch.cat([direction, inverse.expand(len(at), -1)[..., None]], -1)
+    path = torch.cat([direction, inverse[..., None]], -1)
     return torch.maximum(torch.minimum(path, box.high), box.low)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -51,8 +52,10 @@ def merge_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float
         index = torch.arange(len(trial), device=trial.device)
         mask, position, power = tried.mask.clone(), tried.position.clone(), tried.power.clone()
         both = torch.stack([power[index, one], power[index, other]], 1)
-        share = (both / both.sum(1, keepdim=True))[..., None]
-        position[index, one] = share[:, 0] * position[index, one] + share[:, 1] * position[index, other]
+        share = both[:, 1:] / both.sum(1, keepdim=True)
+        gap = position[index, other] - position[index, one]
+        gap[:, 0] -= 2 * math.pi * (gap[:, 0] / (2 * math.pi)).round()  # the short way round
+        position[index, one] = position[index, one] + share * gap
         power[index, one], mask[index, other] = both.sum(1), False
         merged = replace(tried, position=position, power=power, mask=mask)
         goal = here.value[trial] - penalty

@@ -7,14 +7,13 @@ Capon power of the covariance that the maps were made of.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from risfast.detect import Sources
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid
 from risfast.models.base import CovarianceEstimate
 from risfast.models.refiner import (
     GuardOptions,
@@ -27,11 +26,12 @@ from risfast.models.refiner import (
 )
 from risfast.ops import mvdr_spectrum_lowrank, nms_3d
 from risfast.ops.refinement import refine_peaks, walk_peaks
+from risfast.setup import Setup
+from risfast.sources import Sources
 
-__all__ = ["MAPS", "RefinedOptions", "RefinerInput", "build_refiner", "estimate_maps", "refined_sources"]
+__all__ = ["MAPS", "RefinedOptions", "Refiner", "RefinerInput", "build_refiner", "estimate_maps", "refined_sources"]
 
 MAPS = ("capon", "intensity")
-_RANGE_MARGIN = 1.1  # as far beyond the outermost planes as detection looks without the refiner
 _LOWEST_LOG = -12.0  # of an expected count: what lies below is as good as none
 
 
@@ -99,14 +99,36 @@ class RefinerInput:
     plane: Tensor
 
 
-def build_refiner(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
-    """Make a refiner for a model folder; the network itself needs no array.
+@dataclass(frozen=True)
+class Refiner:
+    """A refiner's network with all that it takes to go from an estimate to sources.
+
+    Parameters
+    ----------
+    network : SpectrumRefiner
+    grid : SearchGrid
+        Of its maps.
+    reading : RefinedOptions
+        How maps are made and read.
+    limits : GuardOptions
+        What a refined map must look like to be believed: finite, spread, not saturated, with a plausible number of
+        peaks.
+    """
+
+    network: SpectrumRefiner
+    grid: SearchGrid
+    reading: RefinedOptions = field(default_factory=RefinedOptions)
+    limits: GuardOptions = field(default_factory=GuardOptions)
+
+
+def build_refiner(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
+    """Make a refiner for a model folder; the network itself needs no setup.
 
     Parameters
     ----------
     name : str
         ``"refiner"``: the only one.
-    array : PlanarArray
+    setup : Setup
         Not looked at; a model folder builds every network with one.
     options : dict, optional
         Fields of :class:`risfast.models.refiner.RefinerOptions`.
@@ -132,7 +154,7 @@ def build_refiner(name: str, array: PlanarArray, options: dict[str, Any] | None 
 def estimate_maps(
     estimate: CovarianceEstimate,
     backbone: nn.Module,
-    array: PlanarArray,
+    setup: Setup,
     grid: SearchGrid,
     options: RefinedOptions | None = None,
 ) -> RefinerInput:
@@ -143,7 +165,7 @@ def estimate_maps(
     estimate : CovarianceEstimate
         Of ``backbone``, whose atoms say where its cells are.
     backbone : nn.Module
-    array : PlanarArray
+    setup : Setup
     grid : SearchGrid
         Of the maps.
     options : RefinedOptions, optional
@@ -158,7 +180,9 @@ def estimate_maps(
         The intensity is asked for and the backbone expects no counts.
     """
     chosen = options or RefinedOptions()
-    spectrum = mvdr_spectrum_lowrank(estimate.factor, array, grid, loading=chosen.loading)
+    spectrum = mvdr_spectrum_lowrank(
+        estimate.factor, setup.array, grid, loading=chosen.loading, wavefront=setup.wavefront
+    )
     maps = [spectrum_map_db(spectrum.power, floor_db=chosen.floor_db)]
     if "intensity" in chosen.maps:
         maps.append(_intensity(estimate, backbone, grid))
@@ -167,14 +191,20 @@ def estimate_maps(
 
 def _intensity(estimate: CovarianceEstimate, backbone: nn.Module, grid: SearchGrid) -> Tensor:
     """Log of the expected sources of each direction, summed over range and interpolated to the grid, about 0 .. 1."""
-    axes = getattr(getattr(backbone, "settings", None), "axes", None)
+    axes = getattr(getattr(backbone, "atoms", None), "axes", None)
     if estimate.sources is None or axes is None:
         raise ValueError('the map "intensity" needs a backbone that expects counts of sources, such as unrolled')
     level = estimate.sources.log_intensity.float().logsumexp(-1).clamp_min(_LOWEST_LOG)  # [B, A_az, A_el]
-    sine_az = grid.azimuth_rad.sin() / math.sin(axes.azimuth_rad)
-    sine_el = grid.elevation_rad.sin() / math.sin(axes.elevation_rad)
     # grid_sample wants (x, y) = (last axis, the one before), from -1 at the first sample to 1 at the last.
-    y, x = torch.meshgrid(sine_az, sine_el, indexing="ij")
+    places = []
+    angles = (
+        (grid.azimuth_rad, torch.zeros_like(grid.azimuth_rad)),
+        (torch.zeros_like(grid.elevation_rad), grid.elevation_rad),
+    )
+    for i, pair in enumerate(angles):
+        axis, at = axes.coordinates[i], axes.coordinates_of(torch.stack(pair, -1))[i]
+        places.append((2 * at - (axis[0] + axis[-1])) / (axis[-1] - axis[0]).clamp_min(1e-12))
+    y, x = torch.meshgrid(*places, indexing="ij")
     points = torch.stack([x, y], -1).to(level).expand(len(level), -1, -1, -1)
     drawn = nn.functional.grid_sample(level[:, None], points, align_corners=True, padding_mode="border")[:, 0]
     return 1 - drawn / _LOWEST_LOG
@@ -182,58 +212,47 @@ def _intensity(estimate: CovarianceEstimate, backbone: nn.Module, grid: SearchGr
 
 @torch.no_grad()
 def refined_sources(
-    refiner: SpectrumRefiner,
-    given: RefinerInput,
-    factor: Tensor,
-    array: PlanarArray,
-    grid: SearchGrid,
-    options: RefinedOptions | None = None,
-    guarded: GuardOptions | None = None,
+    refiner: Refiner, given: RefinerInput, factor: Tensor, setup: Setup
 ) -> tuple[list[Sources], GuardResult]:
     """Sources by way of the refined maps; none where the guard does not believe a map.
 
     Parameters
     ----------
-    refiner : SpectrumRefiner
+    refiner : Refiner
     given : RefinerInput
         From :func:`estimate_maps`.
     factor : complex tensor, shape (B, N, K_f)
         Of the same estimate.
-    array : PlanarArray
-    grid : SearchGrid
-        Of the maps.
-    options : RefinedOptions, optional
-    guarded : GuardOptions, optional
+    setup : Setup
 
     Returns
     -------
     sources : list of Sources
         One a scene; the confidence is the value of the refined map.
     verdict : GuardResult
-        What the guard says of each map. Where it is not ``ok``, detect without the refiner:
-        :class:`risfast.guarded.GuardedRefiner` does.
+        What the guard says of each map. Where it is not ``ok``, the pipeline takes the Capon peaks.
     """
-    chosen = options or RefinedOptions()
-    refined = refiner(given.maps).float()
-    verdict = guard(refined, guarded)
+    chosen, grid, array = refiner.reading, refiner.grid, setup.array
+    refined = refiner.network(given.maps).float()
+    verdict = guard(refined, refiner.limits)
     refined = torch.where(verdict.ok.to(refined.device)[:, None, None], refined, torch.zeros_like(refined))
     peaks = decode_peaks(refined, given.plane, grid, threshold=chosen.threshold, k=chosen.candidates)
     filled = torch.arange(chosen.candidates, device=refined.device) < peaks.count[:, None]
-    nearest = grid.range_m[0].to(peaks.position)
-    start = torch.where(filled[..., None], peaks.position, torch.stack([nearest * 0, nearest * 0, nearest]))
-    corners = (
-        torch.stack([grid.azimuth_rad[0], grid.elevation_rad[0], grid.range_m[0] / _RANGE_MARGIN]),
-        torch.stack([grid.azimuth_rad[-1], grid.elevation_rad[-1], grid.range_m[-1] * _RANGE_MARGIN]),
-    )
-    _, low, high = walk_peaks(factor, array, start, *corners, factored=True, loading=chosen.loading)
-    found = refine_peaks(factor, array, low, high, factored=True, loading=chosen.loading)
+    first = torch.stack([axis[0] for axis in (grid.azimuth_rad, grid.elevation_rad, grid.range_m)]).to(peaks.position)
+    start = torch.where(filled[..., None], peaks.position, first)
+    ends = (setup.region.azimuth_rad, setup.region.elevation_rad, setup.region.range_m)
+    corners = (torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1))
+    how = {"factored": True, "loading": chosen.loading, "wavefront": setup.wavefront}
+    _, low, high = walk_peaks(factor, array, start, *corners, **how)
+    found = refine_peaks(factor, array, low, high, **how)
     score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))
     separation = (chosen.separation_rad, chosen.separation_rad, chosen.separation_m)
-    kept = nms_3d(found.position, score, separation=separation, k=chosen.candidates)
+    kept = nms_3d(
+        found.position, score, separation=separation, k=chosen.candidates, wrap_azimuth=setup.region.full_circle
+    )
     sources = []
     for scene, number in enumerate(kept.count.tolist()):
         index = kept.index[scene, :number]
-        azimuth, elevation, r = found.position[scene, index].cpu().unbind(-1)
-        power, confidence = found.power[scene, index].cpu(), peaks.score[scene, index].double().cpu()
-        sources.append(Sources(azimuth, elevation, r, power, confidence))
+        position, power = found.position[scene, index].cpu(), found.power[scene, index].cpu()
+        sources.append(Sources.at(position, power, peaks.score[scene, index].double().cpu()))
     return sources, verdict

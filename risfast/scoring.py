@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from risfast.likelihood import Derivatives, Likelihood, SourceState
+from risfast.setup import Setup
 
 __all__ = ["Box", "Point", "ascend"]
 
-# Longest step of a coordinate in (azimuth, elevation, 1/range, log power), and of the log noise.
-_LONGEST = (0.08, 0.08, 0.25, 1.5)
-_LONGEST_NOISE = 1.0
+# Longest step: of an angle in beam widths, of 1/range by the phase of the outermost element, of log power and log
+# noise.
+_LONGEST_BEAMS, _LONGEST_PHASE_RAD, _LONGEST_POWER, _LONGEST_NOISE = 0.44, 3.57, 1.5, 1.0
 _DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-3, 1e-6, 1e6
 _DAMPING_DOWN, _DAMPING_UP = 0.2, 10.0
 # Of the log-likelihood: far below what a source is worth.
@@ -30,13 +32,32 @@ class Box:
     ----------
     low, high : float64 tensors, shape (3,)
         Bounds of (azimuth, elevation, 1/range).
+    longest : float64 tensor, shape (3,)
+        Longest step of the same.
+    full_circle : bool
+        Whether azimuth goes round.
     least_power, least_noise : float64 tensors, shape (B,)
     """
 
     low: Tensor
     high: Tensor
+    longest: Tensor
+    full_circle: bool
     least_power: Tensor
     least_noise: Tensor
+
+    @classmethod
+    def of(cls, setup: Setup, least_power: Tensor, least_noise: Tensor) -> Box:
+        """The region of a setup, and steps that its aperture can follow."""
+        low, high = setup.region.bounds()
+        beams = [_LONGEST_BEAMS * setup.array.wavelength_m / max(extent, 1e-300) for extent in setup.extents_m]
+        curve = _LONGEST_PHASE_RAD / setup.curvature_rad_m if setup.curvature_rad_m > 0 else math.inf
+        steps = torch.tensor([*beams, curve], dtype=torch.float64)
+        # No step is longer than the region is.
+        longest = torch.minimum(steps, (high - low).clamp_min(1e-12))
+        device = least_power.device
+        circle = setup.region.full_circle
+        return cls(low.to(device), high.to(device), longest.to(device), circle, least_power, least_noise)
 
     def __getitem__(self, scenes: Tensor) -> Box:
         """The same of some of the scenes."""
@@ -55,9 +76,14 @@ class Box:
         SourceState
             Each coordinate, power and noise moved to the nearest bound that it passes.
         """
+        position = state.position
+        if self.full_circle:
+            middle = (self.low[0] + self.high[0]) / 2
+            azimuth = torch.remainder(position[..., 0] - middle + math.pi, 2 * math.pi) - math.pi + middle
+            position = torch.cat([azimuth[..., None], position[..., 1:]], -1)
         return replace(
             state,
-            position=torch.maximum(torch.minimum(state.position, self.high), self.low),
+            position=torch.maximum(torch.minimum(position, self.high), self.low),
             power=torch.maximum(state.power, self.least_power[:, None]),
             noise=torch.maximum(state.noise, self.least_noise),
         )
@@ -155,7 +181,7 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     damping = torch.full_like(at.value, _DAMPING_START)
     for _ in range(iterations):
         here = found.state.take(active)
-        step, expected = _step(at, damping, _held(here, box, at.gradient))
+        step, expected = _step(at, damping, _held(here, box, at.gradient), box.longest)
         promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
         if goal is not None:
             promising &= ~(at.value + _HOPE * expected < goal[active])
@@ -186,10 +212,13 @@ def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
     k = state.mask.shape[1]
     slope = gradient[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
     out = ((state.position >= box.high) & (slope > 0)) | ((state.position <= box.low) & (slope < 0))
+    out |= box.high <= box.low  # a fixed coordinate
+    if box.full_circle:
+        out[..., 0] = False
     return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), k + 1)], 1)
 
 
-def _step(at: Derivatives, damping: Tensor, held: Tensor) -> tuple[Tensor, Tensor]:
+def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
     """Damped step [B, 4 K + 1], cut to the longest in each parameter, and the gain [B] to expect of the whole of it."""
     free = ~held
     both = free[:, :, None] & free[:, None]
@@ -201,8 +230,8 @@ def _step(at: Derivatives, damping: Tensor, held: Tensor) -> tuple[Tensor, Tenso
     step = torch.linalg.solve_ex(system, gradient[..., None]).result[..., 0]
     expected = (gradient * step).sum(1) / 2
     k = (held.shape[1] - 1) // 4
-    longest = [limit for limit in _LONGEST for _ in range(k)] + [_LONGEST_NOISE]
-    bound = torch.tensor(longest, dtype=step.dtype, device=step.device)
+    others = longest.new_tensor([_LONGEST_POWER] * k + [_LONGEST_NOISE])
+    bound = torch.cat([longest.repeat_interleave(k), others])
     return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound), expected
 
 

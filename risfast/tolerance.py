@@ -5,7 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+import torch
+
 __all__ = ["Tolerance"]
+
+_ANGLE_RAD = math.radians(5.0)
+_WAVELENGTHS = 10 / 3  # 1 m on the reference surface
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class Tolerance:
     azimuth_rad, elevation_rad : float
         Largest absolute difference in radians. The defaults are 5 degrees.
     range_m : float
-        Largest absolute difference in metres.
+        Largest absolute difference in metres; infinite where range is not scored.
 
     Raises
     ------
@@ -25,8 +30,8 @@ class Tolerance:
         A tolerance is negative, not a number, or an angle that can only be in degrees.
     """
 
-    azimuth_rad: float = math.radians(5.0)
-    elevation_rad: float = math.radians(5.0)
+    azimuth_rad: float = _ANGLE_RAD
+    elevation_rad: float = _ANGLE_RAD
     range_m: float = 1.0
 
     def __post_init__(self) -> None:
@@ -40,3 +45,26 @@ class Tolerance:
                 raise ValueError(
                     f"{name} must be at most {limit:.4g} rad, got {getattr(self, name)!r}; is it in degrees?"
                 )
+
+    @classmethod
+    def of(cls, wavelength_m: float, wavefront: str = "spherical") -> Tolerance:
+        """The default of a setup: 5 degrees, 5 degrees and 10/3 wavelengths; any range where waves are planar.
+
+        Parameters
+        ----------
+        wavelength_m : float
+        wavefront : str
+
+        Returns
+        -------
+        Tolerance
+        """
+        return cls(range_m=math.inf if wavefront == "planar" else _WAVELENGTHS * wavelength_m)
+
+    @property
+    def limits(self) -> tuple[float, float, float]:
+        """(azimuth, elevation, range) in radians and metres."""
+        return self.azimuth_rad, self.elevation_rad, self.range_m
+
+
+torch.serialization.add_safe_globals([Tolerance])

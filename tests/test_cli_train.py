@@ -30,7 +30,7 @@ from risfast.train.config import (
     ValidationOptions,
 )
 from risfast.train.runs import Progress
-from risfast.train.toml_file import read_toml
+from risfast.toml_file import read_toml
 
 SYSTEM = ["--system.n-h", "8", "--system.n-v", "6", "--system.n-antennas", "8", "--system.n-sources", "1", "2"]
 BACKBONE = [

@@ -20,25 +20,28 @@ from risfast.io import (
     Provenance,
     Recording,
     Snapshots,
+    source_rows,
     write_recording,
     write_results,
     write_spectrum,
 )
 from risfast.ops import mvdr_spectrum
+from risfast.setup import Setup
 
 ARRAY = PlanarArray.rectangular(3, 2)
 GRID = SearchGrid.box(7, 5, (0.6, 1.0, 3.0), 0.5, 0.25)
 
 
 def sources(*rows):
-    values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
-    return Sources(*values.unbind(-1))
+    values = torch.tensor(rows, dtype=torch.float64).reshape(-1, 7)
+    return Sources(*values[:, :6].unbind(-1), at_edge=values[:, 6] > 0)
 
 
+NAN = math.nan
 SCENES = [
-    sources((0.1, -0.2, 1.5, 100.0, 0.9), (-0.3, 0.1, 2.5, 10.0, 0.5)),
+    sources((0.1, -0.2, 1.5, 100.0, 0.9, NAN, 1), (-0.3, 0.1, NAN, 10.0, 0.5, NAN, 0)),
     sources(),
-    sources((0.0, 0.0, 4.0, 1.0, 0.25)),
+    sources((0.0, 0.0, 4.0, 1.0, NAN, 12.5, 0)),
 ]
 # By hand: degrees of the radians above, and 10 log10 of the powers.
 EXPECTED = {
@@ -46,10 +49,13 @@ EXPECTED = {
     "source": [0, 1, 0],
     "azimuth_deg": [math.degrees(0.1), math.degrees(-0.3), 0.0],
     "elevation_deg": [math.degrees(-0.2), math.degrees(0.1), 0.0],
-    "range_m": [1.5, 2.5, 4.0],
+    "range_m": [1.5, NAN, 4.0],
     "power_db": [20.0, 10.0, 0.0],
-    "confidence": [0.9, 0.5, 0.25],
+    "confidence": [0.9, 0.5, NAN],
+    "prominence_db": [NAN, NAN, 12.5],
+    "at_edge": [1, 0, 0],
 }
+SETUP = Setup(ARRAY, wavefront="planar", speed_m_s=3e8)
 
 
 def columns_of(path):
@@ -57,18 +63,25 @@ def columns_of(path):
     if path.suffix == ".csv":
         with path.open(newline="") as stream:
             rows = list(csv.DictReader(stream))
-        return {name: [float(row[name]) for row in rows] for name in rows[0]}
+        return {name: [float(row[name] or "nan") for row in rows] for name in rows[0]}
     if path.suffix == ".json":
-        rows = [row for scene in json.loads(path.read_text())["scenes"] for row in scene]
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        document = json.loads(path.read_text())
+        assert Setup.from_json(document["setup"]) == SETUP
+        assert [len(scene) for scene in document["scenes"]] == [2, 0, 1]
+        rows = [row for scene in document["scenes"] for row in scene]
+        assert [row["at_edge"] for row in rows] == [True, False, False]
+        return {name: [NAN if row[name] is None else row[name] for row in rows] for name in rows[0]}
     if path.suffix == ".mat":
         variables = scipy.io.loadmat(path)
         assert variables["n_scenes"].item() == 3
+        assert Setup.from_json(json.loads(variables["setup"].item())) == SETUP
         assert all(variables[name].shape == (3, 1) for name in EXPECTED)
         return {name: variables[name][:, 0].tolist() for name in EXPECTED}
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
     table = parquet.read_table(path)
     assert table.schema.metadata[b"n_scenes"] == b"3"
+    assert Setup.from_json(json.loads(table.schema.metadata[b"setup"])) == SETUP
+    assert str(table.schema.field("at_edge").type) == "bool"
     assert str(table.schema.field("scene").type) == "int64"
     return table.to_pydict()
 
@@ -78,7 +91,7 @@ def test_results_come_back_from_every_format(tmp_path, suffix):
     if suffix == ".parquet":
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
     path = tmp_path / f"results{suffix}"
-    write_results(path, SCENES)
+    write_results(path, SCENES, SETUP)
     columns = columns_of(path)
     assert list(columns) == list(EXPECTED)
     for name, values in EXPECTED.items():
@@ -92,6 +105,20 @@ def test_no_sources_at_all_are_written_too(tmp_path, suffix):
         pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
     write_results(tmp_path / f"none{suffix}", [sources()])
     assert (tmp_path / f"none{suffix}").stat().st_size > 0
+
+
+def test_results_without_a_setup_hold_none(tmp_path):
+    write_results(tmp_path / "results.json", SCENES)
+    assert list(json.loads((tmp_path / "results.json").read_text())) == ["scenes"]
+    write_results(tmp_path / "results.mat", SCENES)
+    assert "setup" not in scipy.io.loadmat(tmp_path / "results.mat")
+
+
+def test_a_source_without_power_is_written_too(tmp_path):
+    silent = sources((0.0, 0.0, 4.0, 0.0, 0.5, NAN, 0))
+    assert source_rows([silent])[0]["power_db"] == -math.inf
+    write_results(tmp_path / "silent.json", [silent])
+    assert json.loads((tmp_path / "silent.json").read_text())["scenes"][0][0]["power_db"] is None
 
 
 def test_an_unknown_ending_and_a_missing_package_are_named(tmp_path, monkeypatch):

@@ -16,11 +16,12 @@ import torch
 from risfast.data import Coherence, SystemConfig, generate_scenes
 from risfast.data.shard_manifest import read_manifest, write_manifest
 from risfast.data.shards import ShardSet, ShardSpec, write_shards
-from risfast.data.system_json import array_from_json, array_to_json, system_from_json, system_to_json
+from risfast.data.system_json import system_from_json, system_to_json
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
 from risfast.sample_covariance import ls_covariance
 from risfast.sensing import Impairments
+from risfast.setup import array_from_json, array_to_json
 from risfast.train.batches import ShardSource, shard_folder
 
 SYSTEM = SystemConfig(

@@ -21,7 +21,7 @@ from risfast.train.config import (
     SystemOptions,
     ValidationOptions,
 )
-from risfast.train.toml_file import as_table, from_table, read_toml, to_toml
+from risfast.toml_file import as_table, from_table, read_toml, to_toml
 
 
 @pytest.mark.parametrize(

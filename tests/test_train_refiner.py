@@ -24,7 +24,7 @@ from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, 
 from risfast.train.optimisation import Optimiser
 from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner
 from risfast.train.runs import Progress
-from risfast.train.toml_file import read_toml, to_toml
+from risfast.toml_file import read_toml, to_toml
 
 SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
 

@@ -12,7 +12,7 @@ from risfast.cli import main
 from risfast.cli_train import COMMANDS
 from risfast.localize import LocalizerOptions
 from risfast.train.config import RunConfig
-from risfast.train.toml_file import read_toml, to_toml
+from risfast.toml_file import read_toml, to_toml
 from risfast.tune.options import Hpo2Config, HpoConfig
 from risfast.tune.presets import PRESETS
 from risfast.tune.study import join_study, open_study

@@ -16,7 +16,7 @@ from tuning_process import without_pictures
 from risfast.evaluate.metrics import score
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
-from risfast.train.toml_file import read_toml
+from risfast.toml_file import read_toml
 from risfast.tune.objectives import TrainingObjective, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
 

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field
 
 from risfast.codes import CODE_KINDS
-from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, PlanarArray
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray
 from risfast.impairments import Impairments
+from risfast.setup import Setup
 from risfast.steering import Wavefront, check_wavefront
 
 __all__ = ["GAINS", "Coherence", "SystemConfig"]
@@ -55,7 +56,7 @@ class SystemConfig:
 
     Parameters
     ----------
-    array : PlanarArray
+    array : SensorArray
         The nominal surface, N elements.
     n_antennas, n_snapshots : int
         M and L.
@@ -90,7 +91,7 @@ class SystemConfig:
         A value is out of its range, an interval is empty, or an option is unknown.
     """
 
-    array: PlanarArray = field(default_factory=PlanarArray.rectangular)
+    array: SensorArray = field(default_factory=SensorArray.rectangular)
     n_antennas: int = 16
     n_snapshots: int = 64
     azimuth_rad: tuple[float, float] = (-REFERENCE_AZIMUTH_RAD, REFERENCE_AZIMUTH_RAD)
@@ -138,6 +139,12 @@ class SystemConfig:
             raise ValueError(f"gain must be one of {', '.join(GAINS)}; got {self.gain!r}")
         if not 0 <= self.min_separation_rad <= math.pi:
             raise ValueError(f"min_separation_rad must lie in [0, pi], got {self.min_separation_rad!r}")
+
+    @property
+    def setup(self) -> Setup:
+        """The problem that these scenes pose."""
+        region = Region(self.azimuth_rad, self.elevation_rad, self.range_m)
+        return Setup(self.array, region, self.wavefront)
 
     @property
     def max_sources(self) -> int:

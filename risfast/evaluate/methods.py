@@ -17,7 +17,6 @@ from risfast.baselines.dcd_checkout import CLONE
 from risfast.baselines.dcd_music import CheckoutOptions, LineBaseline
 from risfast.baselines.dcd_networks import read_weights
 from risfast.data.scenes import Scenes
-from risfast.data.system_json import array_from_json
 from risfast.detect import Sources
 from risfast.evaluate.scenarios import KNOWLEDGE
 from risfast.evaluate.variants import VARIANTS
@@ -28,6 +27,7 @@ from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomGrid
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.polish import PolishOptions, polish_sources
+from risfast.setup import array_from_json
 
 __all__ = [
     "CHECKOUT_METHODS",

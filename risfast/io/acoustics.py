@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.files import file_head
 from risfast.io.fields import SPEED_OF_SOUND_M_S, Found, ReadOptions
-from risfast.io.guard import shape_text
+from risfast.io.guard import file_head, shape_text
 from risfast.io.hdf5_file import Hdf5Container
 from risfast.io.recording import Snapshots
 

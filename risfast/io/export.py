@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import math
@@ -12,36 +13,82 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from risfast.durable import replace_file
+from risfast.durable import finite_json, replace_file
 from risfast.errors import FileFormatError, ShapeError
-from risfast.files import source_rows, write_sources
 from risfast.geometry import SearchGrid
 from risfast.io.guard import HELD_BYTES, megabytes, need
 from risfast.io.recording import Recording
+from risfast.io.scenes import layout
+from risfast.io.setup_text import SETUP_VARIABLE, setup_bytes
+from risfast.setup import Setup
 
 if TYPE_CHECKING:
-    from risfast.detect import Sources
+    from risfast.sources import Sources
 
-__all__ = ["RECORDING_SUFFIXES", "RESULT_SUFFIXES", "write_recording", "write_results", "write_spectrum"]
+__all__ = ["RECORDING_SUFFIXES", "RESULT_SUFFIXES", "source_rows", "write_recording", "write_results", "write_spectrum"]
 
 RESULT_SUFFIXES = (".json", ".csv", ".parquet", ".mat")
 RECORDING_SUFFIXES = (".h5", ".hdf5", ".npz", ".mat")
 
-_COLUMNS = ("scene", "source", "azimuth_deg", "elevation_deg", "range_m", "power_db", "confidence")
-_WHOLE = ("scene", "source")
+_COLUMNS: dict[str, type] = {
+    "scene": np.int64,
+    "source": np.int64,
+    "azimuth_deg": float,
+    "elevation_deg": float,
+    "range_m": float,
+    "power_db": float,
+    "confidence": float,
+    "prominence_db": float,
+    "at_edge": bool,
+}
 
 
-def write_results(path: str | Path, scenes: Sequence[Sources]) -> None:
+def source_rows(scenes: Sequence[Sources]) -> list[dict[str, Any]]:
+    """One flat record per source for people, in degrees, metres and dB.
+
+    Parameters
+    ----------
+    scenes : sequence of Sources
+        One per measurement.
+
+    Returns
+    -------
+    list of dict
+        Keys scene, source (both from 0), azimuth_deg, elevation_deg, range_m (NaN where it is not determined),
+        power_db (10 log10 of the linear power), confidence, prominence_db (both NaN where there is none), at_edge.
+    """
+    return [
+        {
+            "scene": scene,
+            "source": index,
+            "azimuth_deg": math.degrees(float(found.azimuth[index])),
+            "elevation_deg": math.degrees(float(found.elevation[index])),
+            "range_m": float(found.range[index]),
+            "power_db": 10 * math.log10(power) if (power := float(found.power[index])) > 0 else -math.inf,
+            "confidence": float(found.confidence[index]),
+            "prominence_db": float(found.prominence_db[index]),
+            "at_edge": bool(found.at_edge[index]),
+        }
+        for scene, found in enumerate(scenes)
+        for index in range(len(found))
+    ]
+
+
+def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | None = None) -> None:
     """Write sources, one record each.
 
     Parameters
     ----------
     path : str or Path
-        ``.json`` or ``.csv`` as :func:`risfast.files.write_sources` writes them; ``.parquet`` (needs pyarrow), a table
-        with typed columns; ``.mat`` (version 5) with a variable per column, all (K, 1) doubles, and ``n_scenes``. The
-        columns are scene and source (from 0), azimuth_deg, elevation_deg, range_m, power_db, confidence.
+        ``.json``, ``scenes`` with a list of records for each; ``.csv``, one line a record; ``.parquet`` (needs
+        pyarrow), a table with typed columns; ``.mat`` (version 5) with a variable per column, all (K, 1) doubles, and
+        ``n_scenes``. The columns are scene and source (from 0), azimuth_deg, elevation_deg, range_m, power_db,
+        confidence, prominence_db, at_edge. A range that the data do not determine, or a confidence that there is not,
+        is null in .json, empty in .csv and NaN in the others.
     scenes : sequence of Sources
-        One per covariance.
+        One per measurement. A scene without sources is an empty list in .json, and has no record in the others.
+    setup : Setup, optional
+        What they were found under: ``setup`` in .json, in the metadata of .parquet and, as text of JSON, in .mat.
 
     Raises
     ------
@@ -54,24 +101,41 @@ def write_results(path: str | Path, scenes: Sequence[Sources]) -> None:
     suffix = path.suffix.lower()
     if suffix not in RESULT_SUFFIXES:
         raise FileFormatError(f"{path}: results are written as {', '.join(RESULT_SUFFIXES)}")
-    if suffix in (".json", ".csv"):
-        write_sources(path, scenes)
-        return
     rows = source_rows(scenes)
-    columns = {name: np.array([row[name] for row in rows], np.int64 if name in _WHOLE else float) for name in _COLUMNS}
-    if suffix == ".parquet":
-        _write_parquet(path, columns, len(scenes))
-        return
-    variables: dict[str, Any] = {name: values.astype(float)[:, None] for name, values in columns.items()}
-    _write_mat(path, {**variables, "n_scenes": float(len(scenes))})
+    if suffix == ".json":
+        by_scene: list[list[dict[str, Any]]] = [[] for _ in scenes]
+        for row in rows:
+            by_scene[row["scene"]].append(row)
+        described = {} if setup is None else {"setup": setup.to_json()}
+        text = json.dumps(finite_json({**described, "scenes": by_scene}), indent=2, allow_nan=False)
+        replace_file(path, f"{text}\n".encode())
+    elif suffix == ".csv":
+        replace_file(path, _csv(rows))
+    else:
+        columns: dict[str, Any] = {name: np.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()}
+        description = None if setup is None else json.dumps(setup.to_json(), allow_nan=False)
+        if suffix == ".parquet":
+            _write_parquet(path, columns, len(scenes), description)
+            return
+        variables: dict[str, Any] = {name: values.astype(float)[:, None] for name, values in columns.items()}
+        _write_mat(path, {**variables, "n_scenes": float(len(scenes)), **({"setup": description} if setup else {})})
 
 
-def _write_parquet(path: Path, columns: dict[str, Any], n_scenes: int) -> None:
+def _csv(rows: list[dict[str, Any]]) -> bytes:
+    """At the edge is 0 or 1, and what is not finite is left empty, as spreadsheets and numpy read it."""
+    sink = io.StringIO(newline="")
+    writer = csv.DictWriter(sink, list(_COLUMNS))
+    writer.writeheader()
+    writer.writerows({**finite_json(row), "at_edge": int(row["at_edge"])} for row in rows)
+    return sink.getvalue().encode()
+
+
+def _write_parquet(path: Path, columns: dict[str, Any], n_scenes: int, setup: str | None) -> None:
     arrow = need("pyarrow", "writing .parquet", "parquet")
     parquet = need("pyarrow.parquet", "writing .parquet", "parquet")
-    table = arrow.table(columns).replace_schema_metadata({"n_scenes": str(n_scenes), "writer": "risfast"})
+    metadata = {"n_scenes": str(n_scenes), "writer": "risfast", **({} if setup is None else {"setup": setup})}
     sink = io.BytesIO()
-    parquet.write_table(table, sink)
+    parquet.write_table(arrow.table(columns).replace_schema_metadata(metadata), sink)
     replace_file(path, sink.getvalue())
 
 
@@ -89,11 +153,12 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     Parameters
     ----------
     path : str or Path
-        ``.mat`` (version 5; ``load`` in MATLAB gives ``covariance`` (N, N), or (N, N, B) with pages last,
-        ``positions_m`` (N, 3), ``wavelength_m`` and so on), ``.npz``, or ``.h5`` (any size; snapshots are copied in
-        blocks).
+        ``.h5`` holds everything, of any size: snapshots are copied in blocks, and the provenance is an attribute.
+        ``.npz``, or ``.mat`` (version 5; ``load`` in MATLAB gives ``covariance`` (N, N), or (N, N, B) with pages last,
+        ``positions_m`` (N, 3), ``wavelength_m`` and so on) hold what fits into memory.
     recording : Recording
-        Its fields become variables of the same name; B = 1 is written as a plain (N, N) matrix.
+        Its fields become variables of the same name; B = 1 is written as a plain (N, N) matrix, or (L, M) snapshots.
+        Its setup becomes ``risfast_setup``, the bytes of JSON (``jsondecode(char(risfast_setup))`` in MATLAB).
 
     Raises
     ------
@@ -115,20 +180,37 @@ def write_recording(path: str | Path, recording: Recording) -> None:
         size = len(snapshots) * snapshots.shape[1] * snapshots.dtype.itemsize
         if size > HELD_BYTES:
             raise FileFormatError(f"{path}: {megabytes(size)} of snapshots are written as .h5 only")
-        variables["snapshots"] = snapshots.read().numpy()
+        values = snapshots.read().numpy()
+        variables["snapshots"] = values.reshape(_snapshot_shape(recording, *values.shape))
     if suffix == ".npz":
         sink = io.BytesIO()
         np.savez(sink, **variables)
         replace_file(path, sink.getvalue())
         return
-    if variables.get("covariance", np.empty(0)).ndim == 3:
-        variables["covariance"] = np.moveaxis(variables["covariance"], 0, -1)
-        if variables["covariance"].shape[2] == recording.n_elements:
-            raise FileFormatError(
-                f"{path}: {recording.n_elements} matrices of as many rows cannot be told from their transpose in .mat; "
-                "write .h5 or .npz"
-            )
-    _write_mat(path, variables)
+    _write_mat(path, _pages_last(path, variables, recording.n_elements))
+
+
+def _snapshot_shape(recording: Recording, rows: int, columns: int) -> tuple[int, ...]:
+    scenes = recording.scenes
+    return (rows, columns) if scenes == 1 else (scenes, rows // scenes, columns)
+
+
+def _pages_last(path: Path, variables: dict[str, Any], n_elements: int) -> dict[str, Any]:
+    """As MATLAB users expect a batch; refused where it could be read the other way round."""
+    given: list[str] = [name for name in ("covariance", "snapshots", "codes", "channel") if name in variables]
+    batches = [name for name in given if variables[name].ndim == 3]
+    turned = dict(variables)
+    for name in batches:
+        turned[name] = np.moveaxis(variables[name], 0, -1)
+    mistaken = "covariance" in batches and turned["covariance"].shape[2] == n_elements
+    if "snapshots" in batches:
+        shapes = {name: turned[name].shape for name in given}
+        mistaken = layout(shapes, n_elements, pages_last=True) != (-1, dict.fromkeys(shapes, False))
+    if mistaken:
+        raise FileFormatError(
+            f"{path}: batches of these sizes cannot be told from their transpose in .mat; write .h5 or .npz"
+        )
+    return turned
 
 
 def _variables(recording: Recording) -> dict[str, Any]:
@@ -143,10 +225,22 @@ def _variables(recording: Recording) -> dict[str, Any]:
     for name in ("codes", "channel"):
         values = getattr(recording, name)
         if values is not None:
-            variables[name] = values.numpy()
-    if recording.frequency_hz is not None:
-        variables["frequency_hz"] = recording.frequency_hz
+            variables[name] = values.reshape(values.shape[-2:]).numpy() if recording.scenes == 1 else values.numpy()
+    for name in ("frequency_hz", "speed_m_s"):
+        if getattr(recording, name) is not None:
+            variables[name] = getattr(recording, name)
+    setup = _known_setup(recording)
+    if setup is not None:
+        variables[SETUP_VARIABLE] = setup_bytes(setup)
     return variables
+
+
+def _known_setup(recording: Recording) -> Setup | None:
+    """The setup; None where nobody gave one and none can be derived, as for a plane that is tilted in elevation."""
+    try:
+        return recording.setup
+    except ValueError:
+        return recording.given
 
 
 def _provenance(recording: Recording) -> str:
@@ -170,7 +264,12 @@ def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> 
         file.attrs["provenance"] = _provenance(recording)
         snapshots = recording.snapshots
         if snapshots is not None:
-            target = file.create_dataset("snapshots", snapshots.shape, snapshots.dtype)
+            shape = _snapshot_shape(recording, *snapshots.shape)
+            target = file.create_dataset("snapshots", shape, snapshots.dtype)
+            if recording.scenes > 1:
+                for scene in range(recording.scenes):
+                    target[scene] = snapshots.read(scene * shape[1], (scene + 1) * shape[1]).numpy()
+                return
             start = 0
             for block in snapshots.blocks():
                 target[start : start + len(block)] = block.numpy()

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.array_file import read_array
 from risfast.errors import FileFormatError
-from risfast.files import _as_batch, _as_complex, _as_hermitian
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.io.guard import shape_text
+from risfast.io.matrices import as_batch, as_complex, as_hermitian
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
+from risfast.io.scenes import arrange
+from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.io.welch import narrowband_covariance
+from risfast.setup import Setup
 
 __all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "Found", "ReadOptions", "assemble"]
 
@@ -35,7 +37,7 @@ class ReadOptions:
 
     Parameters
     ----------
-    format, fields, array, positions_m, wavelength_m, frequency_hz, speed_m_s
+    format, fields, setup, positions_m, wavelength_m, frequency_hz, speed_m_s
         As :func:`risfast.data.read` takes them.
     sample_rate_hz, polarization, block_size, flagged
         As :func:`risfast.data.read` takes them.
@@ -43,12 +45,12 @@ class ReadOptions:
     Raises
     ------
     ValueError
-        A number that is not positive or not finite, an index below zero, or both array and positions.
+        A number that is not positive or not finite, an index below zero, or both a setup and positions.
     """
 
     format: str | None = None
     fields: Mapping[str, str] = field(default_factory=dict)
-    array: PlanarArray | str | Path | None = None
+    setup: Setup | SensorArray | str | Path | None = None
     positions_m: Any = None
     wavelength_m: float | None = None
     frequency_hz: float | None = None
@@ -66,8 +68,8 @@ class ReadOptions:
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
         if self.frequency_hz is not None and not (_is_real(self.frequency_hz) and math.isfinite(self.frequency_hz)):
             raise ValueError(f"frequency_hz must be a finite number of hertz, got {self.frequency_hz!r}")
-        if self.array is not None and self.positions_m is not None:
-            raise ValueError("give array or positions_m, not both")
+        if self.setup is not None and self.positions_m is not None:
+            raise ValueError("give setup (or array) or positions_m, not both")
         flagged = tuple(self.flagged)
         if not all(isinstance(index, int) and index >= 0 for index in flagged):
             raise ValueError(f"flagged must be indices of elements, from 0, got {flagged!r}")
@@ -93,11 +95,15 @@ class Found:
         (N, N), (B, N, N), or with pages last.
     snapshots, time_data : Snapshots or None
         Rows of complex samples at one frequency; rows of samples in time.
+    batch : array or None
+        Snapshots of several scenes, three axes, in place of ``snapshots``.
     sample_rate_hz, wavelength_m, frequency_hz, speed_m_s : float or None
     chosen : bool
         Whether ``frequency_hz`` is the one of the file's that comes nearest to what was asked for.
     positions_m : real array or None
     codes, channel : array or None
+    setup : Setup or None
+        That the file itself describes.
     names : dict
         From field to its name in the file.
     pages_last : bool
@@ -116,6 +122,7 @@ class Found:
     covariance: Array | None = None
     snapshots: Snapshots | None = None
     time_data: Snapshots | None = None
+    batch: Array | None = None
     sample_rate_hz: float | None = None
     positions_m: Array | None = None
     wavelength_m: float | None = None
@@ -124,6 +131,7 @@ class Found:
     speed_m_s: float | None = None
     codes: Array | None = None
     channel: Array | None = None
+    setup: Setup | None = None
     names: dict[str, str] = field(default_factory=dict)  # field -> name in the file
     pages_last: bool = False
     details: dict[str, str] = field(default_factory=dict)
@@ -170,7 +178,9 @@ def assemble(found: Found, options: ReadOptions) -> Recording:
     FileFormatError
         A field is missing, or is not what it should be.
     """
-    positions = _positions(found, options)
+    given = _parts(found, options)
+    _check_sampling(found, given)
+    positions = _positions(found, options, given)
     own = found.chosen or options.frequency_hz is None
     frequency = found.frequency_hz if own else options.frequency_hz
     covariance = found.covariance
@@ -178,24 +188,68 @@ def assemble(found: Found, options: ReadOptions) -> Recording:
         covariance, frequency = _from_time(found, options, frequency)
     if found.chosen and options.frequency_hz not in (None, frequency):
         found.notes.append(f"{frequency:g} Hz is the nearest frequency in the file to {options.frequency_hz:g} Hz")
-    array = PlanarArray(torch.from_numpy(positions), _wavelength(found, options, frequency))
+    array = SensorArray(torch.from_numpy(positions), _wavelength(found, options, given, frequency))
     n = array.n_elements
-    given = [flag for flag in found.flagged if flag.index < n]
-    codes = _matrix(found, "codes", found.codes, (None, n), array)
-    channel = _matrix(found, "channel", found.channel, (None, n), array)
-    snapshots = None if found.snapshots is None else _oriented(found, found.snapshots, channel, n)
+    flagged = [flag for flag in found.flagged if flag.index < n]
+    scenes, snapshots = 1, None
+    if found.batch is not None:
+        scenes, snapshots, codes, channel = arrange(found, n)
+    else:
+        codes = _matrix(found, "codes", found.codes, (None, n), array)
+        channel = _matrix(found, "channel", found.channel, (None, n), array)
+        snapshots = None if found.snapshots is None else _oriented(found, found.snapshots, channel, n)
     matrix = None
     if covariance is not None:
-        matrix, dead = _covariance(found, covariance, n, {flag.index for flag in given})
-        given += [Flagged(index, _element_name(found, index), "no power") for index in dead]
+        matrix, dead = _covariance(found, covariance, n, {flag.index for flag in flagged})
+        flagged += [Flagged(index, _element_name(found, index), "no power") for index in dead]
     provenance = Provenance(str(found.path), found.format, found.details, tuple(found.notes))
+    speed = options.speed_m_s or (given.speed_m_s if given else None) or found.speed_m_s
+    if speed is not None and not (math.isfinite(speed) and speed > 0):
+        name = found.name("speed_m_s")
+        raise FileFormatError(f"{found.path}: {name!r} must be a positive number, found {speed!r}; give speed_m_s")
     try:
-        recording = Recording(array, matrix, snapshots, codes, channel, frequency, provenance)
-        return _without(recording, found, given, options)
+        recording = Recording(
+            array, matrix, snapshots, codes, channel, frequency, provenance, scenes=scenes, speed_m_s=speed
+        )
+        if given is not None and given != SetupParts(given.array):  # it says more than the array
+            setup = given.setup(array=array, sampling=given.sampling or recording.sampling)
+            recording = replace(recording, given=setup)
+        return _without(recording, found, flagged, options)
     except FileFormatError:
         raise
     except ValueError as error:
         raise FileFormatError(f"{found.path}: {error}") from error
+
+
+def _parts(found: Found, options: ReadOptions) -> SetupParts | None:
+    """What the caller's setup says, else the file's, and what it leaves open."""
+    setup = options.setup
+    if isinstance(setup, str | Path):
+        return read_setup_parts(setup)
+    if setup is None:
+        setup = found.setup
+    if isinstance(setup, Setup):
+        return SetupParts(setup.array, setup.region, setup.wavefront, setup.sampling, setup.speed_m_s, setup.tolerance)
+    return None if setup is None else SetupParts(setup)
+
+
+def _check_sampling(found: Found, given: SetupParts | None) -> None:
+    """Refuse a setup that is about another measurement. A covariance is one of the elements, however it came about."""
+    there = [name for name in ("codes", "channel") if getattr(found, name) is not None]
+    if given is None or given.sampling is None:
+        return
+    if given.sampling == "direct" and there:
+        raise FileFormatError(
+            f"{found.path}: sampling: the setup says direct, but {' and '.join(map(found.name, there))} of a surface "
+            "are in the file; give sampling = 'surface' in the setup, or leave them out of the file"
+        )
+    missing = [name for name in ("codes", "channel") if name not in there]
+    if given.sampling == "surface" and missing and (found.snapshots is not None or found.batch is not None):
+        raise FileFormatError(
+            f"{found.path}: sampling: the setup says surface, but there is no {' and no '.join(missing)} in the file "
+            f"(it holds {found.inventory()}); name the variable with fields={{{missing[0]!r}: NAME}}, or give sampling "
+            "= 'direct' in the setup if the snapshots are of the elements themselves"
+        )
 
 
 def _without(recording: Recording, found: Found, given: list[Flagged], options: ReadOptions) -> Recording:
@@ -215,20 +269,21 @@ def _element_name(found: Found, index: int) -> str:
     return found.element_names[index] if found.element_names else str(index)
 
 
-def _positions(found: Found, options: ReadOptions) -> Array:
+def _positions(found: Found, options: ReadOptions, setup: SetupParts | None) -> Array:
     """(N, 3) in metres, from the caller or from the file."""
     given = options.positions_m
-    if options.array is not None:
-        array = options.array if isinstance(options.array, PlanarArray) else read_array(options.array)
-        return array.positions_m.numpy()
+    if options.setup is not None and setup is not None:
+        return setup.array.positions_m.numpy()
     if isinstance(given, str | Path):
         return read_positions(given)
     values = found.positions_m if given is None else np.asarray(given, dtype=np.float64)
+    if values is None and setup is not None:  # the file's own, where it has no positions beside it
+        return setup.array.positions_m.numpy()
     if values is None:
         raise FileFormatError(
             f"{found.path}: the positions of the elements are missing: there is no positions_m in the file (it holds "
-            f"{found.inventory()}); give array='array.toml', positions_m= an array (N, 3) or an .xml, .csv or .toml "
-            "file, or name the variable with fields={'positions_m': NAME}"
+            f"{found.inventory()}); give the array with setup='setup.toml', or positions_m= an array (N, 3) or an "
+            ".xml, .csv or .toml file, or name the variable with fields={'positions_m': NAME}"
         )
     name = found.name("positions_m") if given is None else "positions_m"
     if values.dtype.kind not in "iuf":
@@ -247,14 +302,12 @@ def _positions(found: Found, options: ReadOptions) -> Array:
     return np.ascontiguousarray(values)
 
 
-def _wavelength(found: Found, options: ReadOptions, frequency: float | None) -> float:
+def _wavelength(found: Found, options: ReadOptions, setup: SetupParts | None, frequency: float | None) -> float:
     """In metres: the caller's, then the frequency's, then the file's."""
     if options.wavelength_m is not None:
         return options.wavelength_m
-    if isinstance(options.array, PlanarArray):
-        return options.array.wavelength_m
-    if options.array is not None:
-        return read_array(options.array).wavelength_m
+    if options.setup is not None and setup is not None:
+        return setup.array.wavelength_m
     speed = options.speed_m_s or found.speed_m_s
     for name, value in (("wavelength_m", found.wavelength_m), ("frequency_hz", frequency), ("speed_m_s", speed)):
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -263,12 +316,14 @@ def _wavelength(found: Found, options: ReadOptions, frequency: float | None) -> 
             )
     if options.frequency_hz is None and found.wavelength_m is not None:
         return found.wavelength_m
+    if options.frequency_hz is None and setup is not None:
+        return setup.array.wavelength_m
     if frequency is None or speed is None:
         missing = "a frequency" if frequency is None else "the speed of the waves"
         raise FileFormatError(
             f"{found.path}: the wavelength is missing: the file holds neither wavelength_m nor {missing} (it holds "
-            f"{found.inventory()}); give wavelength_m, or frequency_hz and speed_m_s, or name the variable with "
-            "fields={'wavelength_m': NAME}"
+            f"{found.inventory()}); give wavelength_m, or frequency_hz and speed_m_s, or a setup, or name the variable "
+            "with fields={'wavelength_m': NAME}"
         )
     return speed / frequency
 
@@ -292,13 +347,13 @@ def _from_time(found: Found, options: ReadOptions, frequency: float | None) -> t
 
 
 def _matrix(
-    found: Found, what: str, values: Array | None, shape: tuple[int | None, int], array: PlanarArray
+    found: Found, what: str, values: Array | None, shape: tuple[int | None, int], array: SensorArray
 ) -> Tensor | None:
     """Codes or channel as a complex tensor (?, N)."""
     if values is None:
         return None
     name = found.name(what)
-    numbers = _as_complex(values, found.path, name)
+    numbers = as_complex(values, found.path, name)
     n = shape[1]
     if numbers.ndim == 2 and numbers.shape[0] == n != numbers.shape[1]:
         found.notes.append(f"{name} was {shape_text(numbers.shape)} and is turned to {shape_text(numbers.shape[::-1])}")
@@ -306,7 +361,7 @@ def _matrix(
     if numbers.ndim != 2 or numbers.shape[1] != n or len(numbers) < 1:
         raise FileFormatError(
             f"{found.path}: {name!r} ({what}) must have {n} columns, one for each of {array}, found "
-            f"{shape_text(values.shape)}"
+            f"{shape_text(values.shape)}; if the array is another one, give it with setup"
         )
     if not np.isfinite(numbers).all():
         raise FileFormatError(f"{found.path}: {name!r} ({what}) holds values that are NaN or infinite")
@@ -332,7 +387,7 @@ def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int
         raise FileFormatError(
             f"{found.path}: {name!r} is {rows} x {columns}, and there are {seen} {kind}: expected (L, {seen}); if "
             "these "
-            "are other positions, give the right ones with array or positions_m"
+            "are other positions, give the right ones with setup or positions_m"
         )
     if len(snapshots) == 0:
         raise FileFormatError(f"{found.path}: {name!r} holds no snapshots")
@@ -347,12 +402,12 @@ def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int
 def _covariance(found: Found, values: Array, n: int, known: set[int]) -> tuple[Tensor, list[int]]:
     """(B, N, N), checked, and the elements that are dead in all of them."""
     name = found.name("covariance")
-    numbers = _as_complex(values, found.path, name)
-    batch = _as_batch(numbers, found.path, name, pages_last=found.pages_last, n_elements=n).copy()
+    numbers = as_complex(values, found.path, name)
+    batch = as_batch(numbers, found.path, name, pages_last=found.pages_last, n_elements=n).copy()
     for index in known:  # what is flagged may hold anything, and is cut out anyway
         batch[:, index, :] = 0
         batch[:, :, index] = 0
-    matrix = _as_hermitian(batch, found.path, name, real=values.dtype.kind == "f")
+    matrix = as_hermitian(batch, found.path, name, real=numbers.dtype.kind != "c")
     power = matrix.diagonal(dim1=1, dim2=2).real
     if bool((power < 0).any()):
         raise FileFormatError(

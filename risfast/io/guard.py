@@ -18,13 +18,27 @@ import numpy as np
 
 from risfast.errors import FileFormatError
 
-__all__ = ["HELD_BYTES", "PARSER_ERRORS", "check_held", "megabytes", "need", "parsing", "shape_text"]
+__all__ = [
+    "HELD_BYTES",
+    "PARSER_ERRORS",
+    "check_held",
+    "content_of",
+    "file_head",
+    "megabytes",
+    "need",
+    "parsing",
+    "shape_text",
+]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 HELD_BYTES = 256 << 20
 """Anything that is read whole (a covariance, codes, positions, a header) may take so many bytes; snapshots are read in
 blocks and may be as long as the disk allows."""
+
+_HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_HDF5_OFFSETS = (0, 512, 1024, 2048)  # the signature follows a user block; MATLAB's takes 512 bytes
+_MAT5_MARKS = (b"IM", b"MI")  # byte order mark at 126, little and big endian
 
 # What the parsers of numpy, scipy, h5py, zipfile, zlib, json and expat raise on damaged input. MemoryError: a header
 # that declares more than there is; SystemError and AssertionError: extension modules that lost their way.
@@ -49,6 +63,63 @@ PARSER_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
 )
+
+
+def file_head(path: Path) -> bytes:
+    """The first bytes of a file that is there, readable and not empty.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    bytes
+        At most 2056: enough to tell what the file holds.
+
+    Raises
+    ------
+    FileFormatError
+        There is no such file, it is a folder, cannot be opened, or is empty.
+    """
+    if not path.exists():
+        raise FileFormatError(f"{path}: there is no such file")
+    if not path.is_file():
+        raise FileFormatError(f"{path}: not a file")
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(_HDF5_OFFSETS[-1] + len(_HDF5_SIGNATURE))
+    except OSError as error:
+        raise FileFormatError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    if not head:
+        raise FileFormatError(f"{path}: the file is empty")
+    return head
+
+
+def content_of(path: Path) -> str:
+    """What the first bytes of a file say, whatever its name says.
+
+    Parameters
+    ----------
+    path : Path
+
+    Returns
+    -------
+    str
+        "HDF5", "MATLAB", "NumPy zip", or words for people.
+    """
+    head = file_head(path)
+    if any(head[at : at + 8] == _HDF5_SIGNATURE for at in _HDF5_OFFSETS):
+        return "HDF5"
+    if head[126:128] in _MAT5_MARKS and head.startswith(b"MATLAB"):
+        return "MATLAB"
+    if head[:2] == b"PK":
+        return "NumPy zip"
+    if head.startswith(b"\x93NUMPY"):
+        return "a single NumPy array (.npy)"
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        return "a Python pickle, which is never opened because it can run code"
+    return "something else"
 
 
 @contextmanager

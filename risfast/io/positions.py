@@ -10,12 +10,10 @@ from xml.parsers import expat
 
 import numpy as np
 
-from risfast.array_file import read_array
 from risfast.errors import FileFormatError
-from risfast.files import file_head
-from risfast.io.guard import HELD_BYTES, megabytes, parsing
+from risfast.io.guard import HELD_BYTES, file_head, megabytes, parsing
 
-__all__ = ["POSITION_SUFFIXES", "read_positions"]
+__all__ = ["POSITION_SUFFIXES", "read_positions", "read_table"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,7 +28,7 @@ def read_positions(path: str | Path) -> Array:
     path : str or Path
         ``.xml`` as acoular's ``MicGeom`` writes it (``<pos Name= x= y= z=/>``); ``.csv`` or ``.txt`` with x, y, z on
         each line, apart by commas, semicolons, tabs or blanks, a heading and lines with # skipped; or ``.toml`` as
-        :func:`risfast.array_file.read_array` reads it.
+        :func:`risfast.io.read_setup` reads it.
 
     Returns
     -------
@@ -45,12 +43,19 @@ def read_positions(path: str | Path) -> Array:
     suffix = path.suffix.lower()
     if suffix not in POSITION_SUFFIXES:
         raise FileFormatError(f"{path}: positions are read from {', '.join(POSITION_SUFFIXES)}, not {suffix!r}")
+    if suffix == ".toml":
+        from risfast.io.setup_file import read_setup_parts  # noqa: PLC0415  (such files may name a table of positions)
+
+        return read_setup_parts(path).array.positions_m.numpy()
+    return read_table(path)
+
+
+def read_table(path: Path) -> Array:
+    """Positions (N, 3) in metres from acoular's XML, or else from lines of x, y and z; see :func:`read_positions`."""
     file_head(path)
     if path.stat().st_size > HELD_BYTES // 8:
         raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no list of positions")
-    if suffix == ".toml":
-        return read_array(path).positions_m.numpy()
-    rows = _from_xml(path) if suffix == ".xml" else _from_table(path)
+    rows = _from_xml(path) if path.suffix.lower() == ".xml" else _from_table(path)
     if not rows:
         raise FileFormatError(f"{path}: there are no positions in it; expected x, y and z in metres of each element")
     return np.array(rows, dtype=np.float64)

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.files import _content, file_head
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.io.acoustics import read_acoular, read_benchmark
 from risfast.io.fields import Found, ReadOptions, assemble
-from risfast.io.guard import shape_text
+from risfast.io.guard import content_of, file_head, shape_text
 from risfast.io.hdf5_file import Hdf5Container
 from risfast.io.mat5_file import Mat5Container
 from risfast.io.npz_file import NpzContainer
 from risfast.io.recording import Recording, Snapshots
+from risfast.io.setup_text import SETUP_VARIABLE, parse_setup
 from risfast.io.sigmf import read_sigmf
 from risfast.io.uvh5 import read_uvh5
+from risfast.setup import Setup
 
 if TYPE_CHECKING:
     Container = Hdf5Container | Mat5Container | NpzContainer
@@ -52,7 +53,8 @@ def read(
     *,
     format: str | None = None,
     fields: Mapping[str, str] | None = None,
-    array: PlanarArray | str | Path | None = None,
+    setup: Setup | SensorArray | str | Path | None = None,
+    array: SensorArray | Setup | str | Path | None = None,
     positions_m: Any = None,
     wavelength_m: float | None = None,
     frequency_hz: float | None = None,
@@ -62,7 +64,7 @@ def read(
     block_size: int = 256,
     flagged: Iterable[int] = (),
 ) -> Recording:
-    """Read a measurement from a file of any format that is known.
+    """Read a measurement from a file of any format that is known: snapshots, or covariances.
 
     ========== ======================== ==============================================================================
     format     file                     what is in it
@@ -84,10 +86,14 @@ def read(
     fields : mapping of str to str, optional
         Names of variables: ``{"covariance": "Rxx", "positions_m": "mic/xyz"}``. Fields are covariance, snapshots,
         time_data, positions_m, wavelength_m, frequency_hz, speed_m_s, sample_rate_hz, codes, channel.
-    array : PlanarArray or path, optional
-        The array, in place of positions and wavelength of the file; a path is an ``array.toml``.
+    setup : Setup, SensorArray or path, optional
+        The setup (or the array alone) in place of the file's; a path is a TOML file, see
+        :func:`risfast.io.read_setup`. It must fit the data: as many elements, and codes and channel where it says that
+        a surface was sampled through.
+    array : SensorArray, Setup or path, optional
+        Another name of ``setup``.
     positions_m : array_like (N, 3) or path, optional
-        In metres; a path is acoular's XML, CSV or TOML.
+        In place of a setup, in metres; a path is acoular's XML, CSV or TOML.
     wavelength_m : float, optional
     frequency_hz : float, optional
         Which frequency, where the file has several; the bin of Welch's covariance of samples in time; or, with
@@ -106,8 +112,11 @@ def read(
     Returns
     -------
     Recording
-        With the elements that are flagged in the file, are dead or were named left out; snapshots of large files stay
-        on the disk until they are read in blocks.
+        Of one scene or several: snapshots (L, M) or (B, L, M) with codes (L, N) or (B, L, N) and channel (M, N) or
+        (B, M, N); covariances (N, N) or (B, N, N), complex64 if the file is in single precision, exactly Hermitian,
+        complex also where they are real and symmetric. In .mat files B may come last, MATLAB's pages; where both fit,
+        it is first. Elements that are flagged in the file, are dead or were named are left out; snapshots of large
+        files stay on the disk until they are read in blocks.
 
     Raises
     ------
@@ -118,12 +127,17 @@ def read(
 
     Notes
     -----
+    MATLAB 7.3 files are HDF5 with every axis reversed. For a Hermitian matrix that is a conjugation, which would mirror
+    every source without a trace, so such files are turned back.
+
     Nothing is unpickled, no file is opened from within another, and declared sizes are checked before memory is taken.
     """
+    if setup is not None and array is not None:
+        raise ValueError("setup and array are two names of the same: give one of them")
     options = ReadOptions(
         format,
         dict(fields or {}),
-        array,
+        array if setup is None else setup,
         positions_m,
         wavelength_m,
         frequency_hz,
@@ -148,13 +162,17 @@ def _recognise(path: Path) -> str:
     """The format of a file by its content; the name decides only between formats without a signature."""
     if path.suffix in (".sigmf-meta", ".sigmf-data", ".sigmf"):
         return "sigmf"
-    content = _content(file_head(path))
+    content = content_of(path)
     if content == "HDF5":
         return _hdf5_layout(Hdf5Container(path))
     by_content = {"MATLAB": "mat", "NumPy zip": "npz"}
     if content in by_content:
         return by_content[content]
-    mend = "; save it with numpy.savez under a name" if content.startswith("a single NumPy") else ""
+    mend = ""
+    if content.startswith(("a single NumPy", "a Python pickle")) or path.suffix.lower() in (".csv", ".txt"):
+        mend = "; save it with numpy.savez(path, R=R)"
+    elif path.suffix.lower() in (".npz", ".mat", ".h5", ".hdf5"):
+        mend = f" (its first bytes are {file_head(path)[:8]!r}): the name is wrong, or the file damaged"
     raise FileFormatError(
         f"{path}: this is {content}, not one of {', '.join(FORMATS)}{mend}. A file whose beginning is damaged can be "
         "tried with format="
@@ -173,7 +191,7 @@ def _hdf5_layout(container: Hdf5Container) -> str:
 
 
 def _read_mat(path: Path, options: ReadOptions) -> Found:
-    content = _content(file_head(path))
+    content = content_of(path)
     if content not in ("MATLAB", "HDF5"):
         raise FileFormatError(f"{path}: not a .mat file of version 5 to 7.3, but {content}")
     container: Container = Mat5Container(path) if content == "MATLAB" else Hdf5Container(path)
@@ -219,8 +237,12 @@ def _read_variables(container: Container, options: ReadOptions) -> Found:
     for field in ("covariance", "positions_m", "codes", "channel"):
         if field in found.names:
             setattr(found, field, container.load(found.names[field]))
+    if SETUP_VARIABLE in holds and options.setup is None:
+        found.setup = parse_setup(path, container.load(SETUP_VARIABLE))
     for field in ("snapshots", "time_data"):
-        if field in found.names:
+        if field == "snapshots" and field in found.names and len(holds[found.names[field]]) == 3:
+            found.batch = container.load(found.names[field])
+        elif field in found.names:
             setattr(found, field, _samples(container, found, found.names[field]))
     return found
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from risfast.errors import FileFormatError, ShapeError
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
+from risfast.setup import Sampling, Setup
 
 __all__ = ["Flagged", "Provenance", "Recording", "Snapshots"]
 
@@ -175,27 +176,34 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Measurements of one array at one wavelength.
+    """Measurements of one array at one wavelength: one scene, or several of the same size.
 
     Exactly one of ``covariance`` and ``snapshots`` is there.
 
     Attributes
     ----------
-    array : PlanarArray
+    array : SensorArray
         Positions of the elements in metres, and the wavelength in metres; flagged elements are not in it.
     covariance : complex tensor, shape (B, N, N), or None
         Hermitian. B integration times, or files' batches.
     snapshots : Snapshots or None
-        L rows, complex, of the N elements; with ``channel``, of the M antennas behind the surface of N elements.
-    codes : complex tensor, shape (L, N), or None
-        Phase codes of the surface, one a snapshot.
-    channel : complex tensor, shape (M, N), or None
+        L rows, complex, of the N elements; with ``channel``, of the M antennas behind the surface of N elements. Of
+        several scenes, B L rows, scene after scene.
+    codes : complex tensor, shape (L, N) or (B, L, N), or None
+        Phase codes of the surface, one a snapshot; (L, N) are those of every scene.
+    channel : complex tensor, shape (M, N) or (B, M, N), or None
         From the surface to the antennas.
     frequency_hz : float or None
         Where the file or the caller gave it.
     provenance : Provenance
     flagged : tuple of Flagged
         Elements of the file that were left out.
+    scenes : int
+        B of the snapshots.
+    speed_m_s : float or None
+        Of the waves, where the file or the caller gave it.
+    given : Setup or None
+        The setup that the file or the caller gave; :attr:`setup` is the one to use.
 
     Raises
     ------
@@ -203,7 +211,7 @@ class Recording:
         The parts do not belong together.
     """
 
-    array: PlanarArray
+    array: SensorArray
     covariance: Tensor | None = None
     snapshots: Snapshots | None = None
     codes: Tensor | None = None
@@ -211,24 +219,83 @@ class Recording:
     frequency_hz: float | None = None
     provenance: Provenance = field(default_factory=lambda: Provenance("", "memory"))
     flagged: tuple[Flagged, ...] = ()
+    scenes: int = 1
+    speed_m_s: float | None = None
+    given: Setup | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
-        n = self.array.n_elements
+        n, several = self.array.n_elements, self.scenes
         if (self.covariance is None) == (self.snapshots is None):
             raise ShapeError("a recording holds either covariance or snapshots, exactly one of them")
         if self.covariance is not None and self.covariance.shape[1:] != (n, n):
             raise ShapeError(f"covariance must be (B, {n}, {n}), got {tuple(self.covariance.shape)}")
-        if self.snapshots is not None:
-            seen = n if self.channel is None else self.channel.shape[0]
-            if self.snapshots.shape[1] != seen:
-                raise ShapeError(f"snapshots must be (L, {seen}), got {self.snapshots.shape}")
-        if self.channel is not None and (self.channel.ndim != 2 or self.channel.shape[1] != n):
-            raise ShapeError(f"channel must be (M, {n}), got {tuple(self.channel.shape)}")
-        if self.codes is not None:
-            length = None if self.snapshots is None else len(self.snapshots)
-            if self.codes.ndim != 2 or self.codes.shape[1] != n or (length or len(self.codes)) != len(self.codes):
-                raise ShapeError(f"codes must be (L = {length}, {n}), got {tuple(self.codes.shape)}")
+        for name in ("codes", "channel"):
+            values = getattr(self, name)
+            row = "L" if name == "codes" else "M"
+            if values is not None and (values.ndim not in (2, 3) or values.shape[-1] != n):
+                raise ShapeError(f"{name} must be ({row}, {n}) or (B, {row}, {n}), got {tuple(values.shape)}")
+            if values is not None and values.ndim == 3 and values.shape[0] != several:
+                raise ShapeError(f"{name} must be of {several} scenes like snapshots, got {tuple(values.shape)}")
+        if self.snapshots is None:
+            return
+        seen = n if self.channel is None else self.channel.shape[-2]
+        if self.snapshots.shape[1] != seen:
+            raise ShapeError(f"snapshots must be (L, {seen}), got {self.snapshots.shape}")
+        if several < 1 or len(self.snapshots) % several:
+            raise ShapeError(f"snapshots of {several} scenes must be (B L, {seen}), got {self.snapshots.shape}")
+        if self.codes is not None and self.codes.shape[-2] != self.n_snapshots:
+            raise ShapeError(f"codes must be (L = {self.n_snapshots}, {n}), got {tuple(self.codes.shape)}")
+
+    @property
+    def n_scenes(self) -> int:
+        """B."""
+        return self.scenes if self.covariance is None else len(self.covariance)
+
+    @property
+    def n_snapshots(self) -> int | None:
+        """L of each scene; None of a covariance."""
+        return None if self.snapshots is None else len(self.snapshots) // self.scenes
+
+    @property
+    def sampling(self) -> Sampling:
+        """Through a surface where there are codes or a channel, else directly."""
+        return "direct" if self.codes is None and self.channel is None else "surface"
+
+    @property
+    def setup(self) -> Setup:
+        """The problem that was measured: what the file or the caller gave, else what follows from the array.
+
+        A ``ValueError`` says to give the region of an array for which none can be derived.
+        """
+        if self.given is None:
+            return Setup(self.array, sampling=self.sampling, speed_m_s=self.speed_m_s)
+        return self.given.replace(array=self.array, speed_m_s=self.given.speed_m_s or self.speed_m_s)
+
+    def scene_batch(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Snapshots, codes and channel of all scenes in memory, as the localizer takes them.
+
+        Returns
+        -------
+        y : complex tensor, shape (B, L, M)
+        codes : complex tensor, shape (B, L, N), or None
+        channel : complex tensor, shape (B, M, N), or None
+
+        Raises
+        ------
+        ValueError
+            The recording is a covariance.
+        FileFormatError
+            Samples that are not finite.
+        """
+        if self.snapshots is None:
+            raise ValueError("this recording is a covariance, it has no snapshots")
+        y = self.snapshots.read().reshape(self.scenes, -1, self.snapshots.shape[1])
+        codes, channel = (
+            None if values is None else values.expand(self.scenes, *values.shape[-2:])
+            for values in (self.codes, self.channel)
+        )
+        return y, codes, channel
 
     @property
     def n_elements(self) -> int:
@@ -268,7 +335,7 @@ class Recording:
         covariance = self.covariance
         return replace(
             self,
-            array=PlanarArray(self.array.positions_m[keep], self.array.wavelength_m),
+            array=SensorArray(self.array.positions_m[keep], self.array.wavelength_m),
             covariance=None if covariance is None else covariance[:, keep][:, :, keep],
             snapshots=None if self.snapshots is None else _columns(self.snapshots, keep.numpy()),
             flagged=tuple(sorted(flagged, key=lambda item: item.index)),
@@ -277,35 +344,38 @@ class Recording:
     def with_covariance(self) -> Recording:
         """The same with the sample covariance in place of the snapshots.
 
-        R = 1/L sum_l x_l x_l^H, accumulated in complex128 over blocks, so that the length does not matter to memory.
-        Elements without any power are left out and listed in ``flagged``.
+        R = 1/L sum_l x_l x_l^H of each scene, accumulated in complex128 over blocks, so that the length does not matter
+        to memory. Elements without any power in all scenes are left out and listed in ``flagged``.
 
         Returns
         -------
         Recording
-            ``covariance`` complex128 (1, N, N). A recording that has a covariance comes back as it is.
+            ``covariance`` complex128 (B, N, N). A recording that has a covariance comes back as it is.
 
         Raises
         ------
         ValueError
-            The snapshots belong to antennas behind a surface (``channel``), whose covariance is not that of the array;
-            or they hold values that are not finite; or no element has any power.
+            The snapshots were received through a surface (``codes``, ``channel``), so that their covariance is not that
+            of the array; or they hold values that are not finite; or no element has any power.
         """
         if self.snapshots is None:
             return self
-        if self.channel is not None:
+        if self.sampling == "surface":
             raise ValueError(
                 "these snapshots were received behind a surface; use risfast.Localizer with codes and channel"
             )
-        total = torch.zeros(self.n_elements, self.n_elements, dtype=torch.complex128)
-        for block in self.snapshots.blocks(BLOCK_BYTES // 4):
-            values = block.to(torch.complex128)
-            total += values.mT @ values.conj()
-        covariance = (total / max(len(self.snapshots), 1))[None]
-        dead = torch.nonzero(covariance[0].diagonal().real == 0)[:, 0].tolist()
+        length, step = len(self.snapshots) // self.scenes, max(BLOCK_BYTES // 4 // (16 * self.n_elements), 1)
+        covariance = torch.zeros(self.scenes, self.n_elements, self.n_elements, dtype=torch.complex128)
+        for scene in range(self.scenes):
+            end = (scene + 1) * length
+            for start in range(scene * length, end, step):
+                values = self.snapshots.read(start, min(start + step, end)).to(torch.complex128)
+                covariance[scene] += values.mT @ values.conj()
+        covariance /= max(length, 1)
+        dead = torch.nonzero(covariance.diagonal(dim1=1, dim2=2).real.amax(0) == 0)[:, 0].tolist()
         if len(dead) == self.n_elements:
             raise ValueError("snapshots hold zeros only: no element has any power")
-        return replace(self, covariance=covariance, snapshots=None).without(dead, "no power")
+        return replace(self, covariance=covariance, snapshots=None, scenes=1).without(dead, "no power")
 
 
 def _columns(snapshots: Snapshots, keep: Array) -> Snapshots:

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.files import file_head
 from risfast.io.fields import SPEED_OF_LIGHT_M_S, Found, ReadOptions
-from risfast.io.guard import megabytes, parsing
+from risfast.io.guard import file_head, megabytes, parsing
 from risfast.io.recording import Snapshots
 from risfast.io.rows import raw_snapshots
 

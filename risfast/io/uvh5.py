@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.files import file_head
 from risfast.io.acoustics import choose_frequency
 from risfast.io.fields import SPEED_OF_LIGHT_M_S, Found, ReadOptions
-from risfast.io.guard import check_held, shape_text
+from risfast.io.guard import check_held, file_head, shape_text
 from risfast.io.hdf5_file import Hdf5Container
 from risfast.io.recording import Flagged
 

@@ -3,12 +3,13 @@
 On a fixed grid both maps are one real matrix and its transpose, between the powers of the atoms and the entries of a
 Hermitian matrix. Mirror symmetries that array and grid share split it into four blocks, and each block has far fewer
 significant singular values than atoms, for the aperture band-limits the outer products: the map is kept as two thin
-factors.
+factors, where these are much smaller than the map itself.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -16,9 +17,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from risfast.geometry import PlanarArray
-from risfast.ops.domain import Domain
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray
+from risfast.ops.domain import Domain, MirrorBasis
 from risfast.ops.nodes import CHARACTERS, NodeSet
+from risfast.setup import Setup, uniform_axis
 
 __all__ = ["AtomAxes", "AtomGrid"]
 
@@ -31,45 +33,89 @@ _RANK_ATOMS = 3750
 # A product of two rows reads the matrix twice; a part of it that stays in the second-level cache is read once.
 _FEW_ROWS = 2
 _PART_BYTES = 1 << 19
+# Steps between atoms: in angle in beam widths (wavelength / extent), in range by the phase of the outermost element.
+# The reference system's 25 x 15 x 10.
+_STEP_BEAMS = 0.397
+_STEP_PHASE_RAD = 3.02
+# More atoms than a grid's maps are made for: they would take long, or this much memory.
+_MOST_ATOMS, _LEAST_ATOMS, _TABLE_BYTES = 10_000, 1000, 1 << 29
+# Blocks of more atoms are kept whole: finding their significant singular values would take longer than they save.
+_COMPRESSED_ATOMS = 1200
+_STEEPEST_RAD = math.radians(85.0)  # at the poles every azimuth is the same direction
 
 
 @dataclass(frozen=True)
 class AtomAxes:
     """Where the atoms are: uniform in sin(azimuth), sin(elevation) and 1/range.
 
+    An azimuth that reaches beyond +-90 degrees is uniform in itself.
+
     Parameters
     ----------
     n_azimuth, n_elevation, n_range : int
-        Atoms along each axis.
-    azimuth_rad, elevation_rad : float
-        The axes reach from minus to plus this.
+        Atoms along each axis; 1 stands in the middle of the interval, of range at its far end.
+    azimuth_rad, elevation_rad : (float, float)
+        Ends of the axes. One number stands for the interval from minus to plus it.
     range_m : (float, float)
-        Nearest and farthest.
+        Nearest and farthest; the farthest may be infinite.
 
     Raises
     ------
     ValueError
-        A count below 2, an angle outside (0, pi/2), or ranges that are not 0 < near < far.
+        A count below 1, or an interval that makes no region.
     """
 
     n_azimuth: int = 25
     n_elevation: int = 15
     n_range: int = 10
-    azimuth_rad: float = math.radians(60.0)
-    elevation_rad: float = math.radians(30.0)
+    azimuth_rad: tuple[float, float] = (-REFERENCE_AZIMUTH_RAD, REFERENCE_AZIMUTH_RAD)
+    elevation_rad: tuple[float, float] = (-REFERENCE_ELEVATION_RAD, REFERENCE_ELEVATION_RAD)
     range_m: tuple[float, float] = (0.5, 10.0)
 
     def __post_init__(self) -> None:
         """Check every value."""
         for name in ("n_azimuth", "n_elevation", "n_range"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} must be at least 2, got {getattr(self, name)!r}")
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
         for name in ("azimuth_rad", "elevation_rad"):
-            if not 0 < getattr(self, name) < math.pi / 2:
-                raise ValueError(f"{name} must lie in (0, pi/2), got {getattr(self, name)!r}")
-        near, far = self.range_m
-        if not 0 < near < far < math.inf:
-            raise ValueError(f"range_m must be (near, far) with 0 < near < far, got {self.range_m!r}")
+            value = getattr(self, name)
+            if isinstance(value, int | float):
+                object.__setattr__(self, name, (-value, value))
+        region = self.region  # checks the intervals
+        for name in ("azimuth_rad", "elevation_rad", "range_m"):
+            object.__setattr__(self, name, getattr(region, name))
+
+    @classmethod
+    def of(cls, setup: Setup) -> AtomAxes:
+        """As dense as the reference grid is for its surface: by the aperture in angle, by curvature in range.
+
+        Parameters
+        ----------
+        setup : Setup
+
+        Returns
+        -------
+        AtomAxes
+            Over the setup's region; coarser in every coordinate where it would have too many atoms.
+        """
+        region = setup.region
+        spans = [_reach(low, high) for low, high in (region.azimuth_rad, region.elevation_rad)]
+        steps = [
+            span * extent / setup.array.wavelength_m / _STEP_BEAMS
+            for span, extent in zip(spans, setup.extents_m, strict=True)
+        ]
+        far, near = region.inverse_range
+        steps.append((near - far) * setup.curvature_rad_m / _STEP_PHASE_RAD)
+        excess = math.prod(max(step, 1.0) for step in steps) / _most_atoms(setup)
+        if excess > 1:
+            steps = [step / excess ** (1 / max(sum(s > 1 for s in steps), 1)) if step > 1 else step for step in steps]
+        counts = [math.ceil(step - 1e-2) + 1 for step in steps]
+        return cls(*counts, region.azimuth_rad, region.elevation_rad, region.range_m)
+
+    @property
+    def region(self) -> Region:
+        """Where the atoms are."""
+        return Region(self.azimuth_rad, self.elevation_rad, self.range_m)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -77,34 +123,67 @@ class AtomAxes:
         return self.n_azimuth, self.n_elevation, self.n_range
 
     @property
-    def sines(self) -> tuple[Tensor, Tensor]:
-        """sin(azimuth) [G_az] and sin(elevation) [G_el], float64, exactly antisymmetric."""
-        return (
-            _symmetric_axis(self.n_azimuth, math.sin(self.azimuth_rad)),
-            _symmetric_axis(self.n_elevation, math.sin(self.elevation_rad)),
-        )
+    def by_sine(self) -> bool:
+        """Whether azimuth is uniform in its sine."""
+        return _within_front(*self.azimuth_rad)
+
+    @property
+    def coordinates(self) -> tuple[Tensor, Tensor]:
+        """sin(azimuth) (or azimuth) [G_az] and sin(elevation) [G_el], float64, antisymmetric where the ends are."""
+        low, high = self.azimuth_rad
+        if self.by_sine:
+            azimuth = uniform_axis(math.sin(low), math.sin(high), self.n_azimuth)
+        else:
+            # The ends of a full circle are one direction.
+            count = self.n_azimuth + self.region.full_circle
+            azimuth = uniform_axis(low, high, count, closed=self.region.full_circle)
+        low, high = (min(max(e, -_STEEPEST_RAD), _STEEPEST_RAD) for e in self.elevation_rad)
+        return azimuth, uniform_axis(math.sin(low), math.sin(high), self.n_elevation)
+
+    def angles(self, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Azimuth and elevation in radians of values of :attr:`coordinates`, of any shape."""
+        azimuth, elevation = coordinates
+        return (azimuth.clamp(-1, 1).asin() if self.by_sine else azimuth), elevation.clamp(-1, 1).asin()
+
+    def coordinates_of(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of :attr:`coordinates` at (azimuth, elevation, ...) [..., 2 or 3]."""
+        azimuth, elevation = position[..., 0], position[..., 1]
+        if self.by_sine:
+            return azimuth.sin(), elevation.sin()
+        middle = sum(self.azimuth_rad) / 2
+        return middle + torch.remainder(azimuth - middle + math.pi, 2 * math.pi) - math.pi, elevation.sin()
 
     @property
     def inverse_range(self) -> Tensor:
         """1/range [G_r], float64, decreasing: ranges increase."""
-        near, far = self.range_m
-        return torch.linspace(1 / near, 1 / far, self.n_range, dtype=torch.float64)
+        far, near = self.region.inverse_range
+        if self.n_range == 1:
+            return torch.tensor([far], dtype=torch.float64)
+        return torch.linspace(near, far, self.n_range, dtype=torch.float64)
 
     @property
     def spacing(self) -> tuple[float, float, float]:
-        """Steps in (sin azimuth, sin elevation, 1/range); the last is negative."""
-        near, far = self.range_m
-        return (
-            2 * math.sin(self.azimuth_rad) / (self.n_azimuth - 1),
-            2 * math.sin(self.elevation_rad) / (self.n_elevation - 1),
-            (1 / far - 1 / near) / (self.n_range - 1),
-        )
+        """Steps of the coordinates and of 1/range, the last negative; 1 along an axis with one atom."""
+        axes = (*self.coordinates, self.inverse_range)
+        first, second, third = (float(axis[-1] - axis[0]) / (len(axis) - 1) if len(axis) > 1 else 1.0 for axis in axes)
+        return first, second, third
 
 
-def _symmetric_axis(n: int, limit: float) -> Tensor:
-    """N values from -limit to limit; linspace alone is antisymmetric only up to rounding."""
-    axis = torch.linspace(-limit, limit, n, dtype=torch.float64)
-    return (axis - axis.flip(0)) / 2
+def _most_atoms(setup: Setup) -> int:
+    region = setup.region
+    flips = (sum(region.azimuth_rad) == 0, sum(region.elevation_rad) == 0)
+    images = MirrorBasis.find(setup.array.positions_m, *flips).images
+    fitting = _TABLE_BYTES * images // (4 * setup.array.n_elements**2)
+    return min(max(fitting, _LEAST_ATOMS), _MOST_ATOMS)
+
+
+def _within_front(low: float, high: float) -> bool:
+    return low >= -math.pi / 2 - 1e-12 and high <= math.pi / 2 + 1e-12
+
+
+def _reach(low: float, high: float) -> float:
+    """Length of an angular interval in its own coordinate."""
+    return math.sin(high) - math.sin(low) if _within_front(low, high) else high - low
 
 
 @dataclass(frozen=True)
@@ -112,40 +191,36 @@ class _Block:
     """One of the four families of blocks: pairs of mirror classes whose product has the same sign in each image."""
 
     pairs: tuple[tuple[int, int], ...]  # classes (s, t), s <= t
-    left: Tensor  # [count, rank]
+    left: Tensor | None  # [count, rank]; None is the identity
     right: Tensor  # [rank, entries], packed blocks of all pairs
 
 
 @lru_cache(maxsize=4)
-def _built(array: PlanarArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet, tuple[_Block, ...]]:
-    sin_az, sin_el = axes.sines
-    domain = Domain(
-        array.positions_m,
-        array.wavenumber,
-        wavefront,
-        sin_az.asin(),
-        sin_el.asin(),
-        1 / axes.inverse_range,
-        True,
-    )
+def _built(array: SensorArray, axes: AtomAxes, wavefront: str) -> tuple[NodeSet, tuple[_Block, ...]]:
+    azimuth, elevation = axes.angles(axes.coordinates)
+    ranges = 1 / axes.inverse_range
+    domain = Domain(array.positions_m, array.wavenumber, wavefront, azimuth, elevation, ranges, True)
     nodes = NodeSet(domain, domain.azimuth, domain.elevation, torch.complex128, keep=False)
     offsets = nodes.offsets
     steering = nodes.steering(0, nodes.count)
     classes = [steering[:, offsets[c] : offsets[c + 1]] for c in range(4)]
-    grams = [part @ part.mH for part in classes]
+    grams = [part @ part.mH for part in classes] if nodes.count <= _COMPRESSED_ATOMS else []
     blocks = []
     for family in range(4):
         pairs = tuple((c, c ^ family) for c in range(4) if c <= c ^ family and min(classes[c].shape[1], 1))
         pairs = tuple((s, t) for s, t in pairs if classes[t].shape[1])
         if not pairs:
             continue
-        gram = torch.stack([(grams[s] * grams[t].conj()).real for s, t in pairs]).sum(0)
-        values, vectors = torch.linalg.eigh(gram)
-        left = vectors[:, _significant(values, math.prod(axes.shape))].float()
+        left = None
+        if nodes.count <= _COMPRESSED_ATOMS:
+            gram = torch.stack([(grams[s] * grams[t].conj()).real for s, t in pairs]).sum(0)
+            values, vectors = torch.linalg.eigh(gram)
+            left = vectors[:, _significant(values, math.prod(axes.shape))].float()
         right = []
         for s, t in pairs:
-            outer = classes[s][:, :, None] * classes[t].conj()[:, None, :]
-            right.append(left.mT @ _packed(outer.to(torch.complex64), s == t))
+            outer = (classes[s][:, :, None] * classes[t].conj()[:, None, :]).to(torch.complex64)
+            packed = _packed(outer, s == t)
+            right.append(packed if left is None else left.mT @ packed)
         blocks.append(_Block(pairs, left, torch.cat(right, 1)))
     return nodes, tuple(blocks)
 
@@ -187,10 +262,10 @@ class AtomGrid(nn.Module):
 
     Parameters
     ----------
-    array : PlanarArray
-        N elements.
-    axes : AtomAxes
-    wavefront : {"spherical", "fresnel", "planar"}
+    setup : Setup
+        Array of N elements, wavefront and region.
+    axes : AtomAxes, optional
+        By default :meth:`AtomAxes.of` the setup.
 
     Notes
     -----
@@ -201,13 +276,15 @@ class AtomGrid(nn.Module):
 
     characters: Tensor
 
-    def __init__(self, array: PlanarArray, axes: AtomAxes | None = None, wavefront: str = "spherical") -> None:
+    def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
-        self.array, self.axes, self.wavefront = array, axes or AtomAxes(), wavefront
-        self._nodes, blocks = _built(array, self.axes, wavefront)
+        self.setup, self.axes = setup, axes or AtomAxes.of(setup)
+        self.array, self.wavefront = setup.array, setup.wavefront
+        self._nodes, blocks = _built(self.array, self.axes, self.wavefront)
         self.pairs = tuple(block.pairs for block in blocks)
         for i, block in enumerate(blocks):
-            self.register_buffer(f"left_{i}", block.left, persistent=False)
+            if block.left is not None:
+                self.register_buffer(f"left_{i}", block.left, persistent=False)
             self.register_buffer(f"right_{i}", block.right, persistent=False)
         characters = torch.tensor(CHARACTERS, dtype=torch.float32)[:, : self._nodes.images]
         # Families in use, by the class of their sign: s xor t.
@@ -222,7 +299,7 @@ class AtomGrid(nn.Module):
     @property
     def ranks(self) -> tuple[int, ...]:
         """Singular values kept in each block."""
-        return tuple(getattr(self, f"left_{i}").shape[1] for i in range(len(self.pairs)))
+        return tuple(getattr(self, f"right_{i}").shape[0] for i in range(len(self.pairs)))
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors in the mirror basis: for a sensing operator whose rows they are, Phi T.
@@ -257,7 +334,8 @@ class AtomGrid(nn.Module):
         offsets, b = self._nodes.offsets, power.shape[0]
         result = torch.zeros(b, offsets[-1], offsets[-1], dtype=torch.complex64, device=power.device)
         for i, pairs in enumerate(self.pairs):
-            entries = by_family[i] @ getattr(self, f"left_{i}") @ getattr(self, f"right_{i}")
+            left = getattr(self, f"left_{i}", None)
+            entries = (by_family[i] if left is None else by_family[i] @ left) @ getattr(self, f"right_{i}")
             start = 0
             for s, t in pairs:
                 rows, columns = slice(offsets[s], offsets[s + 1]), slice(offsets[t], offsets[t + 1])
@@ -317,7 +395,8 @@ class AtomGrid(nn.Module):
             ]
             entries = _times_transposed(torch.cat(parts, 1), getattr(self, f"right_{i}"))
             both = 1.0 if pairs[0][0] == pairs[0][1] else 2.0  # the block and its conjugate
-            by_family.append(both * (entries @ getattr(self, f"left_{i}").mT))
+            left = getattr(self, f"left_{i}", None)
+            by_family.append(both * (entries if left is None else entries @ left.mT))
         images = torch.einsum("fi,fbg->ibg", self.characters, torch.stack(by_family))
         nodes = self._nodes
         upper, lower = nodes.to_box(images, 0, nodes.azimuth.half)

@@ -47,7 +47,7 @@ class Measurement:
         check_measurements(self.y, self.codes, self.channel)
 
     @classmethod
-    def of(cls, scenes: Scenes, *, noise_known: bool = True) -> Measurement:
+    def of(cls, scenes: Scenes, *, noise_known: bool = False) -> Measurement:
         """The measurements of simulated scenes, without their answers.
 
         Parameters

@@ -20,7 +20,7 @@ class CellTargets(NamedTuple):
     cell : int64 tensor, shape (B, K)
         Flat index of the cell in (azimuth, elevation, range cell).
     offset : real tensor, shape (B, K, 2)
-        Position of the source relative to its atom, in spacings of (sin azimuth, sin elevation), within +-1/2.
+        Position of the source relative to its atom, in spacings of the axes' coordinates, within +-1/2.
     """
 
     cell: Tensor
@@ -79,8 +79,10 @@ class RangeCells(nn.Module):
         position = position.double()
         n_az, n_el, _ = self.axes.shape
         index, offset = [], []
+        coordinates = self.axes.coordinates_of(position)
         for i, n in enumerate((n_az, n_el)):
-            place = position[..., i].sin() / self.axes.spacing[i] + (n - 1) / 2
+            first = self.axes.coordinates[i][0].to(position.device)
+            place = (coordinates[i] - first) / self.axes.spacing[i]
             nearest = place.round().clamp(0, n - 1)
             index.append(nearest.long())
             offset.append((place - nearest).clamp(-0.5, 0.5))

@@ -9,7 +9,7 @@ this stops.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,8 +38,6 @@ class MapDetection:
         Most sources reported in a scene.
     cells : int
         Strongest cells of a scene that are looked at.
-    tolerance : Tolerance
-        Half-widths of the box that a source is looked for in.
 
     Raises
     ------
@@ -50,7 +48,6 @@ class MapDetection:
     threshold: float = 0.3
     max_sources: int = 10
     cells: int = 512
-    tolerance: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -61,7 +58,7 @@ class MapDetection:
 
 
 def sources_of_map(
-    found: SourceMap, power: Tensor, cells: RangeCells, options: MapDetection | None = None
+    found: SourceMap, power: Tensor, cells: RangeCells, tolerance: Tolerance, options: MapDetection | None = None
 ) -> list[Sources]:
     """Report the sources that a map of expected counts speaks for.
 
@@ -73,6 +70,8 @@ def sources_of_map(
         Powers of the atoms, linear.
     cells : RangeCells
         Those of the map.
+    tolerance : Tolerance
+        Half-widths of the box that a source is looked for in.
     options : MapDetection, optional
 
     Returns
@@ -86,13 +85,14 @@ def sources_of_map(
     # Few at a time, the windows of the scenes stay in a processor's cache.
     at_once = max(len(counts), 1) if counts.is_cuda else _SCENES_AT_ONCE
     split = zip(position.split(at_once), counts.split(at_once), strict=True)
-    peaks = [_peaks(*part, options) for part in split]
+    peaks = [_peaks(*part, tolerance, options) for part in split]
     point, mass = (torch.cat(parts).cpu() for parts in zip(*peaks, strict=True))
-    return [_reported(point[i], mass[i], power[i].detach().double().cpu(), cells, options) for i in range(len(point))]
+    powers = power.detach().double().cpu()
+    return [_reported(point[i], mass[i], powers[i], cells, tolerance, options) for i in range(len(point))]
 
 
 def counts_near(
-    found: SourceMap, position: Tensor, cells: RangeCells, options: MapDetection | None = None
+    found: SourceMap, position: Tensor, cells: RangeCells, tolerance: Tolerance, options: MapDetection | None = None
 ) -> tuple[Tensor, Tensor]:
     """Expected number of sources of a map around given points.
 
@@ -103,8 +103,9 @@ def counts_near(
     position : real tensor, shape (B, K, 3)
         (azimuth, elevation, range) in radians and metres.
     cells : RangeCells
+    tolerance : Tolerance
     options : MapDetection, optional
-        Its ``cells`` and ``tolerance`` are used.
+        Its ``cells`` are used.
 
     Returns
     -------
@@ -116,8 +117,8 @@ def counts_near(
     options = options or MapDetection()
     places, counts = _strongest(found, cells, options.cells)
     gap = (position.to(places)[:, :, None] - places[:, None]).abs()
-    near = (gap[..., 0] <= options.tolerance.azimuth_rad) & (gap[..., 1] <= options.tolerance.elevation_rad)
-    inside = near & (gap[..., 2] <= options.tolerance.range_m)
+    near = (gap[..., 0] <= tolerance.azimuth_rad) & (gap[..., 1] <= tolerance.elevation_rad)
+    inside = near & (gap[..., 2] <= tolerance.range_m)
     return tuple((m.double() @ counts[..., None])[..., 0] for m in (inside, near))  # type: ignore[return-value]
 
 
@@ -128,12 +129,12 @@ def _strongest(found: SourceMap, cells: RangeCells, count: int) -> tuple[Tensor,
     return _positions(found, cells, strongest.indices), strongest.values.double().exp()
 
 
-def _peaks(position: Tensor, counts: Tensor, options: MapDetection) -> tuple[Tensor, Tensor]:
+def _peaks(position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapDetection) -> tuple[Tensor, Tensor]:
     """Where sources are reported [B, max_sources, 3], and the expected number in the tolerance there.
 
     Masses fall from one to the next; what comes after one below the threshold is left at zero.
     """
-    near, window = _windows(position, options.tolerance)
+    near, window = _windows(position, tolerance)
     # 32 bits hold a sum of expected counts to 1e-6; the windows are read once for every source.
     weight = window.float()
     batch = torch.arange(len(counts), device=counts.device)
@@ -160,9 +161,8 @@ def _peaks(position: Tensor, counts: Tensor, options: MapDetection) -> tuple[Ten
 
 def _windows(position: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor]:
     """Which positions [B, J, 3] are within the tolerance of each other [B, J, J]: in direction; in range as well."""
-    halves = (tolerance.azimuth_rad, tolerance.elevation_rad, tolerance.range_m)
     within = []
-    for axis, half in zip(position.unbind(-1), halves, strict=True):
+    for axis, half in zip(position.unbind(-1), tolerance.limits, strict=True):
         within.append(torch.sub(axis[:, :, None], axis[:, None]).abs_() <= half)
     near = within[0].logical_and_(within[1])
     return near, near & within[2]
@@ -174,28 +174,27 @@ def _positions(found: SourceMap, cells: RangeCells, index: Tensor) -> Tensor:
     n_el, n_r, n_cells = axes.n_elevation, axes.n_range, len(cells)
     atom = index // n_cells * n_r + index % n_cells // cells.per_atom
     offset = found.offset.detach().double().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
-    sin_az, sin_el = (s.to(index.device) for s in axes.sines)
-    azimuth = sin_az[index // (n_el * n_cells)] + axes.spacing[0] * offset[..., 0]
-    elevation = sin_el[index // n_cells % n_el] + axes.spacing[1] * offset[..., 1]
+    of_azimuth, of_elevation = (s.to(index.device) for s in axes.coordinates)
+    azimuth = of_azimuth[index // (n_el * n_cells)] + axes.spacing[0] * offset[..., 0]
+    elevation = of_elevation[index // n_cells % n_el] + axes.spacing[1] * offset[..., 1]
     r = cells.centres[index % n_cells]
-    return torch.stack([azimuth.clamp(-1, 1).asin(), elevation.clamp(-1, 1).asin(), r], -1)
+    return torch.stack([*axes.angles((azimuth, elevation)), r], -1)
 
 
-def _reported(point: Tensor, mass: Tensor, power: Tensor, cells: RangeCells, options: MapDetection) -> Sources:
+def _reported(
+    point: Tensor, mass: Tensor, power: Tensor, cells: RangeCells, tolerance: Tolerance, options: MapDetection
+) -> Sources:
     keep = mass >= options.threshold
     point, mass = point[keep], mass[keep]
     order = mass.argsort(descending=True, stable=True)
     point, mass = point[order], mass[order]
     axes = cells.axes
-    sines = axes.sines
     inside = torch.ones(len(point), *power.shape, dtype=torch.bool)
-    for i, (axis, reach) in enumerate(
-        ((sines[0].asin(), options.tolerance.azimuth_rad), (sines[1].asin(), options.tolerance.elevation_rad))
-    ):
-        close = (axis - point[:, i, None]).abs() <= max(reach, math.asin(axes.spacing[i]) / 2)
+    for i, (axis, reach) in enumerate(zip(axes.angles(axes.coordinates), tolerance.limits[:2], strict=True)):
+        close = (axis - point[:, i, None]).abs() <= max(reach, math.asin(min(axes.spacing[i], 1.0)) / 2)
         inside &= close[:, :, None, None] if i == 0 else close[:, None, :, None]
     inside &= ((axes.inverse_range - 1 / point[:, 2, None]).abs() <= abs(axes.spacing[2]))[:, None, None]
-    return Sources(point[:, 0], point[:, 1], point[:, 2], (inside * power).sum((1, 2, 3)), mass.clamp_max(1))
+    return Sources.at(point, (inside * power).sum((1, 2, 3)), mass.clamp_max(1))
 
 
 @dataclass(frozen=True)
@@ -208,8 +207,6 @@ class PowerDetection:
         How far below the strongest a source may be.
     max_sources : int
         Most sources reported in a scene.
-    separation : Tolerance
-        A weaker peak within all three of these of a stronger one is part of it.
 
     Raises
     ------
@@ -219,7 +216,6 @@ class PowerDetection:
 
     max_db: float = 10.0
     max_sources: int = 10
-    separation: Tolerance = field(default_factory=Tolerance)
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -229,11 +225,13 @@ class PowerDetection:
             raise ValueError(f"max_sources must be at least 1, got {self.max_sources}")
 
 
-def sources_of_power(power: Tensor, axes: AtomAxes, options: PowerDetection | None = None) -> list[Sources]:
+def sources_of_power(
+    power: Tensor, axes: AtomAxes, tolerance: Tolerance, options: PowerDetection | None = None
+) -> list[Sources]:
     """Peaks of the powers of atoms: the read-out of a sparse covariance fit.
 
     A peak stands for the 3 x 3 x 3 atoms around it: its power is their sum, and its position their centroid in
-    (sin azimuth, sin elevation, 1/range).
+    the coordinates of the axes and 1/range.
 
     Parameters
     ----------
@@ -241,41 +239,55 @@ def sources_of_power(power: Tensor, axes: AtomAxes, options: PowerDetection | No
         Powers of the atoms, linear, >= 0.
     axes : AtomAxes
         Where the atoms stand.
+    tolerance : Tolerance
+        A weaker peak within all three of these of a stronger one is part of it.
     options : PowerDetection, optional
 
     Returns
     -------
     list of B Sources
-        Strongest first; ``confidence`` is the share of the scene's power.
+        Strongest first; what their confidence is, the powers do not say.
     """
     options = options or PowerDetection()
     power = power.detach().double()
     b = len(power)
     if b == 0:
         return []
-    coordinates = torch.meshgrid(*axes.sines, axes.inverse_range, indexing="ij")
+    round_trip = axes.region.full_circle and axes.n_azimuth > 2
+    coordinates = torch.meshgrid(*axes.coordinates, axes.inverse_range, indexing="ij")
     weighted = torch.stack([torch.ones_like(coordinates[0]), *coordinates]).to(power.device) * power[:, None]
-    sums = 27 * torch.nn.functional.avg_pool3d(weighted, 3, stride=1, padding=1)  # [B, 4, ...]
+    if round_trip:  # a peak across the seam is one peak
+        turn = 2 * math.pi * torch.tensor([-1.0, 1.0], dtype=power.dtype, device=power.device)
+        before, after = weighted[:, :, -1:].clone(), weighted[:, :, :1].clone()
+        before[:, 1] += turn[0] * before[:, 0]
+        after[:, 1] += turn[1] * after[:, 0]
+        weighted = torch.cat([before, weighted, after], 2)
+        power = torch.cat([power[:, -1:], power, power[:, :1]], 1)
+    # An axis of one or two atoms is shorter than the window, with its padding.
+    padded = torch.nn.functional.pad(weighted, (1, 1, 1, 1, 1, 1))
+    sums = 27 * torch.nn.functional.avg_pool3d(padded, 3, stride=1)  # [B, 4, ...]
     peaks = local_maxima_3d(power.cpu(), window=(3, 3, 3), k=64)
     flat = (peaks.index[..., 0] * axes.n_elevation + peaks.index[..., 1]) * axes.n_range + peaks.index[..., 2]
     there = torch.arange(flat.shape[1]) < peaks.count[:, None]
+    if round_trip:
+        there &= (peaks.index[..., 0] > 0) & (peaks.index[..., 0] <= axes.n_azimuth)
     at = sums.cpu().flatten(2).gather(2, torch.where(there, flat, 0)[:, None].expand(-1, 4, -1))
     mass = torch.where(there, at[:, 0], 0.0)
     centre = at[:, 1:] / at[:, :1].clamp_min(1e-300)
-    position = torch.stack([centre[:, 0].asin(), centre[:, 1].asin(), 1 / centre[:, 2].clamp_min(1e-300)], -1)
-    apart = options.separation
+    azimuth, elevation = axes.angles((centre[:, 0], centre[:, 1]))
+    inverse = centre[:, 2].clamp_min(1e-300)
+    position = torch.stack([azimuth, elevation, 1 / inverse], -1)
     kept = nms_3d(
         position,
         torch.where(mass > 0, mass, -math.inf),
-        separation=(apart.azimuth_rad, apart.elevation_rad, apart.range_m),
+        separation=tolerance.limits,
         k=options.max_sources,
+        wrap_azimuth=axes.region.full_circle,
     )
-    total = power.sum((1, 2, 3)).cpu()
-    return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], total[i], options) for i in range(b)]
+    return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], options) for i in range(b)]
 
 
-def _peaks_of(position: Tensor, mass: Tensor, kept: Tensor, total: Tensor, options: PowerDetection) -> Sources:
+def _peaks_of(position: Tensor, mass: Tensor, kept: Tensor, options: PowerDetection) -> Sources:
     kept = kept.long()
     kept = kept[(mass[kept] > 0) & (mass[kept] >= mass.max() * 10 ** (-options.max_db / 10))]
-    azimuth, elevation, r = position[kept].unbind(1)
-    return Sources(azimuth, elevation, r, mass[kept], (mass[kept] / total).clamp(0, 1))
+    return Sources.at(position[kept], mass[kept])

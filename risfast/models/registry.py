@@ -6,23 +6,23 @@ from typing import Any
 
 from torch import nn
 
-from risfast.geometry import PlanarArray
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.setup import Setup
 
 __all__ = ["BACKBONES", "build_backbone"]
 
 BACKBONES = ("unrolled", "transformer")
 
 
-def build_backbone(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
+def build_backbone(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
     """Make a backbone with fresh parameters.
 
     Parameters
     ----------
     name : {"unrolled", "transformer"}
         Which backbone.
-    array : PlanarArray
-        The surface that it is for.
+    setup : Setup
+        The problem that it is for.
     options : dict, optional
         Fields of :class:`~risfast.models.unrolled.UnrolledOptions` or
         :class:`~risfast.models.transformer.TransformerOptions`, as plain values; the rest are the defaults.
@@ -41,10 +41,10 @@ def build_backbone(name: str, array: PlanarArray, options: dict[str, Any] | None
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}; got {name!r}")
     try:
         if name == "unrolled":
-            return UnrolledBackbone(array, UnrolledOptions.from_dict(options or {}))
+            return UnrolledBackbone(setup, UnrolledOptions.from_dict(options or {}))
         # Its detection needs what the default does without.
         from risfast.models.transformer import TransformerBackbone, TransformerOptions  # noqa: PLC0415
 
-        return TransformerBackbone(array, TransformerOptions(**(options or {})))
+        return TransformerBackbone(setup, TransformerOptions(**(options or {})))
     except TypeError as error:
         raise ValueError(f"the options of backbone {name!r} hold an unknown field: {error}") from None

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.detect import DetectionOptions, Sources, detect_sources
 from risfast.errors import ShapeError
-from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid
 from risfast.models.base import CovarianceEstimate, Measurement
-from risfast.steering import Wavefront
+from risfast.setup import Setup
 
 __all__ = ["TransformerBackbone", "TransformerEstimate", "TransformerOptions"]
 
@@ -41,10 +41,6 @@ class TransformerOptions:
         Features from which a column is made.
     max_sources : int
         Positions that are predicted.
-    azimuth_rad, elevation_rad : float
-        Half the field of view, radians.
-    range_m : (float, float)
-        Nearest and farthest source, metres.
 
     Raises
     ------
@@ -60,9 +56,6 @@ class TransformerOptions:
     n_columns: int = 5
     column_width: int = 64
     max_sources: int = 5
-    azimuth_rad: float = REFERENCE_AZIMUTH_RAD
-    elevation_rad: float = REFERENCE_ELEVATION_RAD
-    range_m: tuple[float, float] = (0.5, 10.0)
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -73,12 +66,6 @@ class TransformerOptions:
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.width % self.n_heads:
             raise ValueError(f"width must be a multiple of n_heads = {self.n_heads}, got {self.width}")
-        for name in ("azimuth_rad", "elevation_rad"):
-            if not 0 < getattr(self, name) <= math.pi:
-                raise ValueError(f"{name} must lie in (0, pi], got {getattr(self, name)!r}")
-        object.__setattr__(self, "range_m", tuple(self.range_m))  # from a file it comes as a list
-        if len(self.range_m) != 2 or not 0 < self.range_m[0] < self.range_m[1] < math.inf:
-            raise ValueError(f"range_m must be (near, far) with 0 < near < far, got {self.range_m!r}")
 
 
 @dataclass(frozen=True)
@@ -146,7 +133,7 @@ class TransformerBackbone(nn.Module):
 
     Parameters
     ----------
-    array : PlanarArray
+    setup : Setup
         N elements.
     options : TransformerOptions or None
         Size of the network.
@@ -161,11 +148,11 @@ class TransformerBackbone(nn.Module):
     it memorises its training scenes. It is here to be compared with.
     """
 
-    def __init__(self, array: PlanarArray, options: TransformerOptions | None = None) -> None:
+    def __init__(self, setup: Setup, options: TransformerOptions | None = None) -> None:
         super().__init__()
-        self.array = array
+        self.setup, self.array = setup, setup.array
         self._options = options or TransformerOptions()
-        o, n = self._options, array.n_elements
+        o, n = self._options, setup.array.n_elements
         self.embed_snapshot = nn.Linear(2 * (o.n_antennas + n), o.width)
         self.embed_channel = nn.Linear(2 * n, o.width)
         self.antenna = nn.Parameter(0.1 * torch.randn(o.n_antennas, o.width))
@@ -261,9 +248,13 @@ class TransformerBackbone(nn.Module):
     def _positions(self, raw: Tensor) -> Tensor:
         o = self._options
         x = _MARGIN * raw.to(self.antenna.dtype).unflatten(-1, (o.max_sources, 3)).tanh()
-        near, far = (math.log(r) for r in o.range_m)
-        r = ((near + far) / 2 + (far - near) / 2 * x[..., 2]).exp()
-        return torch.stack([o.azimuth_rad * x[..., 0], o.elevation_rad * x[..., 1], r], -1)
+        region = self.setup.region
+        near, far = (math.log(r) for r in region.range_m)
+        ends = (region.azimuth_rad, region.elevation_rad, (near, far))
+        azimuth, elevation, log_range = (
+            (low + high) / 2 + (high - low) / 2 * x[..., i] for i, (low, high) in enumerate(ends)
+        )
+        return torch.stack([azimuth, elevation, log_range.exp()], -1)
 
     def sources(
         self,
@@ -274,7 +265,6 @@ class TransformerBackbone(nn.Module):
         beta: float = 0.0,
         snr_db: Tensor | float | None = None,
         loading: float = 1e-2,
-        wavefront: Wavefront = "spherical",
         options: DetectionOptions | None = None,
     ) -> list[Sources]:
         """Find the sources in the Capon spectrum of an estimate.
@@ -284,10 +274,10 @@ class TransformerBackbone(nn.Module):
         estimate : CovarianceEstimate
             Of B scenes.
         grid : SearchGrid or None
-            Coarse grid; :meth:`SearchGrid.reference` by default.
+            Coarse grid; that of the setup by default.
         sample, beta, snr_db
             See :func:`risfast.covariance.effective_covariance`.
-        loading, wavefront, options
+        loading, options
             See :func:`risfast.detect.detect_sources`.
 
         Returns
@@ -299,7 +289,7 @@ class TransformerBackbone(nn.Module):
             covariance = effective_covariance(
                 covariance_from_factor(estimate.factor), sample=sample, beta=beta, snr_db=snr_db
             )
-            return detect_sources(covariance, self.array, grid, loading=loading, wavefront=wavefront, options=options)
+            return detect_sources(covariance, self.setup, grid, loading=loading, options=options)
 
 
 def _parts(x: Tensor) -> Tensor:

@@ -7,20 +7,20 @@ them, so it is invariant to their order and takes any number of them, any codes 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from risfast.detect import Sources
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import CovarianceEstimate, Measurement, SourceMap
 from risfast.models.cells import RangeCells
 from risfast.models.decode import MapDetection, PowerDetection, sources_of_map, sources_of_power
 from risfast.models.fit import matched, statistics
+from risfast.setup import Setup
+from risfast.sources import Sources
 from risfast.steering import steering_phase
 
 __all__ = ["UnrolledBackbone", "UnrolledOptions"]
@@ -55,9 +55,8 @@ class UnrolledOptions:
         K_f: atoms that make up the factor.
     corrections : bool
         Learned parts; without them the backbone is the classical fit, and its sources are the peaks of the powers.
-    axes : AtomAxes
-        The atoms.
-    wavefront : {"spherical", "fresnel", "planar"}
+    axes : AtomAxes or None
+        The atoms; None follows from the setup (:meth:`risfast.models.atoms.AtomAxes.of`).
 
     Raises
     ------
@@ -71,8 +70,7 @@ class UnrolledOptions:
     range_cells: int = 8
     columns: int = 48
     corrections: bool = True
-    axes: AtomAxes = field(default_factory=AtomAxes)
-    wavefront: str = "spherical"
+    axes: AtomAxes | None = None
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -95,11 +93,8 @@ class UnrolledOptions:
         UnrolledOptions
         """
         values = dict(values)
-        if "axes" in values:
-            axes = dict(values["axes"])
-            if "range_m" in axes:
-                near, far = axes["range_m"]
-                axes["range_m"] = (float(near), float(far))
+        if values.get("axes") is not None:
+            axes = {name: tuple(v) if isinstance(v, list) else v for name, v in values["axes"].items()}
             values["axes"] = AtomAxes(**axes)
         return cls(**values)
 
@@ -193,36 +188,37 @@ class UnrolledBackbone(nn.Module):
 
     Parameters
     ----------
-    array : PlanarArray
-        N elements.
+    setup : Setup
+        Array of N elements, region and wavefront.
     options : UnrolledOptions, optional
     """
 
     positions: Tensor
-    sin_azimuth: Tensor
-    sin_elevation: Tensor
+    of_azimuth: Tensor
+    of_elevation: Tensor
     inverse_range: Tensor
 
-    def __init__(self, array: PlanarArray, options: UnrolledOptions | None = None) -> None:
+    def __init__(self, setup: Setup, options: UnrolledOptions | None = None) -> None:
         super().__init__()
-        self.settings = options or UnrolledOptions()
+        self.setup, self.settings = setup, options or UnrolledOptions()
         o = self.settings
-        self.atoms = AtomGrid(array, o.axes, o.wavefront)
-        self.range_cells = RangeCells(o.axes, o.range_cells)
+        self.atoms = AtomGrid(setup, o.axes)
+        axes = self.atoms.axes
         self.exponents = nn.Parameter(torch.full((o.steps,), 0.5), requires_grad=o.corrections)
         self.noise_exponents = nn.Parameter(torch.full((o.steps,), 0.5), requires_grad=o.corrections)
         if o.corrections:
             self.corrections = nn.ModuleList(_Correction(o.width) for _ in range(o.steps))
-            self.head = _Head(o.head_width, o.range_cells, math.prod(o.axes.shape) * o.range_cells)
-        self.register_buffer("positions", array.positions_m.float(), persistent=False)
-        sines = o.axes.sines
-        self.register_buffer("sin_azimuth", sines[0].float(), persistent=False)
-        self.register_buffer("sin_elevation", sines[1].float(), persistent=False)
-        self.register_buffer("inverse_range", o.axes.inverse_range.float(), persistent=False)
+            self.range_cells = RangeCells(axes, o.range_cells)
+            self.head = _Head(o.head_width, o.range_cells, math.prod(axes.shape) * o.range_cells)
+        self.register_buffer("positions", setup.array.positions_m.float(), persistent=False)
+        of_azimuth, of_elevation = axes.coordinates
+        self.register_buffer("of_azimuth", of_azimuth.float(), persistent=False)
+        self.register_buffer("of_elevation", of_elevation.float(), persistent=False)
+        self.register_buffer("inverse_range", axes.inverse_range.float(), persistent=False)
 
     def options(self) -> dict[str, Any]:
         """What rebuilds this backbone, as plain values."""
-        return self.settings.to_dict()
+        return replace(self.settings, axes=self.atoms.axes).to_dict()
 
     def forward(self, measurement: Measurement) -> CovarianceEstimate:
         """Estimate covariance, noise and sources.
@@ -282,8 +278,10 @@ class UnrolledBackbone(nn.Module):
         """
         assert estimate.power is not None  # an estimate of this backbone has it
         if estimate.sources is None:
-            return sources_of_power(estimate.power, self.settings.axes, PowerDetection(**detection))
-        return sources_of_map(estimate.sources, estimate.power, self.range_cells, MapDetection(**detection))
+            return sources_of_power(estimate.power, self.atoms.axes, self.setup.tolerance, PowerDetection(**detection))
+        return sources_of_map(
+            estimate.sources, estimate.power, self.range_cells, self.setup.tolerance, MapDetection(**detection)
+        )
 
     def _scaled(self, measurement: Measurement) -> _Scaled:
         y = measurement.y.to(torch.complex64)
@@ -332,23 +330,25 @@ class UnrolledBackbone(nn.Module):
         n_az, n_el, n_r = self.atoms.shape
         strongest = power.flatten(1).topk(min(self.settings.columns, n_az * n_el * n_r), dim=1)
         index = strongest.indices
+        axes = self.atoms.axes
         coordinates = [
-            self.sin_azimuth[index // (n_el * n_r)],
-            self.sin_elevation[index // n_r % n_el],
+            self.of_azimuth[index // (n_el * n_r)],
+            self.of_elevation[index // n_r % n_el],
             self.inverse_range[index % n_r],
         ]
         if offsets is not None:
             moved = offsets.flatten(2).gather(2, index[:, None].expand(-1, 3, -1))
             coordinates = [
-                c + step * moved[:, i]
-                for i, (c, step) in enumerate(zip(coordinates, self.settings.axes.spacing, strict=True))
+                c + step * moved[:, i] for i, (c, step) in enumerate(zip(coordinates, axes.spacing, strict=True))
             ]
-        sin_az, sin_el, inverse = coordinates
+        of_azimuth, sin_el, inverse = coordinates
         cos_el = (1 - sin_el.square()).clamp_min(0).sqrt()
-        cos_az = (1 - sin_az.square()).clamp_min(0).sqrt()
+        if axes.by_sine:
+            sin_az, cos_az = of_azimuth, (1 - of_azimuth.square()).clamp_min(0).sqrt()
+        else:
+            sin_az, cos_az = of_azimuth.sin(), of_azimuth.cos()
         direction = torch.stack([sin_az * cos_el, sin_el, cos_az * cos_el], -1)
-        far = self.settings.axes.range_m[1]
-        r = 1 / inverse.clamp_min(0.5 / far)
-        phase = steering_phase(self.positions, direction, r, self.atoms.array.wavenumber, self.settings.wavefront)
+        r = 1 / inverse.clamp_min(0.5 / axes.range_m[1])
+        phase = steering_phase(self.positions, direction, r, self.setup.array.wavenumber, self.setup.wavefront)
         amplitude = strongest.values.sqrt()[..., None]
         return torch.complex(amplitude * phase.cos(), amplitude * phase.sin()).mT

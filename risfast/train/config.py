@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
-from risfast.array_file import read_array
 from risfast.data.scenes import Coherence, SystemConfig
 from risfast.data.shards import ShardSpec
 from risfast.geometry import PlanarArray
+from risfast.io.setup_file import read_setup_parts
 from risfast.objective import ObjectiveOptions
 from risfast.sensing import CODE_KINDS, Impairments
 
@@ -103,7 +102,7 @@ class SystemOptions:
             The numbers describe no array, or ``array`` names a file that cannot be read.
         """
         if self.array:
-            return read_array(Path(self.array))
+            return read_setup_parts(self.array).array
         return PlanarArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m)
 
     def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:

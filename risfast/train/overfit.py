@@ -17,12 +17,12 @@ from risfast.model_files import Build
 from risfast.models import build_backbone
 from risfast.models.base import Measurement
 from risfast.objective import ObjectiveOptions
+from risfast.toml_file import as_table
 from risfast.train.backbone import backbone_objective
 from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
 from risfast.train.distributed import open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.stage import machine_settings
-from risfast.train.toml_file import as_table
 from risfast.train.validation import scene_slice, score_covariances
 
 __all__ = ["OverfitConfig", "OverfitOutcome", "overfit"]

@@ -16,10 +16,10 @@ from risfast.data.scenes import Scenes, generate_scenes
 from risfast.data.system_json import differing_fields
 from risfast.durable import replace_file
 from risfast.geometry import SearchGrid
+from risfast.toml_file import as_table, read_toml, to_toml
 from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.records import MetricsFile
-from risfast.train.toml_file import as_table, read_toml, to_toml
 
 __all__ = ["RunFolder", "RunOptions", "search_grid", "validation_scenes"]
 

@@ -14,13 +14,13 @@ import torch
 from risfast.data.scenes import Scenes, SystemConfig
 from risfast.detect import Sources
 from risfast.models.base import CovarianceEstimate
+from risfast.toml_file import as_table
 from risfast.train.batches import FlySource, SceneSource, ShardSource
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import Task, Trainer
 from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.run_folder import RunFolder, RunOptions, search_grid, validation_scenes
 from risfast.train.runs import Figures, Measured, Report, Run
-from risfast.train.toml_file import as_table
 from risfast.train.validation import scene_slice
 
 __all__ = ["Outcome", "Stage", "machine_settings", "train_stage"]

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from risfast.confidence import HitModel
 from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
 from risfast.data.scenes import Scenes
-from risfast.data.system_json import array_from_json
 from risfast.detect import DetectionOptions, Sources, detect_fixed
 from risfast.durable import replace_file
 from risfast.evaluate.metrics import Scores, score_scenes
@@ -31,6 +30,7 @@ from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.decode import MapDetection
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.ops import mvdr_spectrum, nms_3d
+from risfast.setup import array_from_json
 from risfast.tune.errors import StudyError
 from risfast.tune.objectives import farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig

@@ -8,8 +8,8 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from risfast.durable import replace_file
+from risfast.toml_file import to_toml
 from risfast.train.config import RunConfig
-from risfast.train.toml_file import to_toml
 from risfast.tune.pictures import draw_study
 from risfast.tune.space import apply, read_out_options, untuned
 from risfast.tune.stages import finished_trials

@@ -17,8 +17,8 @@ from risfast.models.transformer import TransformerOptions
 from risfast.models.unrolled import UnrolledOptions
 from risfast.objective import ObjectiveOptions
 from risfast.polish import PolishOptions
+from risfast.toml_file import as_table, from_table
 from risfast.train.config import OptimiserOptions, RunConfig
-from risfast.train.toml_file import as_table, from_table
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig
 from risfast.tune.parameters import Choice, Float, Int, Parameter

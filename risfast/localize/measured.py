@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from risfast.errors import ShapeError
 from risfast.models import Measurement
 
-__all__ = ["measurement_from"]
+__all__ = ["direct_measurement", "measurement_from"]
 
 
 def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Measurement:
@@ -63,6 +64,20 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
     noise = torch.as_tensor(noise_power).to(measurement.y.device).double()
     noise = noise.expand(len(measurement)) if noise.ndim == 0 else noise
     return Measurement(measurement.y, measurement.codes, measurement.channel, _checked_noise(noise, measurement))
+
+
+def direct_measurement(x: Any, n_elements: int, noise_power: Any) -> Measurement:
+    """Snapshots of the elements themselves, (L, N) or (B, L, N), as a measurement through an identity."""
+    tensor = _tensor(x, "x")
+    if tensor.ndim not in (2, 3) or tensor.shape[-1] != n_elements:
+        turned = tensor.ndim in (2, 3) and tensor.shape[-2] == n_elements
+        raise ShapeError(
+            f"x must have shape (L, {n_elements}) or (B, L, {n_elements}), one row per snapshot, got "
+            f"{tuple(tensor.shape)}{'; it looks transposed' if turned else ''}"
+        )
+    codes = torch.ones_like(tensor)
+    channel = torch.eye(n_elements, dtype=tensor.dtype, device=tensor.device)
+    return measurement_from(tensor, codes, channel.expand(*tensor.shape[:-2], -1, -1), noise_power)
 
 
 def _tensor(value: Any, name: str) -> Tensor:

@@ -1,9 +1,7 @@
-"""Reading covariances and arrays: every layout gives the same matrix, and every wrong file its own sentence."""
+"""Reading covariances: every layout gives the same matrix, and every wrong file its own sentence."""
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import pickle
 import zipfile
@@ -17,11 +15,18 @@ import scipy.io
 import scipy.sparse
 import torch
 
-from risfast.array_file import read_array
 from risfast.errors import FileFormatError
-from risfast.files import read_covariance, source_rows, write_sources
+from risfast.geometry import SensorArray
+from risfast.io import read
 
 COMPOUND = np.dtype([("real", "<f8"), ("imag", "<f8")])
+
+
+def read_covariance(path: Path, *, n: int = 5, **options: Any) -> torch.Tensor:
+    """The covariance of a file without an array in it."""
+    result = read(path, setup=SensorArray.linear(n, 0.1, 0.3), **options).covariance
+    assert result is not None
+    return result
 
 
 def covariance(batch: int | None = None, n: int = 5, seed: int = 0) -> np.ndarray:
@@ -92,7 +97,7 @@ def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 @pytest.mark.parametrize("n", [1, 2, 5])
 def test_one_matrix_is_read_the_right_way_round_from_every_format(writer: Any, n: int) -> None:
     expected = covariance(n=n)
-    result = read_covariance(writer(R=expected))
+    result = read_covariance(writer(R=expected), n=n)
     assert result.shape == (1, n, n)
     assert result.dtype == torch.complex128
     np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-15)
@@ -128,7 +133,7 @@ def test_matlab_attribute_turns_an_h5_file_back_too(tmp_path: Path) -> None:
 )
 def test_precision_of_the_file_is_kept(tmp_path: Path, stored: str, read: torch.dtype) -> None:
     values = np.array([[4, 1], [1, 3]]).astype(stored)
-    result = read_covariance(write_npz(tmp_path / "x.npz", R=values))
+    result = read_covariance(write_npz(tmp_path / "x.npz", R=values), n=2)
     assert result.dtype == read
     np.testing.assert_array_equal(result[0].numpy(), [[4, 1], [1, 3]])
 
@@ -139,10 +144,10 @@ def test_result_is_exactly_hermitian_after_rounding_in_the_file(tmp_path: Path) 
     assert torch.equal(result, result.mH)
 
 
-def test_key_names_the_variable_also_inside_groups(tmp_path: Path) -> None:
+def test_fields_name_the_variable_also_inside_groups(tmp_path: Path) -> None:
     first, second = covariance(seed=1), covariance(seed=2)
     path = write_hdf5(tmp_path / "x.h5", **{"R": first, "night/two": second})
-    np.testing.assert_allclose(read_covariance(path, key="night/two")[0].numpy(), second, rtol=1e-15)
+    np.testing.assert_allclose(read_covariance(path, fields={"covariance": "night/two"})[0].numpy(), second, rtol=1e-15)
 
 
 class Wrong(NamedTuple):
@@ -150,6 +155,15 @@ class Wrong(NamedTuple):
     make: Any
     words: str
     options: tuple[tuple[str, Any], ...] = ()
+
+
+@pytest.mark.parametrize(("name", "write"), [("x.npz", write_hdf5), ("x.h5", write_npz), ("x.npz", write_mat5)])
+def test_the_content_of_a_file_decides_and_not_its_name(tmp_path: Path, name: str, write: Any) -> None:
+    expected = covariance()
+    real = tmp_path / {write_hdf5: "real.h5", write_npz: "real.npz", write_mat5: "real.mat"}[write]
+    write(real, R=expected)
+    real.rename(tmp_path / name)
+    np.testing.assert_allclose(read_covariance(tmp_path / name)[0].numpy(), expected, rtol=1e-15)
 
 
 def write_bytes(content: bytes) -> Any:
@@ -179,53 +193,60 @@ WRONG = {
     "folder": Wrong("x.npz", lambda path: path.mkdir(), "not a file"),
     "empty": Wrong("x.npz", write_bytes(b""), "the file is empty"),
     "empty mat": Wrong("x.mat", write_bytes(b""), "the file is empty"),
-    "unknown suffix": Wrong("x.txt", write_bytes(b"1 2"), r"ends in one of .npz, .mat, .h5, .hdf5.*numpy.savez"),
-    "no suffix": Wrong("x", write_bytes(b"1 2"), "not 'nothing'"),
-    "text named npz": Wrong("x.npz", write_bytes(b"hello"), "not a .npz file.*first bytes b'hello'"),
+    "unknown suffix": Wrong("x.txt", write_bytes(b"1 2"), "something else, not one of npz, mat, hdf5.*numpy.savez"),
+    "no suffix": Wrong("x", write_bytes(b"1 2"), "something else, not one of npz, mat, hdf5"),
+    "text named npz": Wrong("x.npz", write_bytes(b"hello"), "something else.*first bytes are b'hello'.*name is wrong"),
     "npy named npz": Wrong("x.npz", lambda p: save_under_another_name(p, ".npy", np.save), "single NumPy array"),
     "pickle named npz": Wrong(
         "x.npz", lambda p: p.write_bytes(pickle.dumps(covariance())), "Python pickle, which is never"
     ),
-    "hdf5 named npz": Wrong("x.npz", lambda p: write_hdf5(p, R=covariance()), "found HDF5"),
-    "zip named mat": Wrong("x.mat", lambda p: save_under_another_name(p, ".npz", np.savez), "found NumPy zip"),
-    "text named mat": Wrong("x.mat", write_bytes(b"hello" * 99), "expected MATLAB or HDF5 content"),
+    "text named mat": Wrong("x.mat", write_bytes(b"hello" * 99), "something else.*first bytes are b'hellohel'"),
     "objects": Wrong("x.npz", lambda p: write_npz(p, R=np.array([{}, 1], dtype=object)), "pickled Python objects"),
-    "not an array inside": Wrong("x.npz", write_zip_text, "must be a full array.*bytes"),
+    "not an array inside": Wrong("x.npz", write_zip_text, "'R' cannot be read as a NumPy .npz archive"),
     "text inside": Wrong(
         "x.npz", lambda p: write_npz(p, R=np.array(["a", "b"])), "real or complex numbers, got dtype <U1"
     ),
     "bool": Wrong("x.npz", lambda p: write_npz(p, R=np.eye(3, dtype=bool)), "got dtype bool"),
-    "cell": Wrong("x.mat", lambda p: write_mat5(p, R=np.array([[1], "a"], dtype=object)), "got dtype object"),
+    "cell": Wrong(
+        "x.mat", lambda p: write_mat5(p, R=np.array([[1], "a"], dtype=object)), "'R' is a cell .*only full arrays"
+    ),
     "sparse": Wrong(
-        "x.mat", lambda p: write_mat5(p, R=scipy.sparse.eye_array(4, format="csc")), "must be a full array"
+        "x.mat",
+        lambda p: write_mat5(p, R=scipy.sparse.eye_array(4, format="csc")),
+        "'R' is a sparse .*only full arrays",
     ),
     "no known key": Wrong(
-        "x.npz", lambda p: write_npz(p, Rxx=covariance(), f=[1]), "no variable 'R' or 'covariance'.*Rxx, f"
+        "x.npz",
+        lambda p: write_npz(p, Rxx=covariance(), f=[1]),
+        r"neither a covariance \(covariance or R\).*Rxx \(5 x 5\), f \(1\)",
     ),
-    "no variables": Wrong("x.h5", write_hdf5, "holds no variables at all"),
+    "no variables": Wrong("x.h5", write_hdf5, "it holds nothing"),
     "asked key missing": Wrong(
-        "x.mat", lambda p: write_mat5(p, R=covariance()), "no variable 'S'; the file holds R", (("key", "S"),)
+        "x.mat",
+        lambda p: write_mat5(p, R=covariance()),
+        "mapped to 'S', which is not there; the file holds R",
+        (("fields", {"covariance": "S"}),),
     ),
     "two keys": Wrong(
-        "x.npz", lambda p: write_npz(p, R=covariance(), covariance=covariance()), "both 'R' and 'covariance'"
+        "x.npz",
+        lambda p: write_npz(p, R=covariance(), covariance=covariance()),
+        "both 'covariance' and 'R' are there; choose with fields=",
     ),
     "nothing in it": Wrong("x.npz", lambda p: write_npz(p, R=np.empty((0, 0))), "is empty"),
-    "hdf5 empty": Wrong("x.h5", lambda p: write_hdf5(p, R=h5py.Empty("f8")), "got Empty"),
+    "hdf5 empty": Wrong("x.h5", lambda p: write_hdf5(p, R=h5py.Empty("f8")), "'R' is empty"),
     "vector": Wrong("x.npz", lambda p: write_npz(p, R=np.ones(7)), r"has shape 7; expected one covariance \(N, N\)"),
     "snapshots": Wrong("x.npz", lambda p: write_npz(p, R=np.ones((64, 5))), r"64 snapshots of 5.*X.T @ X.conj\(\) / L"),
     "snapshots across": Wrong(
         "x.npz", lambda p: write_npz(p, R=np.ones((5, 64))), r"64 snapshots of 5.*X @ X.conj\(\).T / L"
     ),
-    "few snapshots": Wrong(
-        "x.npz", lambda p: write_npz(p, R=np.ones((3, 5))), "3 snapshots of 5", (("n_elements", 5),)
-    ),
+    "few snapshots": Wrong("x.npz", lambda p: write_npz(p, R=np.ones((3, 5))), "3 snapshots of 5", (("n", 5),)),
     "batch last": Wrong("x.npz", lambda p: write_npz(p, R=np.ones((5, 5, 3))), r"moveaxis\(R, -1, 0\)"),
     "parts apart": Wrong("x.npz", lambda p: write_npz(p, R=np.ones((3, 5, 5, 2))), "expected one covariance"),
     "parts apart 3D": Wrong(
         "x.npz", lambda p: write_npz(p, R=np.ones((4, 5, 2))), "real and imaginary parts side by side"
     ),
     "other array": Wrong(
-        "x.npz", lambda p: write_npz(p, R=covariance()), "5 x 5 matrices, but the array has 6", (("n_elements", 6),)
+        "x.npz", lambda p: write_npz(p, R=covariance()), "5 x 5 matrices, but the array has 6", (("n", 6),)
     ),
     "nan": Wrong("x.npz", lambda p: write_npz(p, R=with_entry(np.nan)), "holds 1 values that are NaN"),
     "inf": Wrong("x.mat", lambda p: write_mat5(p, R=with_entry(np.inf)), "holds 1 values that are NaN"),
@@ -284,7 +305,7 @@ def test_a_file_cut_off_anywhere_is_refused(writer: Any) -> None:
             continue
         path.write_bytes(content[:length])
         with pytest.raises(FileFormatError):
-            read_covariance(path)
+            read_covariance(path, n=7)
 
 
 @pytest.mark.parametrize("kind", ["npz", "mat5"])  # both carry checksums of their values
@@ -299,142 +320,9 @@ def test_a_damaged_byte_never_ends_in_anything_but_the_matrix_or_a_file_error(ki
         damaged[position] ^= 0x5A
         path.write_bytes(damaged)
         try:
-            result = read_covariance(path)
+            result = read_covariance(path, n=7)
         except FileFormatError:
             refused += 1
         else:
             np.testing.assert_allclose(result[0].numpy(), expected, rtol=1e-15)
     assert refused > 50
-
-
-def write_toml(tmp_path: Path, text: str) -> Path:
-    path = tmp_path / "array.toml"
-    path.write_text(text, encoding="utf-8")
-    return path
-
-
-def test_rectangular_array_is_centred_with_rows_fastest(tmp_path: Path) -> None:
-    text = "[rectangular]\nn_h = 3\nn_v = 2\nspacing_m = 0.5\nwavelength_m = 0.25\n"
-    array = read_array(write_toml(tmp_path, text))
-    expected = [[0.5 * (h - 1), 0.5 * (v - 0.5), 0] for h in range(3) for v in range(2)]
-    np.testing.assert_allclose(array.positions_m.numpy(), expected)
-    assert array.wavelength_m == 0.25
-
-
-def test_positions_are_read_in_order_from_the_toml_and_from_a_csv_file(tmp_path: Path) -> None:
-    expected = [[0.0, 0.1, 0.0], [0.2, -0.1, 0.05], [1.0, 0.0, 0.0]]
-    inline = read_array(write_toml(tmp_path, f"wavelength_m = 1\npositions_m = {expected}\n"))
-    lines = ["# from the drawing", "x_m, y_m, z_m", "", *(",".join(map(str, row)) for row in expected)]
-    (tmp_path / "elements.csv").write_text("\n".join(lines) + "\n", encoding="utf-8-sig")
-    tabulated = read_array(write_toml(tmp_path, 'wavelength_m = 1.0\npositions_file = "elements.csv"\n'))
-    for array in (inline, tabulated):
-        np.testing.assert_array_equal(array.positions_m.numpy(), expected)
-        assert array.wavelength_m == 1.0
-
-
-RECTANGULAR = "[rectangular]\nn_h = 3\nn_v = 2\nspacing_m = 0.5\nwavelength_m = 0.25\n"
-WRONG_ARRAYS = {
-    "empty": ("", "the file is empty"),
-    "comment only": ("# nothing\n", "exactly one of .* got none of them"),
-    "not toml": ("n_h: 12\n", "not valid TOML"),
-    "both": ("positions_m = [[0,0,0]]\n" + RECTANGULAR, "got rectangular and positions_m"),
-    "no form": ("wavelength_m = 1\n", "got none of them"),
-    "misspelt": (
-        RECTANGULAR.replace("spacing_m", "spacing_mm"),
-        r"'spacing_mm' in \[rectangular\]; did you mean spacing_m",
-    ),
-    "unit left out": ("wavelength = 1\npositions_m = [[0,0,0]]\n", "did you mean wavelength_m"),
-    "degrees": ("azimuth_deg = [-60, 60, 361]\n" + RECTANGULAR, "set on the command line, see --grid"),
-    "wavelength outside": ("wavelength_m = 1\n" + RECTANGULAR, "stands outside"),
-    "missing": ("[rectangular]\nn_h = 3\nn_v = 3\nspacing_m = 1\n", "the key wavelength_m is missing"),
-    "missing beside positions": ("positions_m = [[0,0,0]]\n", "the key wavelength_m is missing"),
-    "not a table": ("rectangular = 3\n", "must be a table"),
-    "fraction of an element": (RECTANGULAR.replace("n_h = 3", "n_h = 3.0"), "n_h must be a whole number >= 1, got 3.0"),
-    "no element": (RECTANGULAR.replace("n_v = 2", "n_v = 0"), "n_v must be a whole number >= 1, got 0"),
-    "bool": (RECTANGULAR.replace("n_v = 2", "n_v = true"), "n_v must be a whole number >= 1, got True"),
-    "text": (RECTANGULAR.replace("0.5", '"0.5"'), "spacing_m must be a positive number of metres, got '0.5'"),
-    "negative": (RECTANGULAR.replace("0.25", "-1"), "wavelength_m must be a positive number of metres, got -1"),
-    "nan": (RECTANGULAR.replace("0.25", "nan"), "wavelength_m must be a positive number"),
-    "no positions": ("wavelength_m = 1\npositions_m = []\n", "at least one element"),
-    "two coordinates": ("wavelength_m = 1\npositions_m = [[0,0,0],[1,2]]\n", r"positions_m\[1\] must be \[x, y, z\]"),
-    "text position": ("wavelength_m = 1\npositions_m = [[0,0,'1']]\n", r"positions_m\[0\] must be"),
-    "infinite position": ("wavelength_m = 1\npositions_m = [[0,0,inf]]\n", r"positions_m\[0\] must be"),
-    "no table": ("wavelength_m = 1\npositions_file = 'none.csv'\n", "none.csv: there is no such file"),
-    "table name": ("wavelength_m = 1\npositions_file = 3\n", "must be the name of a CSV file"),
-}
-
-
-@pytest.mark.parametrize(("text", "words"), WRONG_ARRAYS.values(), ids=WRONG_ARRAYS.keys())
-def test_each_wrong_array_file_gets_its_own_sentence(text: str, words: str, tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=words):
-        read_array(write_toml(tmp_path, text))
-
-
-@pytest.mark.parametrize(
-    ("table", "words"),
-    [
-        (b"x,y,z\n", "no element positions"),
-        (b"x,y,z\nx,y,z\n", "line 2 must hold"),
-        (b"0,0,0\n1,2\n", "line 2 must hold x, y, z in metres, got '1,2'"),
-        (b"0 0 0\n1 2 3\n", "line 2 must hold"),
-        (b"nan,0,0\n", "line 1 must hold"),
-        (b"0,0,0\n1,2,three\n", "line 2 must hold"),
-        (b"\xff\xfe\x00", "not a CSV file"),
-        (b"", "the file is empty"),
-    ],
-)
-def test_each_wrong_table_of_positions_gets_its_own_sentence(table: bytes, words: str, tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_bytes(table)
-    with pytest.raises(FileFormatError, match=words):
-        read_array(write_toml(tmp_path, "wavelength_m = 1\npositions_file = 'p.csv'\n"))
-
-
-def test_toml_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "array.toml").write_bytes(b"\xff\xfe[\x00")
-    with pytest.raises(FileFormatError, match="not valid TOML"):
-        read_array(tmp_path / "array.toml")
-
-
-class Found(NamedTuple):
-    """The fields of a scene's sources that are written."""
-
-    azimuth: torch.Tensor
-    elevation: torch.Tensor
-    range: torch.Tensor
-    power: torch.Tensor
-    confidence: torch.Tensor
-
-
-class Scene(Found):
-    def __len__(self) -> int:
-        return self.azimuth.numel()
-
-
-@pytest.fixture
-def scenes() -> list[Scene]:
-    values = torch.tensor([[0.1, -0.2], [0.3, -0.05], [2.0, 7.5], [100.0, 0.1], [0.9, 0.25]], dtype=torch.float64)
-    empty = torch.empty(0, dtype=torch.float64)
-    return [Scene(*values), Scene(*[empty] * 5)]
-
-
-def test_written_results_are_degrees_metres_and_decibels(scenes: Any, tmp_path: Path) -> None:
-    write_sources(tmp_path / "out.json", scenes)
-    write_sources(tmp_path / "out.csv", scenes)
-    by_scene = json.loads((tmp_path / "out.json").read_text())["scenes"]
-    assert [len(scene) for scene in by_scene] == [2, 0]
-    with (tmp_path / "out.csv").open(newline="") as stream:
-        lines = list(csv.DictReader(stream))
-    for record in (by_scene[0][1], {key: float(value) for key, value in lines[1].items()}):
-        assert (record["scene"], record["source"]) == (0, 1)
-        assert record["azimuth_deg"] == pytest.approx(-0.2 * 180 / np.pi)
-        assert record["elevation_deg"] == pytest.approx(-0.05 * 180 / np.pi)
-        assert record["range_m"] == pytest.approx(7.5)
-        assert record["power_db"] == pytest.approx(-10)
-        assert record["confidence"] == pytest.approx(0.25)
-    assert source_rows(scenes)[0]["power_db"] == pytest.approx(20)
-
-
-def test_results_in_an_unknown_format_are_refused(scenes: Any, tmp_path: Path) -> None:
-    with pytest.raises(FileFormatError, match=r"\.json or \.csv"):
-        write_sources(tmp_path / "out.xlsx", scenes)
-    assert not (tmp_path / "out.xlsx").exists()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
@@ -16,48 +18,53 @@ __all__ = ["as_table", "from_table", "read_toml", "to_toml"]
 
 T = TypeVar("T")
 
+NONE = "none"  # TOML has no null
 
-def as_table(config: Any) -> dict[str, Any]:
+
+def as_table(config: Any, *, complete: bool = False) -> dict[str, Any]:
     """A dataclass and all inside it as plain tables, lists, numbers, booleans and strings.
 
     Parameters
     ----------
     config : dataclass
+    complete : bool
+        Whether a field that is None by default is written too.
 
     Returns
     -------
     dict of str to value
-        A field whose value and default are None is left out.
+        None is "none", or is left out where it is the default and not ``complete``.
 
     Raises
     ------
     ValueError
-        A field is None where its default is not: TOML could not say so.
+        None in a list or a mapping: TOML could not say so.
     """
     table: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
-        if value is None:
-            if item.default is not None:
-                raise ValueError(f"{item.name} is None, which TOML cannot hold")
-            continue
-        table[item.name] = _plain(value)
+        if value is not None:
+            table[item.name] = _plain(value, item.name, complete)
+        elif complete or item.default is not None:
+            table[item.name] = NONE
     return table
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, name: str, complete: bool) -> Any:
+    if value is None:
+        raise ValueError(f"{name} is None, which TOML cannot hold")
     if is_dataclass(value):
-        return as_table(value)
+        return as_table(value, complete=complete)
     if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
+        return [_plain(item, name, complete) for item in value]
     if isinstance(value, Mapping):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(key): _plain(item, f"{name}.{key}", complete) for key, item in value.items()}
     if isinstance(value, Path):
         return str(value)
     return value
 
 
-def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
+def from_table(kind: type[T], table: Mapping[str, Any], where: str = "", *, base: T | None = None) -> T:
     """The dataclass ``kind`` from the tables that :func:`as_table` made; fields that are not there keep their default.
 
     Parameters
@@ -66,6 +73,9 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     table : mapping of str to value
     where : str
         Put before the names of keys in messages.
+    base : kind, optional
+        Where fields that are not there come from, in place of the defaults of their class; then all tables must be
+        there.
 
     Returns
     -------
@@ -80,20 +90,40 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "") -> T:
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise ValueError(f"{where}{unknown[0]} is not an option; known here: {', '.join(known)}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        mend = f"; did you mean {near[0]}?" if near else ";"
+        raise ValueError(f"{where}{unknown[0]} is not an option{mend} known here: {', '.join(known)}")
     for name, item in known.items():
-        if name not in table and item.default is MISSING and item.default_factory is MISSING:
+        if name in table:
+            continue
+        if base is not None and is_dataclass(getattr(base, name)):
+            raise ValueError(f"the table [{where}{name}] is missing")
+        if base is None and item.default is MISSING and item.default_factory is MISSING:
             raise ValueError(f"{where}{name} is missing")
-    return kind(**{name: _typed(hints[name], value, f"{where}{name}") for name, value in table.items()})
+    given = {
+        name: _typed(hints[name], value, f"{where}{name}", None if base is None else getattr(base, name))
+        for name, value in table.items()
+    }
+    if base is None:
+        return kind(**given)
+    try:
+        return replace(base, **given)  # type: ignore[type-var]  # kind is a dataclass
+    except ValueError as error:
+        raise ValueError(f"{error} (in [{where[:-1]}])" if where else str(error)) from error
 
 
-def _typed(hint: Any, value: Any, where: str) -> Any:
+def _typed(hint: Any, value: Any, where: str, base: Any = None) -> Any:
     """``value`` as the annotation says: tuples from lists, dataclasses from tables, floats from integers."""
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a table, got {value!r}")
-        return from_table(hint, value, f"{where}.")  # type: ignore[arg-type]  # a class, not an instance
+        return from_table(hint, value, f"{where}.", base=base)  # type: ignore[arg-type]  # a class, not an instance
     origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        if NoneType in arguments and value == NONE:
+            return None
+        kinds = [kind for kind in arguments if kind is not NoneType]
+        return _typed(kinds[0], value, where, base) if len(kinds) == 1 else value
     if origin is tuple:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{where} must be a list, got {value!r}")

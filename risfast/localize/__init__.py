@@ -1,0 +1,12 @@
+"""From measurements to sources: the one path, and the localizer that walks it."""
+
+from risfast.localize.localizer import Localizer
+from risfast.localize.pipeline import (
+    CandidateOptions,
+    DecisionOptions,
+    Localisation,
+    MapOptions,
+    PipelineOptions,
+)
+
+__all__ = ["CandidateOptions", "DecisionOptions", "Localisation", "Localizer", "MapOptions", "PipelineOptions"]

@@ -1,0 +1,424 @@
+"""From measurements to sources: backbone, detections, likelihood polish."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from risfast.confidence import HitModel
+from risfast.errors import ShapeError
+from risfast.geometry import Region, SensorArray
+from risfast.guarded import load_helpful_refiner
+from risfast.localize import pipeline
+from risfast.localize.measured import direct_measurement, measurement_from
+from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
+from risfast.models import Measurement, build_backbone
+from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.refined import Refiner
+from risfast.setup import Setup
+from risfast.sources import Sources
+
+if TYPE_CHECKING:
+    from risfast.io import Recording
+
+__all__ = ["OPTIONS_FILE", "REFINER_FOLDER", "Localizer"]
+
+REFINER_FOLDER = "refiner"
+OPTIONS_FILE = "options.toml"
+_SBL_STEPS = 30
+# Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
+_SAME_PLACE = 1e-4
+
+
+class Localizer:
+    """Finds sources in what an array, or antennas behind a surface, received.
+
+    Parameters
+    ----------
+    backbone : nn.Module
+        From :func:`risfast.models.build_backbone`, for the setup.
+    setup : Setup
+        Array of N elements, region, wavefront and sampling; codes and channel are in the order of its positions.
+    options : PipelineOptions, optional
+    calibration : HitModel, optional
+        Of this backbone: turns what the polish ends with into probabilities of a hit, by which sources are kept.
+    refiner : Refiner, optional
+        Of this backbone, for candidates from "refined".
+
+    Raises
+    ------
+    ValueError
+        Candidates are to come from a refiner and there is none.
+
+    Examples
+    --------
+    >>> from risfast import Localizer
+    >>> localizer = Localizer.from_pretrained()
+    >>> sources = localizer.localize(y, codes, channel)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        setup: Setup,
+        options: PipelineOptions | None = None,
+        calibration: HitModel | None = None,
+        refiner: Refiner | None = None,
+    ) -> None:
+        self.parts = Parts(backbone.eval(), setup, calibration, refiner)
+        self.options = options or PipelineOptions()
+        self._any_sampling = False
+        if self.options.candidates.source == "refined" and refiner is None:
+            raise ValueError(
+                "candidates.source='refined' needs a refiner, and this model has none whose own test says that it "
+                "helps; train one with `risfast refiner`, or take 'own' or 'capon'"
+            )
+
+    @property
+    def setup(self) -> Setup:
+        """The problem that it is for."""
+        return self.parts.setup
+
+    @property
+    def backbone(self) -> nn.Module:
+        """What estimates the covariance."""
+        return self.parts.backbone
+
+    @property
+    def calibration(self) -> HitModel | None:
+        """What turns the end of a polish into probabilities of a hit."""
+        return self.parts.calibration
+
+    @classmethod
+    def from_pretrained(cls, options: PipelineOptions | Path | str | None = None) -> Localizer:
+        """The checkpoint that comes with the package: the reference surface, any codes, 16 to 64 snapshots.
+
+        Parameters
+        ----------
+        options : PipelineOptions, or path of a file of them, optional
+
+        Returns
+        -------
+        Localizer
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            As :meth:`load`.
+        """
+        return cls.load(DEFAULT_MODEL, options=options)
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        device: torch.device | str | None = None,
+        options: PipelineOptions | Path | str | None = None,
+    ) -> Localizer:
+        """A model folder that a training run ended with, and the refiner in its folder ``refiner`` if that helps.
+
+        Parameters
+        ----------
+        folder : Path or str
+            Weights, card and, where they are there, the calibration of the confidence and the options.
+        device : torch.device or str, optional
+            The CPU by default.
+        options : PipelineOptions, or path of a file of them, optional
+            By default those that are stored with the model.
+
+        Returns
+        -------
+        Localizer
+            For the setup of the model.
+
+        Raises
+        ------
+        FileFormatError, ValueError
+            A file is missing or damaged, the weights are not the architecture's, or the refiner is another model's.
+        """
+        from risfast.model_files import load_model  # noqa: PLC0415 - safetensors only where a file is read
+
+        folder, where = Path(folder), device or "cpu"
+        stored = folder / OPTIONS_FILE
+        if options is None and stored.is_file():
+            options = stored
+        if isinstance(options, Path | str):
+            from risfast.io.options_file import read_options  # noqa: PLC0415 - only where a file is read
+
+            options = read_options(options)
+        module, card = load_model(folder, build_backbone, where)
+        setup = Setup.from_json(card["setup"])
+        within = folder / REFINER_FOLDER
+        refiner = load_helpful_refiner(within, card, setup, where) if within.is_dir() else None
+        return cls(module, setup, options, HitModel.load(folder), refiner)
+
+    @classmethod
+    def classical(
+        cls,
+        setup: Setup | SensorArray,
+        *,
+        region: Region | None = None,
+        options: PipelineOptions | None = None,
+    ) -> Localizer:
+        """Without any checkpoint, for any array: the sparse covariance fit, 30 steps.
+
+        Parameters
+        ----------
+        setup : Setup or SensorArray
+            An array alone is looked at over all that it can tell apart (:meth:`risfast.geometry.Region.of`).
+        region : Region, optional
+            In place of the setup's.
+        options : PipelineOptions, optional
+
+        Returns
+        -------
+        Localizer
+            Without a calibration and without a refiner.
+
+        Raises
+        ------
+        ValueError
+            The region is behind the array, or does not follow from it and is not given.
+        """
+        bare = isinstance(setup, SensorArray)
+        problem = Setup(setup, region) if isinstance(setup, SensorArray) else setup  # type: ignore[arg-type]
+        if region is not None:
+            problem = problem.replace(region=region)
+        fit = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
+        made = cls(fit, problem, options)
+        made._any_sampling = bare  # nothing was said of it: the data tell
+        return made
+
+    def to(self, device: torch.device | str) -> Localizer:
+        """The same on another device; networks move in place."""
+        self.parts.backbone.to(device)
+        self.parts.atoms.to(device)
+        if self.parts.refiner is not None:
+            self.parts.refiner.network.to(device)
+        return self
+
+    def localize(
+        self,
+        y: Any,
+        codes: Any = None,
+        channel: Any = None,
+        *,
+        array: SensorArray | Setup | None = None,
+        n_sources: Any = None,
+        noise_power: Any = None,
+        polish: bool | None = None,
+    ) -> list[Sources]:
+        """Find the sources of one scene or of a batch.
+
+        Parameters
+        ----------
+        y : complex array or tensor, shape (L, M) or (B, L, M); or Recording, or Measurement
+            Snapshots of the M antennas behind a surface; of an array that is sampled directly, of its N elements,
+            without codes and channel.
+        codes : complex array or tensor, shape (L, N) or (B, L, N)
+            Phase code of the surface in each snapshot.
+        channel : complex array or tensor, shape (M, N) or (B, M, N)
+            From the surface to the antennas.
+        array : SensorArray or Setup, optional
+            That the data are of; a recording brings its own. The model's array at another scale (the same positions
+            in wavelengths) or in another order is fitted to the model, and said in the notes of :meth:`analyse`.
+        n_sources : int or int array, shape (B,), optional
+            How many sources there are, where that is known.
+        noise_power : float or real array, shape () or (B,), optional
+            sigma^2, linear; estimated where it is not given.
+        polish : bool, optional
+            Whether the likelihood sharpens what the backbone found; as the options say by default.
+
+        Returns
+        -------
+        list of Sources
+            One a scene, strongest first: azimuth and elevation in radians, range in metres (NaN where the data do not
+            determine it). ``confidence`` is the probability of lying within the tolerance.
+
+        Raises
+        ------
+        ShapeError, TypeError, ValueError
+            Shapes that do not belong together (a transposed argument is named), values that are not finite, silence,
+            no snapshot, a noise power that is not positive, data of another array, or data that lack what the
+            sampling of the setup needs.
+        """
+        given = {"array": array, "n_sources": n_sources, "noise_power": noise_power, "polish": polish}
+        return self.analyse(y, codes, channel, **given).sources
+
+    def analyse(
+        self,
+        y: Any,
+        codes: Any = None,
+        channel: Any = None,
+        *,
+        array: SensorArray | Setup | None = None,
+        n_sources: Any = None,
+        noise_power: Any = None,
+        polish: bool | None = None,
+        report: Callable[[int, int], None] | None = None,
+    ) -> Localisation:
+        """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage.
+
+        Parameters
+        ----------
+        y, codes, channel, array, n_sources, noise_power, polish
+            As :meth:`localize` takes them.
+        report : callable, optional
+            Told how many of how many scenes are done.
+
+        Returns
+        -------
+        Localisation
+
+        Raises
+        ------
+        ShapeError, TypeError, ValueError
+            As :meth:`localize`.
+        """
+        measurement, found = self._measurement(y, codes, channel, noise_power)
+        fit = _fitted(array if array is not None else found, self.setup)
+        options = self.options if polish is None else replace(self.options, polished=polish)
+        counts = _counts(n_sources, len(measurement))
+        result = pipeline.run(self.parts, fit.ordered(measurement), options, counts, report)
+        return fit.restored(result, self.setup)
+
+    def _measurement(
+        self, y: Any, codes: Any, channel: Any, noise_power: Any
+    ) -> tuple[Measurement, SensorArray | None]:
+        """What was given, checked, and the array that came with it."""
+        if isinstance(y, Measurement):
+            if codes is not None or channel is not None or noise_power is not None:
+                raise ValueError("a Measurement holds codes, channel and noise power: give it alone")
+            return measurement_from(y.y, y.codes, y.channel, y.noise_power), None
+        array = None
+        if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
+            y, codes, channel, array = _of_recording(y, codes, channel)
+        if codes is None and channel is None:
+            if self.setup.sampling != "direct" and not self._any_sampling:
+                raise ValueError(
+                    "codes and channel are missing: this setup is a surface that antennas look at. For an array that "
+                    "is sampled itself take Localizer.classical(Setup(array, sampling='direct'))"
+                )
+            return direct_measurement(y, self.setup.array.n_elements, noise_power), array
+        if codes is None or channel is None:
+            missing = "codes" if codes is None else "channel"
+            raise ValueError(f"{missing} is missing: snapshots behind a surface come with its codes and the channel")
+        if self.setup.sampling == "direct":
+            raise ValueError(
+                "codes and channel were given, and the sampling of this setup is direct; leave them out, or say "
+                "sampling='surface' in the setup"
+            )
+        return measurement_from(y, codes, channel, noise_power), array
+
+
+def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, Any, Any, SensorArray]:
+    if codes is not None or channel is not None:
+        raise ValueError("a recording brings its own codes and channel: give it alone")
+    if recording.snapshots is None:
+        raise ValueError(
+            "this recording holds a covariance and no snapshots; risfast.detect_sources finds the sources of a "
+            "covariance (on the command line, `risfast detect FILE`)"
+        )
+    y, codes, channel = recording.scene_batch()
+    if not y.is_complex():
+        raise TypeError(
+            f"{recording.provenance.path}: the snapshots are real samples in time; a narrow band of them is needed: "
+            "read the file with frequency_hz="
+        )
+    return y, codes, channel, recording.array
+
+
+def _counts(n_sources: Any, scenes: int) -> Tensor | None:
+    if n_sources is None:
+        return None
+    counts = torch.as_tensor(n_sources)
+    if counts.is_floating_point() or counts.is_complex() or counts.dtype == torch.bool or bool((counts < 0).any()):
+        raise ValueError(f"n_sources must hold whole numbers of at least 0, got {n_sources!r}")
+    if counts.ndim == 0:
+        return counts.expand(scenes).long()
+    if counts.shape != (scenes,):
+        raise ShapeError(f"n_sources must be one number or have shape ({scenes},), got {tuple(counts.shape)}")
+    return counts.long()
+
+
+class _Fit(NamedTuple):
+    """How data of one array are those of another: an order of elements, and a unit of length."""
+
+    order: Tensor | None  # of the data's elements, as the model has them
+    scale: float  # the data's metres in one of the model's
+    array: SensorArray | None  # of the data
+    notes: tuple[str, ...]
+
+    def ordered(self, measurement: Measurement) -> Measurement:
+        """As the model has it."""
+        if self.order is None:
+            return measurement
+        order = self.order.to(measurement.y.device)
+        return Measurement(
+            measurement.y, measurement.codes[..., order], measurement.channel[..., order], measurement.noise_power
+        )
+
+    def restored(self, result: Localisation, setup: Setup) -> Localisation:
+        """As the data have it: lengths in their metres, elements in their order."""
+        if self.array is None:
+            return result
+        unit = torch.tensor([1.0, 1.0, self.scale], dtype=torch.float64)
+        covariance = result.position_covariance
+        factor = result.factor
+        if self.order is not None:
+            back = torch.empty_like(self.order)
+            back[self.order] = torch.arange(len(self.order))
+            factor = factor[:, back.to(factor.device)]
+        if covariance is not None:
+            covariance = [c * unit[:, None] * unit for c in covariance]
+        return result._replace(
+            sources=[s.replace(range=s.range * self.scale) for s in result.sources],
+            position_covariance=covariance,
+            factor=factor,
+            notes=self.notes,
+            setup=setup.scaled(self.scale).replace(array=self.array),
+        )
+
+
+def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
+    """How data of an array, or of a setup, can be the model's; refused where they cannot."""
+    if given is None:
+        return _Fit(None, 1.0, None, ())
+    array = given.array if isinstance(given, Setup) else given
+    if isinstance(given, Setup) and given.wavefront != own.wavefront:
+        raise ValueError(f"the data's wavefront is {given.wavefront}, the model's {own.wavefront}")
+    mend = (
+        "take a model of its own (`risfast backbone --system.array FILE`), or Localizer.classical(array) "
+        "(on the command line, --model none)"
+    )
+    if array.n_elements != own.array.n_elements:
+        raise ValueError(
+            f"the data are of an array of {array.n_elements} elements, the model is of {own.array.n_elements}; {mend}"
+        )
+    scale = array.wavelength_m / own.array.wavelength_m
+    theirs, ours = array.positions_m / array.wavelength_m, own.array.positions_m / own.array.wavelength_m
+    distance = torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1)
+    order = distance.indices
+    if float(distance.values.max()) > _SAME_PLACE or order.unique().numel() != len(order):
+        raise ValueError(
+            f"the data are of another array than the model: in wavelengths, elements stand up to "
+            f"{float(distance.values.max()):.3g} from those of the model, or several at one of its; {mend}"
+        )
+    notes = []
+    if abs(scale - 1) > 1e-12:
+        notes.append(
+            f"rescaled: the array is the model's in wavelengths, so lengths were taken times {scale:.6g}; the region "
+            f"is {own.region.range_m[0] * scale:.4g} .. {own.region.range_m[1] * scale:.4g} m and the tolerance of a "
+            f"hit in range {own.tolerance.range_m * scale:.4g} m"
+        )
+    same = bool((order == torch.arange(len(order))).all())
+    if not same:
+        moved = int((order != torch.arange(len(order))).sum())
+        notes.append(f"reordered: {moved} elements of the data stand in another order than the model's")
+    return _Fit(None if same else order, scale, array, tuple(notes))

@@ -1,0 +1,325 @@
+"""One description of the problem: what receives, where sources are looked for, and what counts as found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.steering import Wavefront, check_wavefront
+from risfast.tolerance import Tolerance
+
+__all__ = ["SETUP_FORMAT", "Sampling", "Setup", "array_from_json", "array_to_json"]
+
+Sampling = Literal["surface", "direct"]
+SETUP_FORMAT = 1
+
+# Points of a map in one beam width (wavelength / extent), and its points in all at the most: the densities of the
+# 361 x 181 grid on the reference surface.
+POINTS_PER_BEAM = 31.25
+MOST_POINTS = 1 << 20
+# Curvature phase, in radians at the outermost element, between two range planes of a map.
+PLANE_PHASE_RAD = 4.6
+# A change of azimuth moves a plane's elements half as much, at most, by way of their elevation.
+_SKEW = 0.5
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The problem that every stage is given: simulation, training, maps, polish, evaluation.
+
+    Parameters
+    ----------
+    array : SensorArray
+        What the waves arrive at: the surface, or the array itself.
+    region : Region, optional
+        Where sources are looked for; by default what the array can tell apart (:meth:`risfast.geometry.Region.of`).
+    wavefront : {"spherical", "fresnel", "planar"}
+    sampling : {"surface", "direct"}
+        Whether antennas see the array through its phase codes and a channel, or the array is sampled itself.
+    speed_m_s : float, optional
+        Of propagation; only readers of files need it, to turn frequencies into wavelengths.
+    tolerance : Tolerance, optional
+        Of a hit; by default 5 degrees, 5 degrees and 10/3 wavelengths, at any range where waves are planar.
+
+    Raises
+    ------
+    ValueError
+        An unknown option, a speed that is not positive, or a region behind the array.
+    """
+
+    array: SensorArray
+    region: Region = None  # type: ignore[assignment]  # None is filled in below
+    wavefront: Wavefront = "spherical"
+    sampling: Sampling = "surface"
+    speed_m_s: float | None = None
+    tolerance: Tolerance = None  # type: ignore[assignment]  # None is filled in below
+
+    def __post_init__(self) -> None:
+        """Check, and fill in what follows from the array."""
+        check_wavefront(self.wavefront)
+        if self.sampling not in get_args(Sampling):
+            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {self.sampling!r}")
+        if self.speed_m_s is not None and not 0 < self.speed_m_s < math.inf:
+            raise ValueError(f"speed_m_s must be a positive number of metres per second, got {self.speed_m_s!r}")
+        if self.region is None:
+            object.__setattr__(self, "region", Region.of(self.array))
+        elif self._behind():
+            raise ValueError(
+                f"region lies behind the array: {self.region}; a planar array cannot tell front from back, and the "
+                f"front of this one is {Region.of(self.array)}"
+            )
+        if self.tolerance is None:
+            object.__setattr__(self, "tolerance", Tolerance.of(self.array.wavelength_m, self.wavefront))
+
+    def _behind(self) -> bool:
+        """Whether no direction of the region is in front of a planar array."""
+        try:
+            front = Region.of(self.array)
+        except ValueError:
+            return False
+        if front.full_circle or front.azimuth_rad[0] == front.azimuth_rad[1]:
+            return False
+        ahead = sum(front.azimuth_rad) / 2
+        # Nearest azimuth of the region to the middle of the front, round the circle.
+        low, high = self.region.azimuth_rad
+        gap = min(max(low + turn - ahead, ahead - high - turn, 0.0) for turn in (-2 * math.pi, 0.0, 2 * math.pi))
+        return gap > math.pi / 2 + 1e-9
+
+    def replace(self, **changes: Any) -> Setup:
+        """The same with some fields changed; ``region=None`` and ``tolerance=None`` derive them again."""
+        return replace(self, **changes)
+
+    def scaled(self, factor: float) -> Setup:
+        """The same problem with every length times ``factor``: what is measured does not change."""
+        region, tolerance = self.region, self.tolerance
+        near, far = region.range_m
+        return replace(
+            self,
+            array=SensorArray(self.array.positions_m * factor, self.array.wavelength_m * factor),
+            region=replace(region, range_m=(near * factor, far * factor)),
+            tolerance=replace(tolerance, range_m=tolerance.range_m * factor),
+        )
+
+    @property
+    def extents_m(self) -> tuple[float, float]:
+        """What resolves azimuth, and what resolves elevation, in metres."""
+        positions = self.array.positions_m
+        horizontal = positions[:, [0, 2]]
+        across = float(torch.pdist(horizontal).max()) if len(horizontal) > 1 else 0.0
+        upright = float(positions[:, 1].max() - positions[:, 1].min())
+        return across, max(upright, _SKEW * across)
+
+    @property
+    def curvature_rad_m(self) -> float:
+        """Phase that curvature gives the outermost element, times the range: k |p|^2 / 2; 0 where waves are planar."""
+        if self.wavefront == "planar":
+            return 0.0
+        return self.array.wavenumber * float(self.array.positions_m.square().sum(1).max()) / 2
+
+    def search_grid(self, points_per_beam: float = POINTS_PER_BEAM, most_points: int = MOST_POINTS) -> SearchGrid:
+        """The grid of a map over the region: angles as the aperture resolves them, planes uniform in 1/range.
+
+        Parameters
+        ----------
+        points_per_beam : float
+            Points in one beam width, wavelength / extent.
+        most_points : int
+            Of the whole grid; angles are coarser where it would have more.
+
+        Returns
+        -------
+        SearchGrid
+        """
+        spans = [high - low for low, high in (self.region.azimuth_rad, self.region.elevation_rad)]
+        wanted = [
+            span * extent / self.array.wavelength_m * points_per_beam
+            for span, extent in zip(spans, self.extents_m, strict=True)
+        ]
+        planes = self.range_planes(PLANE_PHASE_RAD)
+        excess = math.prod(max(steps, 1.0) for steps in wanted) * len(planes) / most_points
+        if excess > 1:
+            wanted = [steps / excess ** (1 / sum(s > 0 for s in spans)) for steps in wanted]
+        azimuth, elevation = (
+            uniform_axis(low, high, math.ceil(steps - 1e-6) + 1, closed=closed)
+            for (low, high), steps, closed in zip(
+                (self.region.azimuth_rad, self.region.elevation_rad),
+                wanted,
+                (self.region.full_circle, False),
+                strict=True,
+            )
+        )
+        return SearchGrid(azimuth, elevation, planes)
+
+    def range_planes(self, phase_rad: float) -> Tensor:
+        """Ranges [G_r], increasing and uniform in 1/range from end to end, so that curvature changes by a phase.
+
+        Parameters
+        ----------
+        phase_rad : float
+            Most that the phase of the outermost element may change from one plane to the next.
+
+        Returns
+        -------
+        float64 tensor, shape (G_r,)
+        """
+        far, near = self.region.inverse_range
+        count = math.ceil((near - far) * self.curvature_rad_m / phase_rad - 1e-6) + 1 if near > far else 1
+        if count == 1:  # waves without curvature look alike at every range
+            return torch.tensor([self.region.range_m[1]], dtype=torch.float64)
+        planes = 1 / torch.linspace(near, far, count, dtype=torch.float64)
+        planes[0], planes[-1] = self.region.range_m
+        return planes
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON values that :meth:`from_json` turns back into the same setup; an infinite range is ``"inf"``."""
+        return {
+            "format": SETUP_FORMAT,
+            "array": array_to_json(self.array),
+            "region": {f.name: [_to_json(v) for v in getattr(self.region, f.name)] for f in fields(Region)},
+            "wavefront": self.wavefront,
+            "sampling": self.sampling,
+            "speed_m_s": self.speed_m_s,
+            "tolerance": {f.name: _to_json(getattr(self.tolerance, f.name)) for f in fields(Tolerance)},
+        }
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any]) -> Setup:
+        """The setup that :meth:`to_json` described.
+
+        Parameters
+        ----------
+        description : mapping
+
+        Returns
+        -------
+        Setup
+
+        Raises
+        ------
+        ValueError
+            Another format, a field that is missing, unknown or of the wrong kind.
+        """
+        found = description.get("format")
+        if found != SETUP_FORMAT:
+            raise ValueError(f"setup: format {found!r}, this version reads {SETUP_FORMAT}")
+        expected = {"format", *(f.name for f in fields(cls))}
+        if set(description) != expected:
+            raise ValueError(f"setup: missing or unknown fields: {', '.join(sorted(set(description) ^ expected))}")
+        region, tolerance = (_numbers(description, name, kind) for name, kind in _PARTS.items())
+        return cls(
+            array_from_json(description["array"]),
+            Region(**region),
+            description["wavefront"],
+            description["sampling"],
+            description["speed_m_s"],
+            Tolerance(**tolerance),
+        )
+
+
+_PARTS: dict[str, type] = {"region": Region, "tolerance": Tolerance}
+
+
+def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -> Tensor:
+    """``count`` values from end to end, float64; exactly antisymmetric where the ends are.
+
+    ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
+    """
+    if count == 1 or high == low:
+        return torch.tensor([(low + high) / 2], dtype=torch.float64)
+    if closed:
+        count, inset = count - 1, (high - low) / (count - 1) / 2
+        low, high = low + inset, high - inset
+    middle, half = (low + high) / 2, (high - low) / 2
+    steps = torch.arange(count, dtype=torch.float64) * 2 - (count - 1)
+    return middle + steps / (count - 1) * half
+
+
+def _to_json(value: float) -> float | str:
+    return "inf" if value == math.inf else value
+
+
+def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str, Any]:
+    """Numbers, or lists of them, of a part of a setup."""
+    table, expected = description[name], {f.name for f in fields(kind)}
+    if not isinstance(table, Mapping) or set(table) != expected:
+        raise ValueError(f"setup: {name} must be a table of {', '.join(sorted(expected))}, got {table!r}")
+
+    def number(value: Any) -> float:
+        if value == "inf":
+            return math.inf
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f'setup: {name} must hold numbers (or "inf"), got {value!r}')
+        return float(value)
+
+    return {
+        key: tuple(map(number, value)) if isinstance(value, list | tuple) else number(value)
+        for key, value in table.items()
+    }
+
+
+def array_to_json(array: SensorArray) -> dict[str, Any]:
+    """Description of an array that :func:`array_from_json` turns back into the same one, to the last bit.
+
+    Parameters
+    ----------
+    array : SensorArray
+
+    Returns
+    -------
+    dict
+        ``n_h``, ``n_v``, ``spacing_m``, ``wavelength_m`` of a centred rectangular array, or ``positions_m`` (N rows of
+        three numbers) and ``wavelength_m`` of any other.
+    """
+    lattice = array.lattice
+    if lattice is not None:
+        # the spacing that was asked for is the lattice's only up to rounding, so look for it among short decimals too
+        for spacing in (lattice.spacing_h_m, lattice.spacing_v_m, round(lattice.spacing_h_m, 9)):
+            if not spacing > 0:
+                continue
+            built = SensorArray.rectangular(lattice.n_h, lattice.n_v, spacing, array.wavelength_m)
+            if built == array:
+                return {
+                    "n_h": lattice.n_h,
+                    "n_v": lattice.n_v,
+                    "spacing_m": spacing,
+                    "wavelength_m": array.wavelength_m,
+                }
+    return {"positions_m": array.positions_m.tolist(), "wavelength_m": array.wavelength_m}
+
+
+def array_from_json(description: Mapping[str, Any]) -> SensorArray:
+    """The array that :func:`array_to_json` described.
+
+    Parameters
+    ----------
+    description : mapping
+        As :func:`array_to_json` returns it.
+
+    Returns
+    -------
+    SensorArray
+
+    Raises
+    ------
+    ValueError, ShapeError
+        A key is missing or unknown, or the values make no array.
+    """
+    given = set(description)
+    if given == {"n_h", "n_v", "spacing_m", "wavelength_m"}:
+        return SensorArray.rectangular(**description)
+    if given == {"positions_m", "wavelength_m"}:
+        return SensorArray(torch.tensor(description["positions_m"], dtype=torch.float64), description["wavelength_m"])
+    raise ValueError(
+        "an array is described by n_h, n_v, spacing_m, wavelength_m or by positions_m, wavelength_m; "
+        f"got {', '.join(sorted(given)) or 'nothing'}"
+    )
+
+
+# Plain values: torch.load(weights_only=True) may rebuild them.
+torch.serialization.add_safe_globals([Setup])

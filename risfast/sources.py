@@ -1,0 +1,139 @@
+"""The sources found in one scene."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from risfast.errors import ShapeError
+from risfast.geometry import spherical_to_cartesian
+
+__all__ = ["Source", "Sources"]
+
+
+class Source(NamedTuple):
+    """One source, in plain numbers; the fields are those of :class:`Sources`."""
+
+    azimuth: float
+    elevation: float
+    range: float
+    power: float
+    confidence: float
+    prominence_db: float
+    at_edge: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """The sources found in one scene, strongest first.
+
+    Indexing with a number gives a :class:`Source`, with a slice, a list or a mask gives ``Sources``; iterating gives
+    one ``Source`` after the other.
+
+    Attributes
+    ----------
+    azimuth, elevation : float64 tensors, shape (K,)
+        Radians.
+    range : float64 tensor, shape (K,)
+        Metres; NaN where the data do not determine it, infinite in the far field.
+    power : float64 tensor, shape (K,)
+        Capon power, linear, unless the method that found them says otherwise.
+    confidence : float64 tensor, shape (K,)
+        Probability that the source lies within the tolerance of a true one; NaN where the method says nothing of it.
+    prominence_db : float64 tensor, shape (K,)
+        Of a peak of a map: its power over the median of the map, in dB; NaN of anything else.
+    at_edge : bool tensor, shape (K,)
+        Whether the source ends on the edge of the region that is searched: it may well lie beyond.
+    """
+
+    azimuth: Tensor
+    elevation: Tensor
+    range: Tensor
+    power: Tensor
+    confidence: Tensor
+    prominence_db: Tensor = None  # type: ignore[assignment]  # None is filled in below
+    at_edge: Tensor = None  # type: ignore[assignment]  # None is filled in below
+
+    def __post_init__(self) -> None:
+        """Fill in what was not given."""
+        if self.prominence_db is None:
+            object.__setattr__(self, "prominence_db", torch.full_like(self.azimuth, math.nan))
+        if self.at_edge is None:
+            object.__setattr__(self, "at_edge", torch.zeros_like(self.azimuth, dtype=torch.bool))
+        for item in fields(self):
+            if getattr(self, item.name).shape != self.azimuth.shape:
+                raise ShapeError(
+                    f"{item.name} must have shape {tuple(self.azimuth.shape)} as azimuth has, got "
+                    f"{tuple(getattr(self, item.name).shape)}"
+                )
+
+    @classmethod
+    def empty(cls, device: torch.device | str = "cpu") -> Sources:
+        """None at all."""
+        none = torch.zeros(0, dtype=torch.float64, device=device)
+        return cls(none, none, none, none, none)
+
+    @classmethod
+    def at(cls, position: Tensor, power: Tensor, confidence: Tensor | None = None) -> Sources:
+        """Sources at (azimuth, elevation, range) [K, 3]; their confidence is not known unless it is given."""
+        azimuth, elevation, r = position.unbind(-1)
+        return cls(azimuth, elevation, r, power, torch.full_like(power, math.nan) if confidence is None else confidence)
+
+    @classmethod
+    def stack(cls, parts: Sequence[Sources]) -> Sources:
+        """All sources of several sets as one, in their order."""
+        if not parts:
+            return cls.empty()
+        return cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
+
+    def replace(self, **changes: Any) -> Sources:
+        """The same with some fields changed."""
+        return replace(self, **changes)
+
+    def __len__(self) -> int:
+        """K."""
+        return int(self.azimuth.numel())
+
+    @overload
+    def __getitem__(self, index: int) -> Source: ...
+    @overload
+    def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Sources: ...
+    def __getitem__(self, index: Any) -> Any:
+        """One as a :class:`Source`, or some of them."""
+        if isinstance(index, int):
+            return Source(*(getattr(self, item.name)[index].item() for item in fields(self)))
+        chosen = torch.as_tensor(index) if isinstance(index, list | tuple) else index
+        return Sources(*(getattr(self, item.name)[chosen] for item in fields(self)))
+
+    def __iter__(self) -> Iterator[Source]:
+        """One after the other."""
+        return (self[i] for i in range(len(self)))
+
+    @property
+    def position(self) -> Tensor:
+        """(K, 3): azimuth, elevation, range."""
+        return torch.stack([self.azimuth, self.elevation, self.range], -1)
+
+    @property
+    def xyz_m(self) -> Tensor:
+        """(K, 3): x, y and z in metres; NaN where the range is not determined."""
+        return spherical_to_cartesian(self.position)
+
+    def __repr__(self) -> str:
+        """A line a source, in degrees, metres and dB."""
+        lines = [f"Sources({len(self)})"]
+        for s in self:
+            where = "range not determined" if math.isnan(s.range) else f"{s.range:.4g} m"
+            text = f"  {math.degrees(s.azimuth):.2f} deg, {math.degrees(s.elevation):.2f} deg, {where}"
+            text += f", {10 * math.log10(max(s.power, 1e-300)):.1f} dB"
+            if not math.isnan(s.confidence):
+                text += f", confidence {s.confidence:.2f}"
+            if not math.isnan(s.prominence_db):
+                text += f", prominence {s.prominence_db:.1f} dB"
+            lines.append(text + (", at the edge of the region" if s.at_edge else ""))
+        return "\n".join(lines)
