@@ -474,7 +474,7 @@ def _scenes_of(found: CovarianceEstimate, index: Tensor) -> CovarianceEstimate:
 
 def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = False) -> Polished:
     """At most so many sources of each scene, strongest first."""
-    fields: dict[str, list[Any]] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
+    fields: dict[str, Any] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
     for i, (sources, count) in enumerate(zip(polished.sources, counts, strict=True)):
         order = torch.arange(len(sources))
         if by_confidence:
