@@ -279,13 +279,15 @@ def _report(
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
     determined = state.mask.clone()
+    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     near, far = setup.region.range_m
     if options.range_points and near < far:  # a range that the region fixes is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
-    at_edge = setup.region.at_edge(found)
+    # A mean over ranges lies inside even where the likelihood ends on the edge.
+    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & determined.cpu())
     position, power = found.cpu(), state.power.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []

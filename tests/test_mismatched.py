@@ -23,7 +23,7 @@ from risfast.data.scenes import Coherence, SystemConfig, generate_scenes
 from risfast.evaluate.bounds import implied_recall, scene_bound
 from risfast.evaluate.divergence import nearest
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
-from risfast.geometry import PlanarArray, Region
+from risfast.geometry import Region, SensorArray
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 from risfast.scoring import Box, ascend
@@ -166,7 +166,7 @@ def test_a_wrong_array_moves_directions_as_its_scale_says():
     """A surface taken for 2 % larger: the direction cosines of plane waves come out 2 % smaller."""
     config = SystemConfig(**{**vars(PERFECT), "n_sources": (1, 1), "wavefront": "planar"})
     scenes = generate_scenes(config, SEED, range(3), dtype=torch.complex128)
-    found = mismatched_bound(scenes, array=PlanarArray(ARRAY.positions_m * 1.02, ARRAY.wavelength_m))
+    found = mismatched_bound(scenes, array=SensorArray(ARRAY.positions_m * 1.02, ARRAY.wavelength_m))
     azimuth, elevation = scenes.position[:, 0, 0], scenes.position[:, 0, 1]
     got = scenes.position[:, 0, :2] + found.bias[:, 0, :2]
     # The search ends within 5e-5 of a standard deviation, which are some hundredths of a radian.
