@@ -109,7 +109,17 @@ class DetectionOptions:
             raise ValueError(f"range_margin must be a factor of at least 1, got {self.range_margin!r}")
 
     def separation(self, setup: Setup | SensorArray) -> tuple[float, float, float]:
-        """In azimuth, elevation (radians) and range (metres)."""
+        """How close two peaks of a setup may be and still count as two.
+
+        Parameters
+        ----------
+        setup : Setup or SensorArray
+
+        Returns
+        -------
+        tuple of 3 float
+            In azimuth, elevation (radians) and range (metres).
+        """
         if self.separation_m is not None:
             return self.separation_rad, self.separation_rad, self.separation_m
         own = setup.tolerance if isinstance(setup, Setup) else Tolerance.of(setup.wavelength_m)

@@ -95,11 +95,31 @@ class Setup:
         return gap > math.pi / 2 + 1e-9
 
     def replace(self, **changes: Any) -> Setup:
-        """The same with some fields changed; ``region=None`` and ``tolerance=None`` derive them again."""
+        """The same with some fields changed.
+
+        Parameters
+        ----------
+        **changes
+            Fields by name; ``region=None`` and ``tolerance=None`` derive them again.
+
+        Returns
+        -------
+        Setup
+        """
         return replace(self, **changes)
 
     def scaled(self, factor: float) -> Setup:
-        """The same problem with every length times ``factor``: what is measured does not change."""
+        """The same problem in another unit of length: what is measured does not change.
+
+        Parameters
+        ----------
+        factor : float
+            That positions, wavelength, ranges and the tolerance in range are multiplied by.
+
+        Returns
+        -------
+        Setup
+        """
         region, tolerance = self.region, self.tolerance
         near, far = region.range_m
         return replace(

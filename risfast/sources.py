@@ -17,7 +17,14 @@ __all__ = ["Source", "Sources"]
 
 
 class Source(NamedTuple):
-    """One source, in plain numbers; the fields are those of :class:`Sources`."""
+    """One source, in plain numbers.
+
+    Attributes
+    ----------
+    azimuth, elevation, range, power, confidence, prominence_db : float
+    at_edge : bool
+        As the tensors of :class:`Sources` hold them.
+    """
 
     azimuth: float
     elevation: float
@@ -52,6 +59,11 @@ class Sources:
         Of a peak of a map: its power over the median of the map, in dB; NaN of anything else.
     at_edge : bool tensor, shape (K,)
         Whether the source ends on the edge of the region that is searched: it may well lie beyond.
+
+    Raises
+    ------
+    ShapeError
+        The tensors are not of one shape.
     """
 
     azimuth: Tensor
@@ -77,25 +89,70 @@ class Sources:
 
     @classmethod
     def empty(cls, device: torch.device | str = "cpu") -> Sources:
-        """None at all."""
+        """No source at all.
+
+        Parameters
+        ----------
+        device : torch.device or str
+            Of the tensors.
+
+        Returns
+        -------
+        Sources
+            Of length 0.
+        """
         none = torch.zeros(0, dtype=torch.float64, device=device)
         return cls(none, none, none, none, none)
 
     @classmethod
     def at(cls, position: Tensor, power: Tensor, confidence: Tensor | None = None) -> Sources:
-        """Sources at (azimuth, elevation, range) [K, 3]; their confidence is not known unless it is given."""
+        """Sources at given places.
+
+        Parameters
+        ----------
+        position : float64 tensor, shape (K, 3)
+            Azimuth and elevation in radians, range in metres.
+        power : float64 tensor, shape (K,)
+        confidence : float64 tensor, shape (K,), optional
+            NaN where it is not given.
+
+        Returns
+        -------
+        Sources
+            In the order given.
+        """
         azimuth, elevation, r = position.unbind(-1)
         return cls(azimuth, elevation, r, power, torch.full_like(power, math.nan) if confidence is None else confidence)
 
     @classmethod
     def stack(cls, parts: Sequence[Sources]) -> Sources:
-        """All sources of several sets as one, in their order."""
+        """All sources of several sets as one.
+
+        Parameters
+        ----------
+        parts : sequence of Sources
+
+        Returns
+        -------
+        Sources
+            In their order.
+        """
         if not parts:
             return cls.empty()
         return cls(*(torch.cat([getattr(part, item.name) for part in parts]) for item in fields(cls)))
 
     def replace(self, **changes: Any) -> Sources:
-        """The same with some fields changed."""
+        """The same with some fields changed.
+
+        Parameters
+        ----------
+        **changes
+            Tensors of shape (K,), by the name of their field.
+
+        Returns
+        -------
+        Sources
+        """
         return replace(self, **changes)
 
     def __len__(self) -> int:

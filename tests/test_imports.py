@@ -45,7 +45,7 @@ ORDER = [
     ("confidence",),
     ("refined",),
     ("model_files",),
-    ("guarded", "measured"),
+    ("guarded",),
     ("localize",),
     ("baselines",),
     ("evaluate",),
@@ -148,12 +148,17 @@ def test_every_module_has_its_place_and_imports_only_downwards(name):
         assert LEVEL[other] < LEVEL[own], f"{name} imports {imported}, which stands beside or above it"
 
 
+def test_every_place_is_taken():
+    assert set(LEVEL) == {layer(name) for name in MODULES} - {"", "kernels"}
+
+
 def test_the_package_itself_imports_only_what_detection_needs_and_the_localizer_when_asked():
     def inside(lazily):
         return {layer(imported) for imported in imports("risfast", lazily=lazily)} - {None, ""}
 
-    assert inside(lazily=False) <= {"errors", "geometry", "detect"}
-    assert inside(lazily=True) <= {"errors", "geometry", "detect", "localize"}
+    light = {"errors", "geometry", "tolerance", "sources", "setup", "detect"}
+    assert inside(lazily=False) <= light
+    assert inside(lazily=True) <= light | {"localize"}
 
 
 def test_no_module_imports_itself_round_a_corner():

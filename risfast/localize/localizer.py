@@ -200,7 +200,17 @@ class Localizer:
         return made
 
     def unlike(self, array: SensorArray | Setup) -> str | None:
-        """Why data of an array cannot be the model's at any scale and in any order; None where they can."""
+        """Why data of an array cannot be the model's, at any scale and in any order.
+
+        Parameters
+        ----------
+        array : SensorArray or Setup
+
+        Returns
+        -------
+        str or None
+            None where they can.
+        """
         try:
             _fitted(array, self.setup)
         except ValueError as error:
@@ -208,7 +218,17 @@ class Localizer:
         return None
 
     def to(self, device: torch.device | str) -> Localizer:
-        """The same on another device; networks move in place."""
+        """The same on another device.
+
+        Parameters
+        ----------
+        device : torch.device or str
+
+        Returns
+        -------
+        Localizer
+            This one: its networks move in place.
+        """
         self.parts.backbone.to(device)
         self.parts.atoms.to(device)
         if self.parts.refiner is not None:

@@ -218,7 +218,17 @@ class PipelineOptions:
         return self.candidates.polished_detection if self.polished else self.candidates.detection
 
     def grid(self, setup: Setup) -> SearchGrid:
-        """The grid of the map of a setup."""
+        """The grid of the map.
+
+        Parameters
+        ----------
+        setup : Setup
+
+        Returns
+        -------
+        SearchGrid
+            Over the region of the setup.
+        """
         return setup.search_grid(self.map.points_per_beam, self.map.most_points)
 
 

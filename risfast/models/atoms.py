@@ -141,12 +141,34 @@ class AtomAxes:
         return azimuth, uniform_axis(math.sin(low), math.sin(high), self.n_elevation)
 
     def angles(self, coordinates: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Azimuth and elevation in radians of values of :attr:`coordinates`, of any shape."""
+        """Directions from coordinates.
+
+        Parameters
+        ----------
+        coordinates : pair of real tensors
+            Values of :attr:`coordinates`, of any shape.
+
+        Returns
+        -------
+        azimuth, elevation : tensors of the same shapes
+            Radians.
+        """
         azimuth, elevation = coordinates
         return (azimuth.clamp(-1, 1).asin() if self.by_sine else azimuth), elevation.clamp(-1, 1).asin()
 
     def coordinates_of(self, position: Tensor) -> tuple[Tensor, Tensor]:
-        """Values of :attr:`coordinates` at (azimuth, elevation, ...) [..., 2 or 3]."""
+        """Coordinates of directions.
+
+        Parameters
+        ----------
+        position : real tensor, shape (..., 2) or (..., 3)
+            Azimuth and elevation in radians, and what follows.
+
+        Returns
+        -------
+        pair of tensors, shape (...)
+            As :attr:`coordinates` has them.
+        """
         azimuth, elevation = position[..., 0], position[..., 1]
         if self.by_sine:
             return azimuth.sin(), elevation.sin()
