@@ -22,8 +22,8 @@ from risfast.localize import DecisionOptions, Localizer, PipelineOptions, pipeli
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import MapOptions, Parts
 from risfast.models import Measurement
-from risfast.polish import PolishOptions, polish_sources
 from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.polish import PolishOptions, polish_sources
 from risfast.setup import Setup
 from risfast.train import confidence
 from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, system_of
