@@ -71,12 +71,13 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
         In the order of :data:`FEATURES`.
     """
     most = max((len(s) for s in polished.sources), default=0)
-    # A range that is not determined counts as the farthest.
+    # A range that is not determined counts as the farthest, in a region without end as that of the farthest cell.
     farthest = setup.region.range_m[1]
+    farthest = farthest if math.isfinite(farthest) else float(cells.centres[-1])
     limits = torch.tensor(setup.tolerance.limits, dtype=torch.float64)
     position = torch.zeros(len(polished.sources), most, 3, dtype=torch.float64)
     for i, sources in enumerate(polished.sources):
-        position[i, : len(sources)] = sources.position.double().cpu().nan_to_num(nan=farthest)
+        position[i, : len(sources)] = sources.position.double().cpu().nan_to_num(nan=farthest, posinf=farthest)
     within, toward = (
         v.cpu() for v in counts_near(found, position.to(found.log_intensity.device), cells, setup.tolerance)
     )

@@ -275,8 +275,8 @@ def sources_of_power(
     mass = torch.where(there, at[:, 0], 0.0)
     centre = at[:, 1:] / at[:, :1].clamp_min(1e-300)
     azimuth, elevation = axes.angles((centre[:, 0], centre[:, 1]))
-    inverse = centre[:, 2].clamp_min(1e-300)
-    position = torch.stack([azimuth, elevation, 1 / inverse], -1)
+    # NMS takes differences: infinity comes after it.
+    position = torch.stack([azimuth, elevation, 1 / centre[:, 2].clamp_min(1e-300)], -1)
     kept = nms_3d(
         position,
         torch.where(mass > 0, mass, -math.inf),
@@ -284,6 +284,7 @@ def sources_of_power(
         k=options.max_sources,
         wrap_azimuth=axes.region.full_circle,
     )
+    position[..., 2] = torch.where(centre[:, 2] > 0, position[..., 2], torch.inf)
     return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], options) for i in range(b)]
 
 
