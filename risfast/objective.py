@@ -12,6 +12,7 @@ from risfast.losses import factor_nmse
 from risfast.models.base import CovarianceEstimate
 from risfast.models.cells import RangeCells
 from risfast.set_losses import position_huber
+from risfast.setup import Setup
 
 __all__ = ["BackboneObjective", "ObjectiveOptions", "Terms"]
 
@@ -87,9 +88,16 @@ class BackboneObjective:
             total = total + self.options.intensity * parts["intensity"] + self.options.offset * parts["offset"]
         positions = getattr(estimate, "positions", None)
         if positions is not None:
-            parts["position"] = position_huber(positions, scenes.position.to(positions.dtype), scenes.mask).mean()
+            where, scale = scenes.position.to(positions.dtype), _scale(scenes.config.setup)
+            parts["position"] = position_huber(positions, where, scenes.mask, scale=scale).mean()
             total = total + self.options.position * parts["position"]
         return Terms(total, parts)
+
+
+def _scale(setup: Setup) -> tuple[float, float, float]:
+    """The tolerance of a hit, that in range at half the farthest one; a range that is not scored does not count."""
+    azimuth, elevation, r = setup.tolerance.limits
+    return azimuth, elevation, r / (setup.region.range_m[1] / 2)
 
 
 def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:

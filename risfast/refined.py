@@ -53,7 +53,7 @@ class RefinedOptions:
     candidates : int
         Most sources of a scene.
     separation_rad, separation_m : float
-        Two sources closer than this in azimuth, elevation and range are one.
+        Two sources closer than this in azimuth, elevation and range are one; None is half the tolerance of the setup.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class RefinedOptions:
     threshold: float = 0.3
     candidates: int = 8
     separation_rad: float = math.radians(1.0)
-    separation_m: float = 0.5
+    separation_m: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -80,7 +80,7 @@ class RefinedOptions:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
         if self.candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {self.candidates!r}")
-        if not (self.separation_rad > 0 and self.separation_m > 0):
+        if not (self.separation_rad > 0 and (self.separation_m is None or self.separation_m > 0)):
             raise ValueError("separation_rad and separation_m must be positive")
 
 
@@ -241,14 +241,17 @@ def refined_sources(
     first = torch.stack([axis[0] for axis in (grid.azimuth_rad, grid.elevation_rad, grid.range_m)]).to(peaks.position)
     start = torch.where(filled[..., None], peaks.position, first)
     ends = (setup.region.azimuth_rad, setup.region.elevation_rad, setup.region.range_m)
-    corners = (torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1))
+    corners = [torch.tensor([end[i] for end in ends], dtype=torch.float64) for i in (0, 1)]
+    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
+        corners[0][2] = corners[1][2]
     circle = setup.region.azimuth_rad[0] if setup.region.full_circle else None
     how: dict[str, Any] = {"factored": True, "loading": chosen.loading, "wavefront": setup.wavefront}
     how["circle_from"] = circle
     _, low, high = walk_peaks(factor, array, start, *corners, **how)
     found = refine_peaks(factor, array, low, high, **how)
     score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))
-    separation = (chosen.separation_rad, chosen.separation_rad, chosen.separation_m)
+    apart = setup.tolerance.range_m / 2 if chosen.separation_m is None else chosen.separation_m
+    separation = (chosen.separation_rad, chosen.separation_rad, apart)
     kept = nms_3d(
         found.position, score, separation=separation, k=chosen.candidates, wrap_azimuth=setup.region.full_circle
     )

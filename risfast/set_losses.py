@@ -165,8 +165,9 @@ def position_huber(
     mask : bool tensor, shape (B, K_max)
         True where there is a source.
     scale : three positive floats
-        (radians, radians, natural logarithm) where the loss turns from quadratic to linear. The defaults are the
-        tolerance of a hit: 5 degrees, and 1 m at 5 m.
+        (radians, radians, natural logarithm) where the loss turns from quadratic to linear; a coordinate of infinite
+        scale does not count. The defaults are the tolerance of a hit of the reference system: 5 degrees, and 1 m at
+        5 m.
 
     Returns
     -------
@@ -185,7 +186,7 @@ def position_huber(
     """
     check_sources(position, mask)
     _check_prediction(predicted, position)
-    if len(scale) != 3 or not all(s > 0 and math.isfinite(s) for s in scale):
+    if len(scale) != 3 or not all(s > 0 for s in scale):
         raise ValueError(f"scale must be three positive numbers, got {scale!r}")
     truth = torch.where(mask[..., None], position, torch.ones_like(position)).to(predicted.dtype)
     here, there = _with_log_range(predicted)[:, :, None], _with_log_range(truth)[:, None]  # [B, P, 1, 3], [B, 1, K, 3]

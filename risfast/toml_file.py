@@ -86,6 +86,9 @@ def from_table(kind: type[T], table: Mapping[str, Any], where: str = "", *, base
     ValueError
         A key is unknown, a value has the wrong type, or the dataclass refuses it. The message names the key.
     """
+    renewed = getattr(kind, "renewed", None)  # of a class that has lost fields since files were written
+    if renewed is not None:
+        table = renewed(table)
     hints = get_type_hints(kind)
     known = {item.name: item for item in fields(kind)}  # type: ignore[arg-type]  # kind is a dataclass
     unknown = sorted(set(table) - set(known))

@@ -97,6 +97,7 @@ _ROWS = {
     "recall of the backbone's own": ("own_recall", 1.0, "{:.3f}"),
     "ghosts of the backbone's own": ("own_ghosts_per_scene", 1.0, "{:.2f}"),
     "Capon F1": ("capon_f1", 1.0, "{:.3f}"),
+    "Capon F1 on the true covariance": ("true_capon_f1", 1.0, "{:.3f}"),
     "Capon peak to side lobe (dB)": ("capon_peak_to_sidelobe_db", 1.0, "{:.1f}"),
 }
 

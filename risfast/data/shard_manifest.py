@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from risfast.data.scenes import SystemConfig
-from risfast.data.system_json import system_to_json
+from risfast.data.system_json import system_from_json, system_to_json
 from risfast.durable import replace_file
 from risfast.errors import FileFormatError
 
@@ -27,8 +27,8 @@ __all__ = [
     "write_manifest",
 ]
 
-SCENES_FORMAT = 1
-"""Of the files, and of what a seed means: a change of either gets a new number, and older sets are refused."""
+SCENES_FORMAT = 2
+"""Of the files, and of what a seed means: a change of either gets a new number. 1 is 2 without the setup."""
 
 MANIFEST = "manifest.json"
 SAMPLE_COVARIANCE = "sample_covariance"
@@ -74,6 +74,7 @@ class ShardSpec:
         """As JSON values; two sets of the same description hold the same scenes."""
         return {
             "format": SCENES_FORMAT,
+            "setup": self.system.setup.to_json(),
             "system": system_to_json(self.system),
             "seed": self.seed,
             "count": self.count,
@@ -144,7 +145,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest as it stands, of this format.
+    """The manifest as it stands; one of format 1 comes with the setup of its system.
 
     Parameters
     ----------
@@ -164,16 +165,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        if manifest["set"]["format"] != SCENES_FORMAT:
+        if manifest["set"]["format"] not in (1, SCENES_FORMAT):
             raise FileFormatError(
-                f"{path}: format {manifest['set']['format']!r}, this version reads {SCENES_FORMAT}; make the set again"
+                f"{path}: format {manifest['set']['format']!r}, this version reads 1 and {SCENES_FORMAT}; make the set "
+                "again with `risfast shards`"
             )
         claimed = manifest.pop("sha256")
         if hashlib.sha256(_canonical(manifest)).hexdigest() != claimed:
             raise FileFormatError(f"{path}: damaged, its checksum does not match")
+        if manifest["set"]["format"] == 1:
+            system = system_from_json(manifest["set"]["system"])
+            manifest["set"] |= {"format": SCENES_FORMAT, "setup": system.setup.to_json()}
     except FileNotFoundError as error:
         raise FileFormatError(f"{path}: missing; this is not a folder of shards") from error
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+    except FileFormatError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # JSON and UTF-8 that are none are of the last
         raise FileFormatError(f"{path}: damaged, not the manifest of a set of shards") from error
     return dict(manifest)
 

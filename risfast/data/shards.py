@@ -1,6 +1,6 @@
 """Scenes kept in files: folders of memory-mapped arrays and a manifest that vouches for them.
 
-    FOLDER/manifest.json            system, seed, counts, and the SHA-256 of every file
+    FOLDER/manifest.json            setup, system, seed, counts, and the SHA-256 of every file
     FOLDER/shard-00000/y.npy ...    one array a file, the scenes of the shard along its first axis
 
 A shard is written beside, synced, renamed and only then entered in the manifest, so that an interrupted set goes on
@@ -40,6 +40,7 @@ from risfast.data.system_json import differing_fields, system_from_json, system_
 from risfast.durable import replace_file, sync_folder
 from risfast.errors import FileFormatError
 from risfast.sample_covariance import ls_covariance
+from risfast.setup import Setup
 
 __all__ = ["SCENES_FORMAT", "ShardSet", "ShardSpec", "write_shards"]
 
@@ -211,6 +212,12 @@ class ShardSet:
     verify : bool
         Whether to read every file once and compare its SHA-256 with the manifest. Sizes are always compared.
 
+    Attributes
+    ----------
+    system : SystemConfig
+    setup : Setup
+        The problem that the scenes pose.
+
     Raises
     ------
     FileFormatError
@@ -225,7 +232,7 @@ class ShardSet:
         manifest = read_manifest(folder)
         try:
             description = manifest["set"]
-            self.system = system_from_json(description["system"])
+            self.system, self.setup = system_from_json(description["system"]), Setup.from_json(description["setup"])
             self.seed, self._count = int(description["seed"]), int(description["count"])
             self.spec = ShardSpec(
                 self.system,
@@ -237,6 +244,10 @@ class ShardSet:
             entries = list(manifest["shards"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{folder / MANIFEST}: not the manifest of a set of shards: {error}") from error
+        own = self.system.setup
+        for name in ("array", "region", "wavefront", "sampling"):
+            if getattr(self.setup, name) != getattr(own, name):
+                raise FileFormatError(f"{folder / MANIFEST}: the {name} of the setup is not that of the system")
         if system is not None:
             changed = differing_fields(description["system"], system_to_json(system))
             if changed:

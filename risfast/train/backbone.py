@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,27 @@ import torch
 from torch import nn
 
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources
+from risfast.io.options_file import write_options
+from risfast.localize import pipeline
+from risfast.localize.localizer import OPTIONS_FILE
+from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.model_files import Build, load_model, load_weights, save_model
 from risfast.models import build_backbone
-from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.models.base import CovarianceEstimate
 from risfast.models.cells import RangeCells
 from risfast.objective import BackboneObjective, ObjectiveOptions
-from risfast.train.config import RunConfig
+from risfast.setup import Setup
+from risfast.sources import Sources
+from risfast.train.config import BackboneOptions, RunConfig, reaches_beyond
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
-from risfast.train.run_folder import search_grid
+from risfast.train.run_folder import RunOptions
 from risfast.train.runs import Figures, Measured, Report
 from risfast.train.stage import Outcome, train_stage
 from risfast.train.validation import is_constant, validate
 
-__all__ = ["BackboneStage", "backbone_objective", "train_backbone"]
+__all__ = ["BackboneStage", "backbone_objective", "keep_options", "made_backbone", "train_backbone"]
 
 
 @dataclass(kw_only=True)
@@ -39,6 +46,11 @@ class BackboneStage(BackboneTask):
     """
 
     config: RunConfig
+
+    @cached_property
+    def parts(self) -> Parts:
+        """The module, on the path from a measurement to sources."""
+        return Parts(self.module, self.config.system.setup())
 
     def measure(self, scenes: Scenes) -> Measured:
         """Covariance, own sources and Capon.
@@ -55,11 +67,11 @@ class BackboneStage(BackboneTask):
         """
         options = self.config.validation
         figures, scores = validate(
-            self.module,
+            self.parts,
             scenes,
+            self.config.pipeline,
             batch_size=options.batch_size,
             capon_scenes=options.capon_scenes,
-            capon_grid=search_grid(self.config, options.capon_grid),
         )
         return Measured(figures, is_constant(scores))
 
@@ -76,8 +88,10 @@ class BackboneStage(BackboneTask):
         estimate : CovarianceEstimate
         sources : list of Sources, one a scene
         """
-        estimate = self.module(Measurement.of(scenes))
-        return estimate, self.module.sources(estimate)  # type: ignore[operator]  # nn.Module hides it
+        options = replace(self.config.pipeline, polished=False)
+        measurement = pipeline.measure(scenes, options)
+        found = pipeline.estimate(self.parts, measurement)
+        return found, pipeline.candidates(self.parts, measurement, found, options)[0]
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
         """Write the model folder.
@@ -92,8 +106,18 @@ class BackboneStage(BackboneTask):
             Of the final test; the card has them already.
         """
         made: dict[str, Any] = self.module.options()  # type: ignore[operator]  # nn.Module hides it
-        array = self.config.system.planar_array()
-        save_model(folder, self.config.backbone.name, self.module.state_dict(), array, made, card)
+        keep_options(folder, self.config)
+        save_model(folder, self.config.backbone.name, self.module.state_dict(), self.parts.setup, made, card)
+
+
+def keep_options(folder: Path, config: RunOptions) -> None:
+    """Leave the options of the pipeline in a model folder, where they are not the defaults."""
+    path = folder / OPTIONS_FILE
+    if config.pipeline == PipelineOptions():
+        path.unlink(missing_ok=True)
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_options(path, config.pipeline)
 
 
 def train_backbone(
@@ -151,12 +175,44 @@ def backbone_objective(options: ObjectiveOptions, module: nn.Module) -> Objectiv
     return BackboneObjective(options, cells if isinstance(cells, RangeCells) else None)
 
 
+def made_backbone(options: BackboneOptions, setup: Setup, build: Build | None = None) -> nn.Module:
+    """The untrained backbone of a setup.
+
+    Parameters
+    ----------
+    options : BackboneOptions
+        Axes of the atoms among them have to lie within the region; what they leave out follows from the setup.
+    setup : Setup
+    build : callable, optional
+        :func:`risfast.models.build_backbone` by default.
+
+    Returns
+    -------
+    nn.Module
+
+    Raises
+    ------
+    ValueError
+        An option is unknown or out of its range, or the axes reach beyond the region.
+    """
+    chosen = dict(options.options)
+    if isinstance(chosen.get("axes"), dict):
+        chosen["axes"] = {**asdict(AtomAxes.of(setup)), **chosen["axes"]}
+    module = (build or build_backbone)(options.name, setup, chosen)
+    atoms = getattr(module, "atoms", None)
+    if isinstance(atoms, AtomGrid) and reaches_beyond(atoms.axes.region, setup.region):
+        raise ValueError(
+            f"the axes in --backbone.options cover {atoms.axes.region}, and the sources of the system come from "
+            f"{setup.region}; leave the ends of the axes out, and they follow it"
+        )
+    return module
+
+
 def _make_module(config: RunConfig, build: Build | None, world: World) -> nn.Module:
     """The untrained backbone (the same in every process), or one with the weights of an earlier run."""
-    make: Build = build or build_backbone
-    array = config.system.planar_array()
+    setup = config.system.setup()
     torch.manual_seed(config.seed)
-    module = make(config.backbone.name, array, dict(config.backbone.options)).to(world.device)
+    module = made_backbone(config.backbone, setup, build).to(world.device)
     made: dict[str, Any] = module.options()  # type: ignore[operator]  # nn.Module hides it
     most, room = config.system.n_sources[1], made.get("max_sources", math.inf)
     if most > room:
@@ -166,6 +222,8 @@ def _make_module(config: RunConfig, build: Build | None, world: World) -> nn.Mod
         )
     if config.backbone.weights:
         origin = Path(config.backbone.weights)
-        earlier, _ = load_model(origin, make, world.device, array)
+        earlier, card = load_model(origin, build or build_backbone, world.device)
+        if Setup.from_json(card["setup"]).array != setup.array:
+            raise ValueError(f"{origin} was trained for another array than that of the system")
         load_weights(module, earlier.state_dict(), str(origin))
     return module

@@ -2,78 +2,212 @@
 
     python -m risfast.train.confidence --model runs/x/model
 
-localises scenes of a seed of its own (no training and no test uses it), matches them with the truth, fits the
-logistic regression of :mod:`risfast.confidence`, writes ``confidence.json`` into the model folder, and draws how
-often sources of each probability were hits on other scenes.
+localises scenes of a seed of its own (no training and no test uses it), on the path and with the options that the
+model is used with, matches them with the truth, fits the logistic regression of :mod:`risfast.confidence`, writes
+``confidence.json`` into the model folder, and draws how often sources of each probability were hits on other scenes.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch import Tensor
+from tqdm import tqdm
 
 from risfast.confidence import FEATURES, HitModel, hit_features
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate import match
-from risfast.localize import Localizer
-from risfast.models import Measurement
-from risfast.polish import polish_sources
+from risfast.guarded import load_helpful_refiner
+from risfast.io.options_file import read_options
+from risfast.localize import pipeline
+from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
+from risfast.localize.pipeline import Parts, PipelineOptions
+from risfast.model_files import load_model
+from risfast.models import build_backbone
+from risfast.models.base import Measurement, SourceMap
+from risfast.polish import Polished
+from risfast.setup import Setup
+from risfast.toml_file import from_table
+from risfast.train.config import SystemOptions
 
 SEED = 640_001
 CODE_KINDS = ("dft", "random", "hadamard", "mixed")
-_BATCH = 16
 _DECAY = 1e-3
+_LOG_SECONDS = 20.0  # between two lines of progress where stderr is no terminal
 
 
-@torch.no_grad()
-def labelled(localizer: Localizer, snapshots: int, scenes: range, seed: int = SEED) -> tuple[Tensor, Tensor]:
-    """Features and outcomes of the sources found in scenes of the reference system.
+class Labelled(NamedTuple):
+    """Sources that were found, and which of them are hits.
 
-    Parameters
+    Attributes
     ----------
-    localizer : Localizer
-        With a backbone that has a map of expected counts.
-    snapshots : int
-        L.
-    scenes : range
-        Indices of the scenes.
-    seed : int
-
-    Returns
-    -------
     features : float64 tensor, shape (S, len(FEATURES))
     hit : float64 tensor, shape (S,)
         1 where the source is within the tolerance of the true source that it is matched with.
     """
-    config = SystemConfig(n_snapshots=snapshots, code_kinds=CODE_KINDS)
-    rows, hits = [], []
-    for start in range(0, len(scenes), _BATCH):
-        batch = generate_scenes(config, seed, scenes[start : start + _BATCH])
-        measurement = Measurement.of(batch, noise_known=False)
-        estimate = localizer.backbone(measurement)
-        found = localizer.backbone.sources(estimate, **localizer.options.candidates)  # type: ignore[operator]
-        polished = polish_sources(
-            measurement,
-            found,
-            localizer.backbone.atoms,  # type: ignore[arg-type]
-            localizer.options.polish,
-            noise_power=estimate.noise_power,
-        )
-        rows += hit_features(polished, estimate.sources, localizer.backbone.range_cells, snapshots)  # type: ignore[arg-type]
+
+    features: Tensor
+    hit: Tensor
+
+    @classmethod
+    def joined(cls, parts: Sequence[Labelled]) -> Labelled:
+        """All of several."""
+        return cls(torch.cat([p.features for p in parts]), torch.cat([p.hit for p in parts]))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model whose confidence is fitted: without calibration, with the options that it is used with.
+
+    Parameters
+    ----------
+    parts : Parts
+        With a backbone that has a map of expected counts.
+    options : PipelineOptions
+    system : SystemConfig
+        Whose scenes it is fitted on; their L is not looked at.
+    folder : Path, optional
+        Where the model is; further processes read it from there.
+    """
+
+    parts: Parts
+    options: PipelineOptions
+    system: SystemConfig
+    folder: Path | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> Subject:
+        """From a model folder, whatever its ``confidence.json`` is of."""
+        module, card = load_model(folder, build_backbone)
+        setup = Setup.from_json(card["setup"])
+        stored, within = folder / OPTIONS_FILE, folder / REFINER_FOLDER
+        options = read_options(stored) if stored.is_file() else PipelineOptions()
+        refiner = load_helpful_refiner(within, card, setup) if within.is_dir() else None
+        return cls(Parts(module, setup, refiner=refiner), options, system_of(setup, card), folder)
+
+
+def system_of(setup: Setup, card: dict[str, Any]) -> SystemConfig:
+    """The system that a model was trained on, as its card says, or the reference system's with the model's setup."""
+    training = card.get("training", {})
+    told = dict(training.get("system", {}))
+    # The array is the setup's, whatever became of the file that it was read from.
+    told |= {"array": "", "wavefront": setup.wavefront}
+    kinds = tuple(training.get("data", {}).get("code_kinds", CODE_KINDS))
+    region = setup.region
+    return replace(
+        from_table(SystemOptions, told).system(1, kinds),
+        array=setup.array,
+        azimuth_rad=region.azimuth_rad,
+        elevation_rad=region.elevation_rad,
+        range_m=region.range_m,
+    )
+
+
+@torch.no_grad()
+def labelled(subject: Subject, snapshots: int, scenes: range, seed: int = SEED) -> Labelled:
+    """Features and outcomes of the sources that the polish of some scenes ends with, before any decision.
+
+    Parameters
+    ----------
+    subject : Subject
+    snapshots : int
+        L.
+    scenes : range
+        Indices of the scenes; they go through as many at a time as the options say.
+    seed : int
+
+    Returns
+    -------
+    Labelled
+
+    Raises
+    ------
+    ValueError
+        The backbone expects no counts of sources.
+    """
+    system, at_once = replace(subject.system, n_snapshots=snapshots), subject.options.scenes_at_once
+    rows, hits = [torch.zeros(0, len(FEATURES), dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
+    for start in range(0, len(scenes), at_once):
+        batch = generate_scenes(system, seed, scenes[start : start + at_once])
+        polished, maps = _polished(subject, pipeline.measure(batch, subject.options))
+        cells = subject.parts.backbone.range_cells
+        rows += hit_features(polished, maps, cells, subject.parts.setup, snapshots)  # type: ignore[arg-type]
         for i, sources in enumerate(polished.sources):
-            pairs = match(sources.position, batch.position[i][batch.mask[i]])
+            pairs = match(sources.position, batch.position[i][batch.mask[i]], subject.parts.setup.tolerance)
             outcome = torch.zeros(len(sources), dtype=torch.float64)
             outcome[torch.as_tensor(pairs.pairs[pairs.hit, 0])] = 1.0
             hits.append(outcome)
-        sys.stderr.write(f"\rL = {snapshots}: {min(start + _BATCH, len(scenes))}/{len(scenes)} scenes")
-    sys.stderr.write("\n")
-    return torch.cat(rows), torch.cat(hits)
+    return Labelled(torch.cat(rows), torch.cat(hits))
+
+
+def _polished(subject: Subject, measurement: Measurement) -> tuple[Polished, SourceMap]:
+    """The path up to where the confidence decides."""
+    parts, options = subject.parts, replace(subject.options, polished=True)
+    found = pipeline.estimate(parts, measurement)
+    if found.sources is None:
+        raise ValueError("this backbone expects no counts of sources: there is nothing to fit its confidence on")
+    starts, _ = pipeline.candidates(parts, measurement, found, options)
+    return pipeline.polish(parts, measurement, starts, found, options), found.sources
+
+
+_subject: Subject  # of a process of a pool
+
+
+def _begin(folder: Path) -> None:
+    global _subject  # noqa: PLW0603 - a process of a pool is handed nothing else to keep
+    torch.set_num_threads(1)
+    _subject = Subject.load(folder)
+
+
+def _task(of: tuple[int, range]) -> Labelled:
+    return labelled(_subject, *of)
+
+
+def all_labelled(subject: Subject, snapshots: Sequence[int], scenes: int, workers: int = 1) -> dict[int, Labelled]:
+    """:func:`labelled` for each L; the same from any number of processes.
+
+    Parameters
+    ----------
+    subject : Subject
+    snapshots : sequence of int
+    scenes : int
+        For each L, from the first.
+    workers : int
+        Processes, each with one thread; 1 stays in this one.
+
+    Returns
+    -------
+    dict of int to Labelled
+    """
+    size = subject.options.scenes_at_once
+    tasks = [(n, range(a, min(a + size, scenes))) for n in snapshots for a in range(0, scenes, size)]
+    parts: dict[int, list[Labelled]] = {n: [] for n in snapshots}
+    between = 0.1 if sys.stderr.isatty() else _LOG_SECONDS
+    with tqdm(total=scenes * len(snapshots), unit="scenes", desc="localising", mininterval=between) as bar:
+        for (n, part), found in zip(tasks, _results(subject, tasks, workers), strict=True):
+            parts[n].append(found)
+            bar.update(len(part))
+    return {n: Labelled.joined(found) for n, found in parts.items()}
+
+
+def _results(subject: Subject, tasks: Sequence[tuple[int, range]], workers: int) -> Iterator[Labelled]:
+    if workers == 1:
+        for task in tasks:
+            yield labelled(subject, *task)
+        return
+    if subject.folder is None:
+        raise ValueError("further processes read the model from its folder, and this one has none")
+    with multiprocessing.get_context("spawn").Pool(workers, _begin, (subject.folder,)) as pool:
+        yield from pool.imap(_task, tasks)
 
 
 def fit(features: Tensor, hit: Tensor) -> HitModel:
@@ -172,12 +306,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--scenes", type=int, default=1000, help="scenes for each number of snapshots")
     parser.add_argument("--snapshots", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--picture", type=Path, default=Path("confidence.png"))
+    parser.add_argument("--workers", type=int, default=1, help="processes, each with one thread")
     given = parser.parse_args(arguments)
-    localizer = Localizer.load(given.model)
-    parts = {n: labelled(localizer, n, range(given.scenes)) for n in given.snapshots}
-    cut = {n: int(0.8 * len(hit)) for n, (_, hit) in parts.items()}
+    if min(given.scenes, given.workers, *given.snapshots) < 1:
+        parser.error("--scenes, --workers and --snapshots must be at least 1")
+    subject = Subject.load(given.model)
+    parts = all_labelled(subject, given.snapshots, given.scenes, given.workers)
+    cut = {n: int(0.8 * len(part.hit)) for n, part in parts.items()}
     held_in = fit(
-        torch.cat([x[: cut[n]] for n, (x, _) in parts.items()]), torch.cat([h[: cut[n]] for n, (_, h) in parts.items()])
+        torch.cat([part.features[: cut[n]] for n, part in parts.items()]),
+        torch.cat([part.hit[: cut[n]] for n, part in parts.items()]),
     )
     curves = {}
     for n, (x, hit) in parts.items():
@@ -185,13 +323,11 @@ def main(arguments: list[str] | None = None) -> None:
         curves[f"L = {n}"] = reliability(p, h)
         print(f"L = {n}: Brier score {float((p - h).square().mean()):.3f}, of the mean {float(h.var()):.3f}")
     draw(given.picture, curves)
-    model = fit(torch.cat([x for x, _ in parts.values()]), torch.cat([h for _, h in parts.values()]))
+    model = fit(*Labelled.joined(list(parts.values())))
     for name, weight in zip(FEATURES, model.weights, strict=True):
-        print(f"{name:36s} {weight:8.3f}")
-    model.save(
-        given.model,
-        {"seed": SEED, "scenes": given.scenes, "snapshots": given.snapshots, "codes": list(CODE_KINDS)},
-    )
+        print(f"{name:46s} {weight:8.3f}")
+    kinds = list(subject.system.code_kinds)
+    model.save(given.model, {"seed": SEED, "scenes": given.scenes, "snapshots": given.snapshots, "codes": kinds})
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ degrees here, and a value that means "none" is 0 or empty (TOML has no null).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from risfast.data.scenes import Coherence, SystemConfig
 from risfast.data.shards import ShardSpec
-from risfast.geometry import PlanarArray
-from risfast.io.setup_file import read_setup_parts
+from risfast.geometry import Region, SensorArray
+from risfast.io.setup_file import SetupParts, read_setup_parts
+from risfast.localize.pipeline import PipelineOptions
 from risfast.objective import ObjectiveOptions
 from risfast.sensing import CODE_KINDS, Impairments
+from risfast.setup import Setup
 
 __all__ = [
     "BackboneOptions",
@@ -26,6 +29,7 @@ __all__ = [
     "ShardsConfig",
     "SystemOptions",
     "ValidationOptions",
+    "reaches_beyond",
 ]
 
 
@@ -34,12 +38,23 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
+def reaches_beyond(inner: Region, outer: Region) -> bool:
+    """Whether a part of the first region lies outside of the second."""
+    pairs = [(inner.elevation_rad, outer.elevation_rad), (inner.inverse_range, outer.inverse_range)]
+    if not outer.full_circle:
+        pairs.append((inner.azimuth_rad, outer.azimuth_rad))
+    return any(
+        (low < first and not math.isclose(low, first)) or (high > last and not math.isclose(high, last))
+        for (low, high), (first, last) in pairs
+    )
+
+
 @dataclass(frozen=True)
 class SystemOptions:
     """The system and the distribution of its scenes; the defaults are the reference system."""
 
     array: str = ""
-    """TOML file with element positions; empty is the rectangular surface that the next four options describe."""
+    """setup.toml or array.toml with the array (and the tolerance); empty is what the next four options describe."""
     n_h: int = 12
     """Elements along x."""
     n_v: int = 12
@@ -89,21 +104,48 @@ class SystemOptions:
         """
         return replace(self, snr_db=snr_db)
 
-    def planar_array(self) -> PlanarArray:
-        """The nominal surface.
+    @property
+    def _region(self) -> Region:
+        azimuth, elevation = (tuple(map(math.radians, pair)) for pair in (self.azimuth_deg, self.elevation_deg))
+        return Region(azimuth, elevation, self.range_m)  # type: ignore[arg-type]  # pairs
+
+    def _parts(self) -> SetupParts:
+        """What the file says, or the rectangular surface."""
+        if not self.array:
+            return SetupParts(SensorArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m))
+        parts = read_setup_parts(self.array)
+        if parts.sampling == "direct":
+            raise ValueError(
+                f"{self.array} says sampling = direct, and simulated scenes come through a surface and its codes; "
+                "leave sampling out"
+            )
+        if parts.wavefront not in (None, self.wavefront):
+            raise ValueError(
+                f"{self.array} says wavefront = {parts.wavefront}, and system.wavefront is {self.wavefront}; make them "
+                "the same"
+            )
+        if parts.region is not None and reaches_beyond(self._region, parts.region):
+            raise ValueError(
+                f"the sources of the system (azimuth_deg {self.azimuth_deg}, elevation_deg {self.elevation_deg}, "
+                f"range_m {self.range_m}) reach beyond the region of {self.array}, {parts.region}; give "
+                "--system.azimuth-deg, --system.elevation-deg and --system.range-m within it"
+            )
+        return parts
+
+    def setup(self) -> Setup:
+        """The problem: the array, with the region that the sources come from.
 
         Returns
         -------
-        PlanarArray
+        Setup
 
         Raises
         ------
         ValueError, FileFormatError, OSError
-            The numbers describe no array, or ``array`` names a file that cannot be read.
+            The numbers describe no array or no region, or ``array`` names a file that cannot be read, or that
+            contradicts the other options.
         """
-        if self.array:
-            return read_setup_parts(self.array).array
-        return PlanarArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m)
+        return self._parts().setup(region=self._region, wavefront=self.wavefront)
 
     def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
         """The system with L = ``n_snapshots`` and these codes.
@@ -126,7 +168,7 @@ class SystemOptions:
             An option does not describe a system, or ``array`` names a file that cannot be read.
         """
         return SystemConfig(
-            array=self.planar_array(),
+            array=self._parts().array,
             n_antennas=self.n_antennas,
             n_snapshots=n_snapshots,
             azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
@@ -258,9 +300,7 @@ class ValidationOptions:
     scenes: int = 64
     """Scenes of each set."""
     capon_scenes: int = 8
-    """Scenes of each set whose covariance also goes through Capon detection; 0 for none."""
-    capon_grid: Literal["reference", "training"] = "reference"
-    """Grid of that detection."""
+    """Scenes of each set whose covariance, and whose true one, also go through Capon detection; 0 for none."""
     test_scenes: int = 128
     """Scenes of each set in the table at the end of the run, of a seed of their own."""
     seed: int = 0x76616C
@@ -275,6 +315,11 @@ class ValidationOptions:
     """What makes a checkpoint the best one."""
     patience: int = 0
     """Validations in a row without a new best after which the run ends; 0 never ends it."""
+
+    @staticmethod
+    def renewed(table: Mapping[str, Any]) -> dict[str, Any]:
+        """A table of an earlier version, whose grid of Capon detection is ``pipeline.map`` now."""
+        return {name: value for name, value in table.items() if name != "capon_grid"}
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -339,6 +384,8 @@ class RunConfig:
     """How."""
     validation: ValidationOptions = field(default_factory=ValidationOptions)
     """How it is judged."""
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    """From an estimate to sources, in validation, and kept with the model."""
     machine: MachineOptions = field(default_factory=MachineOptions)
     """On what."""
 
@@ -350,7 +397,13 @@ class RunConfig:
             f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}: a run must not be judged "
             "on scenes that it learned from",
         )
-        self.system.system(self.data.snapshots[0], self.data.code_kinds)  # its own checks, before any work
+        self.system.setup()  # its own checks, before any work
+        self.system.system(self.data.snapshots[0], self.data.code_kinds)
+        _require(
+            self.pipeline.candidates.source != "refined",
+            "pipeline.candidates.source is 'refined', and a backbone in training has no refiner yet; take 'own' or "
+            "'capon'",
+        )
 
 
 @dataclass(frozen=True)

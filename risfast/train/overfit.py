@@ -14,11 +14,10 @@ from torch import Tensor, nn
 from risfast.data.scenes import Scenes, generate_scenes
 from risfast.durable import replace_file
 from risfast.model_files import Build
-from risfast.models import build_backbone
 from risfast.models.base import Measurement
 from risfast.objective import ObjectiveOptions
 from risfast.toml_file import as_table
-from risfast.train.backbone import backbone_objective
+from risfast.train.backbone import backbone_objective, made_backbone
 from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
 from risfast.train.distributed import open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
@@ -164,11 +163,11 @@ def overfit(
         averaging="none",
     )
     with open_world(config.device) as world, machine_settings(config.threads, deterministic=False):
+        setup = config.system.setup()
         system = config.system.with_snr(config.snr_db).system(config.snapshots, config.code_kinds)
         scenes = generate_scenes(system, config.seed, range(config.scenes), world.device)
         torch.manual_seed(config.seed)
-        make: Build = build or build_backbone
-        module = make(config.backbone.name, system.array, dict(config.backbone.options)).to(world.device)
+        module = made_backbone(config.backbone, setup, build).to(world.device)
         task = BackboneTask(module, objective or backbone_objective(config.objective, module))
         trainer = Trainer(task, _Fixed(scenes), data, optimiser, world, config.seed)
         measured = _learn(trainer, scenes, config, report)
@@ -204,7 +203,7 @@ def _learn(
 def _error(module: nn.Module, scenes: Scenes, batch_size: int) -> tuple[float, float]:
     """Mean and median NMSE on the scenes that are learned; the noise power is known."""
     module.eval()
-    measurement = Measurement.of(scenes)
+    measurement = Measurement.of(scenes, noise_known=True)
     parts = [slice(a, a + batch_size) for a in range(0, len(scenes), batch_size)]
     true = scenes.true_factor()
     scores = score_covariances([module(measurement[part]).factor for part in parts], [true[part] for part in parts])

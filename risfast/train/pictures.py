@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources
-from risfast.geometry import SearchGrid
+from risfast.localize import pipeline
+from risfast.localize.pipeline import PipelineOptions
 from risfast.models.base import CovarianceEstimate
-from risfast.ops import mvdr_spectrum
 from risfast.plots import SpectrumPanel, save_figure, spectrum_figure
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["draw_curves", "draw_localisation"]
 
@@ -67,7 +67,12 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def draw_localisation(
-    scenes: Scenes, estimate: CovarianceEstimate, found: Sequence[Sources], grid: SearchGrid, path: Path
+    scenes: Scenes,
+    estimate: CovarianceEstimate,
+    found: Sequence[Sources],
+    setup: Setup,
+    options: PipelineOptions,
+    path: Path,
 ) -> None:
     """Capon maps of the first scenes, one below the other, each with its true and its found sources.
 
@@ -79,13 +84,14 @@ def draw_localisation(
         Of the same scenes.
     found : sequence of Sources
         What the model found in each.
-    grid : SearchGrid
+    setup : Setup
+    options : PipelineOptions
         Of the maps.
     path : Path
     """
     # One figure shows one truth, so each scene is drawn into a file of its own name.
-    matrix = effective_covariance(covariance_from_factor(estimate.factor))
-    spectrum = mvdr_spectrum(matrix, scenes.config.array, grid)
+    measurement = pipeline.measure(scenes, options)
+    spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)
     for index, sources in enumerate(found):
         title = f"{len(sources)} found of {int(scenes.n_sources[index])}, SNR {float(scenes.snr_db[index]):.0f} dB"
         panel = SpectrumPanel(title, spectrum.power[index], sources.position)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources, detect_sources
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid
+from risfast.localize import pipeline
+from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.losses import blob_heatmap, focal_heatmap
 from risfast.model_files import load_model, read_card, save_model
 from risfast.models import build_backbone
@@ -20,14 +22,23 @@ from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.objective import Terms
-from risfast.refined import RefinedOptions, RefinerInput, build_refiner, estimate_maps, refined_sources
+from risfast.refined import (
+    RefinedOptions,
+    Refiner,
+    RefinerInput,
+    build_refiner,
+    estimate_maps,
+    refined_sources,
+)
+from risfast.setup import Setup
+from risfast.sources import Sources
+from risfast.train.backbone import keep_options
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.distributed import World
 from risfast.train.loop import autocast
-from risfast.train.run_folder import search_grid
 from risfast.train.runs import Figures, Measured, Report
 from risfast.train.stage import Outcome, train_stage
-from risfast.train.validation import scene_slice, score_sources, summary_figures
+from risfast.train.validation import capon_sources, scene_slice, score_sources, summary_figures
 
 __all__ = ["HeatmapOptions", "RefinerConfig", "RefinerStage", "helps", "load_refiner", "train_refiner"]
 
@@ -84,8 +95,17 @@ class RefinerConfig:
     """How; weights are not averaged in this stage."""
     validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
     """How it is judged; Capon detection is measured once, on all scenes."""
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    """From an estimate to sources, where the refiner has no part or is not believed."""
+    points_per_beam: float = 5.2
+    """Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home."""
     machine: MachineOptions = field(default_factory=MachineOptions)
     """On what."""
+
+    @property
+    def map_options(self) -> PipelineOptions:
+        """Options of the pipeline whose grid is that of the refiner's maps."""
+        return replace(self.pipeline, map=replace(self.pipeline.map, points_per_beam=self.points_per_beam))
 
     def backbone_folder(self) -> Path:
         """Where the backbone is."""
@@ -98,6 +118,8 @@ class RefinerConfig:
             raise ValueError(f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}")
         if self.network.n_maps not in (1, len(self.reading.maps)):
             raise ValueError(f"network.n_maps must be {len(self.reading.maps)}, the maps of reading.maps")
+        if not 0 < self.points_per_beam < math.inf:
+            raise ValueError(f"points_per_beam must be positive, got {self.points_per_beam!r}")
         if self.validation.metric != "f1":
             raise ValueError("validation.metric must be f1: a refiner does not change the covariance")
 
@@ -111,16 +133,14 @@ class RefinerStage:
     module : SpectrumRefiner
     backbone : nn.Module
         Frozen.
-    array : PlanarArray
-    grid : SearchGrid
-        The training grid over the system's field of view.
+    setup : Setup
+        Of the backbone, and of the system.
     config : RefinerConfig
     """
 
     module: SpectrumRefiner
     backbone: nn.Module
-    array: PlanarArray
-    grid: SearchGrid
+    setup: Setup
     config: RefinerConfig
 
     def __post_init__(self) -> None:
@@ -128,24 +148,36 @@ class RefinerStage:
         self.backbone.requires_grad_(False).eval()
         self._judged: dict[int, _Judged] = {}
 
+    @cached_property
+    def grid(self) -> SearchGrid:
+        """Of the maps."""
+        return self.config.map_options.grid(self.setup)
+
+    @property
+    def parts(self) -> Parts:
+        """What the refiner stands behind."""
+        return Parts(self.backbone, self.setup)
+
+    @property
+    def refiner(self) -> Refiner:
+        """The network with all that it takes to go from an estimate to sources."""
+        return Refiner(self.module, self.grid, self.config.reading)
+
     @torch.no_grad()
-    def given(self, scenes: Scenes, noise_known: bool = True) -> tuple[CovarianceEstimate, RefinerInput]:
+    def given(self, measurement: Measurement) -> tuple[CovarianceEstimate, RefinerInput]:
         """The backbone's estimate of some scenes, and the maps of it.
 
         Parameters
         ----------
-        scenes : Scenes
-            Of one L.
-        noise_known : bool
-            Whether the backbone is given the noise power.
+        measurement : Measurement
 
         Returns
         -------
         estimate : CovarianceEstimate
         maps : RefinerInput
         """
-        estimate = self.backbone(Measurement.of(scenes, noise_known=noise_known))
-        return estimate, estimate_maps(estimate, self.backbone, self.array, self.grid, self.config.reading)
+        estimate = pipeline.estimate(self.parts, measurement)
+        return estimate, estimate_maps(estimate, self.backbone, self.setup, self.grid, self.config.reading)
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
         """Mean focal loss over the scenes.
@@ -162,7 +194,7 @@ class RefinerStage:
         Terms
             The mean, a scalar with a gradient, and its parts by name.
         """
-        _, given = self.given(scenes, noise_known)
+        _, given = self.given(Measurement.of(scenes, noise_known=noise_known))
         width = torch.tensor(self.config.heatmap.sigma_deg).deg2rad().item()
         target = blob_heatmap(scenes.position, scenes.mask, self.grid, sigma_rad=(width, width))
         with autocast(self.config.machine.amp):
@@ -194,12 +226,12 @@ class RefinerStage:
         found: list[Sources] = []
         believed: list[bool] = []
         for given, factor in known.batches:
-            sources, verdict = refined_sources(self.module, given, factor, self.array, self.grid, self.config.reading)
+            sources, verdict = refined_sources(self.refiner, given, factor, self.setup)
             found += sources
             believed += verdict.ok.tolist()
         # Where the guard does not believe a map, Capon is the answer, here as in production.
         found = [own if ok else capon for own, capon, ok in zip(found, known.capon, believed, strict=True)]
-        figures = summary_figures(score_sources(found, known.scenes))
+        figures = summary_figures(score_sources(found, known.scenes, self.setup.tolerance))
         share = sum(believed) / len(believed)
         return Measured({**figures, **known.others, "guard_accepts": share}, False)
 
@@ -217,9 +249,8 @@ class RefinerStage:
         estimate : CovarianceEstimate
         sources : list of Sources, one a scene
         """
-        estimate, given = self.given(scenes)
-        reading = self.config.reading
-        return estimate, refined_sources(self.module, given, estimate.factor, self.array, self.grid, reading)[0]
+        estimate, given = self.given(pipeline.measure(scenes, self.config.pipeline))
+        return estimate, refined_sources(self.refiner, given, estimate.factor, self.setup)[0]
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
         """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps.
@@ -240,22 +271,23 @@ class RefinerStage:
             "grid": {name: axis.tolist() for name, axis in vars(self.grid).items()},
             "backbone": {"sha256": read_card(config.backbone_folder())["sha256"]},
         }
-        save_model(folder, "refiner", self.module.state_dict(), self.array, self.module.options(), card)
+        keep_options(folder, self.config)
+        save_model(folder, "refiner", self.module.state_dict(), self.setup, self.module.options(), card)
 
     def _judge(self, scenes: Scenes) -> _Judged:
         """What does not change while the refiner learns."""
-        size = self.config.validation.batch_size
+        size, options = self.config.validation.batch_size, replace(self.config.pipeline, polished=False)
+        of_backbone = replace(options, candidates=replace(options.candidates, source="own"))
         batches, own, capon = [], [], []
         for start in range(0, len(scenes), size):
-            part = scene_slice(scenes, slice(start, start + size))
-            estimate, given = self.given(part)
+            measurement = pipeline.measure(scene_slice(scenes, slice(start, start + size)), options)
+            estimate, given = self.given(measurement)
             batches.append((given, estimate.factor))
-            own += self.backbone.sources(estimate)  # type: ignore[operator]  # nn.Module hides it
-            matrix = effective_covariance(covariance_from_factor(estimate.factor))
-            capon += detect_sources(matrix, self.array, _capon_grid(self.config))
+            own += pipeline.candidates(self.parts, measurement, estimate, of_backbone)[0]
+            capon += capon_sources(self.parts, measurement, estimate, options)
         others = {
-            **summary_figures(score_sources(own, scenes), "own_"),
-            **summary_figures(score_sources(capon, scenes), "capon_"),
+            **summary_figures(score_sources(own, scenes, self.setup.tolerance), "own_"),
+            **summary_figures(score_sources(capon, scenes, self.setup.tolerance), "capon_"),
         }
         return _Judged(scenes, batches, capon, others)
 
@@ -268,10 +300,6 @@ class _Judged:
     batches: list[tuple[RefinerInput, torch.Tensor]]
     capon: list[Sources]
     others: dict[str, float]
-
-
-def _capon_grid(config: RefinerConfig) -> SearchGrid:
-    return search_grid(config, config.validation.capon_grid)
 
 
 def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcome | None:
@@ -294,13 +322,13 @@ def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcom
     TrainingError
         The run has gone wrong. The last good checkpoint is intact.
     FileFormatError, ValueError, OSError
-        The backbone is missing, damaged or of another array; the folder holds something else or cannot be written.
+        The backbone is missing, damaged or of another setup; the folder holds something else or cannot be written.
     """
 
     def make(world: World) -> RefinerStage:
-        array = config.system.planar_array()
-        backbone, _ = load_model(config.backbone_folder(), build_backbone, world.device, array)
-        return RefinerStage(_network(config, world), backbone, array, search_grid(config, "training"), config)
+        setup = config.system.setup()
+        backbone, _ = load_model(config.backbone_folder(), build_backbone, world.device, setup)
+        return RefinerStage(_network(config, world), backbone, setup, config)
 
     return train_stage(config, folder, report, make)
 

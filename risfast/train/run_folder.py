@@ -1,11 +1,11 @@
-"""The folder of a run, the options that every run has, and the scenes and grids that follow from them."""
+"""The folder of a run, the options that every run has, and the scenes that follow from them."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import sys
+import tomllib
 from pathlib import Path
 from typing import Protocol
 
@@ -15,13 +15,14 @@ from risfast import __version__
 from risfast.data.scenes import Scenes, generate_scenes
 from risfast.data.system_json import differing_fields
 from risfast.durable import replace_file
-from risfast.geometry import SearchGrid
+from risfast.errors import FileFormatError
+from risfast.localize.pipeline import PipelineOptions
 from risfast.toml_file import as_table, read_toml, to_toml
 from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.records import MetricsFile
 
-__all__ = ["RunFolder", "RunOptions", "search_grid", "validation_scenes"]
+__all__ = ["RunFolder", "RunOptions", "validation_scenes"]
 
 # Parts of the configuration that may change between the start of a run and its resumption.
 _FREE = ("machine",)
@@ -56,38 +57,14 @@ class RunOptions(Protocol):
         ...
 
     @property
+    def pipeline(self) -> PipelineOptions:
+        """From an estimate to sources."""
+        ...
+
+    @property
     def machine(self) -> MachineOptions:
         """On what."""
         ...
-
-
-def search_grid(config: RunOptions, size: str) -> SearchGrid:
-    """The reference or the training grid, over the field of view of the run's system.
-
-    Parameters
-    ----------
-    config : RunOptions
-    size : {"reference", "training"}
-
-    Returns
-    -------
-    SearchGrid
-        The named one itself where the field of view is the reference system's.
-    """
-    named = SearchGrid.reference() if size == "reference" else SearchGrid.training()
-    system = config.system.system(1, config.data.code_kinds)
-    default = type(config.system)()
-    if (config.system.azimuth_deg, config.system.elevation_deg) == (default.azimuth_deg, default.elevation_deg) and (
-        config.system.range_m == default.range_m
-    ):
-        return named
-    n_az, n_el, n_r = named.shape
-    nearest, farthest = system.range_m[0] * 1.1, system.range_m[1] / 1.05  # as far inside as the reference planes are
-    return SearchGrid(
-        torch.linspace(*system.azimuth_rad, n_az, dtype=torch.float64),
-        torch.linspace(*system.elevation_rad, n_el, dtype=torch.float64),
-        torch.logspace(math.log10(nearest), math.log10(farthest), n_r, dtype=torch.float64),
-    )
 
 
 def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
@@ -133,12 +110,13 @@ class RunFolder:
         Raises
         ------
         ValueError
-            It holds another run, or something that is not a run.
+            It holds another run, one of an earlier version, or something that is not a run.
         OSError
             It cannot be made or written.
         """
         path = self.folder / "config.toml"
         if path.is_file():
+            self._refuse_earlier(path)
             before = read_toml(type(self.config), path)
             changed = [
                 name
@@ -155,6 +133,20 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(path, to_toml(self.config).encode())
         replace_file(self.folder / "environment.json", _environment(self.config).encode())
+
+    def _refuse_earlier(self, path: Path) -> None:
+        """Refuse a run of a version that validated in another way: its best checkpoint was chosen by other figures."""
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{path}: {error}") from error
+        if "pipeline" not in table:
+            command = "refiner" if "network" in table else "backbone"
+            raise ValueError(
+                f"{self.folder} holds a run of an earlier version, whose validation was told the noise power; its "
+                f"model can be used as it is. Begin the run again in another folder: "
+                f"`risfast {command} --config {path} --output FOLDER`"
+            )
 
 
 def _environment(config: RunOptions) -> str:

@@ -12,14 +12,14 @@ from typing import Any, Protocol
 import torch
 
 from risfast.data.scenes import Scenes, SystemConfig
-from risfast.detect import Sources
 from risfast.models.base import CovarianceEstimate
+from risfast.sources import Sources
 from risfast.toml_file import as_table
 from risfast.train.batches import FlySource, SceneSource, ShardSource
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import Task, Trainer
 from risfast.train.pictures import draw_curves, draw_localisation
-from risfast.train.run_folder import RunFolder, RunOptions, search_grid, validation_scenes
+from risfast.train.run_folder import RunFolder, RunOptions, validation_scenes
 from risfast.train.runs import Figures, Measured, Report, Run
 from risfast.train.validation import scene_slice
 
@@ -198,7 +198,7 @@ def _finish(run: Run, stage: Stage, complete: bool) -> Outcome:
     run.module.eval()
     with torch.no_grad():
         estimate, sources = stage.locate(scenes)
-    draw_localisation(scenes, estimate, sources, search_grid(config, "reference"), pictures["localisation"])
+    draw_localisation(scenes, estimate, sources, config.system.setup(), config.pipeline, pictures["localisation"])
     steps = config.optimiser.steps
     return Outcome(complete, run.trainer.step, steps, best_step, figures, folder / "model", pictures, run.notes)
 

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources, detect_sources
-from risfast.evaluate import Summary, Tolerance, match, summarise
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.evaluate import Summary, match, summarise
+from risfast.geometry import SearchGrid
+from risfast.localize import pipeline
+from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
-from risfast.ops import mvdr_spectrum
+from risfast.sources import Sources
+from risfast.tolerance import Tolerance
 
 __all__ = [
     "CovarianceScores",
+    "capon_sources",
     "is_constant",
     "peak_to_sidelobe_db",
     "scene_slice",
@@ -29,7 +30,6 @@ __all__ = [
     "validate",
 ]
 
-_NEIGHBOURHOOD_RAD = math.radians(5.0)  # the tolerance of a hit: what lies further from every source is a side lobe
 # A backbone whose predictions vary over scenes by less than this share of what the true covariances do is blind.
 _CONSTANT_SHARE = 0.02
 
@@ -189,17 +189,17 @@ def score_sources(found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance
     scenes : Scenes
         As many.
     tolerance : Tolerance or None
-        Of a hit; that of :class:`risfast.evaluate.Tolerance` by default.
+        Of a hit; that of the scenes' setup by default.
 
     Returns
     -------
     Summary
     """
-    position, mask = scenes.position.cpu(), scenes.mask.cpu()
+    position, mask, tolerance = scenes.position.cpu(), scenes.mask.cpu(), tolerance or scenes.config.setup.tolerance
     return summarise([match(sources.position, position[i][mask[i]], tolerance) for i, sources in enumerate(found)])
 
 
-def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor) -> float:
+def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor, tolerance: Tolerance) -> float:
     """Highest power near a true source over the highest elsewhere, in dB.
 
     Parameters
@@ -208,7 +208,9 @@ def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor) -> float:
         Linear power of a map, the maximum over range.
     grid : SearchGrid
     true : real tensor, shape (K, 3)
-        True positions; "near" is within 5 degrees in azimuth and in elevation of one of them.
+        True positions.
+    tolerance : Tolerance
+        "Near" is within it in azimuth and in elevation of one of them; what lies further is a side lobe.
 
     Returns
     -------
@@ -217,9 +219,10 @@ def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor) -> float:
     """
     power, true = power.double().cpu(), true.double().cpu()
     azimuth, elevation = grid.azimuth_rad.double().cpu(), grid.elevation_rad.double().cpu()
+    turned = torch.remainder(azimuth[:, None, None] - true[:, 0] + math.pi, 2 * math.pi) - math.pi
     near = (
-        ((azimuth[:, None, None] - true[:, 0]).abs() <= _NEIGHBOURHOOD_RAD)
-        & ((elevation[None, :, None] - true[:, 1]).abs() <= _NEIGHBOURHOOD_RAD)
+        (turned.abs() <= tolerance.azimuth_rad)
+        & ((elevation[None, :, None] - true[:, 1]).abs() <= tolerance.elevation_rad)
     ).any(-1)
     if not bool(near.any()) or bool(near.all()):
         return math.nan
@@ -254,19 +257,6 @@ def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
     return {f"{prefix}{name}": float(getattr(summary, name)) for name in names}
 
 
-def _capon_figures(factor: Tensor, scenes: Scenes, array: PlanarArray, grid: SearchGrid) -> dict[str, float]:
-    """Detection from the effective covariance: the builder, the loading and the grid of production."""
-    matrix = effective_covariance(covariance_from_factor(factor))
-    found = detect_sources(matrix, array, grid)
-    spectrum = mvdr_spectrum(matrix, array, grid)
-    position, mask = scenes.position, scenes.mask
-    ratios = [peak_to_sidelobe_db(spectrum.power[i], grid, position[i][mask[i]]) for i in range(len(scenes))]
-    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
-    figures = summary_figures(score_sources(found, scenes), "capon_")
-    figures["capon_peak_to_sidelobe_db"] = sum(finite) / len(finite) if finite else math.nan
-    return figures
-
-
 def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
     """Some of the scenes.
 
@@ -287,39 +277,34 @@ def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
 
 @torch.no_grad()
 def validate(
-    module: nn.Module,
+    parts: Parts,
     scenes: Scenes,
+    options: PipelineOptions | None = None,
     *,
     batch_size: int = 16,
     capon_scenes: int = 0,
-    capon_grid: SearchGrid | None = None,
-    noise_known: bool = True,
-    detection: dict[str, Any] | None = None,
 ) -> tuple[dict[str, float], CovarianceScores]:
     """Measure a backbone on a set of scenes. Training, its end and evaluation all come through here.
 
     Parameters
     ----------
-    module : nn.Module
-        A :class:`risfast.models.Backbone` that can also tell ``sources(estimate)``; evaluated in ``eval`` mode.
+    parts : Parts
+        The backbone, in ``eval`` mode for the time, and the setup, whose tolerance says what a hit is.
     scenes : Scenes
-        At least two, of one L, on the module's device.
+        At least two, of one L, on the backbone's device.
+    options : PipelineOptions, optional
+        Candidates and map; the polish takes no part.
     batch_size : int
         Scenes estimated at once.
     capon_scenes : int
         How many of them, from the first, also go through Capon detection.
-    capon_grid : SearchGrid or None
-        Of that detection; the reference grid by default.
-    noise_known : bool
-        Whether the backbone is given the noise power.
-    detection : dict or None
-        Options passed on to ``module.sources``.
 
     Returns
     -------
     figures : dict of str to float
         The fields of :class:`CovarianceScores`; f1, precision, recall, ghosts_per_scene, count_accuracy and the errors
-        of the backbone's own sources; the same with ``capon_`` in front, and ``capon_peak_to_sidelobe_db``.
+        of the backbone's own sources; the same with ``capon_`` in front, and ``capon_peak_to_sidelobe_db``; and
+        ``true_capon_f1``, of Capon on the true covariances: near 1 where the map and the system agree.
     scores : CovarianceScores
 
     Raises
@@ -327,29 +312,58 @@ def validate(
     ValueError
         No scene has a source.
     """
-    was_training = module.training
-    module.eval()
+    options = replace(options or PipelineOptions(), polished=False)
+    was_training = parts.backbone.training
+    parts.backbone.eval()
     estimated, true, found = [], [], []
     try:
         for start in range(0, len(scenes), batch_size):
             part = scene_slice(scenes, slice(start, start + batch_size))
-            estimate: CovarianceEstimate = module(Measurement.of(part, noise_known=noise_known))
-            found += module.sources(estimate, **(detection or {}))  # type: ignore[operator]  # nn.Module hides it
+            measurement = pipeline.measure(part, options)
+            estimate = pipeline.estimate(parts, measurement)
+            found += pipeline.candidates(parts, measurement, estimate, options)[0]
             estimated.append(estimate.factor)
             true.append(part.true_factor())
     finally:
-        module.train(was_training)
+        parts.backbone.train(was_training)
     scores = score_covariances(estimated, true)
-    figures = {**vars(scores), **summary_figures(score_sources(found, scenes))}
+    figures = {**vars(scores), **summary_figures(score_sources(found, scenes, parts.setup.tolerance))}
     if capon_scenes:
         few = scene_slice(scenes, slice(0, capon_scenes))
-        grid = capon_grid or SearchGrid.reference()
-        figures |= _capon_over(estimated, few, scenes.config.array, grid)
+        figures |= _capon_figures(parts, CovarianceEstimate(_joined(estimated)[:capon_scenes]), few, options)
     return figures, scores
 
 
-def _capon_over(estimated: Sequence[Tensor], scenes: Scenes, array: PlanarArray, grid: SearchGrid) -> dict[str, float]:
-    """Capon figures of the first ``len(scenes)`` estimates, whose factors may differ in width."""
-    wanted, width = len(scenes), max(factor.shape[-1] for factor in estimated)
-    padded = [torch.nn.functional.pad(factor, (0, width - factor.shape[-1])) for factor in estimated]
-    return _capon_figures(torch.cat(padded)[:wanted], scenes, array, grid)
+def _joined(factors: Sequence[Tensor]) -> Tensor:
+    """Factors of all scenes, whose widths may differ between batches."""
+    width = max(factor.shape[-1] for factor in factors)
+    return torch.cat([torch.nn.functional.pad(factor, (0, width - factor.shape[-1])) for factor in factors])
+
+
+def _capon_figures(
+    parts: Parts, estimate: CovarianceEstimate, scenes: Scenes, options: PipelineOptions
+) -> dict[str, float]:
+    """Detection from the effective covariance, and from the true one."""
+    setup, measurement = parts.setup, pipeline.measure(scenes, options)
+    found = capon_sources(parts, measurement, estimate, options)
+    spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)
+    position, mask = scenes.position, scenes.mask
+    ratios = [
+        peak_to_sidelobe_db(spectrum.power[i], grid, position[i][mask[i]], setup.tolerance) for i in range(len(scenes))
+    ]
+    finite = [ratio for ratio in ratios if math.isfinite(ratio)]
+    truth = replace(options, map=replace(options.map, blend=0.0, shrinkage=False))
+    of_truth = capon_sources(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
+    return {
+        **summary_figures(score_sources(found, scenes, setup.tolerance), "capon_"),
+        "capon_peak_to_sidelobe_db": sum(finite) / len(finite) if finite else math.nan,
+        "true_capon_f1": score_sources(of_truth, scenes, setup.tolerance).f1,
+    }
+
+
+def capon_sources(
+    parts: Parts, measurement: Measurement, estimate: CovarianceEstimate, options: PipelineOptions
+) -> list[Sources]:
+    """Capon detection where it is the answer, whatever source of candidates the options name."""
+    capon = replace(options, polished=False, candidates=replace(options.candidates, source="capon"))
+    return pipeline.candidates(parts, measurement, estimate, capon)[0]
