@@ -14,8 +14,8 @@ from training_process import silent
 from risfast.cli import main
 from risfast.data import generate_scenes
 from risfast.io.options_file import read_options
-from risfast.localize import REFINER_FOLDER, Localizer
-from risfast.localize.localizer import OPTIONS_FILE
+from risfast.localize import Localizer
+from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.model_files import load_model, read_card, save_model
 from risfast.models import build_backbone
