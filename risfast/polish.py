@@ -356,7 +356,8 @@ def _range_posterior(
     Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
     sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
     mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
-    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and whether the range is determined, [B, K] both.
+    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and
+    whether the range is determined, [B, K] both.
     """
     count = state.mask.shape[1]
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
