@@ -279,6 +279,7 @@ def _report(
     b, k = state.mask.shape
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
+    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     determined = state.mask.clone()
     if setup.curvature_rad_m == 0:  # such waves look alike at every range
         determined = torch.zeros_like(state.mask)
@@ -287,7 +288,9 @@ def _report(
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
-    at_edge = setup.region.at_edge(found)
+    # The posterior of range draws a source off the edge that its likelihood is largest on.
+    near = (found[..., 2] - likeliest[..., 2]).abs() <= setup.tolerance.range_m
+    at_edge = setup.region.at_edge(found) | setup.region.at_edge(likeliest) & near.cpu()
     position, power = found.cpu(), state.power.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []
