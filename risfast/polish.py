@@ -279,18 +279,17 @@ def _report(
     b, k = state.mask.shape
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
-    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     determined = state.mask.clone()
+    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     if setup.curvature_rad_m == 0:  # such waves look alike at every range
         determined = torch.zeros_like(state.mask)
-    elif options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:
+    elif options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
-    # The posterior of range draws a source off the edge that its likelihood is largest on.
-    near = (found[..., 2] - likeliest[..., 2]).abs() <= setup.tolerance.range_m
-    at_edge = setup.region.at_edge(found) | setup.region.at_edge(likeliest) & near.cpu()
+    # A mean over ranges lies inside even where the likelihood ends on the edge.
+    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & determined.cpu())
     position, power = found.cpu(), state.power.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []
@@ -357,7 +356,8 @@ def _range_posterior(
     Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
     sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
     mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
-    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and whether the range is determined, [B, K] both.
+    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and
+    whether the range is determined, [B, K] both.
     """
     count = state.mask.shape[1]
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)

@@ -19,6 +19,7 @@ ORDER = [
     ("errors", "durable", "tolerance", "magnitude"),
     ("lattice",),
     ("geometry",),
+    ("sources",),
     ("steering", "toml_file", "plots", "demo_options"),
     ("setup",),
     ("draws",),

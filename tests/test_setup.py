@@ -280,7 +280,7 @@ def test_wrong_regions_are_refused(azimuth, elevation, range_m, message):
 
 @pytest.mark.parametrize("azimuth", [(2.0, 3.0), (-3.0, -1.7), (1.7, 4.5)])
 def test_a_region_behind_a_planar_array_is_refused(azimuth):
-    with pytest.raises(ValueError, match="region lies behind the array.*front"):
+    with pytest.raises(ValueError, match=r"region lies behind the array.*front"):
         Setup(SURFACE, Region(azimuth, (-0.5, 0.5), (0.5, 10.0)))
     with pytest.raises(ValueError, match="behind"):
         Setup(SURFACE).replace(region=Region(azimuth, (-0.5, 0.5), (0.5, 10.0)))

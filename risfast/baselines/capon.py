@@ -76,21 +76,6 @@ def peaks_without_threshold(detection: DetectionOptions, count: int) -> Detectio
     return replace(detection, max_db=_EVERY_DB, mad_z=None, prominence_db=0.0, max_sources=None, candidates=candidates)
 
 
-def separation(detection: DetectionOptions) -> tuple[float, float, float]:
-    """How far apart two peaks are two sources.
-
-    Parameters
-    ----------
-    detection : DetectionOptions
-
-    Returns
-    -------
-    (float, float, float)
-        In azimuth, elevation (radians) and range (metres).
-    """
-    return detection.separation_rad, detection.separation_rad, detection.separation_m
-
-
 def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sources: Tensor | None) -> list[Sources]:
     """Peaks of the Capon spectrum of a batch of covariances.
 
@@ -136,7 +121,7 @@ def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sou
                     wavefront=setup.wavefront,
                     reduce="none",
                 )
-            result.append(completed(sources, count, axes, volume, separation(options.detection)))
+            result.append(completed(sources, count, axes, volume, options.detection.separation(setup)))
         return reported(result, setup)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from risfast.baselines.base import by_count, check_request, completed, reported
-from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.baselines.capon import peaks_without_threshold
 from risfast.covariance import ls_covariance
 from risfast.detect import DetectionOptions, detect_sources_lowrank
 from risfast.geometry import SearchGrid, SensorArray
@@ -217,7 +217,7 @@ class LsMusic:
                 volume = mvdr_spectrum_lowrank(
                     subspace[i], setup.array, grid, loading=LOADING, wavefront=setup.wavefront, reduce="none"
                 )
-            result.append(completed(sources, count, axes, volume, separation(o.detection)))
+            result.append(completed(sources, count, axes, volume, o.detection.separation(self.setup)))
         return reported(result, setup)
 
 

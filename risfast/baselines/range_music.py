@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from risfast.baselines.base import completed, reported
-from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.baselines.capon import peaks_without_threshold
 from risfast.baselines.music import CRITERIA, LOADING, by_subspace, leading
 from risfast.baselines.range_sweep import RangeSweep
 from risfast.detect import DetectionOptions, detect_sources_lowrank
@@ -120,7 +120,7 @@ class RangeMusic:
         )
         power = covariance.diagonal(dim1=1, dim2=2).real.mean(1).double().cpu() / count
         axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
-        apart = (*separation(o.detection)[:2], math.inf)
+        apart = (*o.detection.separation(self.setup)[:2], math.inf)
         result = []
         for i, sources in enumerate(found):
             volume = torch.zeros(0)
