@@ -83,7 +83,7 @@ def test_same_seed_gives_the_same_demo_and_another_seed_another(
 ) -> None:
     tables = []
     for seed in ("0", "0", "1"):
-        assert main([*demo_arguments(str(tmp_path)), "--scenes", "1", "--seed", seed]) == 0
+        assert main([*demo_arguments(str(tmp_path)), "--overwrite", "--scenes", "1", "--seed", seed]) == 0
         tables.append(table(capsys.readouterr().out))
     assert tables[0] == tables[1] != tables[2]
 
