@@ -36,7 +36,7 @@ from risfast.ops import mvdr_spectrum, nms_3d
 
 SEED = 2024
 SCENES_AT_ONCE = 10
-SHIPPED = DetectionOptions()
+SHIPPED = DetectionOptions(separation_m=0.5)  # half the tolerance of the reference surface, as the default is there
 SHIPPED_LOADING = 1e-2
 SHIPPED_RULE = "peak"
 MAD_TO_SIGMA = 1.4826

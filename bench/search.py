@@ -15,7 +15,7 @@ from bench import peers
 from bench.accuracy import Errors, exact_values
 from bench.peers import Call, Problem
 from risfast.detect import DetectionOptions, Sources
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
 from risfast.ops.refinement import Refined, walk_peaks
 
@@ -52,9 +52,9 @@ def _candidates(problem: Problem) -> Tensor:
     return torch.stack([axis[index[..., i]] for i, axis in enumerate(axes)], -1)
 
 
-def geometry_of(problem: Problem) -> tuple[PlanarArray, SearchGrid]:
+def geometry_of(problem: Problem) -> tuple[SensorArray, SearchGrid]:
     """Array and grid of a problem as risfast takes them."""
-    array = PlanarArray(problem.positions_m, problem.wavelength_m)
+    array = SensorArray(problem.positions_m, problem.wavelength_m)
     return array, SearchGrid(problem.azimuth_rad, problem.elevation_rad, problem.range_m)
 
 
@@ -159,20 +159,20 @@ def detect_by_plain_parts(problem: Problem, options: DetectionOptions | None = N
             top = flat[np.argsort(-values.reshape(-1)[flat], kind="stable")[: options.candidates]]
             part = replace(problem, matrix=problem.matrix[scene : scene + 1])
             refined = refine_by_loop(part, wide_boxes(part, part.points[top][None]), peers.materialised)()
-            found.append(_threshold(refined, options))
+            found.append(_threshold(refined, geometry_of(problem)[0], options))
         return found
 
     return detect
 
 
-def _threshold(refined: Refined, options: DetectionOptions) -> Sources:
+def _threshold(refined: Refined, array: SensorArray, options: DetectionOptions) -> Sources:
     """The strongest refined peaks, without those that met; the confidence is left at 1."""
     level = 10 * refined.power[0].log10()
     score = torch.where(level >= level.max() - options.max_db, level, -torch.inf)
     kept = nms_3d(
         refined.position,
         score[None],
-        separation=(options.separation_rad, options.separation_rad, options.separation_m),
+        separation=options.separation(array),
         k=options.candidates,
     )
     chosen = kept.index[0, : int(kept.count[0])]

@@ -72,7 +72,10 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
     """
     most = max((len(s) for s in polished.sources), default=0)
     # A range that is not determined counts as the farthest.
-    farthest = setup.region.range_m[1]
+    near, farthest = setup.region.range_m
+    # In a region without end, as far as the aperture may tell from the far field: a feature has to be finite.
+    fraunhofer = 2 * setup.array.aperture_m**2 / setup.array.wavelength_m
+    most_range = farthest if math.isfinite(farthest) else max(near, fraunhofer)
     limits = torch.tensor(setup.tolerance.limits, dtype=torch.float64)
     position = torch.zeros(len(polished.sources), most, 3, dtype=torch.float64)
     for i, sources in enumerate(polished.sources):
@@ -100,7 +103,7 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
             around.log(),
             (sources.power / sources.power.median()).double().cpu().log(),
             *deviation.unbind(1),
-            (position[i, :k, 2].cpu() / setup.array.wavelength_m).log(),
+            (position[i, :k, 2].clamp_max(most_range).cpu() / setup.array.wavelength_m).log(),
             k * same,
             (k == 1) * same,
             math.log2(snapshots) * same,

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
+from risfast.ops.descent import walk_spacing
 from risfast.ops.kept import constant_on
 from risfast.ops.refinement import denominator, refine_from, walk_from, widest_after_walk
 from risfast.setup import Setup
 from risfast.sources import Sources
+from risfast.tolerance import Tolerance
 
 __all__ = [
     "DetectionOptions",
@@ -54,7 +56,8 @@ class DetectionOptions:
     window : (int, int, int)
         Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum, odd sizes.
     separation_rad, separation_m : float
-        Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source.
+        Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source; None is
+        half the tolerance of the setup in range.
     refine_points : (int, int, int)
         Fine grid around each candidate, after its walk between the range planes.
     range_margin : float
@@ -78,7 +81,7 @@ class DetectionOptions:
     candidates: int = 20
     window: tuple[int, int, int] = (7, 7, 3)
     separation_rad: float = math.radians(1.0)
-    separation_m: float = 0.5
+    separation_m: float | None = None
     refine_points: tuple[int, int, int] = (41, 41, 41)
     range_margin: float = 1.1
 
@@ -100,10 +103,17 @@ class DetectionOptions:
             raise ValueError(
                 f"window must be three odd sizes and refine_points three, got {self.window}, {self.refine_points}"
             )
-        if not (self.separation_rad > 0 and self.separation_m > 0):
+        if not (self.separation_rad > 0 and (self.separation_m is None or self.separation_m > 0)):
             raise ValueError("separation_rad and separation_m must be positive")
         if not 1 <= self.range_margin < math.inf:
             raise ValueError(f"range_margin must be a factor of at least 1, got {self.range_margin!r}")
+
+    def separation(self, setup: Setup | SensorArray) -> tuple[float, float, float]:
+        """In azimuth, elevation (radians) and range (metres)."""
+        if self.separation_m is not None:
+            return self.separation_rad, self.separation_rad, self.separation_m
+        own = setup.tolerance if isinstance(setup, Setup) else Tolerance.of(setup.wavelength_m)
+        return self.separation_rad, self.separation_rad, own.range_m / 2
 
 
 def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) -> tuple[Tensor, Tensor]:
@@ -250,7 +260,9 @@ def _with_grid(
     return setup, setup.search_grid()
 
 
-def choose_peaks(peaks: Peaks, options: DetectionOptions, grid: SearchGrid) -> FixedDetections:
+def choose_peaks(
+    peaks: Peaks, setup: Setup | SensorArray, options: DetectionOptions, grid: SearchGrid
+) -> FixedDetections:
     """The second half of detection: thresholds on refined powers, and suppression of peaks that met.
 
     ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.
@@ -260,10 +272,14 @@ def choose_peaks(peaks: Peaks, options: DetectionOptions, grid: SearchGrid) -> F
     if options.mad_z is not None:
         threshold = torch.maximum(threshold, peaks.median_db + options.mad_z * _MAD_TO_SIGMA * peaks.mad_db)
     score = torch.where((peaks.power > 0) & (level >= threshold[:, None]), level, torch.full_like(level, -math.inf))
-    separation = (options.separation_rad, options.separation_rad, options.separation_m)
     room = level.shape[1]
     limit = room if options.max_sources is None else min(options.max_sources, room)
-    kept = nms_3d(peaks.position, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
+    separation = options.separation(setup)
+    # Ranges without curvature are one: two ends of a search in the far field are one source.
+    array = setup.array if isinstance(setup, Setup) else setup
+    farthest = 1 / float(walk_spacing(array.positions_m, array.wavenumber)[2]) or math.inf
+    place = torch.cat([peaks.position[..., :2], peaks.position[..., 2:].clamp_max(farthest)], -1)
+    kept = nms_3d(place, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
     chosen = kept.index.clamp_min(0)
     strength = peaks.power.gather(1, chosen)
     background = 10 ** (peaks.median_db / 10)
@@ -313,7 +329,7 @@ def detect_fixed(
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
-    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), chosen, grid)
+    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), setup, chosen, grid)
 
 
 def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:

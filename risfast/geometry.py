@@ -34,6 +34,7 @@ REFERENCE_AZIMUTH_RAD = math.radians(60.0)
 REFERENCE_ELEVATION_RAD = math.radians(30.0)
 # Nearest range of a derived region, in apertures: closer, a source stands among the elements.
 _NEAREST_APERTURES = 0.25
+_EDGE = 1e-3  # part of an interval that counts as its end: an ascent stops a little before a bound
 _FLAT = 1e-6  # cosine (or its distance from 1) that counts as upright or lying
 
 
@@ -347,7 +348,7 @@ class Region:
         """
         low, high = self.bounds()
         at = torch.cat([position[..., :2].double().cpu(), 1 / position[..., 2:].double().cpu()], -1)
-        near = (high - low) * 1e-6
+        near = (high - low) * _EDGE
         lower, upper = at <= low + near, at >= high - near
         if self.full_circle:
             lower[..., 0] = upper[..., 0] = False

@@ -54,8 +54,9 @@ class PolishOptions:
     range_points : int
         Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
     range_evidence : float
-        Log-likelihood that a range has to gain over the far field, or over the worst range of a region that ends
-        before, to be reported as a number.
+        What the log-likelihood of the likeliest range must exceed that of the far field by, or of the least likely
+        range in a region that ends before, for the range to be reported as a number. At 0 a range is not determined
+        where the far field is the likeliest, or nothing tells ranges apart; below 0 it always is a number.
 
     Raises
     ------
@@ -68,7 +69,7 @@ class PolishOptions:
     max_sources: int = 8
     penalty: float = 2.0
     range_points: int = 64
-    range_evidence: float = 0.5
+    range_evidence: float = 0.0
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -76,8 +77,8 @@ class PolishOptions:
             raise ValueError("iterations and max_sources must be at least 1")
         if self.births < 0 or self.range_points < 0 or self.range_points == 1:
             raise ValueError("births must be at least 0, and range_points 0 or at least 2")
-        if not (self.penalty >= 0 and self.range_evidence >= 0):
-            raise ValueError("penalty and range_evidence must be at least 0")
+        if not (self.penalty >= 0 and math.isfinite(self.range_evidence)):
+            raise ValueError("penalty must be at least 0 and range_evidence finite")
 
 
 class Polished(NamedTuple):
@@ -278,12 +279,15 @@ def _report(
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
     determined = state.mask.clone()
-    if options.range_points:
+    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
+    near, far = setup.region.range_m
+    if options.range_points and near < far:  # a range that the region fixes is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
-    at_edge = setup.region.at_edge(found)
+    # A mean over ranges lies inside even where the likelihood ends on the edge.
+    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & determined.cpu())
     position, power = found.cpu(), state.power.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []
@@ -356,6 +360,7 @@ def _range_posterior(
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     determined = state.mask.clone()
     curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
+    rule: Callable[..., _Ranged]
     if math.isinf(setup.region.range_m[1]):
         rule, rounding, open_sources = _median_range, torch.zeros_like(state.mask), state.mask
     else:
@@ -422,7 +427,7 @@ def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup
     nearest_point = (r - chosen[:, None]).abs().argmin(1)
     moved = path[index, nearest_point]
     moved[:, 2] = 1 / chosen
-    determined = value.amax(1) - value.amin(1) >= options.range_evidence
+    determined = value.amax(1) - value.amin(1) > options.range_evidence
     return _Ranged(moved, best_power[index, nearest_point], inside, determined)
 
 
@@ -444,8 +449,8 @@ def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, o
         place = ((where - low) / (high - low)).clamp(0, 1) * (options.range_points - 1)
         left = place.long().clamp_max(options.range_points - 2)
         part = place - left
-        ends = (below.gather(1, (left + n)[:, None])[:, 0] for n in (0, 1))
-        return torch.lerp(*ends, part)
+        before, after = (below.gather(1, (left + n)[:, None])[:, 0] for n in (0, 1))
+        return torch.lerp(before, after, part)
 
     right = (below < 0.5).sum(1).clamp(1, options.range_points - 1)
     pair = [v.gather(1, (right - n)[:, None])[:, 0] for v in (below, inverse) for n in (1, 0)]
@@ -458,7 +463,7 @@ def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, o
     nearest_point = (inverse - median[:, None]).abs().argmin(1)
     moved = path[index, nearest_point + 1]
     moved[:, 2] = median
-    determined = torch.maximum(value.amax(1), far_value) - far_value >= options.range_evidence
+    determined = torch.maximum(value.amax(1), far_value) - far_value > options.range_evidence
     return _Ranged(moved, best_power[index, nearest_point + 1], mass, determined)
 
 

@@ -53,7 +53,7 @@ class RefinedOptions:
     candidates : int
         Most sources of a scene.
     separation_rad, separation_m : float
-        Two sources closer than this in azimuth, elevation and range are one.
+        Two sources closer than this in azimuth, elevation and range are one; None is half the tolerance of the setup.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class RefinedOptions:
     threshold: float = 0.3
     candidates: int = 8
     separation_rad: float = math.radians(1.0)
-    separation_m: float = 0.5
+    separation_m: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -80,7 +80,7 @@ class RefinedOptions:
             raise ValueError(f"threshold must lie in [0, 1], got {self.threshold!r}")
         if self.candidates < 1:
             raise ValueError(f"candidates must be at least 1, got {self.candidates!r}")
-        if not (self.separation_rad > 0 and self.separation_m > 0):
+        if not (self.separation_rad > 0 and (self.separation_m is None or self.separation_m > 0)):
             raise ValueError("separation_rad and separation_m must be positive")
 
 
@@ -250,7 +250,8 @@ def refined_sources(
     _, low, high = walk_peaks(factor, array, start, *corners, **how)
     found = refine_peaks(factor, array, low, high, **how)
     score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))
-    separation = (chosen.separation_rad, chosen.separation_rad, chosen.separation_m)
+    apart = setup.tolerance.range_m / 2 if chosen.separation_m is None else chosen.separation_m
+    separation = (chosen.separation_rad, chosen.separation_rad, apart)
     kept = nms_3d(
         found.position, score, separation=separation, k=chosen.candidates, wrap_azimuth=setup.region.full_circle
     )

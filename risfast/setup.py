@@ -29,6 +29,9 @@ PLANE_PHASE_RAD = 4.6
 _SKEW = 0.5
 
 
+_DERIVED: Any = None  # follows from the array
+
+
 @dataclass(frozen=True)
 class Setup:
     """The problem that every stage is given: simulation, training, maps, polish, evaluation.
@@ -54,11 +57,11 @@ class Setup:
     """
 
     array: SensorArray
-    region: Region = None  # type: ignore[assignment]  # None is filled in below
+    region: Region = _DERIVED
     wavefront: Wavefront = "spherical"
     sampling: Sampling = "surface"
     speed_m_s: float | None = None
-    tolerance: Tolerance = None  # type: ignore[assignment]  # None is filled in below
+    tolerance: Tolerance = _DERIVED
 
     def __post_init__(self) -> None:
         """Check, and fill in what follows from the array."""
@@ -67,14 +70,14 @@ class Setup:
             raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {self.sampling!r}")
         if self.speed_m_s is not None and not 0 < self.speed_m_s < math.inf:
             raise ValueError(f"speed_m_s must be a positive number of metres per second, got {self.speed_m_s!r}")
-        if self.region is None:
+        if self.region is _DERIVED:
             object.__setattr__(self, "region", Region.of(self.array))
         elif self._behind():
             raise ValueError(
                 f"region lies behind the array: {self.region}; a planar array cannot tell front from back, and the "
                 f"front of this one is {Region.of(self.array)}"
             )
-        if self.tolerance is None:
+        if self.tolerance is _DERIVED:
             object.__setattr__(self, "tolerance", Tolerance.of(self.array.wavelength_m, self.wavefront))
 
     def _behind(self) -> bool:

@@ -28,6 +28,9 @@ class Source(NamedTuple):
     at_edge: bool
 
 
+_DEFAULT: Any = None  # filled in when the object is made
+
+
 @dataclass(frozen=True, eq=False)
 class Sources:
     """The sources found in one scene, strongest first.
@@ -56,14 +59,14 @@ class Sources:
     range: Tensor
     power: Tensor
     confidence: Tensor
-    prominence_db: Tensor = None  # type: ignore[assignment]  # None is filled in below
-    at_edge: Tensor = None  # type: ignore[assignment]  # None is filled in below
+    prominence_db: Tensor = _DEFAULT
+    at_edge: Tensor = _DEFAULT
 
     def __post_init__(self) -> None:
         """Fill in what was not given."""
-        if self.prominence_db is None:
+        if self.prominence_db is _DEFAULT:
             object.__setattr__(self, "prominence_db", torch.full_like(self.azimuth, math.nan))
-        if self.at_edge is None:
+        if self.at_edge is _DEFAULT:
             object.__setattr__(self, "at_edge", torch.zeros_like(self.azimuth, dtype=torch.bool))
         for item in fields(self):
             if getattr(self, item.name).shape != self.azimuth.shape:

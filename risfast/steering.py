@@ -40,7 +40,18 @@ def check_wavefront(wavefront: str) -> None:
 
 
 def farthest(dtype: torch.dtype) -> float:
-    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different."""
+    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different.
+
+    Parameters
+    ----------
+    dtype : torch.dtype
+        Real.
+
+    Returns
+    -------
+    float
+        In any unit of length.
+    """
     return float(torch.finfo(dtype).max ** 0.45)
 
 

@@ -44,12 +44,13 @@ from risfast.errors import FileFormatError, ShapeError
 from risfast.evaluate import match
 from risfast.evaluate.methods import CHECKOUT_METHODS, METHOD_TITLES, Methods, measurement_of
 from risfast.evaluate.tasks import SuiteConfig
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.model_files import save_model
 from risfast.models import Measurement, build_backbone
 
 SIDE = 6
-ARRAY = PlanarArray.rectangular(SIDE, SIDE)
+ARRAY = SensorArray.rectangular(SIDE, SIDE)
+SETUP = SystemConfig(array=ARRAY).setup
 NAMES = list(CHECKOUT_BASELINES)
 CLONE = "git clone https://github.com/aradgast/DCD-MUSIC"
 LINE = LineOptions(n_elements=SIDE, n_snapshots=24, near=2.0, far=12.0)
@@ -222,8 +223,8 @@ def field(array, azimuth, elevation, r):
 @pytest.mark.parametrize("side", [5, 6])
 def test_cuts_are_the_covariances_of_the_central_row_and_column_in_any_element_order(side):
     rng = np.random.default_rng(side)
-    plain = PlanarArray.rectangular(side, side)
-    shuffled = PlanarArray(plain.positions_m[torch.from_numpy(rng.permutation(side**2))], plain.wavelength_m)
+    plain = SensorArray.rectangular(side, side)
+    shuffled = SensorArray(plain.positions_m[torch.from_numpy(rng.permutation(side**2))], plain.wavelength_m)
     x = rng.standard_normal((2, side**2, 3)) + 1j * rng.standard_normal((2, side**2, 3))
     r = x @ x.conj().swapaxes(1, 2)
     horizontal, vertical = central_cuts(torch.from_numpy(r), square_lattice(shuffled, side))
@@ -241,7 +242,7 @@ def test_cuts_are_the_covariances_of_the_central_row_and_column_in_any_element_o
 
 
 def test_a_row_sees_a_source_as_a_line_does_at_the_angle_of_its_direction_cosine():
-    array = PlanarArray.rectangular(7, 7)
+    array = SensorArray.rectangular(7, 7)
     line = np.stack([(np.arange(7) - 3) * 0.15, np.zeros(7), np.zeros(7)], -1)
     for azimuth, elevation, r in [(0.7, 0.3, 1.1), (-0.9, -0.5, 0.6), (0.0, 0.4, 5.0)]:
         a = field(array, azimuth, elevation, r)
@@ -254,7 +255,7 @@ def test_a_row_sees_a_source_as_a_line_does_at_the_angle_of_its_direction_cosine
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_exact_angles_in_any_order_are_paired_to_the_sources(count, seed):
-    array, rng = PlanarArray.rectangular(), np.random.default_rng([count, seed])
+    array, rng = SensorArray.rectangular(), np.random.default_rng([count, seed])
     azimuth = rng.permutation(np.linspace(-0.9, 0.9, 5))[:count]
     elevation = rng.permutation(np.linspace(-0.5, 0.5, 5))[:count]
     r = rng.uniform(1.0, 8.0, count)
@@ -273,7 +274,7 @@ def test_exact_angles_in_any_order_are_paired_to_the_sources(count, seed):
 
 
 def test_the_range_of_a_pair_lies_between_those_of_its_lines_and_near_the_one_at_broadside():
-    array = PlanarArray.rectangular()
+    array = SensorArray.rectangular()
     a = field(array, 1.0, 0.0, 3.0)
     found = paired_sources(
         torch.from_numpy(np.outer(a, a.conj())),
@@ -289,16 +290,16 @@ def test_the_range_of_a_pair_lies_between_those_of_its_lines_and_near_the_one_at
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (PlanarArray.rectangular(6, 5), "lattice of 6 x 6"),
-        (PlanarArray.rectangular(6, 6, 0.1), "half a wavelength"),
-        (PlanarArray(ARRAY.positions_m + torch.tensor([0.1, 0, 0]), 0.3), "centred on the origin"),
-        (PlanarArray(torch.randn(36, 3, generator=torch.Generator().manual_seed(0)), 0.3), "lattice of 6 x 6"),
+        (SensorArray.rectangular(6, 5), "lattice of 6 x 6"),
+        (SensorArray.rectangular(6, 6, 0.1), "half a wavelength"),
+        (SensorArray(ARRAY.positions_m + torch.tensor([0.1, 0, 0]), 0.3), "centred on the origin"),
+        (SensorArray(torch.randn(36, 3, generator=torch.Generator().manual_seed(0)), 0.3), "lattice of 6 x 6"),
     ],
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_an_array_that_is_no_pair_of_lines_is_refused(folder, weights, name, array, words):
     with pytest.raises(ValueError, match=words):
-        build_baseline(name, array, CheckoutOptions(folder, weights[name]))
+        build_baseline(name, SETUP.replace(array=array), CheckoutOptions(folder, weights[name]))
 
 
 # ---- weights
@@ -428,7 +429,7 @@ def hits(found, scenes):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strong_lone_source_is_found_through_the_surface(folder, weights, name, covariance):
     scenes = generate_scenes(CONFIG, 11, range(4))
-    baseline = build_baseline(name, ARRAY, CheckoutOptions(folder, weights[name], covariance))
+    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], covariance))
     told = baseline.localize(Measurement.of(scenes), scenes.n_sources)
     assert [len(s) for s in told] == [1] * 4
     assert hits(told, scenes) == [1] * 4
@@ -439,7 +440,7 @@ def test_a_strong_lone_source_is_found_through_the_surface(folder, weights, name
 def test_as_many_sources_come_back_as_were_asked_for_whatever_the_batch(folder, weights, name):
     scenes = generate_scenes(dataclasses.replace(CONFIG, n_sources=(2, 2), snr_db=(0.0, 0.0)), 12, range(4))
     measurement, counts = Measurement.of(scenes), torch.tensor([0, 1, 3, 5])
-    baseline = build_baseline(name, ARRAY, CheckoutOptions(folder, weights[name], "ls"))
+    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], "ls"))
     found = baseline.localize(measurement, counts)
     assert [len(s) for s in found] == counts.tolist()
     for sources in found:
@@ -457,7 +458,7 @@ def test_as_many_sources_come_back_as_were_asked_for_whatever_the_batch(folder, 
 @pytest.mark.parametrize("name", NAMES)
 def test_blind_counts_are_those_of_the_line_that_sees_more(folder, weights, name, monkeypatch):
     scenes = generate_scenes(CONFIG, 13, range(3))
-    baseline = build_baseline(name, ARRAY, CheckoutOptions(folder, weights[name], "ls"))
+    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], "ls"))
     seen = iter([torch.tensor([1, 2, 3]), torch.tensor([2, 1, 3])])
     monkeypatch.setattr(LineNetwork, "counts", lambda self, covariance: next(seen))
     assert [len(s) for s in baseline.localize(Measurement.of(scenes))] == [2, 2, 3]
@@ -466,11 +467,11 @@ def test_blind_counts_are_those_of_the_line_that_sees_more(folder, weights, name
 def test_a_method_says_what_it_lacks(folder, weights):
     for name in NAMES:
         with pytest.raises(ValueError, match=CLONE):
-            build_baseline(name, ARRAY)
+            build_baseline(name, SETUP)
         with pytest.raises(ValueError, match=f"dcd_train --checkout .* --method {name}"):
-            build_baseline(name, ARRAY, CheckoutOptions(folder))
+            build_baseline(name, SETUP, CheckoutOptions(folder))
     with pytest.raises(ValueError, match="holds weights of dcd_music, not of nf_subspacenet"):
-        build_baseline("nf_subspacenet", ARRAY, CheckoutOptions(folder, weights["dcd_music"]))
+        build_baseline("nf_subspacenet", SETUP, CheckoutOptions(folder, weights["dcd_music"]))
     with pytest.raises(ValueError, match="covariance must be one of sbl, als, ls"):
         CheckoutOptions(folder, weights["dcd_music"], "guess")
 
@@ -510,7 +511,7 @@ def test_the_command_writes_weights_that_the_method_runs_with(folder, tmp_path, 
     assert "step 4/4" in printed.err
     assert read_weights(out).options == dataclasses.replace(LINE, method="dcd_music")
     scenes = generate_scenes(CONFIG, 14, range(1))
-    baseline = build_baseline("dcd_music", ARRAY, CheckoutOptions(folder, out))
+    baseline = build_baseline("dcd_music", SETUP, CheckoutOptions(folder, out))
     assert len(baseline.localize(Measurement.of(scenes), torch.tensor([2]))[0]) == 2
 
 
@@ -551,8 +552,8 @@ def model(tmp_path_factory):
     place = tmp_path_factory.mktemp("model")
     options = {"steps": 2, "width": 4, "head_width": 4, "columns": 8}
     options["axes"] = {"n_azimuth": 11, "n_elevation": 7, "n_range": 5}
-    backbone = build_backbone("unrolled", ARRAY, options)
-    save_model(place, "unrolled", backbone.state_dict(), ARRAY, options, {})
+    backbone = build_backbone("unrolled", SETUP, options)
+    save_model(place, "unrolled", backbone.state_dict(), SETUP, options, {})
     return place
 
 
@@ -642,9 +643,8 @@ class TestRealCheckout:
         assert sum(first[-tenth:]) < sum(first[:tenth])
         path = tmp_path / "weights.safetensors"
         write_weights(path, network, line, {})
-        array = PlanarArray.rectangular()
         scenes = generate_scenes(SystemConfig(n_snapshots=16), 3, range(4))
-        found = build_baseline(name, array, CheckoutOptions(Path(REAL), path)).localize(
+        found = build_baseline(name, SystemConfig().setup, CheckoutOptions(Path(REAL), path)).localize(
             Measurement.of(scenes), scenes.n_sources
         )
         assert [len(s) for s in found] == scenes.n_sources.tolist()

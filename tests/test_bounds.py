@@ -12,17 +12,18 @@ import torch
 from scipy import integrate, stats
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.detect import Sources
 from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance
 from risfast.evaluate.bounds import cramer_rao_bound, implied_recall, scene_bound, true_state
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.likelihood import Likelihood
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.polish import PolishOptions, polish_sources
+from risfast.setup import Setup
+from risfast.sources import Sources
 
-ARRAY = PlanarArray.rectangular(4, 3)
+ARRAY = SensorArray.rectangular(4, 3)
 CONFIG = SystemConfig(array=ARRAY, n_antennas=4, n_snapshots=8, n_sources=(1, 3), range_m=(0.5, 2.0))
 WIDE = Tolerance(math.pi, math.pi / 2, 1e6)
 
@@ -155,8 +156,9 @@ def test_maximum_likelihood_at_high_snr_reaches_the_bound():
         scenes.noise_power.expand(draws),
     )
     position = scenes.position[0].double()
-    start = Sources(*position.unbind(-1), scenes.power[0].double(), torch.ones(2))
-    atoms = AtomGrid(ARRAY, AtomAxes(9, 7, 5, range_m=(0.3, 3.0)))
+    start = Sources.at(position, scenes.power[0].double())
+    axes = AtomAxes(9, 7, 5, range_m=(0.3, 3.0))
+    atoms = AtomGrid(Setup(ARRAY, axes.region), axes)
     options = PolishOptions(iterations=30, births=0, penalty=0.0, range_points=0, max_sources=2)
     found = polish_sources(many, [start] * draws, atoms, options)
     error = []
@@ -323,6 +325,21 @@ def test_bad_covariances_and_tolerances_are_named():
         implied_recall(torch.diag(torch.tensor([1.0, -1.0, 1.0])))
     with pytest.raises(ValueError, match="tolerance must be positive"):
         implied_recall(torch.eye(3), Tolerance(0.0))
+
+
+def test_where_range_is_not_scored_the_chance_is_that_of_the_angles():
+    rng = np.random.default_rng(12)
+    covariance = torch.as_tensor(np.stack([random_covariance(rng, 1.0, 1.0) for _ in range(6)]))
+    bias = torch.as_tensor(rng.normal(0, 0.05, (6, 3)))
+    gate = Tolerance(0.1, 0.2, math.inf)
+    for shift in (None, bias):
+        wide = implied_recall(covariance, Tolerance(0.1, 0.2, 1e6), shift)
+        np.testing.assert_allclose(implied_recall(covariance, gate, shift).numpy(), wide.numpy(), atol=1e-7)
+    unbounded = covariance.clone()
+    unbounded[:, 2, :2] = unbounded[:, :2, 2] = 0.0
+    unbounded[:, 2, 2] = math.inf
+    assert (implied_recall(unbounded) == 0).all()
+    np.testing.assert_array_equal(implied_recall(unbounded, gate).numpy(), implied_recall(covariance, gate).numpy())
 
 
 def test_more_snapshots_of_the_same_kind_halve_the_variance():

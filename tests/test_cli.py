@@ -1,8 +1,7 @@
-"""The command line: what it prints, what it writes, and how it fails."""
+"""The command line: what it prints, what it writes, and how it fails; most of it on ``risfast detect``."""
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import math
@@ -10,16 +9,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 import pytest
 import scipy.io
-from risfast.cli_train import COMMANDS
 
-from risfast.cli import DetectCommand, Progress, build_parser, main, search_grid
-from risfast.geometry import SearchGrid
+from risfast.cli import main, parse
+from risfast.cli.detect import _search
+from risfast.cli.options import in_options
+from risfast.cli.progress import Progress
+from risfast.geometry import SearchGrid, SensorArray
+from risfast.setup import Setup
 
 ARRAY = "[rectangular]\nn_h = 8\nn_v = 7\nspacing_m = 0.15\nwavelength_m = 0.3\n"
 # azimuth and elevation in degrees, range in metres
@@ -55,7 +56,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def detect(*arguments: str) -> list[str]:
-    return ["detect", *arguments, "--array", "array.toml", "--grid", "training"]
+    return ["detect", *arguments, "--setup", "array.toml", "--grid", "training", "--no-picture"]
 
 
 def by_azimuth(scene: list[dict[str, float]]) -> np.ndarray:
@@ -96,9 +97,11 @@ def test_detect_prints_and_writes_the_sources_of_the_covariance(
         "m",
         "power",
         "dB",
-        "confidence",
+        "prominence",
+        "dB",
+        "edge",
     ]
-    rows = [[float(cell) for cell in line.split()] for line in printed[1:3]]
+    rows = [[float(cell) for cell in line.split()[:-1]] for line in printed[1:3]]
     for row, source in zip(rows, scenes[0], strict=True):
         np.testing.assert_allclose(
             row[2:5], [source["azimuth_deg"], source["elevation_deg"], source["range_m"]], atol=0.01
@@ -128,8 +131,8 @@ def test_a_batch_gives_one_scene_each_in_order(folder: Path, capsys: pytest.Capt
     np.savez("batch.npz", S=batch)
     assert main(detect("batch.npz", "--key", "S", "--output", "out.csv")) == 0
     lines = (folder / "out.csv").read_text().splitlines()
-    assert lines[0] == "scene,source,azimuth_deg,elevation_deg,range_m,power_db,confidence,prominence_db,at_edge"
-    rows = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    assert lines[0] == ",".join([*COLUMNS[:6], "confidence", "prominence_db", "at_edge"])
+    rows = [dict(zip(COLUMNS[:6], map(float, line.split(",")[:6]), strict=True)) for line in lines[1:]]
     scenes = [[row for row in rows if row["scene"] == scene] for scene in range(10)]
     assert_found(scenes[0], SOURCES[:1])
     assert_found(scenes[1], SOURCES[1:])
@@ -152,7 +155,7 @@ def columns_of(path: Path) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in COLUMNS}
 
 
-COLUMNS = ["scene", "source", "azimuth_deg", "elevation_deg", "range_m", "power_db", "confidence"]
+COLUMNS = ["scene", "source", "azimuth_deg", "elevation_deg", "range_m", "power_db", "prominence_db"]
 
 
 @pytest.mark.parametrize("suffix", [".json", ".csv", ".mat", ".parquet"])
@@ -164,11 +167,11 @@ def test_results_are_written_in_every_format_and_are_those_of_the_table(
     np.savez("batch.npz", R=np.stack([covariance(SOURCES[:1]), covariance()]))
     assert main(detect("batch.npz", "--output", f"out{suffix}")) == 0
     lines = capsys.readouterr().out.splitlines()
-    printed = np.array([[float(cell) for cell in line.split()] for line in lines[1:4]])
+    printed = np.array([[float(cell) for cell in line.split()[:-1]] for line in lines[1:4]])
     columns = columns_of(folder / f"out{suffix}")
     np.testing.assert_array_equal(columns["scene"], [0, 1, 1])
     # The table is rounded to so many digits.
-    for index, (name, digits) in enumerate(zip(COLUMNS, (0, 0, 2, 2, 3, 1, 3), strict=True)):
+    for index, (name, digits) in enumerate(zip(COLUMNS, (0, 0, 2, 2, 3, 1, 1), strict=True)):
         np.testing.assert_allclose(columns[name], printed[:, index], rtol=0, atol=0.5001 * 10.0**-digits)
 
 
@@ -200,35 +203,106 @@ def test_max_sources_keeps_the_strongest(folder: Path) -> None:
 
 
 def test_axes_given_in_degrees_bound_the_search(folder: Path) -> None:
-    region = ["--azimuth-deg", "0", "60", "31", "--elevation-deg", "-30", "30", "41", "--range-m", "1", "1.5", "2", "3"]
-    assert main([*detect("R.npz", "--output", "out.json"), *region]) == 0
+    axes = ["--azimuth-deg", "0", "60", "31", "--elevation-deg", "-30", "30", "41", "--range-m", "1", "1.5", "2", "3"]
+    given = ["detect", "R.npz", "--setup", "array.toml", "--no-picture", "--output", "out.json"]
+    assert main([*given, *axes]) == 0
     for source in json.loads((folder / "out.json").read_text())["scenes"][0]:
-        assert source["azimuth_deg"] >= -1
+        assert source["azimuth_deg"] >= -1e-9
     found = by_azimuth(json.loads((folder / "out.json").read_text())["scenes"][0])
     assert np.abs(found - SOURCES[1]).max(axis=1).min() < 0.3
 
 
 def test_picture_of_the_spectrum_is_drawn(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(detect("R.npz", "--picture", "out.png")) == 0
+    command = [word for word in detect("R.npz") if word != "--no-picture"]
+    assert main([*command, "--picture", "out.png"]) == 0
     assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
     assert "picture: out.png" in capsys.readouterr().out
+    assert main(command) == 0
+    assert (folder / "R.npz.sources.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["out.json", "R.npz.sources.png"])
+def test_what_is_there_is_replaced_only_when_asked(name: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / name).write_text("mine")
+    command = [word for word in detect("R.npz", "--output", "out.json") if word != "--no-picture"]
+    assert main(command) == 2
+    printed = capsys.readouterr()
+    assert re.search(rf"{name} exists: give another --\w+.*, or --overwrite", printed.err)
+    assert (folder / name).read_text() == "mine"
+    assert printed.out == ""
+    assert main([*command, "--overwrite"]) == 0
+    assert (folder / name).read_bytes() != b"mine"
+
+
+def test_a_covariance_of_its_own_array_needs_no_setup_and_locate_finds_the_same(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez("whole.npz", R=covariance(), positions_m=positions(), wavelength_m=0.3)
+    region = ["--region", "-60", "60", "-30", "30", "0.5", "5", "--no-picture"]
+    assert main(["detect", "whole.npz", *region, "--output", "out.json"]) == 0
+    one = capsys.readouterr().out.splitlines()
+    assert_found(json.loads((folder / "out.json").read_text())["scenes"][0])
+    assert json.loads((folder / "out.json").read_text())["setup"]["region"]["range_m"] == [0.5, 5.0]
+    assert main(["locate", "whole.npz", *region, "--output", "again.json"]) == 0
+    other = capsys.readouterr().out.splitlines()
+    assert one[:-1] == other[:-1]
+    assert (folder / "out.json").read_bytes() == (folder / "again.json").read_bytes()
+
+
+def test_sources_on_the_edge_of_the_region_are_said_to_be(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    # The source at 12.5 deg, -7 deg, 2.2 m lies beyond the azimuths that are searched.
+    np.savez("one.npz", R=covariance(SOURCES[1:]) + 1e-3 * np.eye(56), positions_m=positions(), wavelength_m=0.3)
+    assert (
+        main(["locate", "one.npz", "--no-picture", "--sources", "1", "--region", "-60", "11", "-20", "20", "1", "5"])
+        == 0
+    )
+    printed = capsys.readouterr()
+    assert printed.out.splitlines()[1].split()[-1] == "yes"
+    assert "1 of 1 sources lies on the edge of the region (azimuth 11.0 deg): widen it with --region" in printed.err
+
+
+def test_quiet_prints_results_only(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (detect("R.npz", "--quiet"), ["--quiet", *detect("R.npz")]):
+        assert main(command) == 0
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        assert len(printed.out.splitlines()) == 3
+
+
+def searched(*arguments: str) -> tuple[Setup, SearchGrid]:
+    return _search(parse("detect", ["R.npz", *arguments]), Setup(SensorArray.rectangular(8, 7)))
 
 
 def test_search_grid_is_the_named_one_in_radians_unless_an_axis_is_given() -> None:
-    options = DetectCommand(Path(), Path(), grid="training", azimuth_deg=(-45.0, 90.0, 4.0), range_m=(1.0, 2.5))
-    grid = search_grid(options)
+    setup, grid = searched("--grid", "training", "--azimuth-deg", "-45", "90", "4", "--range-m", "1", "2.5")
     np.testing.assert_allclose(grid.azimuth_rad.numpy(), np.radians([-45, 0, 45, 90]))
     np.testing.assert_array_equal(grid.elevation_rad.numpy(), SearchGrid.training().elevation_rad.numpy())
     np.testing.assert_array_equal(grid.range_m.numpy(), [1.0, 2.5])
-    single = search_grid(DetectCommand(Path(), Path(), elevation_deg=(3.0, 3.0, 1.0)))
-    np.testing.assert_allclose(single.elevation_rad.numpy(), [math.radians(3)])
+    np.testing.assert_allclose(setup.region.azimuth_rad, np.radians([-45, 90]))
+    assert setup.region.range_m == (1.0, 2.5)
+    setup, grid = searched("--elevation-deg", "3", "3", "1")
+    np.testing.assert_allclose(grid.elevation_rad.numpy(), [math.radians(3)])
+    whole = Setup(SensorArray.rectangular(8, 7))
+    np.testing.assert_array_equal(grid.azimuth_rad.numpy(), whole.search_grid().azimuth_rad.numpy())
+    assert setup.region.range_m == whole.region.range_m
 
 
 WRONG = {
-    "no covariance": (["detect", "none.npz", "--array", "array.toml"], r"none\.npz: there is no such file"),
-    "no array": (["detect", "R.npz", "--array", "none.toml"], r"none\.toml: there is no such file"),
-    "no key": (detect("R.npz", "--key", "Q"), "covariance is mapped to 'Q', which is not there"),
-    "other array": (detect("small.npz"), "3 x 3 matrices, but the array has 56 elements"),
+    "no covariance": (["detect", "none.npz", "--setup", "array.toml"], r"none\.npz: there is no such file"),
+    "no array": (["detect", "R.npz", "--setup", "none.toml"], r"none\.toml: there is no such file"),
+    "no key": (detect("R.npz", "--key", "Q"), "'Q'"),
+    "other array": (detect("small.npz"), "3 x 3"),
+    "no setup": (["detect", "R.npz"], r"positions of the elements are missing.*give the array with --setup"),
+    "region inside out": (
+        detect("R.npz", "--region", "9", "-9", "0", "1", "1", "2"),
+        r"--region: the azimuth must be MIN MAX in degrees within \+-360, got 9 -9",
+    ),
+    "region from zero": (
+        detect("R.npz", "--region", "-9", "9", "0", "1", "0", "2"),
+        "--region: the range must be R_MIN R_MAX in metres, above 0, got 0 2",
+    ),
+    "region behind": (detect("R.npz", "--region", "170", "190", "0", "1", "1", "2"), "behind the array"),
+    "two pictures": (detect("R.npz", "--picture", "x.png"), "give --picture or --no-picture, not both"),
     "azimuth in the wrong order": (
         detect("R.npz", "--azimuth-deg", "60", "-60", "11"),
         "--azimuth-deg: MIN must be below MAX",
@@ -238,9 +312,9 @@ WRONG = {
     "elevation beyond": (detect("R.npz", "--elevation-deg", "-91", "60", "11"), "within .-90 degrees"),
     "fraction of a point": (detect("R.npz", "--elevation-deg", "-9", "60", "1.5"), "COUNT must be a whole number"),
     "one point of two": (detect("R.npz", "--elevation-deg", "-9", "60", "1"), "MIN must be below MAX"),
-    "range zero": (detect("R.npz", "--range-m", "0", "1"), "range_m must be positive"),
+    "range zero": (detect("R.npz", "--range-m", "0", "1"), "--range-m must be positive"),
     "range unsorted": (detect("R.npz", "--range-m", "2", "1"), "strictly increasing"),
-    "loading": (detect("R.npz", "--loading", "-1"), "loading"),
+    "loading": (detect("R.npz", "--loading", "-1"), "--loading must"),
     "lag needs fresnel": (detect("R.npz", "--method", "lag"), "lag"),
     "device unknown": (detect("R.npz", "--device", "abacus"), "--device 'abacus' cannot be used"),
     "device absent": (detect("R.npz", "--device", "cuda:77"), "--device 'cuda:77' cannot be used"),
@@ -249,14 +323,14 @@ WRONG = {
         r"--output must end in \.json, \.csv, \.parquet or \.mat",
     ),
     "output folder": (detect("R.npz", "--output", "no/out.json"), "the folder no does not exist"),
-    "picture format": (detect("R.npz", "--picture", "out.bmp"), r"--picture must end in \.png, \.pdf or \.svg"),
+    "picture format": (detect("R.npz", "--picture", "out.bmp")[:-1], r"--picture must end in \.png, \.pdf or \.svg"),
     "picture scene": (detect("R.npz", "--picture-scene", "1"), "--picture-scene must be from 0 to 0, got 1"),
-    "no sources at most": (detect("R.npz", "--max-sources", "0"), "max_sources"),
-    "demo scenes": (["demo", "--scenes", "0"], "scenes must be at least 1"),
-    "demo snapshots": (["demo", "--snapshots", "0"], "snapshots must be at least 1"),
+    "no sources at most": (detect("R.npz", "--max-sources", "0"), "--max-sources must be at least 1"),
+    "demo scenes": (["demo", "--scenes", "0"], "--scenes must be at least 1"),
+    "demo snapshots": (["demo", "--snapshots", "0"], "--snapshots must be at least 1"),
     "demo output is a file": (["demo", "--output", "R.npz"], "R.npz"),
-    "demo seed": (["demo", "--seed", "-1"], "seed must be a whole number from 0 to 4294967295, got -1"),
-    "demo seed beyond": (["demo", "--seed", "4294967296"], "seed must be a whole number from 0 to 4294967295"),
+    "demo seed": (["demo", "--seed", "-1"], "--seed must be a whole number from 0 to 4294967295, got -1"),
+    "demo seed beyond": (["demo", "--seed", "4294967296"], "--seed must be a whole number from 0 to 4294967295"),
 }
 
 
@@ -270,46 +344,69 @@ def test_errors_are_one_line_on_stderr_and_status_2(
     printed = capsys.readouterr()
     assert printed.out == ""
     line = printed.err.splitlines()[-1]
-    assert line.startswith(f"risfast-train {arguments[0]}: ")
+    assert line.startswith(f"risfast {arguments[0]}: ")
     assert re.search(words, line)
     assert "Traceback" not in printed.err
     assert [path for path in sorted(folder.iterdir()) if path.is_file()] == before
 
 
-def test_debug_shows_the_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*detect("none.npz"), "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
+@pytest.mark.parametrize("word", ["--verbose", "--debug"])
+def test_verbose_shows_the_traceback(word: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*detect("none.npz"), word]) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" in error
+    assert error.splitlines()[-1].startswith("risfast detect: ")
 
 
-@pytest.mark.parametrize("arguments", [[], ["tune"], ["detect"], ["detect", "R.npz"], ["demo", "--scenes", "many"]])
-def test_wrong_usage_ends_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 2
-    assert "usage:" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["tune"], "risfast: there is no command 'tune'; there are demo, locate,"),
+        (["locat"], "risfast: there is no command 'locat'; did you mean locate?"),
+        (["detect"], "risfast detect: Missing from risfast detect: .*FILE"),
+        (["demo", "--scenes", "many"], "risfast demo: Error parsing --scenes: invalid literal"),
+        (["demo", "--grids", "training"], "risfast demo: Unrecognized options: --grids, training; did you mean --grid"),
+        (["demo", "--grid", "fine"], "risfast demo: invalid choice 'fine' for argument '--grid'.*'training'"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert re.match(words, printed.err)
 
 
-def test_options_of_every_subcommand_are_these() -> None:
-    commands = next(
-        action.choices for action in build_parser()._actions if isinstance(action, argparse._SubParsersAction)
-    )
-    options = {
-        name: {action.option_strings[-1] for action in parser._actions if action.option_strings}
-        for name, parser in commands.items()
+def test_without_a_command_the_list_of_commands_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "locate" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("message", "spoken"),
+    [
+        ("max_sources must be at least 1", "--max-sources must be at least 1"),
+        ("scenes must be at least 1", "--scenes must be at least 1"),
+        ("x.toml: scenes must be 1", "x.toml: scenes must be 1"),
+        ("leave it out with flagged=(3, 5)", "leave it out with --flagged 3 5"),
+        ("give a.max_db, or --a.max-db", "give --a.max-db, or --a.max-db"),
+        (
+            "there is no range_m in it; give range_m, or a setup",
+            "there is no range_m in it; give --range-m, or a setup",
+        ),
+        ("give fields={'R': NAME}", "give --field R=NAME"),
+        ("/tmp/range_m/x.npz is empty", "/tmp/range_m/x.npz is empty"),
+    ],
+)
+def test_messages_name_options_as_they_are_typed(message: str, spoken: str) -> None:
+    names = {
+        name: f"--{name}".replace("_", "-") for name in ("max_sources", "scenes", "flagged", "a.max_db", "range_m")
     }
-    common = {"--help", "--debug"}
-    assert options == {
-        "demo": common | {"--scenes", "--seed", "--snapshots", "--grid", "--output", "--device"},
-        "detect": common
-        | {"--array", "--key", "--grid", "--azimuth-deg", "--elevation-deg", "--range-m", "--wavefront", "--loading"}
-        | {"--method", "--max-sources", "--device", "--output", "--picture", "--picture-scene"},
-        "import": common
-        | {"--array-output", "--format", "--field", "--array", "--positions", "--wavelength-m", "--frequency-hz"}
-        | {"--speed-m-s", "--sample-rate-hz", "--polarization", "--block-size", "--flagged", "--covariance"},
-        "doctor": common | {"--folder", "--device"},
-        # Generated from the configuration classes: tests/test_cli_train.py holds their options.
-        **{name: {"--debug"} for name in COMMANDS},
-    }
+    assert in_options(message, {**names, "fields": "--field"}) == spoken
 
 
 class Terminal(io.StringIO):
@@ -317,23 +414,61 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("stream", "written"), [(Terminal(), 5), (io.StringIO(), 2)])
-def test_progress_overwrites_its_line_on_a_terminal_and_is_brief_in_a_log(stream: Any, written: int) -> None:
-    progress = Progress(stream)
+def test_progress_is_a_bar_with_the_time_left_on_a_terminal() -> None:
+    stream = Terminal()
+    progress = Progress(stream=stream)
     for done in range(5):
-        progress("work", done, 4)
-    assert len(re.findall(r"work: \d/4", stream.getvalue())) == written
-    assert ("\n" in stream.getvalue()) != stream.isatty()
+        progress("work", done, 4, unit="scenes", note=f"loss {done}")
+    progress.say("a line that stays")
     progress.close()
-    assert stream.getvalue().endswith("\r\x1b[K" if stream.isatty() else "\n")
+    assert "work:" in stream.getvalue()
+    assert re.search(r"0/4 \[00:00<", stream.getvalue())
+    assert "a line that stays\n" in stream.getvalue()
+    assert stream.getvalue().endswith("\r")  # the bar is taken away
+
+
+def test_progress_in_a_log_is_the_first_and_the_last_line_and_one_now_and_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream, now = io.StringIO(), [100.0]
+    monkeypatch.setattr("risfast.cli.progress.time.monotonic", lambda: now[0])
+    progress = Progress(stream=stream)
+    for done in range(11):
+        now[0] += 5.0
+        progress("work", done, 10)
+    progress("rest", 0, 1)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert [line.split(" [")[0] for line in lines] == [
+        "work: 0/10",
+        "work: 4/10",
+        "work: 8/10",
+        "work: 10/10",
+        "rest: 0/1",
+    ]
+    assert "\r" not in stream.getvalue()
+
+
+def test_what_an_earlier_run_did_does_not_count_for_the_time_left() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream=stream)
+    progress("work", 90, 100)
+    assert "90/100 [00:00<?" in stream.getvalue()
+
+
+def test_quiet_progress_writes_nothing() -> None:
+    stream = Terminal()
+    progress = Progress(quiet=True, stream=stream)
+    progress("work", 1, 4)
+    progress.say("a line")
+    progress.close()
+    assert stream.getvalue() == ""
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["detect", "--help"], ["demo", "--help"]])
 def test_help_and_version_are_printed_with_status_0(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    assert caught.value.code == 0
-    assert capsys.readouterr().out.startswith(("usage: risfast-train", "risfast"))
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.startswith(("usage: risfast", "risfast 0"))
 
 
 def test_module_runs_as_the_same_program(folder: Path) -> None:
@@ -344,9 +479,9 @@ def test_module_runs_as_the_same_program(folder: Path) -> None:
         "risfast",
         "detect",
         str(folder / "none.npz"),
-        "--array",
+        "--setup",
         str(folder / "array.toml"),
     ]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("risfast-train detect: ")
+    assert done.stderr.startswith("risfast detect: ")

@@ -105,4 +105,5 @@ def test_options_of_the_reader_are_named_as_they_are_typed(matlab, capsys):
     assert main(["import", str(matlab), *FIELDS[:2]]) == 2
     error = capsys.readouterr().err
     assert "--positions" in error
-    assert "positions_m=" not in error
+    assert "--field positions_m=NAME" in error
+    assert "fields=" not in error

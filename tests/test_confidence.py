@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,10 +16,17 @@ from risfast.confidence import CONFIDENCE_FILE, FEATURES, HitModel, hit_features
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import FileFormatError
 from risfast.evaluate import match
-from risfast.localize import Localizer, LocalizerOptions
+from risfast.geometry import Region, SensorArray
+from risfast.io.options_file import write_options
+from risfast.localize import DecisionOptions, Localizer, PipelineOptions, pipeline
+from risfast.localize.localizer import OPTIONS_FILE
+from risfast.localize.pipeline import MapOptions, Parts
 from risfast.models import Measurement
+from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.polish import PolishOptions, polish_sources
-from risfast.train.confidence import draw, fit, reliability
+from risfast.setup import Setup
+from risfast.train import confidence
+from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, system_of
 
 SEED = 31_337  # of no training and no fit
 
@@ -34,26 +44,23 @@ def polished(pretrained):
         estimate = pretrained.backbone(measurement)
         found = pretrained.backbone.sources(estimate)
         result = polish_sources(
-            measurement,
-            found,
-            pretrained.backbone.atoms,
-            PolishOptions(),
-            noise_power=estimate.noise_power,
+            measurement, found, pretrained.backbone.atoms, PolishOptions(), noise_power=estimate.noise_power
         )
     return scenes, estimate, result
 
 
 def test_features_are_what_their_names_say(pretrained, polished):
     _, estimate, result = polished
-    rows = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
+    rows = hit_features(result, estimate.sources, pretrained.backbone.range_cells, pretrained.setup, 16)
     assert [r.shape for r in rows] == [(len(s), len(FEATURES)) for s in result.sources]
     i = max(range(len(rows)), key=lambda i: len(rows[i]))
     row, sources = dict(zip(FEATURES, rows[i].T, strict=True)), result.sources[i]
     torch.testing.assert_close(row["log gain"], result.gain[i].clamp_min(1e-3).log())
-    torch.testing.assert_close(row["log range"], sources.range.log())
+    torch.testing.assert_close(row["log range in wavelengths"], (sources.range / 0.3).log())
     for k, name in enumerate(("azimuth", "elevation", "range")):
-        deviation = result.covariance[i][:, k, k].clamp_min(0).sqrt().clamp(1e-5, 10)
-        torch.testing.assert_close(row[f"log deviation of {name}"], deviation.log())
+        limit = (math.radians(5), math.radians(5), 1.0)[k]
+        deviation = (result.covariance[i][:, k, k].clamp_min(0).sqrt() / limit).clamp(1e-4, 1e2)
+        torch.testing.assert_close(row[f"log deviation of {name} over the tolerance"], deviation.log())
     power = sources.power.numpy()
     np.testing.assert_allclose(
         row["log power over the scene's median"], np.log(power / sorted(power)[(len(power) - 1) // 2])
@@ -65,12 +72,12 @@ def test_features_are_what_their_names_say(pretrained, polished):
 def test_counts_are_sums_over_the_cells_around(pretrained, polished):
     _, estimate, result = polished
     cells = pretrained.backbone.range_cells
-    rows = hit_features(result, estimate.sources, cells, 16)
+    rows = hit_features(result, estimate.sources, cells, pretrained.setup, 16)
     i = max(range(len(rows)), key=lambda i: len(rows[i]))
     counts = np.exp(estimate.sources.log_intensity[i].double().numpy())  # [G_az, G_el, cells]
     offset = estimate.sources.offset[i].double().numpy()  # [G_az, G_el, G_r, 2]
     axes = cells.axes
-    sines = [s.double().numpy() for s in axes.sines]
+    sines = [s.double().numpy() for s in axes.coordinates]
     for k in range(len(rows[i])):
         az, el, r = result.sources[i].position[k].tolist()
         within = 0.0
@@ -103,10 +110,10 @@ def test_the_fit_finds_the_weights_that_made_the_data():
 
 def test_what_is_kept_is_probable_enough_and_says_so(pretrained, polished):
     _, estimate, result = polished
-    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
-    decided = pretrained.hits.decide(result, features, 0.5)
+    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, pretrained.setup, 16)
+    decided = pretrained.calibration.decide(result, features, 0.5)
     for before, after, rows in zip(result.sources, decided.sources, features, strict=True):
-        p = pretrained.hits.probability(rows)
+        p = pretrained.calibration.probability(rows)
         torch.testing.assert_close(after.confidence, p[p >= 0.5])
         torch.testing.assert_close(after.position, before.position[p >= 0.5])
     assert [len(c) for c in decided.covariance] == [len(s) for s in decided.sources]
@@ -114,8 +121,8 @@ def test_what_is_kept_is_probable_enough_and_says_so(pretrained, polished):
 
 def test_the_shipped_probabilities_are_better_than_the_share_of_hits(pretrained, polished):
     scenes, estimate, result = polished
-    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, 16)
-    p = torch.cat([pretrained.hits.probability(rows) for rows in features])
+    features = hit_features(result, estimate.sources, pretrained.backbone.range_cells, pretrained.setup, 16)
+    p = torch.cat([pretrained.calibration.probability(rows) for rows in features])
     hit = []
     for i, sources in enumerate(result.sources):
         pairs = match(sources.position, scenes.position[i][scenes.mask[i]])
@@ -128,11 +135,11 @@ def test_a_localizer_reports_what_is_probable_unless_told_otherwise(pretrained, 
     scenes, _, _ = polished
     some = (scenes.y[:8], scenes.codes[:8], scenes.channel[:8])
     usual = pretrained.localize(*some)
-    assert all(float(s.confidence.min()) >= LocalizerOptions().least_confidence for s in usual if len(s))
-    strict = Localizer.from_pretrained(LocalizerOptions(least_confidence=0.8)).localize(*some)
+    assert all(float(s.confidence.min()) >= PipelineOptions().decision.least_confidence for s in usual if len(s))
+    strict = Localizer.from_pretrained(PipelineOptions(decision=DecisionOptions(least_confidence=0.8))).localize(*some)
     assert sum(map(len, strict)) < sum(map(len, usual))
     with pytest.raises(ValueError, match="least_confidence"):
-        LocalizerOptions(least_confidence=1.0)
+        DecisionOptions(least_confidence=1.0)
 
 
 def test_the_file_comes_back_and_damage_is_named(tmp_path):
@@ -152,3 +159,74 @@ def test_the_reliability_diagram_is_drawn(tmp_path):
     rows = reliability(torch.linspace(0, 1, 50, dtype=torch.float64), (torch.arange(50) > 20).double(), bins=5)
     draw(tmp_path / "x.png", {"L = 16": rows})
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject.load(DEFAULT_MODEL)
+
+
+def test_what_is_labelled_is_what_the_path_ends_with(subject):
+    found = labelled(subject, 16, range(6), seed=SEED)
+    scenes = generate_scenes(dataclasses.replace(subject.system, n_snapshots=16), SEED, range(6))
+    bare = dataclasses.replace(subject.options, decision=DecisionOptions(least_confidence=0.0))
+    result = pipeline.run(Parts(subject.parts.backbone, subject.parts.setup), pipeline.measure(scenes), bare)
+    count = [len(s) for s in result.sources]
+    assert found.features[:, FEATURES.index("sources found")].tolist() == [n for n in count for _ in range(n)]
+    ranges = torch.cat([s.range for s in result.sources])
+    torch.testing.assert_close(found.features[:, FEATURES.index("log range in wavelengths")], (ranges / 0.3).log())
+    hits = [match(s.position, scenes.position[i][scenes.mask[i]]).hits for i, s in enumerate(result.sources)]
+    assert int(found.hit.sum()) == sum(hits)
+
+
+def test_options_that_are_stored_with_a_model_are_those_it_is_fitted_with(tmp_path):
+    folder = Path(shutil.copytree(DEFAULT_MODEL, tmp_path / "model"))
+    # A calibration of other features, which the localizer refuses, is what is to be replaced.
+    (folder / CONFIDENCE_FILE).write_text(json.dumps({"features": ["other"], "weights": [1.0], "bias": 0.0}))
+    options = PipelineOptions(map=MapOptions(blend=0.3), scenes_at_once=2)
+    write_options(folder / OPTIONS_FILE, options)
+    found = Subject.load(folder)
+    assert found.options == options
+    assert found.parts.calibration is None
+    with pytest.raises(FileFormatError, match=r"risfast\.train\.confidence"):
+        Localizer.load(folder)
+
+
+def test_several_processes_find_what_one_finds(subject):
+    small = dataclasses.replace(subject, options=dataclasses.replace(subject.options, scenes_at_once=2))
+    one, two = (all_labelled(subject, [4], 4, workers)[4] for subject, workers in ((small, 1), (small, 2)))
+    assert torch.equal(one.hit, two.hit)
+    torch.testing.assert_close(one.features, two.features, rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="from its folder"):
+        all_labelled(dataclasses.replace(subject, folder=None), [4], 4, 2)
+
+
+def test_the_scenes_are_those_of_the_model_s_own_system(subject):
+    assert dataclasses.replace(subject.system, n_snapshots=64) == SystemConfig(
+        code_kinds=("dft", "random", "hadamard", "mixed")
+    )
+    region = Region((-0.2, 0.7), (-0.1, 0.3), (0.2, 2.0))
+    setup = Setup(SensorArray.rectangular(5, 3, 0.02, 0.04), region, "fresnel")
+    told = {"training": {"system": {"array": "gone.toml", "n_sources": [1, 2], "n_antennas": 7}}}
+    system = system_of(setup, told)
+    assert system.setup == setup
+    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence.CODE_KINDS)
+    assert system_of(setup, {}).setup == setup
+
+
+def test_the_command_fits_and_draws(tmp_path, capsys, monkeypatch):
+    folder = Path(shutil.copytree(DEFAULT_MODEL, tmp_path / "model"))
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(300, len(FEATURES), dtype=torch.float64, generator=generator)
+    made = confidence.Labelled(x, (x[:, 0] + torch.randn(300, dtype=torch.float64, generator=generator) > 0).double())
+    monkeypatch.setattr(confidence, "all_labelled", lambda subject, snapshots, *_: dict.fromkeys(snapshots, made))
+    before = HitModel.load(folder)
+    confidence.main(["--model", str(folder), "--picture", str(tmp_path / "p.png"), "--scenes", "3"])
+    assert HitModel.load(folder) == fit(torch.cat([x, x]), torch.cat([made.hit, made.hit])) != before
+    fitted = json.loads((folder / CONFIDENCE_FILE).read_text())["fitted"]
+    assert fitted["codes"] == ["dft", "random", "hadamard", "mixed"]
+    assert (tmp_path / "p.png").is_file()
+    assert "Brier" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        confidence.main(["--model", str(folder), "--workers", "0"])
+    assert "must be at least 1" in capsys.readouterr().err

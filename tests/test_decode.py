@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import CovarianceEstimate, SourceMap
 from risfast.models.cells import RangeCells
 from risfast.models.decode import MapDetection, PowerDetection, sources_of_map, sources_of_power
 from risfast.objective import BackboneObjective, ObjectiveOptions
+from risfast.tolerance import Tolerance
 
 AXES = AtomAxes()
 CELLS = RangeCells(AXES, 8)
+TOLERANCE = Tolerance()
 NOTHING = -40.0
 
 
@@ -33,8 +35,9 @@ def place(position):
     return (flat // len(CELLS) // AXES.n_elevation, flat // len(CELLS) % AXES.n_elevation, flat % len(CELLS)), target
 
 
-def decoded(found, **options):
-    return sources_of_map(found, torch.ones(len(found.log_intensity), *AXES.shape), CELLS, MapDetection(**options))
+def decoded(found, tolerance=TOLERANCE, **options):
+    power = torch.ones(len(found.log_intensity), *AXES.shape)
+    return sources_of_map(found, power, CELLS, tolerance, MapDetection(**options))
 
 
 def test_the_cells_cover_the_ranges_and_are_finest_near():
@@ -51,7 +54,7 @@ def test_targets_are_where_the_sources_are():
     low, high = torch.tensor([-1.04, -0.52, 0.5]), torch.tensor([1.04, 0.52, 10.0])
     position = low + (high - low) * torch.rand(1, 200, 3, generator=generator)
     target = CELLS.targets(position)
-    sines = AXES.sines
+    sines = AXES.coordinates
     for i, (azimuth, elevation, r) in enumerate(position[0].double().tolist()):
         flat = int(target.cell[0, i])
         g_az, g_el, cell = flat // len(CELLS) // AXES.n_elevation, flat // len(CELLS) % AXES.n_elevation, flat % 80
@@ -118,10 +121,10 @@ def greedily(counts, offset, options):
     for flat in best:
         g_az, g_el, cell = flat // (n_el * n_cells), flat // n_cells % n_el, flat % n_cells
         moved = offset[g_az, g_el, cell // (n_cells // AXES.n_range)]
-        sines = [float(AXES.sines[i][g]) + AXES.spacing[i] * moved[i] for i, g in enumerate((g_az, g_el))]
+        sines = [float(AXES.coordinates[i][g]) + AXES.spacing[i] * moved[i] for i, g in enumerate((g_az, g_el))]
         rows.append([*np.arcsin(np.clip(sines, -1, 1)), float(CELLS.centres[cell])])
     place, found = np.array(rows), []
-    half = (options.tolerance.azimuth_rad, options.tolerance.elevation_rad, options.tolerance.range_m)
+    half = (TOLERANCE.azimuth_rad, TOLERANCE.elevation_rad, TOLERANCE.range_m)
     within = np.abs(place[:, None] - place) <= half
     near, inside = within[..., :2].all(2), within.all(2)
     for _ in range(options.max_sources):
@@ -167,20 +170,83 @@ def test_powers_of_atoms_give_their_peaks():
     power[0, 18, 10, 6] = 0.5
     power[0, 18, 10, 7] = 0.25
     power[0, 10, 2, 5] = 0.01  # 20 dB down
-    [sources] = sources_of_power(power, AXES)
+    [sources] = sources_of_power(power, AXES, TOLERANCE)
     assert len(sources) == 2
     assert sources.power.tolist() == pytest.approx([1.0, 0.75], rel=1e-4)
-    sines = AXES.sines
+    sines = AXES.coordinates
     assert float(sources.azimuth[0].sin()) == pytest.approx(float(sines[0][5]), abs=1e-4)
     expected = (2 * AXES.inverse_range[6] + AXES.inverse_range[7]) / 3
     assert 1 / float(sources.range[1]) == pytest.approx(float(expected), rel=1e-3)
-    assert len(sources_of_power(power, AXES, PowerDetection(max_db=25.0))[0]) == 3
-    assert len(sources_of_power(torch.zeros(1, *AXES.shape), AXES)[0]) == 0
-    assert sources_of_power(torch.zeros(0, *AXES.shape), AXES) == []
+    assert len(sources_of_power(power, AXES, TOLERANCE, PowerDetection(max_db=25.0))[0]) == 3
+    assert len(sources_of_power(torch.zeros(1, *AXES.shape), AXES, TOLERANCE)[0]) == 0
+    assert sources_of_power(torch.zeros(0, *AXES.shape), AXES, TOLERANCE) == []
+
+
+def test_a_peak_of_powers_in_the_far_field_has_an_infinite_range_and_takes_in_its_neighbours():
+    axes = AtomAxes(9, 5, 1, range_m=(0.5, math.inf))
+    power = torch.full((1, *axes.shape), 1e-9)
+    power[0, 4, 2, 0], power[0, 5, 2, 0], power[0, 1, 2, 0] = 1.0, 0.4, 0.5
+    [sources] = sources_of_power(power, axes, Tolerance(range_m=math.inf))
+    assert sources.power.tolist() == pytest.approx([1.4, 0.5], rel=1e-4)
+    assert sources.range.tolist() == [math.inf, math.inf]
+
+
+def test_cells_reach_to_the_far_field_with_finite_centres():
+    cells = RangeCells(AtomAxes(5, 4, 3, range_m=(0.5, math.inf)), 4)
+    assert not cells.edges.isnan().any()
+    assert (cells.edges.diff() > 0).all()
+    assert float(cells.edges[-1]) == math.inf
+    assert ((cells.edges[:-1] < cells.centres) & (cells.centres < cells.edges[1:])).all()
+    assert cells.centres.isfinite().all()
+    steps = (1 / cells.edges[-5:]).diff()  # the last atom's cells: equal lengths of 1/range
+    torch.testing.assert_close(steps, steps[:1].expand(4))
+    position = torch.tensor([[[0.0, 0.0, r] for r in (*cells.centres.tolist(), math.inf)]])
+    assert (cells.targets(position).cell % 12).tolist() == [[*range(12), 11]]
+
+
+def test_a_map_of_planar_waves_gives_directions_and_no_range():
+    axes = AtomAxes(9, 5, 1, range_m=(0.5, math.inf))
+    cells, tolerance = RangeCells(axes, 2), Tolerance(range_m=math.inf)
+    log_intensity = torch.full((1, 9, 5, 2), NOTHING)
+    log_intensity[0, 2, 1] = math.log(0.45)  # of each cell of range
+    log_intensity[0, 7, 3, 0] = math.log(0.7)
+    found = SourceMap(log_intensity, torch.zeros(1, 9, 5, 1, 2))
+    [sources] = sources_of_map(found, torch.ones(1, *axes.shape), cells, tolerance)
+    assert sources.confidence.tolist() == pytest.approx([0.9, 0.7], abs=1e-6)
+    assert sources.range.tolist() == [math.inf, math.inf]
+    azimuth, elevation = axes.angles(axes.coordinates)
+    assert sources.azimuth.tolist() == pytest.approx(azimuth[[2, 7]].tolist())
+    assert sources.elevation.tolist() == pytest.approx(elevation[[1, 3]].tolist())
+    within, toward = counts_near(found, sources.position[None], cells, tolerance)
+    assert within.tolist() == [pytest.approx([0.9, 0.7], abs=1e-6)]
+    torch.testing.assert_close(toward, within)
+
+
+@pytest.mark.parametrize("shift", [-0.02, 0.03])
+def test_a_source_on_the_seam_of_a_full_circle_is_one(shift):
+    axes = AtomAxes(72, 1, 2, azimuth_rad=math.pi, elevation_rad=(0.0, 0.0), range_m=(1.0, 4.0))
+    cells = RangeCells(axes, 3)
+    log_intensity = torch.full((1, 72, 1, 6), NOTHING)
+    log_intensity[0, [0, 71], 0, 2] = torch.tensor([0.4, 0.5]).log()
+    offset = torch.zeros(1, 72, 1, 2, 2)
+    offset[..., 0] = shift / axes.spacing[0]
+    found = SourceMap(log_intensity, offset)
+    power = torch.zeros(1, *axes.shape)
+    power[0, [0, 71, 36], 0] = 1.0
+    [sources] = sources_of_map(found, power, cells, Tolerance())
+    assert sources.confidence.tolist() == pytest.approx([0.9], abs=1e-6)
+    half = math.pi / 72
+    expected = (0.4 * half - 0.5 * half) / 0.9 + shift  # from the seam
+    assert abs(float(sources.azimuth)) <= math.pi
+    turn = math.remainder(float(sources.azimuth) - math.pi, 2 * math.pi)
+    assert turn == pytest.approx(expected, abs=1e-6)
+    assert float(sources.power) == 4.0  # both atoms at the seam, at both ranges
+    within, _ = counts_near(found, torch.tensor([[[math.pi, 0.0, 2.0]]]), cells, Tolerance())
+    assert float(within) == pytest.approx(0.9, abs=1e-6)
 
 
 def test_the_count_loss_is_least_at_the_expected_counts():
-    array = PlanarArray.rectangular(4, 3)
+    array = SensorArray.rectangular(4, 3)
     axes = AtomAxes(5, 4, 3)
     cells = RangeCells(axes, 2)
     scenes = generate_scenes(SystemConfig(array=array, n_antennas=2, n_snapshots=2), 0, range(40))
@@ -201,7 +267,7 @@ def test_the_count_loss_is_least_at_the_expected_counts():
 
 
 def test_the_objective_is_zero_where_the_estimate_is_right():
-    array = PlanarArray.rectangular(4, 3)
+    array = SensorArray.rectangular(4, 3)
     axes = AtomAxes(5, 4, 3)
     cells = RangeCells(axes, 2)
     scenes = generate_scenes(SystemConfig(array=array, n_antennas=2, n_snapshots=2), 0, range(6))

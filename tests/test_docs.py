@@ -107,9 +107,9 @@ def commands():
             for line in text.replace("\\\n", " ").splitlines():
                 for part in re.split(r"&&|\|\||;", line):
                     words = [word for word in shlex.split(part, comments=True) if word != "&"]
-                    installing = "install" in words
-                    names = ("risfast", "risfast-train")
-                    starts = [at + 1 for at, word in enumerate(words) if word in names and not installing]
+                    names = [at for at, word in enumerate(words) if word in ("risfast", "risfast-train")]
+                    # A database and its owner have the name of the program too.
+                    starts = [at + 1 for at in names if at == 0 or words[at + 1 : at + 2] in ([c] for c in COMMANDS)]
                     for start in starts:
                         yield pytest.param(words[start:], id=f"{name}: {' '.join(words[start:])}")
 

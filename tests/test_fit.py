@@ -8,7 +8,7 @@ import torch
 from test_atoms import steering
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.fit import _factor, statistics
@@ -18,10 +18,10 @@ AXES = AtomAxes(7, 5, 3)
 
 
 def problem(n_snapshots, n_antennas, batch=2):
-    array = PlanarArray.rectangular(4, 3)
+    array = SensorArray.rectangular(4, 3)
     config = SystemConfig(array=array, n_antennas=n_antennas, n_snapshots=n_snapshots)
     scenes = generate_scenes(config, 1, range(batch))
-    grid = AtomGrid(array, AXES)
+    grid = AtomGrid(config.setup, AXES)
     phi = scenes.channel[:, None] * scenes.codes[:, :, None]
     power = torch.rand(batch, *AXES.shape, generator=torch.Generator().manual_seed(0)) * 0.1
     noise = torch.linspace(0.5, 0.9, batch)
@@ -117,10 +117,10 @@ def test_a_covariance_that_rounding_made_indefinite_is_loaded_and_only_that_one(
 
 
 def test_many_steps_on_a_clean_scene_stay_finite():
-    array = PlanarArray.rectangular(6, 6)
+    array = SensorArray.rectangular(6, 6)
     config = SystemConfig(array=array, n_antennas=4, n_snapshots=8, snr_db=(60.0, 60.0), n_sources=(1, 1))
     scenes = generate_scenes(config, 3, range(4))
-    fit = UnrolledBackbone(array, UnrolledOptions(steps=40, corrections=False, axes=AtomAxes(15, 9, 6)))
+    fit = UnrolledBackbone(config.setup, UnrolledOptions(steps=40, corrections=False, axes=AtomAxes(15, 9, 6)))
     with torch.no_grad():
-        estimate = fit(Measurement.of(scenes))
+        estimate = fit(Measurement.of(scenes, noise_known=True))
     assert torch.isfinite(estimate.power).all()

@@ -11,23 +11,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.data import generate_scenes
 from risfast.data.scenes import Scenes, SystemConfig
-from risfast.detect import detect_sources
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.guarded import GuardedRefiner, load_helpful_refiner
+from risfast.guarded import load_helpful_refiner
+from risfast.localize import pipeline
+from risfast.localize.pipeline import CandidateOptions, MapOptions, Parts, PipelineOptions
 from risfast.losses import blob_heatmap
 from risfast.model_files import save_model
 from risfast.models.base import CovarianceEstimate
 from risfast.models.refiner import GuardOptions, RefinerOptions, SpectrumRefiner
-from risfast.refined import RefinedOptions, estimate_maps, refined_sources
+from risfast.refined import RefinedOptions, Refiner, estimate_maps, refined_sources
+from risfast.sources import Sources
 
-ARRAY = PlanarArray.rectangular(8, 8)
-GRID = SearchGrid.training()
 SYSTEM = SystemConfig(
-    array=ARRAY,
+    array=PlanarArray.rectangular(8, 8),
     n_antennas=8,
     n_snapshots=8,
     n_sources=(1, 2),
@@ -36,6 +35,9 @@ SYSTEM = SystemConfig(
     azimuth_rad=(-0.8, 0.8),
     elevation_rad=(-0.4, 0.4),
 )
+SETUP = SYSTEM.setup
+OPTIONS = PipelineOptions(map=MapOptions(points_per_beam=6.0), candidates=CandidateOptions("refined"), polished=False)
+GRID = OPTIONS.grid(SETUP)
 
 
 class Told(nn.Module):
@@ -55,9 +57,13 @@ def truth(count: int) -> tuple[Scenes, CovarianceEstimate, Tensor]:
     return scenes, CovarianceEstimate(scenes.true_factor()), blob_heatmap(scenes.position, scenes.mask, GRID).float()
 
 
-def guarded(refined: Tensor, **options) -> GuardedRefiner:
-    # detection without the refiner on the coarse grid: the guard is what is tested
-    return GuardedRefiner(Told(refined), nn.Identity(), ARRAY, capon_grid=GRID, **options)  # type: ignore[arg-type]
+def located(
+    scenes: Scenes, estimate: CovarianceEstimate, refined: Tensor, limits: GuardOptions | None = None
+) -> tuple[list[Sources], tuple[tuple[str, ...], ...]]:
+    """Sources by way of maps that the refiner has been told, on the one path."""
+    refiner = Refiner(Told(refined), GRID, limits=limits or GuardOptions())  # type: ignore[arg-type]
+    parts = Parts(nn.Identity(), SETUP, refiner=refiner)
+    return pipeline.candidates(parts, pipeline.measure(scenes), estimate, OPTIONS)
 
 
 def spoilt(kind: str, good: Tensor) -> Tensor:
@@ -89,40 +95,37 @@ def spoilt(kind: str, good: Tensor) -> Tensor:
     ],
 )
 def test_a_bad_map_is_replaced_by_capon_counted_and_reported(kind: str, reason: str) -> None:
-    _, estimate, maps = truth(3)
+    scenes, estimate, maps = truth(3)
     maps[1] = spoilt(kind, maps[1])
-    with pytest.warns(UserWarning, match=rf"1 of 3 scenes.*raw Capon.*scene 1: .*{reason}"):
-        found = guarded(maps).sources(estimate)
-    assert found.fallbacks == 1
-    assert [bool(why) for why in found.reasons] == [False, True, False]
-    assert reason in " ".join(found.reasons[1])
-    matrix = effective_covariance(covariance_from_factor(estimate.factor))
-    capon = detect_sources(matrix, ARRAY, GRID)[1]
+    with pytest.warns(UserWarning, match=rf"1 of 3 scenes.*the Capon map was used.*scene 1: .*{reason}"):
+        found, reasons = located(scenes, estimate, maps)
+    assert [bool(why) for why in reasons] == [False, True, False]
+    assert reason in " ".join(reasons[1])
+    capon = pipeline.capon_peaks(pipeline.effective(estimate, None, OPTIONS), SETUP, OPTIONS)[1]
     assert len(capon) > 0
-    assert torch.equal(found.sources[1].position, capon.position)
-    alone, verdict = refined_sources(
-        Told(maps), estimate_maps(estimate, nn.Identity(), ARRAY, GRID), estimate.factor, ARRAY, GRID
-    )
+    assert torch.equal(found[1].position, capon.position)
+    given = estimate_maps(estimate, nn.Identity(), SETUP, GRID)
+    alone, verdict = refined_sources(Refiner(Told(maps), GRID), given, estimate.factor, SETUP)  # type: ignore[arg-type]
     assert verdict.ok.tolist() == [True, False, True]
     for scene in (0, 2):
-        assert torch.equal(found.sources[scene].position, alone[scene].position)
+        assert torch.equal(found[scene].position, alone[scene].position)
     assert len(alone[1]) == 0
 
 
 def test_good_maps_are_used_without_a_word() -> None:
-    _, estimate, maps = truth(3)
+    scenes, estimate, maps = truth(3)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = guarded(maps).sources(estimate)
-    assert found.fallbacks == 0
-    assert found.reasons == ((), (), ())
+        found, reasons = located(scenes, estimate, maps)
+    assert reasons == ((), (), ())
+    assert [len(s) for s in found] == scenes.mask.sum(1).tolist()
 
 
 def test_the_limits_decide() -> None:
-    _, estimate, maps = truth(2)
+    scenes, estimate, maps = truth(2)
     with pytest.warns(UserWarning, match="2 of 2 scenes"):
-        found = guarded(maps, limits=GuardOptions(max_saturated=0.0, saturation=0.01)).sources(estimate)
-    assert found.fallbacks == 2
+        _, reasons = located(scenes, estimate, maps, GuardOptions(max_saturated=0.0, saturation=0.01))
+    assert all(reasons)
 
 
 @pytest.fixture
@@ -137,20 +140,18 @@ def made(tmp_path: Path) -> tuple[Path, dict]:
         "grid": {name: axis.tolist() for name, axis in vars(grid).items()},
         "backbone": {"sha256": "aa"},
     }
-    save_model(tmp_path, "refiner", network.state_dict(), ARRAY, network.options(), card)
+    save_model(tmp_path, "refiner", network.state_dict(), SETUP, network.options(), card)
     return tmp_path, {"sha256": "aa"}
 
 
 def test_a_refiner_that_helps_is_read_as_it_was_trained(made: tuple[Path, dict]) -> None:
     folder, card = made
-    backbone = nn.Identity()
-    found = load_helpful_refiner(folder, backbone, card, ARRAY)
+    found = load_helpful_refiner(folder, card, SETUP)
     assert found is not None
-    assert found.backbone is backbone
     assert found.grid.shape == (31, 21, 2)
     assert torch.equal(found.grid.azimuth_rad, SearchGrid.box(31, 21, [0.6, 2.0], 0.8, 0.4).azimuth_rad)
     assert found.reading == RefinedOptions(threshold=0.25)
-    assert not found.refiner.training
+    assert not found.network.training
 
 
 @pytest.mark.parametrize("helps", [False, None, "true"])
@@ -159,17 +160,19 @@ def test_a_refiner_that_does_not_help_is_left_out(helps: object, made: tuple[Pat
     path = folder / "model.json"
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "helps": helps}))
-    assert load_helpful_refiner(folder, nn.Identity(), card, ARRAY) is None
+    assert load_helpful_refiner(folder, card, SETUP) is None
 
 
 def test_what_does_not_belong_together_is_refused(made: tuple[Path, dict], tmp_path: Path) -> None:
     folder, card = made
     with pytest.raises(ValueError, match="another backbone"):
-        load_helpful_refiner(folder, nn.Identity(), {"sha256": "bb"}, ARRAY)
+        load_helpful_refiner(folder, {"sha256": "bb"}, SETUP)
     with pytest.raises(ValueError, match="another array"):
-        load_helpful_refiner(folder, nn.Identity(), card, PlanarArray.rectangular(8, 7))
+        load_helpful_refiner(folder, card, SETUP.replace(array=PlanarArray.rectangular(8, 7)))
+    with pytest.raises(ValueError, match="another region"):
+        load_helpful_refiner(folder, card, SYSTEM.setup.replace(region=None))
     with pytest.raises(FileFormatError, match="missing"):
-        load_helpful_refiner(tmp_path / "none", nn.Identity(), card, ARRAY)
+        load_helpful_refiner(tmp_path / "none", card, SETUP)
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(FileFormatError):
-        load_helpful_refiner(folder, nn.Identity(), card, ARRAY)
+        load_helpful_refiner(folder, card, SETUP)

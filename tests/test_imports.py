@@ -19,6 +19,7 @@ ORDER = [
     ("errors", "durable", "tolerance", "magnitude"),
     ("lattice",),
     ("geometry",),
+    ("sources",),
     ("steering", "toml_file", "plots", "demo_options"),
     ("setup",),
     ("draws",),
@@ -62,7 +63,6 @@ UPWARD = {("risfast.io.options_file", "risfast.localize.pipeline")}
 HEAVY = (
     "matplotlib",
     "optuna",
-    "tqdm",
     "h5py",
     "scipy.optimize",
     "scipy.io",

@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 
 from risfast.data import read
 from risfast.errors import FileFormatError
-from risfast.io import read_positions
+from risfast.geometry import SensorArray
+from risfast.io import Recording, Snapshots, read_positions, write_recording
+from risfast.setup import Setup
 
 # From a list of its own: the table of all of Unicode takes hypothesis half a minute to make.
 TEXT = st.text(alphabet="aZ09 _-./:;,%{}[]\"'\\\n\x00\x7f\u00e9\u2028\U0001f600", max_size=10)
@@ -68,6 +70,14 @@ def make_hdf5(folder):
         file.create_dataset("more", data=np.arange(100.0), chunks=(10,), compression="gzip")
         file.attrs["wavelength_m"] = 0.1
     return folder / "x.h5", {}
+
+
+def make_scenes(folder):
+    array = SensorArray(OPTIONS["positions_m"], OPTIONS["wavelength_m"])
+    setup = Setup(array, sampling="direct", speed_m_s=343.0)
+    rows = Snapshots.of(np.ones((30, N), complex) + 1j * np.arange(30)[:, None])
+    write_recording(folder / "x.h5", Recording(array, snapshots=rows, scenes=3, given=setup))
+    return folder / "x.h5", {"positions_m": None, "wavelength_m": None}
 
 
 def make_mat73(folder):
@@ -122,6 +132,7 @@ MAKERS = {
         make_mat,
         make_compressed_mat,
         make_hdf5,
+        make_scenes,
         make_mat73,
         make_acoular,
         make_benchmark,

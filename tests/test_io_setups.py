@@ -13,6 +13,7 @@ import pytest
 import scipy.io
 import torch
 
+from risfast import Localizer
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.io import Recording, Snapshots, read, write_recording, write_setup
@@ -214,6 +215,16 @@ def test_several_scenes_come_back_one_by_one(write: Any) -> None:
     assert (recording.n_scenes, recording.n_snapshots) == (B, L)
     assert_scenes(recording, SCENES)
     assert_scenes(read(write(**SCENE, **PLACE)), SCENE)
+
+
+def test_the_localizer_takes_the_scenes_of_a_recording(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", **SCENES)
+    localizer = Localizer.classical(Setup(ARRAY, Region((-0.2, 0.2), (-0.1, 0.1), (0.5, 1.0))))
+    recording = read(tmp_path / "x.npz", setup=localizer.setup)
+    expected = localizer.localize(SCENES["y"], SCENES["codes"], SCENES["channel"], polish=False)
+    assert len(expected) == B
+    for found, one in zip(localizer.localize(recording, polish=False), expected, strict=True):
+        torch.testing.assert_close(found.position, one.position, rtol=0, atol=0, equal_nan=True)
 
 
 def test_codes_and_channel_may_be_those_of_every_scene(write: Any) -> None:

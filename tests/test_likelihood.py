@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 from risfast.steering import steering_phase_gradient
 
-ARRAY = PlanarArray.rectangular(4, 3)
+ARRAY = SensorArray.rectangular(4, 3)
 
 
 def problem(wavefront="spherical", n_snapshots=3, n_antennas=4):
@@ -118,7 +118,7 @@ def test_the_information_is_slepian_bangs_of_finite_differences():
 
 
 def test_the_expected_gradient_at_the_truth_is_zero_and_its_covariance_the_information():
-    array = PlanarArray.rectangular(3, 2)
+    array = SensorArray.rectangular(3, 2)
     config = SystemConfig(array=array, n_antennas=3, n_snapshots=4, n_sources=(2, 2), snr_db=(5.0, 5.0))
     scenes = generate_scenes(config, 9, range(1), dtype=torch.complex128)
     position = torch.cat([scenes.position[..., :2], 1 / scenes.position[..., 2:]], -1)

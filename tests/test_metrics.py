@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.detect import Sources
 from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance, match
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, gospa, score, score_scenes
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
+from risfast.sources import Sources
 
 COUNTS = [(e, t, seed) for e in (0, 1, 3, 4) for t in (0, 1, 2, 4) for seed in (0, 1)]
 
@@ -198,7 +198,7 @@ def test_an_interval_of_range_takes_sources_by_their_own_range_and_estimates_by_
 
 
 def test_scenes_are_scored_with_their_bounds():
-    array = PlanarArray.rectangular(4, 3)
+    array = SensorArray.rectangular(4, 3)
     config = SystemConfig(array=array, n_antennas=4, n_snapshots=8, n_sources=(0, 3))
     scenes = generate_scenes(config, 5, range(8))
     bound = scene_bound(scenes)

@@ -23,11 +23,12 @@ from risfast.data.scenes import Coherence, SystemConfig, generate_scenes
 from risfast.evaluate.bounds import implied_recall, scene_bound
 from risfast.evaluate.divergence import nearest
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
-from risfast.geometry import PlanarArray
+from risfast.geometry import Region, SensorArray
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
 from risfast.scoring import Box, ascend
 from risfast.sensing import Impairments
+from risfast.setup import Setup
 
 PERFECT = SystemConfig(**{**vars(CONFIG), "impairments": Impairments()})
 EVERY_IMPAIRMENT = Impairments(0.3, 0.1, 0.2, 0.02, 0.02, 0.01, 0.5, 0.05)
@@ -115,10 +116,10 @@ def test_maximum_likelihood_with_wrong_codes_has_this_bias_and_this_covariance()
     likelihood = Likelihood(
         Measurement(y, scenes.codes.expand(draws, -1, -1), scenes.channel.expand(draws, -1, -1)), ARRAY
     )
-    low, high = torch.tensor([[-1.5, -1.5, 0.05], [1.5, 1.5, 10.0]], dtype=torch.float64)
     least = torch.full((draws,), 1e-9, dtype=torch.float64)
+    box = Box.of(Setup(ARRAY, Region((-1.5, 1.5), (-1.5, 1.5), (0.1, 20.0))), least, least)
     at = state.take(torch.zeros(draws, dtype=torch.int64))
-    error = ascend(likelihood, at, Box(low, high, least, least), 30).state.position.clone()
+    error = ascend(likelihood, at, box, 30).state.position.clone()
     error[..., 2] = 1 / error[..., 2]
     error = error - scenes.position[0]
     deviation = bound.deviation[0]
@@ -165,7 +166,7 @@ def test_a_wrong_array_moves_directions_as_its_scale_says():
     """A surface taken for 2 % larger: the direction cosines of plane waves come out 2 % smaller."""
     config = SystemConfig(**{**vars(PERFECT), "n_sources": (1, 1), "wavefront": "planar"})
     scenes = generate_scenes(config, SEED, range(3), dtype=torch.complex128)
-    found = mismatched_bound(scenes, array=PlanarArray(ARRAY.positions_m * 1.02, ARRAY.wavelength_m))
+    found = mismatched_bound(scenes, array=SensorArray(ARRAY.positions_m * 1.02, ARRAY.wavelength_m))
     azimuth, elevation = scenes.position[:, 0, 0], scenes.position[:, 0, 1]
     got = scenes.position[:, 0, :2] + found.bias[:, 0, :2]
     # The search ends within 5e-5 of a standard deviation, which are some hundredths of a radian.

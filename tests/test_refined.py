@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -10,16 +11,15 @@ from torch import Tensor, nn
 
 from risfast.data import SystemConfig, generate_scenes
 from risfast.evaluate import match
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import PlanarArray
 from risfast.losses import blob_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.ops import mvdr_spectrum_lowrank
-from risfast.refined import RefinedOptions, build_refiner, estimate_maps, refined_sources
+from risfast.refined import RefinedOptions, Refiner, build_refiner, estimate_maps, refined_sources
 
 ARRAY = PlanarArray.rectangular(8, 8)
-GRID = SearchGrid.training()
 SYSTEM = SystemConfig(
     array=ARRAY,
     n_antennas=8,
@@ -30,6 +30,8 @@ SYSTEM = SystemConfig(
     azimuth_rad=(-0.8, 0.8),
     elevation_rad=(-0.4, 0.4),
 )
+SETUP = SYSTEM.setup
+GRID = SETUP.search_grid(12.0)
 
 
 class Told(nn.Module):
@@ -46,9 +48,9 @@ class Told(nn.Module):
 def test_directions_come_from_the_map_and_the_rest_from_the_covariance() -> None:
     scenes = generate_scenes(SYSTEM, 2, range(5))
     factor = scenes.true_factor()
-    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID)
+    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), SETUP, GRID)
     told = Told(blob_heatmap(scenes.position, scenes.mask, GRID))
-    found, verdict = refined_sources(told, given, factor, ARRAY, GRID)
+    found, verdict = refined_sources(Refiner(told, GRID), given, factor, SETUP)  # type: ignore[arg-type]
     assert bool(verdict.ok.all())
     for i, sources in enumerate(found):
         matched = match(sources.position, scenes.position[i][scenes.mask[i]])
@@ -59,11 +61,24 @@ def test_directions_come_from_the_map_and_the_rest_from_the_covariance() -> None
         assert bool((sources.power > 0).all())
 
 
+def test_planar_waves_make_one_source_of_a_direction() -> None:
+    system = dataclasses.replace(SYSTEM, wavefront="planar")
+    scenes = generate_scenes(system, 2, range(5))
+    factor = scenes.true_factor()
+    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), system.setup, GRID)
+    told = Told(blob_heatmap(scenes.position, scenes.mask, GRID))
+    found, _ = refined_sources(Refiner(told, GRID), given, factor, system.setup)  # type: ignore[arg-type]
+    for i, sources in enumerate(found):
+        matched = match(sources.position, scenes.position[i][scenes.mask[i]], system.setup.tolerance)
+        assert matched.ghosts == matched.misses == 0
+
+
 def test_what_the_map_does_not_show_is_not_found() -> None:
     scenes = generate_scenes(SYSTEM, 2, range(3))
     factor = scenes.true_factor()
-    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID)
-    found, verdict = refined_sources(Told(torch.zeros(3, *GRID.shape[:2])), given, factor, ARRAY, GRID)
+    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), SETUP, GRID)
+    blank = Told(torch.zeros(3, *GRID.shape[:2]))
+    found, verdict = refined_sources(Refiner(blank, GRID), given, factor, SETUP)  # type: ignore[arg-type]
     assert [len(sources) for sources in found] == [0, 0, 0]
     assert not bool(verdict.ok.any())  # and the guard says so
 
@@ -71,8 +86,8 @@ def test_what_the_map_does_not_show_is_not_found() -> None:
 def test_the_first_map_is_the_capon_power_in_decibels() -> None:
     factor = generate_scenes(SYSTEM, 2, range(2)).true_factor()
     options = RefinedOptions(floor_db=-30.0, loading=1e-3)
-    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID, options)
-    spectrum = mvdr_spectrum_lowrank(factor, ARRAY, GRID, loading=1e-3)
+    given = estimate_maps(CovarianceEstimate(factor), nn.Identity(), SETUP, GRID, options)
+    spectrum = mvdr_spectrum_lowrank(factor, ARRAY, GRID, loading=1e-3, wavefront=SETUP.wavefront)
     for i in range(2):
         level = 10 * (spectrum.power[i].double() / spectrum.power[i].max()).log10()
         torch.testing.assert_close(given.maps[i, 0].double(), 1 + level.clamp_min(-30) / 30, rtol=0, atol=1e-5)
@@ -81,27 +96,26 @@ def test_the_first_map_is_the_capon_power_in_decibels() -> None:
 
 def test_the_intensity_is_the_expected_count_of_each_direction() -> None:
     torch.manual_seed(0)
-    backbone = build_backbone("unrolled", ARRAY, {"steps": 1, "width": 4, "head_width": 4, "columns": 8}).eval()
+    backbone = build_backbone("unrolled", SETUP, {"steps": 1, "width": 4, "head_width": 4, "columns": 8}).eval()
     for parameter in backbone.parameters():
         nn.init.normal_(parameter, std=0.2)
     with torch.no_grad():
         estimate = backbone(Measurement.of(generate_scenes(SYSTEM, 1, range(2))))
-        given = estimate_maps(estimate, backbone, ARRAY, GRID, RefinedOptions(maps=("capon", "intensity")))
+        given = estimate_maps(estimate, backbone, SETUP, GRID, RefinedOptions(maps=("capon", "intensity")))
     assert given.maps.shape == (2, 2, *GRID.shape[:2])
     assert estimate.sources is not None
     counts = estimate.sources.log_intensity.double().exp().sum(-1)
-    # At a direction of an atom it is that atom's: the middle of both axes, and two corners.
-    n_az, n_el = counts.shape[1:]
-    for atom, cell in (((n_az // 2, n_el // 2), (30, 20)), ((0, 0), (0, 0)), ((n_az - 1, n_el - 1), (60, 40))):
+    # At a direction of an atom it is that atom's: the corners of the region.
+    for atom in ((0, 0), (-1, -1), (0, -1), (-1, 0)):
         expected = 1 + counts[:, *atom].log().clamp_min(-12) / 12
-        torch.testing.assert_close(given.maps[:, 1, *cell].double(), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(given.maps[:, 1, *atom].double(), expected, rtol=0, atol=1e-5)
 
 
 def test_a_backbone_without_counts_has_no_intensity() -> None:
     factor = generate_scenes(SYSTEM, 2, range(1)).true_factor()
     with pytest.raises(ValueError, match="intensity"):
         estimate_maps(
-            CovarianceEstimate(factor), nn.Identity(), ARRAY, GRID, RefinedOptions(maps=("capon", "intensity"))
+            CovarianceEstimate(factor), nn.Identity(), SETUP, GRID, RefinedOptions(maps=("capon", "intensity"))
         )
 
 
@@ -124,9 +138,9 @@ def test_values_that_cannot_be_met_are_refused(values: dict, message: str) -> No
 
 def test_a_refiner_is_rebuilt_from_its_options() -> None:
     made = SpectrumRefiner(RefinerOptions(2, (8, 16), (2,)))
-    again = build_refiner("refiner", ARRAY, made.options())
+    again = build_refiner("refiner", SETUP, made.options())
     assert {n: p.shape for n, p in again.named_parameters()} == {n: p.shape for n, p in made.named_parameters()}
     with pytest.raises(ValueError, match="expected a refiner"):
-        build_refiner("unrolled", ARRAY, {})
+        build_refiner("unrolled", SETUP, {})
     with pytest.raises(ValueError, match="unknown field"):
-        build_refiner("refiner", ARRAY, {"depth": 3})
+        build_refiner("refiner", SETUP, {"depth": 3})

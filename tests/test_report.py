@@ -127,7 +127,7 @@ def test_the_robustness_table_shows_both_bounds(done: Finished, source: str) -> 
 
 def test_the_page_says_what_made_it(done: Finished, source: str) -> None:
     text = "".join(Page(source).text)
-    assert "risfast-train evaluate --suite all --scenes 6 --snapshots 8 5 --seed 3" in text
+    assert "risfast evaluate --suite all --scenes 6 --snapshots 8 5 --seed 3" in text
     assert str(done.results.folder) not in source
 
 

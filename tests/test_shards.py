@@ -21,7 +21,7 @@ from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
 from risfast.sample_covariance import ls_covariance
 from risfast.sensing import Impairments
-from risfast.setup import array_from_json, array_to_json
+from risfast.setup import Setup, array_from_json, array_to_json
 from risfast.train.batches import ShardSource, shard_folder
 
 SYSTEM = SystemConfig(
@@ -84,6 +84,48 @@ def test_the_manifest_says_what_is_there(original: Path) -> None:
     assert system_to_json(system_from_json(manifest["set"]["system"])) == system_to_json(SYSTEM)
     sizes = sum(file["bytes"] for entry in manifest["shards"] for file in entry["files"].values())
     assert sizes >= dataclasses.replace(SPEC, sample_covariance=True).size_bytes()
+
+
+def test_a_set_knows_the_problem_that_its_scenes_pose(original: Path) -> None:
+    found = ShardSet(original)
+    assert found.setup == SYSTEM.setup
+    assert Setup.from_json(json.loads((original / "manifest.json").read_text())["set"]["setup"]) == SYSTEM.setup
+
+
+def made_earlier(folder: Path, **changes) -> None:
+    """Turn a set into one of format 1, which had no setup."""
+    manifest = read_manifest(folder)
+    del manifest["set"]["setup"]
+    manifest["set"] |= {"format": 1, **changes}
+    write_manifest(folder, manifest)
+
+
+def test_a_set_of_an_earlier_version_is_read_and_completed_with_the_setup_of_its_system(tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done > 4:
+            raise Stopped
+
+    write_shards(tmp_path / "whole", SPEC)
+    with pytest.raises(Stopped):
+        write_shards(tmp_path / "part", SPEC, report=stop)
+    made_earlier(tmp_path / "part")
+    write_shards(tmp_path / "part", SPEC)
+    assert contents(tmp_path / "part") == contents(tmp_path / "whole")
+    made_earlier(tmp_path / "whole")
+    found = ShardSet(tmp_path / "whole", SYSTEM)
+    assert found.setup == SYSTEM.setup
+    assert_same_scenes(found.scenes(torch.arange(11)), generate_scenes(SYSTEM, 7, range(11)))
+    made_earlier(tmp_path / "whole", system={"n_antennas": 4})
+    with pytest.raises(FileFormatError, match=r"manifest\.json"):
+        ShardSet(tmp_path / "whole")
+
+
+def test_a_setup_that_contradicts_the_system_is_refused_by_its_field(folder: Path) -> None:
+    manifest = read_manifest(folder)
+    manifest["set"]["setup"]["wavefront"] = "planar"
+    write_manifest(folder, manifest)
+    with pytest.raises(FileFormatError, match="the wavefront of the setup is not that of the system"):
+        ShardSet(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -230,7 +272,7 @@ def test_a_damaged_manifest_is_refused_by_name(damage: str, folder: Path) -> Non
         changed = {
             "flip": text.replace('"seed": 7', '"seed": 6'),
             "truncate": text[:-20],
-            "format": text.replace('"format": 1', '"format": 2'),
+            "format": text.replace('"format": 2', '"format": 9'),
             "edit": text.replace('"n_antennas": 4', '"n_antennas": 3'),
         }[damage]
         assert changed != text

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import threading
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,22 @@ import torch
 from tiny_suite import ARRAY, finished, save_tiny_model, tiny_config
 
 from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.data.system_json import differing_fields, system_from_json
 from risfast.errors import FileFormatError
+from risfast.evaluate.figures import figures
 from risfast.evaluate.methods import METHOD_TITLES, METHODS, Methods, measurement_of
+from risfast.evaluate.metrics import score_scenes
+from risfast.evaluate.outcome import finish
 from risfast.evaluate.records import Place, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
 from risfast.evaluate.variants import VARIANTS
+from risfast.geometry import SensorArray
+from risfast.localize import Localizer
+from risfast.localize.pipeline import PipelineOptions
+from risfast.models import Measurement
+from risfast.setup import Setup
+from risfast.tolerance import Tolerance
 
 TESTS = Path(__file__).parent
 
@@ -170,18 +180,17 @@ def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Pa
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_is_the_localizer_with_one_thing_changed(model: Path, name: str) -> None:
     methods = Methods(model)
-    options, changed = methods.localizer.options, VARIANTS[name].of(methods.localizer.options)
-    same = {f.name for f in fields(options) if getattr(options, f.name) == getattr(changed, f.name)}
-    polish = {f.name for f in fields(options.polish)}
-    kept = {n for n in polish if getattr(options.polish, n) == getattr(changed.polish, n)}
-    assert {f.name for f in fields(options)} - same - {"polish"} == set(VARIANTS[name].options)
-    assert polish - kept == set(VARIANTS[name].polish_options)
+    options, variant = methods.localizer.options, VARIANTS[name]
+    assert set(differing_fields(asdict(options), asdict(variant.of(options)))) == set(variant.changes)
+    made = methods[name]
+    assert made.options == variant.of(PipelineOptions() if variant.classical else options)
+    assert (made.parts is methods.localizer.parts) is not variant.classical
     identities = [json.dumps(methods.identity(other)) for other in ("localizer", "localizer_raw", *VARIANTS)]
     assert identities.count(json.dumps(methods.identity(name))) == 1  # records of one are never taken for another's
     scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(2))
     found = methods[name].find(scenes, *measurement_of(scenes, "blind"))
     assert len(found.sources) == 2
-    assert ("polish" in found.stages) is VARIANTS[name].polish
+    assert ("polish" in found.stages) is variant.of(options).polished
 
 
 def test_the_ablation_is_over_scenes_of_the_main_set(model: Path) -> None:
@@ -208,6 +217,76 @@ def test_every_method_has_a_title_and_an_identity(model: Path) -> None:
         assert name in METHOD_TITLES
         assert methods.identity(name) == Methods(model).identity(name)
     assert methods.identity("localizer")["weights"] != ""
+
+
+# ---- a system of its own
+
+OWN = SystemConfig(
+    array=ARRAY,
+    n_antennas=5,
+    n_snapshots=7,
+    azimuth_rad=(0.0, 0.8),
+    elevation_rad=(-0.3, 0.1),
+    range_m=(0.3, 0.9),
+    n_sources=(1, 2),
+    snr_db=(10.0, 20.0),
+    wavefront="fresnel",
+)
+
+
+def test_a_system_of_its_own_is_run_and_scored_on_its_own_setup(tmp_path: Path) -> None:
+    setup = OWN.setup.replace(tolerance=Tolerance(0.2, 0.2, 0.1))
+    config = tiny_config(None, scenes=4, system=OWN, setup=setup, methods=("localizer", "greedy_ml", "ls_capon"))
+    results = run_suite(config, tmp_path / "out")
+    described = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert Setup.from_json(described["setup"]) == setup
+    assert system_from_json(described["system"]) == OWN
+    assert described["methods"]["localizer"]["weights"] is None
+    scenes = generate_scenes(dataclasses.replace(OWN, n_snapshots=6), config.seed, range(4))
+    answers = Localizer.classical(setup).localize(Measurement.of(scenes))
+    record = results.read(Place("main", 0, 6, "localizer", 0, 4))
+    np.testing.assert_array_equal(record["sources"][:, :3], torch.cat([s.position for s in answers]).numpy())
+    outcome = finish(config, results, resamples=2)
+    scored = score_scenes(answers, scenes, tolerance=setup.tolerance)
+    (f1,) = [r for r in outcome.headline if (r["name"], r["method"]) == ("f1", "localizer")]
+    assert f1["value"] == figures(scored)["f1"]
+    page = outcome.report.read_text()
+    assert "0.1 m in range" in page
+    assert "azimuth 0° … 45.8°" in page
+    with pytest.raises(ValueError, match=r"another configuration \(setup\.tolerance"):
+        run_suite(dataclasses.replace(config, setup=OWN.setup), tmp_path / "out")
+
+
+def test_where_no_range_is_determined_directions_are_scored(tmp_path: Path) -> None:
+    plane = dataclasses.replace(OWN, wavefront="planar", n_sources=(1, 1), snr_db=(25.0, 25.0))
+    config = tiny_config(None, scenes=4, system=plane, methods=("localizer", "ls_capon"))
+    outcome = finish(config, run_suite(config, tmp_path), resamples=2)
+    found = {r["method"]: r["value"] for r in outcome.headline if r["name"] == "f1"}
+    assert found["localizer"] > 0.7
+    assert "whatever the range" in outcome.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"array": SensorArray.rectangular(5, 4)}, "the model is for the array.*--model none"),
+        ({"wavefront": "fresnel"}, "the model is for the wavefront spherical.*--model none"),
+        ({"range_m": (0.5, 30.0)}, r"range_m in 0\.5 \.\. 10, and the system has them in 0\.5 \.\. 30"),
+    ],
+)
+def test_a_model_of_another_problem_is_refused(
+    model: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        run_suite(tiny_config(model, system=dataclasses.replace(SystemConfig(array=ARRAY), **changes)), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+def test_what_contradicts_itself_is_refused(model: Path) -> None:
+    with pytest.raises(ValueError, match="wavefront is fresnel and spherical"):
+        tiny_config(None, system=OWN, setup=SystemConfig(array=ARRAY).setup)
+    with pytest.raises(ValueError, match="without a model, a setup or a system"):
+        tiny_config(None)
 
 
 # ---- records

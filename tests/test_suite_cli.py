@@ -112,7 +112,7 @@ def test_the_folder_has_its_older_spelling_too(model: Path, tmp_path: Path) -> N
 
 def test_the_command_line_that_repeats_a_suite_names_what_differs_from_the_defaults(model: Path) -> None:
     assert command_of(SuiteConfig()) == (
-        f"risfast-train evaluate --suite all --scenes 1000 --snapshots 64 16 --seed {SuiteConfig().seed}"
+        f"risfast evaluate --suite all --scenes 1000 --snapshots 64 16 --seed {SuiteConfig().seed}"
     )
     other = command_of(SuiteConfig(methods=("sbl",), model=model))
     assert other.endswith(f"--methods sbl --model {model.name}")

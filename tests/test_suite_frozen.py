@@ -48,7 +48,7 @@ def test_the_results_are_those_of_the_shipped_checkpoint_with_its_options(descri
 
 def test_the_results_say_what_made_them(described: dict) -> None:
     config, command = described["config"], described["command"]
-    assert command.startswith(f"risfast-train evaluate --suite {config['suite']} --scenes {config['scenes']}")
+    assert command.startswith(f"risfast evaluate --suite {config['suite']} --scenes {config['scenes']}")
     assert f"--seed {config['seed']}" in command
     assert set(described["environment"]) >= {"risfast", "torch", "numpy", "python", "processor"}
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_suite import Finished, finished
+from tiny_suite import SETUP, Finished, finished
 
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors, collect
 from risfast.evaluate.figures import Interval
-from risfast.evaluate.groups import AZIMUTH_EDGES_DEG, KEPT, RANGE_EDGES, groups_of
+from risfast.evaluate.groups import KEPT, Edges, groups_of
 from risfast.evaluate.latex import latex_table, latex_value
 from risfast.evaluate.methods import Methods
 from risfast.evaluate.mismatched import mismatched_bound
@@ -103,9 +103,9 @@ def test_parts_by_azimuth_range_and_snr_count_every_source_once(done: Finished, 
     scenes = scenes_of(done, length, "greedy_ml")
     cuts = {
         "B6": [
-            lambda t, i, s, e=e: e[0] <= math.degrees(t[i, 0]) < e[1] for e in itertools.pairwise(AZIMUTH_EDGES_DEG)
+            lambda t, i, s, e=e: e[0] <= math.degrees(t[i, 0]) < e[1] for e in itertools.pairwise(Edges().azimuth_deg)
         ],
-        "B5": [lambda t, i, s, e=e: e[0] <= t[i, 2] < e[1] for e in itertools.pairwise(RANGE_EDGES)],
+        "B5": [lambda t, i, s, e=e: e[0] <= t[i, 2] < e[1] for e in itertools.pairwise(Edges().range_m)],
         "B4": [lambda t, i, s, e=e: e <= s < e + 5 for e in (-5, 0, 5, 10, 15)],
         "B3": [lambda t, i, s, k=k: len(t) == k for k in (1, 2, 3, 4, 5)],
     }
@@ -226,7 +226,7 @@ def test_failures_are_counted_and_told(done: Finished, tmp_path: Path) -> None:
 
     assert failure_notes(done.collected) == []
     sets = done.config.sets(Methods(done.config.model))
-    collected = collect(done.results, sets, done.config.snapshots)
+    collected = collect(done.results, sets, done.config.snapshots, SETUP.tolerance)
     collected.failures[Key(*MAIN, 8, "localizer")] = 2
     (note,) = failure_notes(collected)
     assert note.startswith("localizer failed with an error on 2 of ")
@@ -341,7 +341,7 @@ def test_records_from_before_there_was_that_bound_are_read(done: Finished, tmp_p
         with np.load(path) as file:
             values = {name: file[name] for name in file.files if not name.startswith("mismatched")}
         np.savez(path, allow_pickle=False, **values)
-    collected = collect(copy, sets, done.config.snapshots)
+    collected = collect(copy, sets, done.config.snapshots, SETUP.tolerance)
     assert collected.mismatched == {}
     np.testing.assert_array_equal(
         collected.truth["dropped_5", 0, 8].implied, done.collected.truth["dropped_5", 0, 8].implied
@@ -393,7 +393,7 @@ def test_exported_tables_come_with_command_seed_and_environment(done: Finished) 
     import json
 
     described = json.loads((done.export / "suite.json").read_text())
-    assert described["command"].startswith("risfast-train evaluate --suite all --scenes 6 --snapshots 8 5 --seed 3")
+    assert described["command"].startswith("risfast evaluate --suite all --scenes 6 --snapshots 8 5 --seed 3")
     assert described["config"]["seed"] == 3
     assert set(described["environment"]) >= {"risfast", "torch", "python", "processor"}
     for name in ("headline", "figures", "mismatch", "timing", "frozen"):

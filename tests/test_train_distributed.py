@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tiny_backbone import TinyBackbone, build
 from training_process import SAME, silent
 
-from risfast.geometry import PlanarArray
 from risfast.models import build_backbone
 from risfast.objective import BackboneObjective, ObjectiveOptions
+from risfast.setup import Setup
 from risfast.train.backbone import backbone_objective, train_backbone
 from risfast.train.batches import FlySource, plan_batch
 from risfast.train.config import RunConfig
@@ -66,20 +66,20 @@ def test_two_processes_learn_what_one_learns(alone: Path, tmp_path: Path) -> Non
     assert card["trained"]["processes"] == 2
 
 
-def small_unrolled(array: PlanarArray) -> torch.nn.Module:
+def small_unrolled(setup: Setup) -> torch.nn.Module:
     axes = {"n_azimuth": 7, "n_elevation": 5, "n_range": 4}
-    return build_backbone("unrolled", array, {"steps": 2, "width": 4, "head_width": 4, "columns": 8, "axes": axes})
+    return build_backbone("unrolled", setup, {"steps": 2, "width": 4, "head_width": 4, "columns": 8, "axes": axes})
 
 
-@pytest.mark.parametrize("make", [lambda array: TinyBackbone(array, dropout=0.0), small_unrolled])
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(make: Callable[[PlanarArray], torch.nn.Module]) -> None:
+@pytest.mark.parametrize("make", [lambda setup: TinyBackbone(setup, dropout=0.0), small_unrolled])
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(make: Callable[[Setup], torch.nn.Module]) -> None:
     data = SAME.data
-    array = SAME.system.planar_array()
+    setup = SAME.system.setup()
     source = FlySource(lambda n: SAME.system.system(n, data.code_kinds), data.seed)
 
     def first_gradient(parts: int) -> tuple[float, list[torch.Tensor]]:
         torch.manual_seed(0)
-        module = make(array)
+        module = make(setup)
         options = dataclasses.replace(SAME.optimiser, accumulation=parts)
         task = BackboneTask(module, backbone_objective(ObjectiveOptions(), module))
         trainer = Trainer(task, source, data, options, World())
@@ -95,7 +95,7 @@ def test_a_batch_in_parts_gives_the_gradient_of_the_whole(make: Callable[[Planar
 
 
 def test_a_batch_that_cannot_be_divided_is_refused() -> None:
-    module = TinyBackbone(SAME.system.planar_array())
+    module = TinyBackbone(SAME.system.setup())
     source = FlySource(lambda n: SAME.system.system(n, SAME.data.code_kinds), 0)
     with pytest.raises(ValueError, match="8 cannot be divided by 3 processes"):
         Trainer(BackboneTask(module, BackboneObjective()), source, SAME.data, SAME.optimiser, World(size=3))

@@ -13,13 +13,16 @@ from training_process import silent
 
 from risfast.cli import main
 from risfast.data import generate_scenes
-from risfast.geometry import SearchGrid
-from risfast.localize import REFINER_FOLDER, Localizer
+from risfast.io.options_file import read_options
+from risfast.localize import Localizer
+from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
+from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.model_files import load_model, read_card, save_model
 from risfast.models import build_backbone
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.refined import RefinedOptions
+from risfast.setup import Setup
 from risfast.toml_file import read_toml, to_toml
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
@@ -33,12 +36,12 @@ SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an untrained backbone: the classical fit, with a head that expects sources evenly."""
     folder = tmp_path_factory.mktemp("backbone")
-    array = SYSTEM.planar_array()
+    setup = SYSTEM.setup()
     torch.manual_seed(0)
     options = {"steps": 2, "width": 4, "head_width": 4, "columns": 12}
     options["axes"] = {"n_azimuth": 11, "n_elevation": 7, "n_range": 4}
-    made = build_backbone("unrolled", array, options)
-    save_model(folder, "unrolled", made.state_dict(), array, made.options(), {})
+    made = build_backbone("unrolled", setup, options)
+    save_model(folder, "unrolled", made.state_dict(), setup, made.options(), {})
     return folder
 
 
@@ -49,9 +52,9 @@ def config(backbone: Path, **parts) -> RefinerConfig:
         system=SYSTEM,
         data=DataOptions(snapshots=(6,), weights=(1.0,), code_kinds=("random",)),
         optimiser=OptimiserOptions(steps=6, batch_size=4, warmup=2, lr=3e-3, averaging="none"),
-        validation=ValidationOptions(
-            every=3, snapshots=(6,), scenes=4, capon_grid="training", test_scenes=4, batch_size=4, metric="f1"
-        ),
+        validation=ValidationOptions(every=3, snapshots=(6,), scenes=4, test_scenes=4, batch_size=4, metric="f1"),
+        pipeline=PipelineOptions(map=MapOptions(points_per_beam=8.0)),
+        points_per_beam=6.0,
         machine=MachineOptions(log_every=2, checkpoint_every=2, threads=1),
     )
     return dataclasses.replace(made, **parts)
@@ -70,6 +73,10 @@ def test_a_run_leaves_a_model_that_says_what_it_was_made_for(finished: Path, bac
     assert card["backbone"]["sha256"] == json.loads((backbone / "model.json").read_text())["sha256"]
     assert card["reading"]["maps"] == ["capon"]
     assert card["helps"] is helps(card["test"]["sets"])
+    assert Setup.from_json(card["setup"]) == SYSTEM.setup()
+    shape = tuple(map(len, card["grid"].values()))
+    assert shape == SYSTEM.setup().search_grid(6.0).shape
+    assert read_options(finished / "model" / OPTIONS_FILE) == config(backbone).pipeline
     figures = card["test"]["sets"]["L6"]
     assert {"f1", "own_f1", "capon_f1", "ghosts_per_scene", "own_ghosts_per_scene", "guard_accepts"} <= figures.keys()
     assert (finished / "curves.png").is_file()
@@ -108,7 +115,7 @@ def test_the_loss_falls_and_the_backbone_stays(maps: tuple[str, ...], backbone: 
     torch.manual_seed(0)
     network = SpectrumRefiner(RefinerOptions(len(maps), (8, 16), (2,)))
     before = {name: value.clone() for name, value in module.state_dict().items()}
-    task = RefinerStage(network, module, SYSTEM.planar_array(), SearchGrid.training(), chosen)
+    task = RefinerStage(network, module, SYSTEM.setup(), chosen)
     scenes = generate_scenes(SYSTEM.system(6, ("random",)), 0, range(4))
     optimiser = Optimiser(network, dataclasses.replace(chosen.optimiser, steps=80))
     losses = []
@@ -166,6 +173,7 @@ def test_a_configuration_survives_toml(backbone: Path, tmp_path: Path) -> None:
     ("parts", "message"),
     [
         ({"network": RefinerOptions(n_maps=3)}, "n_maps"),
+        ({"points_per_beam": 0.0}, "points_per_beam"),
         ({"validation": ValidationOptions()}, "must be f1"),
         ({"data": DataOptions(seed=ValidationOptions().seed)}, "must differ"),
     ],

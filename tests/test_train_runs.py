@@ -24,11 +24,11 @@ from training_process import CONFIG, silent
 from risfast.data import generate_scenes
 from risfast.durable import finite_json, write_synced
 from risfast.errors import FileFormatError
-from risfast.geometry import PlanarArray
 from risfast.model_files import load_model, save_model
 from risfast.models import build_backbone
 from risfast.models.base import Measurement
 from risfast.objective import Terms
+from risfast.setup import Setup
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
@@ -108,7 +108,14 @@ def test_the_metrics_tell_of_every_interval_and_validation(finished: tuple[Path,
     assert [line["step"] for line in steps] == [3, 6, 9, 12]
     assert all(math.isfinite(line["loss"]) and line["scenes"] == 8 * line["step"] for line in steps)
     assert all(line["parts"]["nmse"] == pytest.approx(line["loss"]) for line in steps)
-    assert lines[0]["sets"]["L6"].keys() >= {"nmse_mean", "nmse_median", "correlation", "f1", "capon_f1", "spread"}
+    assert lines[0]["sets"]["L6"].keys() >= {
+        "nmse_mean",
+        "nmse_median",
+        "correlation",
+        "f1",
+        "capon_f1",
+        "true_capon_f1",
+    }
 
 
 def test_the_model_is_the_best_average_and_says_what_made_it(finished: tuple[Path, Outcome, list[Progress]]) -> None:
@@ -217,8 +224,8 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None:
     train(tiny(optimiser={"steps": 4}, machine={"minutes": 1e-6}), tmp_path / "run")
 
-    def wider(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
-        return build(name, array, {"width": 9})
+    def wider(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
+        return build(name, setup, {"width": 9})
 
     with pytest.raises(ValueError, match=r"another architecture: hidden\.bias"):
         train(tiny(optimiser={"steps": 4}), tmp_path / "run", build=wider)
@@ -345,11 +352,11 @@ def test_a_run_can_start_from_the_weights_of_another(
 
 
 def test_a_loaded_model_answers_as_the_one_that_was_saved(tmp_path: Path) -> None:
-    array = TINY.system.planar_array()
+    setup = TINY.system.setup()
     torch.manual_seed(3)
-    module = TinyBackbone(array, width=5).eval()
-    save_model(tmp_path / "m", "tiny", module.state_dict(), array, module.options(), {"test": {"f1": math.nan}})
-    loaded, card = load_model(tmp_path / "m", build, array=array)
+    module = TinyBackbone(setup, width=5).eval()
+    save_model(tmp_path / "m", "tiny", module.state_dict(), setup, module.options(), {"test": {"f1": math.nan}})
+    loaded, card = load_model(tmp_path / "m", build, setup=setup)
     assert card["test"] == {"f1": None}
     scenes = generate_scenes(TINY.system.system(6, ("random",)), 0, range(3))
     with torch.no_grad():
@@ -358,9 +365,9 @@ def test_a_loaded_model_answers_as_the_one_that_was_saved(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["weights", "card", "no weights", "no card", "format"])
 def test_a_damaged_model_is_refused_by_file(damage: str, tmp_path: Path) -> None:
-    array = TINY.system.planar_array()
-    module = TinyBackbone(array)
-    save_model(tmp_path, "tiny", module.state_dict(), array, module.options(), {})
+    setup = TINY.system.setup()
+    module = TinyBackbone(setup)
+    save_model(tmp_path, "tiny", module.state_dict(), setup, module.options(), {})
     weights, card = tmp_path / "model.safetensors", tmp_path / "model.json"
     data = bytearray(weights.read_bytes())
     data[-1] ^= 1
@@ -369,7 +376,7 @@ def test_a_damaged_model_is_refused_by_file(damage: str, tmp_path: Path) -> None
         "card": lambda: card.write_text("{"),
         "no weights": weights.unlink,
         "no card": card.unlink,
-        "format": lambda: card.write_text(card.read_text().replace('"format": 1', '"format": 7')),
+        "format": lambda: card.write_text(card.read_text().replace('"format": 2', '"format": 7')),
     }[damage]()
     with pytest.raises(FileFormatError, match=r"model\.safetensors" if "weights" in damage else r"model\.json"):
         load_model(tmp_path, build)

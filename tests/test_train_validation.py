@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from risfast.data import SystemConfig, generate_scenes
-from risfast.detect import Sources
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.localize.pipeline import CandidateOptions, MapOptions, Parts, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.sources import Sources
+from risfast.tolerance import Tolerance
 from risfast.train.validation import (
     is_constant,
     peak_to_sidelobe_db,
@@ -113,8 +115,17 @@ def test_peak_to_side_lobe_is_the_best_near_over_the_best_elsewhere() -> None:
         value = float(power[i, j])
         near, far = (max(near, value), far) if inside else (near, max(far, value))
     true = torch.tensor([[math.radians(a), math.radians(e), 2.0] for a, e in true_deg])
-    assert peak_to_sidelobe_db(power, grid, true) == pytest.approx(10 * math.log10(near / far), rel=1e-6)
-    assert math.isnan(peak_to_sidelobe_db(power, grid, true[:0]))
+    assert peak_to_sidelobe_db(power, grid, true, Tolerance()) == pytest.approx(10 * math.log10(near / far), rel=1e-6)
+    assert math.isnan(peak_to_sidelobe_db(power, grid, true[:0], Tolerance()))
+
+
+def test_a_peak_across_the_end_of_the_circle_is_near() -> None:
+    azimuth = torch.linspace(-179, 179, 180, dtype=torch.float64).deg2rad()
+    grid = SearchGrid(azimuth, torch.zeros(1, dtype=torch.float64), torch.tensor([2.0]).double())
+    power = torch.ones(180, 1)
+    power[-1], power[90] = 8.0, 2.0
+    true = torch.tensor([[math.radians(-178.0), 0.0, 2.0]])
+    assert peak_to_sidelobe_db(power, grid, true, Tolerance()) == pytest.approx(10 * math.log10(8 / 2))
 
 
 SYSTEM = SystemConfig(array=PlanarArray.rectangular(4, 4), n_antennas=4, n_snapshots=5, n_sources=(1, 2))
@@ -147,24 +158,27 @@ class Oracle(nn.Module):
 def test_a_backbone_that_knows_the_truth_has_perfect_figures() -> None:
     scenes = generate_scenes(SYSTEM, 1, range(7))
     module = Oracle(scenes).train()
-    figures, scores = validate(module, scenes, batch_size=3, capon_scenes=4, capon_grid=SearchGrid.training())
+    coarse = PipelineOptions(map=MapOptions(points_per_beam=6.0))
+    figures, scores = validate(Parts(module, SYSTEM.setup), scenes, coarse, batch_size=3, capon_scenes=4)
     assert figures["nmse_mean"] == pytest.approx(0, abs=1e-6)
     assert figures["nmse_mean"] == scores.nmse_mean
     assert (figures["f1"], figures["ghosts_per_scene"], figures["rmse_range_m"]) == (1, 0, pytest.approx(0, abs=1e-6))
     # A true covariance has no noise: Capon on it points at its sources.
     assert figures["capon_recall"] > 0.5
+    assert figures["true_capon_f1"] == figures["capon_f1"]
     assert figures["capon_peak_to_sidelobe_db"] > 0
-    assert module.seen == [(False, True)] * 3
+    assert module.seen == [(False, False)] * 3
     assert module.training
 
 
 def test_detection_options_and_noise_reach_the_backbone() -> None:
     scenes = generate_scenes(SYSTEM, 1, range(4))
     module = Oracle(scenes).eval()
-    figures, _ = validate(module, scenes, noise_known=False, detection={"extra": math.radians(6.0)})
+    options = PipelineOptions(candidates=CandidateOptions(own={"extra": math.radians(6.0)}), noise_known=True)
+    figures, _ = validate(Parts(module, SYSTEM.setup), scenes, options)
     assert (figures["f1"], figures["recall"]) == (0, 0)
     assert "capon_f1" not in figures
-    assert module.seen == [(False, False)]
+    assert module.seen == [(False, True)]
     assert not module.training
 
 
@@ -175,3 +189,42 @@ def test_scores_of_sources_count_what_is_true_of_each_scene() -> None:
     one = Sources(*scenes.position[1][:1].double().unbind(-1), torch.ones(1).double(), torch.ones(1).double())
     summary = score_sources([silent, one, silent], scenes)
     assert (summary.sources, summary.estimates, summary.found) == (6, 1, 1)
+
+
+def test_a_hit_is_what_the_setup_says_it_is() -> None:
+    scenes = generate_scenes(SYSTEM, 1, range(4))
+    own = PipelineOptions(candidates=CandidateOptions(own={"extra": math.radians(6.0)}))
+    wide = SYSTEM.setup.replace(tolerance=Tolerance(azimuth_rad=math.radians(7.0)))
+    assert validate(Parts(Oracle(scenes), wide), scenes, own)[0]["f1"] == 1
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        SystemConfig(wavefront="fresnel"),
+        SystemConfig(wavefront="planar"),
+        SystemConfig(azimuth_rad=(-0.4, 1.2), elevation_rad=(-0.7, 0.1), range_m=(0.8, 4.0)),
+    ],
+    ids=lambda s: s.wavefront,
+)
+def test_maps_agree_with_the_system_whatever_it_is(system: SystemConfig) -> None:
+    chosen = dataclasses.replace(
+        system,
+        array=PlanarArray.rectangular(6, 6),
+        n_snapshots=3,
+        n_sources=(1, 2),
+        min_separation_rad=math.radians(25),
+    )
+    scenes = generate_scenes(chosen, 3, range(6))
+    coarse = PipelineOptions(map=MapOptions(points_per_beam=6.0))
+    figures, _ = validate(Parts(Oracle(scenes), chosen.setup), scenes, coarse, capon_scenes=6)
+    assert figures["true_capon_f1"] == 1
+    assert figures["f1"] == 1
+
+
+def test_maps_of_another_wavefront_do_not_agree() -> None:
+    system = SystemConfig(n_snapshots=3, n_sources=(2, 2), range_m=(0.5, 1.0), wavefront="planar")
+    scenes = generate_scenes(system, 3, range(4))
+    coarse = PipelineOptions(map=MapOptions(points_per_beam=5.0))
+    parts = Parts(Oracle(scenes), system.setup.replace(wavefront="spherical", tolerance=None))
+    assert validate(parts, scenes, coarse, capon_scenes=4)[0]["true_capon_f1"] < 0.9

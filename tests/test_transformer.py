@@ -11,20 +11,20 @@ import torch
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.evaluate import match
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.losses import factor_nmse, position_huber
 from risfast.models import CovarianceEstimate, Measurement
 from risfast.models.transformer import TransformerBackbone, TransformerOptions
 
-SMALL_ARRAY = PlanarArray.rectangular(4, 3)
+SMALL_ARRAY = SensorArray.rectangular(4, 3)
 SMALL = TransformerOptions(n_antennas=5, width=16, n_heads=2, n_layers=2, hidden=24, n_columns=3, column_width=8)
 SYSTEM = SystemConfig(array=SMALL_ARRAY, n_antennas=5, n_snapshots=9, n_sources=(1, 3), code_kinds=("random",))
 
 
-def backbone(options=SMALL, array=SMALL_ARRAY, seed=3):
+def backbone(options=SMALL, setup=SYSTEM.setup, seed=3):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return TransformerBackbone(array, options)
+        return TransformerBackbone(setup, options)
 
 
 def measurement_of(count=4, seed=7, noise_known=True, **system):
@@ -41,7 +41,7 @@ def assert_same(a, b, **tolerance):
 
 
 def test_the_default_has_about_340_thousand_parameters():
-    count = sum(p.numel() for p in backbone(TransformerOptions(), PlanarArray.rectangular()).parameters())
+    count = sum(p.numel() for p in backbone(TransformerOptions(), SystemConfig().setup).parameters())
     assert 330_000 <= count <= 350_000
 
 
@@ -113,8 +113,9 @@ def test_silence_and_noise_of_any_power_give_finite_estimates_and_gradients():
         assert all(bool(torch.isfinite(p.grad).all()) for p in module.parameters())
 
 
-def test_columns_and_positions_stay_within_their_bounds_for_any_weights():
-    module = backbone()
+@pytest.mark.parametrize("region", [SYSTEM.setup.region, Region((-0.3, 1.2), (0.1, 0.4), (1.0, 3.0))])
+def test_columns_and_positions_stay_within_their_bounds_for_any_weights(region):
+    module = backbone(setup=SYSTEM.setup.replace(region=region))
     with torch.no_grad():
         for p in module.parameters():
             p.mul_(300)
@@ -122,11 +123,13 @@ def test_columns_and_positions_stay_within_their_bounds_for_any_weights():
     norm = estimate.factor.detach().norm(dim=1)
     assert float(norm.max()) <= math.sqrt(12) * (1 + 1e-5)
     assert float(norm.max()) > 0.9 * math.sqrt(12)
+    ends = (region.azimuth_rad, region.elevation_rad, [math.log(r) for r in region.range_m])
     azimuth, elevation, r = estimate.positions.detach().unbind(-1)
-    assert float(azimuth.abs().max()) <= 1.06 * SMALL.azimuth_rad
-    assert float(elevation.abs().max()) <= 1.06 * SMALL.elevation_rad
-    assert float(r.min()) > 0.4
-    assert float(r.max()) < 12
+    for value, (low, high) in zip((azimuth, elevation, r.log()), ends, strict=True):
+        beyond = 0.03 * (high - low)  # a tanh reaches the bounds only at infinity: they are put a little outside
+        assert low - beyond <= float(value.min())
+        assert float(value.max()) <= high + beyond
+        assert float(value.max() - value.min()) > 0.5 * (high - low)  # such weights reach both
 
 
 @pytest.mark.parametrize("noise_known", [True, False])
@@ -206,7 +209,7 @@ def test_mixed_precision_gives_a_factor_of_full_precision_near_that_without():
 
 
 def test_sources_are_those_of_the_spectrum_of_the_factor():
-    module = backbone(TransformerOptions(), PlanarArray.rectangular())
+    module = backbone(TransformerOptions(), SystemConfig().setup)
     truth = torch.tensor([[0.3, -0.1, 2.0], [-0.5, 0.2, 4.0]], dtype=torch.float64)
     a = torch.from_numpy(oracles.steering(oracles.rectangular(12, 12), 0.3, truth.numpy()))
     estimate = CovarianceEstimate(1e-3 * a.mT[None].to(torch.complex64))
@@ -223,8 +226,7 @@ def test_sources_are_those_of_the_spectrum_of_the_factor():
         ({"n_antennas": 0}, "n_antennas must be an integer"),
         ({"width": 15}, "multiple of n_heads"),
         ({"max_sources": 2.5}, "max_sources must be an integer"),
-        ({"azimuth_rad": 60.0}, "azimuth_rad"),
-        ({"range_m": (2.0, 1.0)}, "range_m"),
+        ({"n_columns": -1}, "n_columns must be an integer"),
     ],
 )
 def test_bad_options_are_named(change, words):
@@ -237,7 +239,7 @@ def test_measurements_of_another_system_are_refused():
     with pytest.raises(ShapeError, match=r"M = 5 antennas and N = 12.*\(2, 6, 12\)"):
         module(measurement_of(2, n_antennas=6))
     with pytest.raises(ShapeError, match=r"N = 12.*\(2, 5, 16\)"):
-        module(measurement_of(2, array=PlanarArray.rectangular(4, 4)))
+        module(measurement_of(2, array=SensorArray.rectangular(4, 4)))
     m = measurement_of(2)
     with pytest.raises(ShapeError, match="batch axis"):
         module(Measurement(m.y[0], m.codes[0], m.channel[0]))

@@ -11,13 +11,15 @@ from test_atoms import steering
 
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomAxes
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.setup import Setup
 
 AXES = AtomAxes(7, 5, 3)
-ARRAY = PlanarArray.rectangular(4, 3)
+ARRAY = SensorArray.rectangular(4, 3)
+SETUP = SystemConfig(array=ARRAY).setup
 SMALL = UnrolledOptions(steps=3, width=4, head_width=5, range_cells=2, columns=20, axes=AXES)
 
 
@@ -28,7 +30,7 @@ def scenes_of(n_snapshots=6, batch=3, n_antennas=4, seed=1):
 
 def backbone(options=SMALL, trained=False):
     torch.manual_seed(0)
-    module = UnrolledBackbone(ARRAY, options)
+    module = UnrolledBackbone(SETUP, options)
     if trained:  # no parameter at its special starting value
         with torch.no_grad():
             for parameter in module.parameters():
@@ -85,7 +87,7 @@ def test_the_factor_is_the_strongest_atoms_on_the_manifold():
     scenes = scenes_of()
     module = backbone()
     with torch.no_grad():
-        estimate = module(Measurement.of(scenes))
+        estimate = module(Measurement.of(scenes, noise_known=True))
     a = steering(ARRAY, AXES)
     for b in range(len(scenes)):
         p = estimate.power[b].flatten().double().numpy()
@@ -99,7 +101,7 @@ def test_scaling_the_measurements_scales_the_answer():
     scenes = scenes_of()
     module = backbone(trained=True)
     with torch.no_grad():
-        one = module(Measurement.of(scenes))
+        one = module(Measurement.of(scenes, noise_known=True))
         louder = Measurement(scenes.y * 30, scenes.codes, scenes.channel * 0.5, scenes.noise_power * 900)
         other = module(louder)
     torch.testing.assert_close(other.power, one.power * 3600, rtol=1e-3, atol=1e-3 * 3600 * float(one.power.max()))
@@ -159,30 +161,63 @@ def test_an_empty_batch_gives_empty_results():
     scenes = scenes_of()
     module = backbone(trained=True)
     with torch.no_grad():
-        estimate = module(Measurement.of(scenes)[:0])
+        estimate = module(Measurement.of(scenes, noise_known=True)[:0])
     assert estimate.factor.shape == (0, 12, 20)
     assert module.sources(estimate) == []
 
 
+FAR = {
+    "a plane before it": Setup(ARRAY),
+    "round a ring": Setup(SensorArray.circular(8, 0.3, 0.3, plane="xz")),
+    "planar waves": Setup(ARRAY, wavefront="planar"),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_regions_that_follow_from_the_array_are_covered_out_to_the_far_field(name):
+    setup = FAR[name]
+    generator = torch.Generator().manual_seed(2)
+    n = setup.array.n_elements
+    parts = [torch.randn(2, *shape, dtype=torch.complex64, generator=generator) for shape in ((6, 4), (6, n), (4, n))]
+    torch.manual_seed(0)
+    module = UnrolledBackbone(setup, UnrolledOptions(steps=2, width=4, head_width=5, range_cells=2, columns=20))
+    with torch.no_grad():
+        module.head.cells.bias[:2] = 1.0  # sources expected everywhere
+        estimate = module(Measurement(*parts))
+    assert torch.isfinite(torch.view_as_real(estimate.factor)).all()
+    axes = module.atoms.axes
+    assert axes.region == setup.region
+    a = steering(setup.array, axes, setup.wavefront)
+    p = estimate.power[0].flatten().double().numpy()
+    strongest = np.argsort(-p, kind="stable")[:20]
+    exact = (a[strongest].T * p[strongest]) @ a[strongest].conj()
+    assert np.abs(estimate.covariance()[0].numpy() - exact).max() <= 1e-3 * np.abs(exact).max()
+    for sources in module.sources(estimate):
+        assert len(sources) > 0
+        assert not sources.position.isnan().any()
+        assert sources.azimuth.isfinite().all()
+        assert setup.wavefront != "planar" or bool(sources.range.isinf().all())
+
+
 def test_the_registry_rebuilds_it_from_plain_values():
     module = backbone(trained=True)
-    again = build_backbone("unrolled", ARRAY, module.options())
+    again = build_backbone("unrolled", SETUP, module.options())
     again.load_state_dict(module.state_dict())
     scenes = scenes_of()
     with torch.no_grad():
-        one, two = (m(Measurement.of(scenes)) for m in (module, again.eval()))
+        one, two = (m(Measurement.of(scenes, noise_known=True)) for m in (module, again.eval()))
     assert torch.equal(one.power, two.power)
     assert again.options() == module.options()
 
 
 def test_wrong_requests_are_refused():
     with pytest.raises(ValueError, match="backbone must be one of"):
-        build_backbone("resnet", ARRAY)
+        build_backbone("resnet", SETUP)
     with pytest.raises(ValueError, match="unknown field"):
-        build_backbone("unrolled", ARRAY, {"layers": 3})
+        build_backbone("unrolled", SETUP, {"layers": 3})
     with pytest.raises(ValueError, match="steps must be at least 1"):
-        build_backbone("unrolled", ARRAY, {"steps": 0})
-    other = generate_scenes(SystemConfig(array=PlanarArray.rectangular(2, 2), n_antennas=4, n_snapshots=3), 0, range(1))
+        build_backbone("unrolled", SETUP, {"steps": 0})
+    other = generate_scenes(SystemConfig(array=SensorArray.rectangular(2, 2), n_antennas=4, n_snapshots=3), 0, range(1))
     with pytest.raises(ShapeError, match="N = 12 columns"):
         backbone()(Measurement.of(other))
     with pytest.raises(ShapeError):

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from risfast.detect import Sources
-from risfast.geometry import PlanarArray
+from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.setup import Setup
+from risfast.sources import Sources
 from risfast.steering import steering_vectors
 from risfast.train.config import (
     DataOptions,
@@ -25,7 +26,7 @@ from risfast.train.config import (
 class TinyBackbone(nn.Module):
     """Matched filter over 5 x 3 x 2 atoms, corrected by two layers with dropout between them."""
 
-    def __init__(self, array: PlanarArray, width: int = 8, dropout: float = 0.1, constant: bool = False) -> None:
+    def __init__(self, setup: Setup, width: int = 8, dropout: float = 0.1, constant: bool = False) -> None:
         super().__init__()
         self.settings = {"width": width, "dropout": dropout, "constant": constant}
         axes = torch.meshgrid(
@@ -35,7 +36,7 @@ class TinyBackbone(nn.Module):
             indexing="ij",
         )
         self.place = torch.stack([axis.flatten() for axis in axes], -1)
-        self.register_buffer("steering", steering_vectors(array, *self.place.unbind(-1)), persistent=False)
+        self.register_buffer("steering", steering_vectors(setup.array, *self.place.unbind(-1)), persistent=False)
         count = len(self.place)
         self.hidden = nn.Linear(count, width)
         self.drop = nn.Dropout(dropout)
@@ -64,11 +65,11 @@ class TinyBackbone(nn.Module):
         return Sources(azimuth, elevation, r, power[kept].double(), torch.ones(int(kept.sum())).double())
 
 
-def build(name: str, array: PlanarArray, options: dict[str, Any] | None = None) -> nn.Module:
+def build(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
     """As ``risfast.models.build_backbone``, for ``tiny`` alone."""
     if name != "tiny":
         raise ValueError(f"backbone must be tiny, got {name!r}")
-    return TinyBackbone(array, **(options or {}))
+    return TinyBackbone(setup, **(options or {}))
 
 
 TINY = RunConfig(
@@ -76,9 +77,8 @@ TINY = RunConfig(
     data=DataOptions(snapshots=(6, 9), weights=(0.7, 0.3), code_kinds=("random",), noise_known=0.5),
     backbone=dataclasses.replace(RunConfig().backbone, name="tiny"),
     optimiser=OptimiserOptions(steps=12, batch_size=8, warmup=3, lr=1e-2, min_lr=1e-4),
-    validation=ValidationOptions(
-        every=4, snapshots=(6,), scenes=6, capon_scenes=2, capon_grid="training", test_scenes=6, batch_size=4
-    ),
+    validation=ValidationOptions(every=4, snapshots=(6,), scenes=6, capon_scenes=2, test_scenes=6, batch_size=4),
+    pipeline=PipelineOptions(map=MapOptions(points_per_beam=6.0)),
     machine=MachineOptions(log_every=3, checkpoint_every=2, threads=1),
 )
 """Twelve steps on a 4 x 3 surface."""

@@ -7,15 +7,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from risfast.data.scenes import SystemConfig
 from risfast.evaluate.collected import Collected, collect
 from risfast.evaluate.outcome import Outcome, finish
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.suite import SuiteConfig, run_suite
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.model_files import save_model
 from risfast.models import build_backbone
 
-ARRAY = PlanarArray.rectangular(6, 4)
+ARRAY = SensorArray.rectangular(6, 4)
+SETUP = SystemConfig(array=ARRAY).setup
 METHODS = ("localizer", "localizer_raw", "greedy_ml", "ls_capon")
 RESAMPLES = 20
 
@@ -26,12 +28,12 @@ def save_tiny_model(folder: Path) -> Path:
         **{"steps": 4, "width": 4, "head_width": 4, "columns": 8},
         "axes": {"n_azimuth": 11, "n_elevation": 7, "n_range": 5},
     }
-    backbone = build_backbone("unrolled", ARRAY, options)
-    save_model(folder, "unrolled", backbone.state_dict(), ARRAY, options, {"made": "by a test"})
+    backbone = build_backbone("unrolled", SETUP, options)
+    save_model(folder, "unrolled", backbone.state_dict(), SETUP, options, {"made": "by a test"})
     return folder
 
 
-def tiny_config(model: Path, **changes: Any) -> SuiteConfig:
+def tiny_config(model: Path | None, **changes: Any) -> SuiteConfig:
     """Two methods, eighteen scenes in two chunks, six snapshots; with changes."""
     usual: dict[str, Any] = {
         **{"suite": "main", "scenes": 18, "snapshots": (6,), "methods": ("localizer_raw", "greedy_ml")},
@@ -61,12 +63,6 @@ def finished(factory: pytest.TempPathFactory) -> Finished:
         config = tiny_config(model, suite="all", scenes=6, snapshots=(8, 5), methods=METHODS)
         results = run_suite(config, folder / "out")
         outcome = finish(config, results, resamples=RESAMPLES, export=folder / "export")
-        collected = collect(results, config.sets(_methods(config)), config.snapshots)
+        collected = collect(results, config.sets(config.build_methods()), config.snapshots, SETUP.tolerance)
         _kept.append(Finished(config, results, collected, outcome, folder / "export"))
     return _kept[0]
-
-
-def _methods(config: SuiteConfig) -> Any:
-    from risfast.evaluate.methods import Methods
-
-    return Methods(config.model, config.transformer)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from risfast.detect import Sources
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.models.base import Measurement
+from risfast.setup import Setup
+from risfast.sources import Sources
 
-__all__ = ["Baseline", "by_count", "check_request", "completed"]
+__all__ = ["Baseline", "by_count", "check_request", "completed", "reported"]
 
 
 class Baseline(Protocol):
@@ -32,19 +34,20 @@ class Baseline(Protocol):
         Returns
         -------
         list of B Sources
-            Strongest first; exactly ``n_sources`` of them where that is given.
+            Strongest first; exactly ``n_sources`` of them where that is given. ``confidence`` is NaN
+            where the method does not say how probable a hit is.
         """
         ...
 
 
-def check_request(measurement: Measurement, array: PlanarArray, n_sources: Tensor | None) -> None:
+def check_request(measurement: Measurement, array: SensorArray, n_sources: Tensor | None) -> None:
     """Check a request for B scenes before any work.
 
     Parameters
     ----------
     measurement : Measurement
         Of B scenes: complex ``y`` (B, L, M), ``codes`` (B, L, N), ``channel`` (B, M, N).
-    array : PlanarArray
+    array : SensorArray
         The surface, N elements.
     n_sources : int tensor, shape (B,), or None
         How many sources are asked for in each scene, >= 0.
@@ -95,8 +98,7 @@ def by_count(counts: Tensor, find: Callable[[Tensor, int], Sequence[Sources]]) -
     -------
     list of B Sources
     """
-    nothing = torch.zeros(0, dtype=torch.float64)
-    found = [Sources(nothing, nothing, nothing, nothing, nothing)] * len(counts)
+    found = [Sources.empty()] * len(counts)
     for count in counts.unique().tolist():
         if count:
             scenes = (counts == count).nonzero()[:, 0]
@@ -127,32 +129,60 @@ def completed(
     Returns
     -------
     Sources
-        ``confidence`` 0 for those that were filled up.
 
     Raises
     ------
     ValueError
         The volume has too few points.
     """
-    rows = torch.stack([found.azimuth, found.elevation, found.range, found.power, found.confidence], -1)[:count]
-    if len(rows) == count:
-        return Sources(*rows.unbind(-1))
-    if volume.numel() < count - len(rows):
+    found = found[:count]
+    if len(found) == count:
+        return found
+    missing = count - len(found)
+    if volume.numel() < missing:
         raise ValueError(
-            f"n_sources = {count} is more than the {len(rows)} peaks and the {volume.numel()} points of the grid"
+            f"n_sources = {count} is more than the {len(found)} peaks and the {volume.numel()} points of the grid"
         )
     grid = torch.stack(torch.meshgrid(*(a.double().cpu() for a in axes), indexing="ij"), -1).reshape(-1, 3)
     power = volume.detach().double().cpu().flatten().clone()
     apart = torch.tensor(separation, dtype=torch.float64)
     crowded = torch.zeros(len(grid), dtype=torch.bool)
-    for row in rows:
-        crowded |= ((grid - row[:3]).abs() < apart).all(-1)
+    for position in found.position.cpu():
+        crowded |= _near(grid, position, apart)
     taken = torch.zeros_like(crowded)
-    while len(rows) < count:
+    chosen: list[int] = []
+    while len(chosen) < missing:
         free = ~(crowded | taken)
         pool = free if bool(free.any()) else ~taken
         best = int(torch.where(pool, power, -torch.inf).argmax())
         taken[best] = True
-        crowded |= ((grid - grid[best]).abs() < apart).all(-1)
-        rows = torch.cat([rows, torch.cat([grid[best], power[best, None], power.new_zeros(1)])[None]])
-    return Sources(*rows.unbind(-1))
+        chosen.append(best)
+        crowded |= _near(grid, grid[best], apart)
+    device = found.azimuth.device
+    return Sources.stack([found, Sources.at(grid[chosen].to(device), power[chosen].to(device))])
+
+
+def _near(grid: Tensor, position: Tensor, apart: Tensor) -> Tensor:
+    """Which points are closer than ``apart`` in every coordinate; two at infinity are at one range."""
+    same = grid == position
+    return (same | ((grid - position).abs() < apart)).all(-1)
+
+
+def reported(found: Sequence[Sources], setup: Setup) -> list[Sources]:
+    """The sources as an answer: no range where waves are planar, and which lie on the edge of the region.
+
+    Parameters
+    ----------
+    found : sequence of Sources
+    setup : Setup
+
+    Returns
+    -------
+    list of Sources
+    """
+    answers = []
+    for sources in found:
+        edge = setup.region.at_edge(sources.position).to(sources.azimuth.device)
+        r = torch.full_like(sources.range, math.nan) if setup.wavefront == "planar" else sources.range
+        answers.append(sources.replace(range=r, at_edge=edge))
+    return answers

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from risfast.baselines.base import check_request, completed
+from risfast.baselines.base import check_request, completed, reported
 from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
-from risfast.detect import DetectionOptions, Sources, detect_sources
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.detect import DetectionOptions, detect_sources
+from risfast.geometry import SearchGrid
 from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum
-from risfast.steering import Wavefront
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = [
     "AlsCapon",
@@ -39,9 +40,7 @@ class CaponOptions:
     detection : DetectionOptions
         Where the number of sources is not given.
     grid : SearchGrid or None
-        None is :meth:`SearchGrid.reference`.
-    wavefront : {"spherical", "fresnel", "planar"}
-        Of the steering vectors; see :func:`risfast.steering.steering_vectors`.
+        None is that of the setup, :meth:`risfast.Setup.search_grid`.
 
     Raises
     ------
@@ -52,7 +51,6 @@ class CaponOptions:
     loading: float = 1e-2
     detection: DetectionOptions = field(default_factory=DetectionOptions)
     grid: SearchGrid | None = None
-    wavefront: Wavefront = "spherical"
 
     def __post_init__(self) -> None:
         """Check the loading."""
@@ -78,32 +76,15 @@ def peaks_without_threshold(detection: DetectionOptions, count: int) -> Detectio
     return replace(detection, max_db=_EVERY_DB, mad_z=None, prominence_db=0.0, max_sources=None, candidates=candidates)
 
 
-def separation(detection: DetectionOptions) -> tuple[float, float, float]:
-    """How far apart two peaks are two sources.
-
-    Parameters
-    ----------
-    detection : DetectionOptions
-
-    Returns
-    -------
-    (float, float, float)
-        In azimuth, elevation (radians) and range (metres).
-    """
-    return detection.separation_rad, detection.separation_rad, detection.separation_m
-
-
-def capon_sources(
-    covariance: Tensor, array: PlanarArray, options: CaponOptions, n_sources: Tensor | None
-) -> list[Sources]:
+def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sources: Tensor | None) -> list[Sources]:
     """Peaks of the Capon spectrum of a batch of covariances.
 
     Parameters
     ----------
     covariance : complex tensor, shape (B, N, N)
         As estimated; :func:`risfast.covariance.effective_covariance` normalises it here.
-    array : PlanarArray
-        N elements.
+    setup : Setup
+        Array of N elements, region and wavefront.
     options : CaponOptions
     n_sources : int64 tensor, shape (B,), or None
         How many to report in each scene; None leaves that to ``options.detection``.
@@ -120,25 +101,28 @@ def capon_sources(
     """
     with torch.no_grad():
         effective = effective_covariance(covariance)
-        grid = options.grid if options.grid is not None else SearchGrid.reference()
+        grid = options.grid if options.grid is not None else setup.search_grid()
         if n_sources is None:
             how = options.detection
         else:
             how = peaks_without_threshold(options.detection, int(n_sources.max()) if len(n_sources) else 0)
-        found = detect_sources(
-            effective, array, grid, loading=options.loading, wavefront=options.wavefront, options=how
-        )
+        found = detect_sources(effective, setup, grid, loading=options.loading, options=how)
         if n_sources is None:
-            return found
+            return reported(found, setup)
         axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
         for i, (sources, count) in enumerate(zip(found, n_sources.tolist(), strict=True)):
             volume = torch.zeros(0)
             if len(sources) < count:
                 volume = mvdr_spectrum(
-                    effective[i], array, grid, loading=options.loading, wavefront=options.wavefront, reduce="none"
+                    effective[i],
+                    setup.array,
+                    grid,
+                    loading=options.loading,
+                    wavefront=setup.wavefront,
+                    reduce="none",
                 )
-            result.append(completed(sources, count, axes, volume, separation(options.detection)))
-        return result
+            result.append(completed(sources, count, axes, volume, options.detection.separation(setup)))
+        return reported(result, setup)
 
 
 class LsCapon:
@@ -146,13 +130,12 @@ class LsCapon:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : CaponOptions, optional
     """
 
-    def __init__(self, array: PlanarArray, options: CaponOptions | None = None) -> None:
-        self.array, self.options = array, options or CaponOptions()
+    def __init__(self, setup: Setup, options: CaponOptions | None = None) -> None:
+        self.setup, self.options = setup, options or CaponOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -166,11 +149,11 @@ class LsCapon:
         -------
         list of B Sources
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         covariance = ls_covariance(
             measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
         )
-        return capon_sources(covariance, self.array, self.options, n_sources)
+        return capon_sources(covariance, self.setup, self.options, n_sources)
 
 
 @dataclass(frozen=True)
@@ -209,13 +192,12 @@ class AlsCapon:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : AlsCaponOptions, optional
     """
 
-    def __init__(self, array: PlanarArray, options: AlsCaponOptions | None = None) -> None:
-        self.array, self.options = array, options or AlsCaponOptions()
+    def __init__(self, setup: Setup, options: AlsCaponOptions | None = None) -> None:
+        self.setup, self.options = setup, options or AlsCaponOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -230,8 +212,8 @@ class AlsCapon:
         -------
         list of B Sources
         """
-        check_request(measurement, self.array, n_sources)
-        n = self.array.n_elements
+        check_request(measurement, self.setup.array, n_sources)
+        n = self.setup.array.n_elements
         ranks = torch.full((len(measurement),), self.options.rank) if n_sources is None else n_sources.cpu()
         covariance = torch.zeros(len(measurement), n, n, dtype=measurement.y.dtype, device=measurement.y.device)
         ranks = ranks.clamp(1, n)
@@ -247,7 +229,7 @@ class AlsCapon:
                 iterations=self.options.iterations,
             )
             covariance[scenes] = covariance_from_factor(factor)
-        return capon_sources(covariance, self.array, self.options.capon, n_sources)
+        return capon_sources(covariance, self.setup, self.options.capon, n_sources)
 
 
 class TrueCapon:
@@ -255,15 +237,14 @@ class TrueCapon:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : CaponOptions, optional
     truth : complex tensor, shape (B, N, N), optional
         Covariances of the scenes that :meth:`localize` is asked for, such as ``scenes.true_covariance()``.
     """
 
-    def __init__(self, array: PlanarArray, options: CaponOptions | None = None, truth: Tensor | None = None) -> None:
-        self.array, self.options, self.truth = array, options or CaponOptions(), truth
+    def __init__(self, setup: Setup, options: CaponOptions | None = None, truth: Tensor | None = None) -> None:
+        self.setup, self.options, self.truth = setup, options or CaponOptions(), truth
 
     def with_truth(self, truth: Tensor) -> TrueCapon:
         """The same for other scenes.
@@ -277,7 +258,7 @@ class TrueCapon:
         -------
         TrueCapon
         """
-        return TrueCapon(self.array, self.options, truth)
+        return TrueCapon(self.setup, self.options, truth)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`. The measurements are only counted.
@@ -297,13 +278,13 @@ class TrueCapon:
         ValueError
             There is no truth, or it is of another number of scenes.
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         if self.truth is None or len(self.truth) != len(measurement):
             held = "none" if self.truth is None else f"that of {len(self.truth)} scenes"
             raise ValueError(
                 f"the true covariances of the {len(measurement)} scenes are needed, got {held}: use with_truth(...)"
             )
-        return capon_sources(self.truth, self.array, self.options, n_sources)
+        return capon_sources(self.truth, self.setup, self.options, n_sources)
 
 
 @dataclass(frozen=True)
@@ -330,8 +311,7 @@ class TransformerCapon:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : TransformerCaponOptions, optional
     backbone : nn.Module, optional
         A trained :class:`risfast.models.transformer.TransformerBackbone`; without it, one with fresh parameters.
@@ -339,17 +319,17 @@ class TransformerCapon:
 
     def __init__(
         self,
-        array: PlanarArray,
+        setup: Setup,
         options: TransformerCaponOptions | None = None,
         backbone: nn.Module | None = None,
     ) -> None:
-        self.array, self.options = array, options or TransformerCaponOptions()
+        self.setup, self.options = setup, options or TransformerCaponOptions()
         if backbone is None:
             from risfast.models import build_backbone  # noqa: PLC0415 - the registry imports it lazily too
 
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.options.seed)
-                backbone = build_backbone("transformer", array, {"n_antennas": self.options.n_antennas})
+                backbone = build_backbone("transformer", setup, {"n_antennas": self.options.n_antennas})
         self.backbone = backbone.eval()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
@@ -365,9 +345,9 @@ class TransformerCapon:
         -------
         list of B Sources
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         if len(measurement) == 0:
             return []
         with torch.no_grad():
             factor = self.backbone(measurement).factor
-        return capon_sources(covariance_from_factor(factor), self.array, self.options.capon, n_sources)
+        return capon_sources(covariance_from_factor(factor), self.setup, self.options.capon, n_sources)

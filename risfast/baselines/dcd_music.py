@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request
+from risfast.baselines.base import by_count, check_request, reported
 from risfast.baselines.dcd_checkout import CLONE, load_checkout
 from risfast.baselines.dcd_networks import MOST_SOURCES, LineNetwork, read_weights
 from risfast.baselines.fits import Sbl
 from risfast.baselines.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
 from risfast.covariance import als_covariance, covariance_from_factor, ls_covariance
-from risfast.detect import Sources
-from risfast.geometry import PlanarArray
 from risfast.models.base import Measurement
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["COVARIANCES", "CheckoutOptions", "DcdMusic", "LineBaseline", "NfSubspaceNet"]
 
@@ -59,8 +59,8 @@ class LineBaseline:
 
     Parameters
     ----------
-    array : PlanarArray
-        A square lattice at half a wavelength, with as many elements along a side as the weights are for.
+    setup : Setup
+        Of a square lattice at half a wavelength, with as many elements along a side as the weights are for.
     options : CheckoutOptions
         With checkout and weights.
 
@@ -72,7 +72,7 @@ class LineBaseline:
 
     method = ""
 
-    def __init__(self, array: PlanarArray, options: CheckoutOptions | None = None) -> None:
+    def __init__(self, setup: Setup, options: CheckoutOptions | None = None) -> None:
         o = options or CheckoutOptions()
         if o.checkout is None:
             raise ValueError(f"{self.method} runs code that does not come with risfast: `{CLONE}` and name the folder")
@@ -84,13 +84,13 @@ class LineBaseline:
         weights = read_weights(o.weights)
         if weights.options.method != self.method:
             raise ValueError(f"{o.weights} holds weights of {weights.options.method}, not of {self.method}")
-        self.array, self.options = array, o
-        self._lattice = square_lattice(array, weights.options.n_elements)
+        self.setup, self.options = setup, o
+        self._lattice = square_lattice(setup.array, weights.options.n_elements)
         checkout = load_checkout(o.checkout)
         self._network = LineNetwork(checkout, weights)
-        self._sbl = Sbl(array) if o.covariance == "sbl" else None
+        self._sbl = Sbl(setup) if o.covariance == "sbl" else None
         line = weights.options
-        self._range_m = (line.near * array.wavelength_m, line.far * array.wavelength_m)
+        self._range_m = (line.near * setup.array.wavelength_m, line.far * setup.array.wavelength_m)
         self._identity = {"weights": weights.sha256, "checkout": checkout.fingerprint, "covariance": o.covariance}
 
     def identity(self) -> dict[str, Any]:
@@ -122,7 +122,7 @@ class LineBaseline:
         ValueError
             More sources than the peak finder of the checkout can hold apart.
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         if n_sources is not None and len(n_sources) and int(n_sources.max()) > MOST_SOURCES:
             raise ValueError(f"n_sources must be at most {MOST_SOURCES}, got {int(n_sources.max())}")
         if len(measurement) == 0:
@@ -149,18 +149,19 @@ class LineBaseline:
         lines = []
         for cut in cuts:
             angle, distance = self._network.locate(cut[at], count)
-            lines.append((angle, distance * self.array.wavelength_m))
+            lines.append((angle, distance * self.setup.array.wavelength_m))
         (angle_h, range_h), (angle_v, range_v) = lines
-        return [
+        found = [
             paired_sources(
                 covariance[scene],
-                self.array,
+                self.setup.array,
                 LineSources(angle_h[i], range_h[i]),
                 LineSources(angle_v[i], range_v[i]),
                 self._range_m,
             )
             for i, scene in enumerate(at.tolist())
         ]
+        return reported(found, self.setup)
 
 
 class NfSubspaceNet(LineBaseline):

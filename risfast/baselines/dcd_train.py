@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from risfast.baselines.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, load_checkout
 from risfast.baselines.dcd_networks import MOST_SOURCES, LineOptions, build_network, write_weights
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.steering import steering_vectors
 
 __all__ = ["LineScenes", "TrainOptions", "draw_line_scenes", "main", "train_network"]
@@ -120,7 +120,7 @@ def draw_line_scenes(
 
     angle = uniform(-options.angle_rad, options.angle_rad, count, n_sources)
     distance = uniform(line.near, line.far, count, n_sources)
-    array = PlanarArray.linear(line.n_elements, SPACING_WAVELENGTHS, 1.0)
+    array = SensorArray.linear(line.n_elements, SPACING_WAVELENGTHS, 1.0)
     a = steering_vectors(array, angle, torch.zeros_like(angle), distance, dtype=torch.complex128)
     clean = a.mT @ gaussian(count, n_sources, line.n_snapshots) / math.sqrt(n_sources)
     noise = 10 ** (-uniform(*options.snr_db, count, 1, 1) / 20) * gaussian(count, line.n_elements, line.n_snapshots)

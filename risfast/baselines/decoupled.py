@@ -18,12 +18,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from risfast.baselines.base import reported
 from risfast.baselines.music import CRITERIA, by_subspace, leading
 from risfast.baselines.range_sweep import RangeSweep
-from risfast.detect import Sources
-from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Lattice, PlanarArray
+from risfast.geometry import Lattice
 from risfast.models.base import Measurement
-from risfast.steering import Wavefront
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["DIRECTIONS", "DecoupledMusic", "DecoupledMusicOptions", "SeparableMusic", "SeparableMusicOptions"]
 
@@ -39,22 +40,16 @@ class DecoupledMusicOptions:
 
     Attributes
     ----------
-    azimuth_rad, elevation_rad : float
-        Half the field of view, radians, in (0, pi/2].
-    range_m : (float, float)
-        Nearest and farthest source, metres.
     n_phases : int
         Points of the direction spectrum along each axis of the lattice, >= 8.
     n_ranges : int
-        Points of the sweep, uniform in 1/range, >= 3.
+        Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3.
     share : float in (0, 1]
         Side of the smoothed part, relative to that of the lattice.
     criterion : {"mdl", "aic"}
         Of the number of sources, where it is not given.
     max_sources : int
         Largest number that the criterion may choose.
-    wavefront : {"spherical", "fresnel", "planar"}
-        Of the range sweep.
     directions : {"joint", "separate"}
         Whether both phase steps of a direction are searched together, over ``n_phases`` squared points, or each
         along its own side of the lattice, over ``n_phases`` each, and then paired.
@@ -65,23 +60,15 @@ class DecoupledMusicOptions:
         A value is out of its range.
     """
 
-    azimuth_rad: float = REFERENCE_AZIMUTH_RAD
-    elevation_rad: float = REFERENCE_ELEVATION_RAD
-    range_m: tuple[float, float] = (0.5, 10.0)
     n_phases: int = 128
     n_ranges: int = 200
     share: float = 2 / 3
     criterion: str = "mdl"
     max_sources: int = 8
-    wavefront: Wavefront = "spherical"
     directions: str = "joint"
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not (0 < self.azimuth_rad <= math.pi / 2 and 0 < self.elevation_rad <= math.pi / 2):
-            raise ValueError("azimuth_rad and elevation_rad must lie in (0, pi/2]")
-        if not 0 < self.range_m[0] < self.range_m[1] < math.inf:
-            raise ValueError(f"range_m must be (near, far) with 0 < near < far, got {self.range_m!r}")
         if self.n_phases < 8 or self.n_ranges < 3 or self.max_sources < 1:
             raise ValueError("n_phases must be at least 8, n_ranges at least 3 and max_sources at least 1")
         if not 0 < self.share <= 1:
@@ -107,8 +94,8 @@ class DecoupledMusic:
 
     Parameters
     ----------
-    array : PlanarArray
-        A uniform planar lattice of at least 2 x 2 elements.
+    setup : Setup
+        Of a uniform planar lattice of at least 2 x 2 elements.
     options : DecoupledMusicOptions, optional
 
     Raises
@@ -121,19 +108,19 @@ class DecoupledMusic:
     After P. Ramezani, A. Kosasih, E. Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
     localization", 2024; parts of the lattice are averaged as in T.-J. Shan, M. Wax, T. Kailath, "On spatial smoothing
     for direction-of-arrival estimation of coherent signals", IEEE Trans. ASSP 33, 1985. With more than a quarter of a
-    wavelength between elements the doubled spacing has aliases: each direction that they leave within the field of view
-    is swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
+    wavelength between elements the doubled spacing has aliases: each direction that they leave within the region is
+    swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
     the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
     """
 
-    def __init__(self, array: PlanarArray, options: DecoupledMusicOptions | None = None) -> None:
+    def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
+        array = setup.array
         lattice = array.lattice
         if lattice is None or min(lattice.n_h, lattice.n_v) < 2:
             raise ValueError(f"array must be a uniform planar lattice of at least 2 x 2 elements, got {array!r}")
-        self.array, self.options = array, options or DecoupledMusicOptions()
+        self.setup, self.options = setup, options or DecoupledMusicOptions()
         self._lattice: Lattice = lattice
-        o = self.options
-        self._sweep = RangeSweep(array, o.range_m, o.n_ranges, o.wavefront)
+        self._sweep = RangeSweep(setup, self.options.n_ranges)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -156,7 +143,7 @@ class DecoupledMusic:
         """
         o = self.options
         most = min(o.max_sources, self.most_sources)
-        return by_subspace(measurement, self.array, n_sources, o.criterion, most, self.of_covariance)
+        return by_subspace(measurement, self.setup.array, n_sources, o.criterion, most, self.of_covariance)
 
     @property
     def _spacings(self) -> tuple[float, float]:
@@ -188,13 +175,12 @@ class DecoupledMusic:
         Returns
         -------
         list of B Sources
-            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all;
-            ``confidence`` is 1 - (N - ||U^H a||^2) / N, from 0 to 1.
+            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all.
 
         Raises
         ------
         ValueError
-            ``count`` is out of its range, or fewer directions lie in the field of view.
+            ``count`` is out of its range, or fewer directions lie in the region.
         """
         if not 1 <= count <= self.most_sources:
             raise ValueError(f"n_sources must lie in 1 .. {self.most_sources} for this lattice, got {count}")
@@ -209,7 +195,7 @@ class DecoupledMusic:
             else:
                 phases = self._pairs(g, subspace, count + _SPARE_PEAKS)
             found.append(self._ranged(matrix, phases, count, float(power[b])))
-        return found
+        return reported(found, self.setup)
 
     def _smoothed_subspace(self, g: Tensor, count: int) -> Tensor:
         """Leading eigenvectors (count, h, v) of the average over parts of g."""
@@ -243,38 +229,49 @@ class DecoupledMusic:
 
     def _cosines(self, phase: Tensor, spacing: float) -> Tensor:
         """Direction cosines (..., T) along one side of the lattice that have the given phase steps (...)."""
-        period = self.array.wavelength_m / (2 * spacing)
+        period = self.setup.array.wavelength_m / (2 * spacing)
         reach = math.ceil(1 / period) + 1
         turns = torch.arange(-reach, reach + 1, dtype=torch.float64)
         return period * (phase[..., None] / (2 * math.pi) + turns)
 
+    @property
+    def _sines(self) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Ends of sin(azimuth) and sin(elevation) of the region, as far as it lies in front of the lattice."""
+        region = self.setup.region
+        intervals = (
+            (max(low, -math.pi / 2), min(high, math.pi / 2)) for low, high in (region.azimuth_rad, region.elevation_rad)
+        )
+        azimuth, elevation = ((math.sin(low), math.sin(high)) for low, high in intervals)
+        return azimuth, elevation
+
     def _in_view(self) -> Tensor:
-        """Which points (n, n) of the direction spectrum have an alias in the field of view, or beside it."""
+        """Which points (n, n) of the direction spectrum have an alias in the region, or beside it."""
         n = self.options.n_phases
         phase = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
         x = self._cosines(phase, self._spacings[0])[:, None, :, None]
         y = self._cosines(phase, self._spacings[1])[None, :, None, :]
-        seen = y.abs() <= math.sin(self.options.elevation_rad)
-        seen = seen & (x.abs() <= math.sin(self.options.azimuth_rad) * (1 - y.square()).clamp_min(0).sqrt())
+        (left, right), (low, high) = self._sines
+        across = (1 - y.square()).clamp_min(0).sqrt()
+        seen = (y >= low) & (y <= high) & (x >= left * across) & (x <= right * across)
         inside = seen.flatten(2).any(2)
         # The maximum of a source at the edge may lie one point beyond it.
         return torch.stack([inside.roll((i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]).any(0)
 
     def _aliases(self, phase: Tensor) -> Tensor:
-        """(azimuth, elevation) (J, 2) in the field of view that have a pair of phase steps.
+        """(azimuth, elevation) (J, 2) in the region that have a pair of phase steps.
 
         A source at the edge may come out beyond it: by one point, and by the two that a maximum climbs at most.
         """
-        o = self.options
-        margin = 3 * max(self.array.wavelength_m / (2 * s) for s in self._spacings) / o.n_phases
+        margin = 3 * max(self.setup.array.wavelength_m / (2 * s) for s in self._spacings) / self.options.n_phases
         x = self._cosines(phase[0], self._spacings[0])
         y = self._cosines(phase[1], self._spacings[1])
-        limit = math.sin(o.elevation_rad)
-        x, y = torch.cartesian_prod(x, y[y.abs() <= limit + margin].clamp(-limit, limit)).unbind(-1)
-        elevation, limit = y.asin(), math.sin(o.azimuth_rad)
-        sine = x / elevation.cos().clamp_min(1e-12)
-        inside = x.abs() <= limit * elevation.cos() + margin
-        return torch.stack([sine.clamp(-limit, limit).asin(), elevation], -1)[inside]
+        (left, right), (low, high) = self._sines
+        x, y = torch.cartesian_prod(x, y[(y >= low - margin) & (y <= high + margin)].clamp(low, high)).unbind(-1)
+        elevation = y.asin()
+        across = elevation.cos()
+        sine = x / across.clamp_min(1e-12)
+        inside = (x >= left * across - margin) & (x <= right * across + margin)
+        return torch.stack([sine.clamp(left, right).asin(), elevation], -1)[inside]
 
     def _ranged(self, covariance: Tensor, phases: Tensor, count: int, power: float) -> Sources:
         """The directions with their ranges: the best alias of each, deepest nulls first."""
@@ -289,10 +286,9 @@ class DecoupledMusic:
         rest = sorted(set(candidates) - set(first))
         chosen = sorted([*first, *rest[: count - len(first)]])
         if len(chosen) < count:
-            raise ValueError(f"only {len(chosen)} directions lie in the field of view, n_sources is {count}")
-        rows = torch.tensor([[c.azimuth, c.elevation, c.range_m, 1 - c.null] for c in chosen], dtype=torch.float64)
-        azimuth, elevation, distance, depth = rows.unbind(-1)
-        return Sources(azimuth, elevation, distance, torch.full_like(distance, power / count), depth.clamp(0, 1))
+            raise ValueError(f"only {len(chosen)} directions lie in the region, n_sources is {count}")
+        rows = torch.tensor([[c.azimuth, c.elevation, c.range_m] for c in chosen], dtype=torch.float64)
+        return Sources.at(rows, torch.full_like(rows[:, 0], power / count))
 
 
 @dataclass(frozen=True)
@@ -313,13 +309,13 @@ class SeparableMusic(DecoupledMusic):
 
     Parameters
     ----------
-    array : PlanarArray
-        A uniform planar lattice of at least 2 x 2 elements.
+    setup : Setup
+        Of a uniform planar lattice of at least 2 x 2 elements.
     options : SeparableMusicOptions, optional
     """
 
-    def __init__(self, array: PlanarArray, options: DecoupledMusicOptions | None = None) -> None:
-        super().__init__(array, options or SeparableMusicOptions())
+    def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
+        super().__init__(setup, options or SeparableMusicOptions())
 
 
 def _line_peaks(parts: Tensor, order: int, count: int, n: int) -> Tensor:

@@ -7,14 +7,14 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, completed
-from risfast.detect import Sources
-from risfast.geometry import PlanarArray
+from risfast.baselines.base import by_count, check_request, completed, reported
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.decode import PowerDetection, sources_of_power
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.polish import PolishOptions, polish_sources
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["GreedyMl", "GreedyMlOptions", "Sbl", "SblOptions"]
 
@@ -23,8 +23,8 @@ _EVERY_DB = 300.0
 
 def _coordinates(axes: AtomAxes) -> tuple[Tensor, Tensor, Tensor]:
     """Azimuths, elevations and ranges of the atoms."""
-    sin_az, sin_el = axes.sines
-    return sin_az.asin(), sin_el.asin(), 1 / axes.inverse_range
+    azimuth, elevation = axes.angles(axes.coordinates)
+    return azimuth, elevation, 1 / axes.inverse_range
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,15 @@ class SblOptions:
     ----------
     steps : int
         Majorise-minimise steps.
-    axes : AtomAxes
-        Where atoms stand.
+    axes : AtomAxes or None
+        Where atoms stand; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup.
     detection : PowerDetection
         How their powers are read out; its thresholds are not used where the number of sources is given.
-    wavefront : {"spherical", "fresnel", "planar"}
-        Of the atoms.
     """
 
     steps: int = 30
-    axes: AtomAxes = field(default_factory=AtomAxes)
+    axes: AtomAxes | None = None
     detection: PowerDetection = field(default_factory=PowerDetection)
-    wavefront: str = "spherical"
 
 
 class Sbl:
@@ -54,8 +51,7 @@ class Sbl:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : SblOptions, optional
 
     Notes
@@ -65,11 +61,10 @@ class Sbl:
     DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see ``risfast.models.fit``.
     """
 
-    def __init__(self, array: PlanarArray, options: SblOptions | None = None) -> None:
-        self.array, self.options = array, options or SblOptions()
-        o = self.options
-        fit = UnrolledOptions(steps=o.steps, corrections=False, axes=o.axes, wavefront=o.wavefront)
-        self.fit = UnrolledBackbone(array, fit).eval()
+    def __init__(self, setup: Setup, options: SblOptions | None = None) -> None:
+        self.setup, self.options = setup, options or SblOptions()
+        fit = UnrolledOptions(steps=self.options.steps, corrections=False, axes=self.options.axes)
+        self.fit = UnrolledBackbone(setup, fit).eval()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -82,25 +77,23 @@ class Sbl:
         Returns
         -------
         list of B Sources
-            ``confidence`` is the share of the scene's power.
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         if len(measurement) == 0:
             return []
-        o = self.options
+        detection, tolerance, axes = self.options.detection, self.setup.tolerance, self.fit.atoms.axes
         with torch.no_grad():
             power = self.fit(measurement).power
         assert power is not None  # this backbone has atoms
         if n_sources is None:
-            return sources_of_power(power, o.axes, o.detection)
-        most = max(int(n_sources.max()), 1)
-        found = sources_of_power(power, o.axes, replace(o.detection, max_db=_EVERY_DB, max_sources=most))
-        apart = o.detection.separation
-        gate = (apart.azimuth_rad, apart.elevation_rad, apart.range_m)
-        return [
-            completed(sources, count, _coordinates(o.axes), power[i], gate)
+            return reported(sources_of_power(power, axes, tolerance, detection), self.setup)
+        every = replace(detection, max_db=_EVERY_DB, max_sources=max(int(n_sources.max()), 1))
+        found = sources_of_power(power, axes, tolerance, every)
+        whole = [
+            completed(sources, count, _coordinates(axes), power[i], tolerance.limits)
             for i, (sources, count) in enumerate(zip(found, n_sources.tolist(), strict=True))
         ]
+        return reported(whole, self.setup)
 
 
 @dataclass(frozen=True)
@@ -111,15 +104,12 @@ class GreedyMlOptions:
     ----------
     polish : PolishOptions
         Births, moves and the penalty of a source.
-    axes : AtomAxes
-        Where new sources are looked for.
-    wavefront : {"spherical", "fresnel", "planar"}
-        Of the atoms and of the likelihood.
+    axes : AtomAxes or None
+        Where new sources are looked for; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup.
     """
 
     polish: PolishOptions = field(default_factory=lambda: PolishOptions(births=8))
-    axes: AtomAxes = field(default_factory=AtomAxes)
-    wavefront: str = "spherical"
+    axes: AtomAxes | None = None
 
 
 class GreedyMl:
@@ -130,8 +120,7 @@ class GreedyMl:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : GreedyMlOptions, optional
 
     Notes
@@ -140,9 +129,9 @@ class GreedyMl:
     births, joint moves and the penalty are those of :func:`risfast.polish.polish_sources`, started from no source.
     """
 
-    def __init__(self, array: PlanarArray, options: GreedyMlOptions | None = None) -> None:
-        self.array, self.options = array, options or GreedyMlOptions()
-        self.atoms = AtomGrid(array, self.options.axes, self.options.wavefront)
+    def __init__(self, setup: Setup, options: GreedyMlOptions | None = None) -> None:
+        self.setup, self.options = setup, options or GreedyMlOptions()
+        self.atoms = AtomGrid(setup, self.options.axes)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -156,7 +145,7 @@ class GreedyMl:
         -------
         list of B Sources
         """
-        check_request(measurement, self.array, n_sources)
+        check_request(measurement, self.setup.array, n_sources)
         with torch.no_grad():
             if n_sources is None:
                 return polish_sources(measurement, None, self.atoms, self.options.polish).sources
@@ -182,22 +171,21 @@ class GreedyMl:
         grown = polish_sources(
             part, [found[i] for i in lacking], self.atoms, replace(free, births=count, max_sources=count)
         ).sources
-        volume, axes = self._matched_filter(part), _coordinates(self.options.axes)
+        volume, axes = self._matched_filter(part), _coordinates(self.atoms.axes)
         for i, sources, powers in zip(lacking, grown, volume, strict=True):
-            found[i] = completed(sources, count, axes, powers, self._steps())
+            (found[i],) = reported([completed(sources, count, axes, powers, self._steps())], self.setup)
         return found
 
     def _without_one(self, measurement: Measurement, sources: Sources, how: PolishOptions) -> Sources:
         """The sources of one scene less the one that the likelihood misses least."""
         k = len(sources)
-        rows = torch.stack([sources.azimuth, sources.elevation, sources.range, sources.power, sources.confidence], -1)
-        fewer = [Sources(*torch.cat([rows[:i], rows[i + 1 :]]).unbind(-1)) for i in range(k)]
+        fewer = [sources[[j for j in range(k) if j != i]] for i in range(k)]
         tried = polish_sources(measurement[torch.zeros(k, dtype=torch.long)], fewer, self.atoms, how)
         return tried.sources[int(tried.log_likelihood.argmax())]
 
     def _steps(self) -> tuple[float, float, float]:
         """Widest spacings of the atoms."""
-        widest = [float(a.diff().abs().max()) for a in _coordinates(self.options.axes)]
+        widest = [float(a.diff().abs().max()) if len(a) > 1 else 0.0 for a in _coordinates(self.atoms.axes)]
         return widest[0], widest[1], widest[2]
 
     def _matched_filter(self, measurement: Measurement) -> Tensor:

@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from risfast.baselines.music import leading
-from risfast.detect import Sources
-from risfast.geometry import Lattice, PlanarArray
+from risfast.geometry import Lattice, SensorArray
+from risfast.sources import Sources
 from risfast.steering import steering_vectors
 
 __all__ = ["LineSources", "central_cuts", "paired_sources", "square_lattice"]
@@ -39,12 +39,12 @@ class LineSources(NamedTuple):
     range_m: Tensor
 
 
-def square_lattice(array: PlanarArray, n_elements: int) -> Lattice:
+def square_lattice(array: SensorArray, n_elements: int) -> Lattice:
     """The lattice of a surface whose rows and columns are lines of ``n_elements`` at half a wavelength.
 
     Parameters
     ----------
-    array : PlanarArray
+    array : SensorArray
     n_elements : int
         Of a line.
 
@@ -97,7 +97,7 @@ def central_cuts(covariance: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
 
 def paired_sources(
     covariance: Tensor,
-    array: PlanarArray,
+    array: SensorArray,
     horizontal: LineSources,
     vertical: LineSources,
     range_m: tuple[float, float],
@@ -108,7 +108,7 @@ def paired_sources(
     ----------
     covariance : complex tensor, shape (N, N)
         Of the surface.
-    array : PlanarArray
+    array : SensorArray
         N elements.
     horizontal, vertical : LineSources
         K each, K < N.
@@ -118,8 +118,7 @@ def paired_sources(
     Returns
     -------
     Sources
-        K, the deepest null first. ``power`` is the mean power of an element over K, the same for all; ``confidence`` is
-        one less the null.
+        K, the deepest null first. ``power`` is the mean power of an element over K, the same for all.
 
     Notes
     -----
@@ -140,8 +139,7 @@ def paired_sources(
     weight_h, weight_v = (1 - along.square()).square()[row], up.cos()[column] ** 4
     range_h, range_v = horizontal.range_m.double().cpu()[row], vertical.range_m.double().cpu()[column]
     r = (weight_h + weight_v) / (weight_h / range_h + weight_v / range_v)
-    depth = (1 - null[row, column]).clamp(0, 1)
-    by_depth = depth.argsort(descending=True, stable=True)
+    by_depth = null[row, column].argsort(stable=True)
     power = float(covariance.diagonal().real.mean()) / count
-    azimuth, elevation = azimuth[row, column][by_depth], elevation[row, column][by_depth]
-    return Sources(azimuth, elevation, r[by_depth], torch.full_like(depth, power), depth[by_depth])
+    position = torch.stack([azimuth[row, column], elevation[row, column], r], -1)[by_depth]
+    return Sources.at(position, torch.full_like(position[:, 0], power))

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, completed
-from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.baselines.base import by_count, check_request, completed, reported
+from risfast.baselines.capon import peaks_without_threshold
 from risfast.covariance import ls_covariance
-from risfast.detect import DetectionOptions, Sources, detect_sources_lowrank
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.detect import DetectionOptions, detect_sources_lowrank
+from risfast.geometry import SearchGrid, SensorArray
 from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum_lowrank
-from risfast.steering import Wavefront
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["CRITERIA", "LOADING", "LsMusic", "MusicOptions", "by_subspace", "model_order"]
 
@@ -85,9 +86,7 @@ class MusicOptions:
     detection : DetectionOptions
         Candidates, refinement and separation of peaks; its thresholds are not used.
     grid : SearchGrid or None
-        None is :meth:`SearchGrid.reference`.
-    wavefront : {"spherical", "fresnel", "planar"}
-        Of the steering vectors.
+        None is that of the setup, :meth:`risfast.Setup.search_grid`.
 
     Raises
     ------
@@ -99,7 +98,6 @@ class MusicOptions:
     max_sources: int = 8
     detection: DetectionOptions = field(default_factory=DetectionOptions)
     grid: SearchGrid | None = None
-    wavefront: Wavefront = "spherical"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -158,8 +156,7 @@ class LsMusic:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface.
+    setup : Setup
     options : MusicOptions, optional
 
     Notes
@@ -168,8 +165,8 @@ class LsMusic:
     that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the grid.
     """
 
-    def __init__(self, array: PlanarArray, options: MusicOptions | None = None) -> None:
-        self.array, self.options = array, options or MusicOptions()
+    def __init__(self, setup: Setup, options: MusicOptions | None = None) -> None:
+        self.setup, self.options = setup, options or MusicOptions()
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -190,7 +187,7 @@ class LsMusic:
             As many sources as elements, or more.
         """
         o = self.options
-        return by_subspace(measurement, self.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
+        return by_subspace(measurement, self.setup.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """The strongest peaks of the MUSIC spectra of a batch of covariances.
@@ -207,31 +204,26 @@ class LsMusic:
         list of B Sources
             Exactly ``count`` each, filled up by :func:`risfast.baselines.base.completed`.
         """
-        o = self.options
-        grid = o.grid if o.grid is not None else SearchGrid.reference()
+        o, setup = self.options, self.setup
+        grid = o.grid if o.grid is not None else setup.search_grid()
         subspace = leading(covariance, count)
         found = detect_sources_lowrank(
-            subspace,
-            self.array,
-            grid,
-            loading=LOADING,
-            wavefront=o.wavefront,
-            options=peaks_without_threshold(o.detection, count),
+            subspace, setup, grid, loading=LOADING, options=peaks_without_threshold(o.detection, count)
         )
         axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
         for i, sources in enumerate(found):
             volume = torch.zeros(0)
             if len(sources) < count:
                 volume = mvdr_spectrum_lowrank(
-                    subspace[i], self.array, grid, loading=LOADING, wavefront=o.wavefront, reduce="none"
+                    subspace[i], setup.array, grid, loading=LOADING, wavefront=setup.wavefront, reduce="none"
                 )
-            result.append(completed(sources, count, axes, volume, separation(o.detection)))
-        return result
+            result.append(completed(sources, count, axes, volume, o.detection.separation(self.setup)))
+        return reported(result, setup)
 
 
 def by_subspace(
     measurement: Measurement,
-    array: PlanarArray,
+    array: SensorArray,
     n_sources: Tensor | None,
     criterion: str,
     most: int,
@@ -243,7 +235,7 @@ def by_subspace(
     ----------
     measurement : Measurement
         Of B scenes.
-    array : PlanarArray
+    array : SensorArray
         N elements.
     n_sources : int64 tensor, shape (B,), or None
         Where None, the criterion chooses.
@@ -276,14 +268,14 @@ def by_subspace(
     return by_count(counts.cpu(), lambda scenes, count: find(covariance[scenes.to(covariance.device)], count))
 
 
-def check_subspace(counts: Tensor, array: PlanarArray) -> None:
+def check_subspace(counts: Tensor, array: SensorArray) -> None:
     """Refuse a signal subspace that would leave no noise.
 
     Parameters
     ----------
     counts : int64 tensor, shape (B,)
         Sources of each scene.
-    array : PlanarArray
+    array : SensorArray
         N elements.
 
     Raises

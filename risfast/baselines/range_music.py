@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import completed
-from risfast.baselines.capon import peaks_without_threshold, separation
+from risfast.baselines.base import completed, reported
+from risfast.baselines.capon import peaks_without_threshold
 from risfast.baselines.music import CRITERIA, LOADING, by_subspace, leading
 from risfast.baselines.range_sweep import RangeSweep
-from risfast.detect import DetectionOptions, Sources, detect_sources_lowrank
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.detect import DetectionOptions, detect_sources_lowrank
 from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum_lowrank
-from risfast.steering import Wavefront
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = ["RangeMusic", "RangeMusicOptions"]
 
@@ -33,25 +33,19 @@ class RangeMusicOptions:
         Largest number that the criterion may choose, >= 1.
     detection : DetectionOptions
         Candidates, refinement and separation of directions; its thresholds are not used.
-    grid : SearchGrid or None
-        Its directions are searched, and its ranges bound the sweep. None is :meth:`SearchGrid.reference`.
     n_ranges : int
-        Points of the sweep, uniform in 1/range, >= 3.
-    wavefront : {"spherical", "fresnel"}
-        Of the range sweep.
+        Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3.
 
     Raises
     ------
     ValueError
-        An unknown criterion or wavefront, a count out of its range, or a grid of a single range.
+        An unknown criterion, or a count out of its range.
     """
 
     criterion: str = "mdl"
     max_sources: int = 8
     detection: DetectionOptions = field(default_factory=DetectionOptions)
-    grid: SearchGrid | None = None
     n_ranges: int = 200
-    wavefront: Wavefront = "spherical"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -59,10 +53,6 @@ class RangeMusicOptions:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
         if self.max_sources < 1 or self.n_ranges < 3:
             raise ValueError("max_sources must be at least 1 and n_ranges at least 3")
-        if self.wavefront not in ("spherical", "fresnel"):
-            raise ValueError(f"wavefront of a range sweep must be spherical or fresnel, got {self.wavefront!r}")
-        if self.grid is not None and len(self.grid.range_m) < 2:
-            raise ValueError("grid must have at least two ranges: the sweep goes from the first to the last")
 
 
 class RangeMusic:
@@ -70,8 +60,8 @@ class RangeMusic:
 
     Parameters
     ----------
-    array : PlanarArray
-        The surface, N elements.
+    setup : Setup
+        Array of N elements.
     options : RangeMusicOptions, optional
 
     Notes
@@ -81,12 +71,10 @@ class RangeMusic:
     in the plane-wave spectrum is broad, or split.
     """
 
-    def __init__(self, array: PlanarArray, options: RangeMusicOptions | None = None) -> None:
-        self.array, self.options = array, options or RangeMusicOptions()
-        grid = self.options.grid if self.options.grid is not None else SearchGrid.reference()
-        nearest, farthest = float(grid.range_m[0]), float(grid.range_m[-1])
-        self._directions = SearchGrid(grid.azimuth_rad, grid.elevation_rad, torch.tensor([farthest]))
-        self._sweep = RangeSweep(array, (nearest, farthest), self.options.n_ranges, self.options.wavefront)
+    def __init__(self, setup: Setup, options: RangeMusicOptions | None = None) -> None:
+        self.setup, self.options = setup, options or RangeMusicOptions()
+        self._far = setup.replace(wavefront="planar")
+        self._sweep = RangeSweep(setup, self.options.n_ranges)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -107,7 +95,7 @@ class RangeMusic:
             As many sources as elements, or more.
         """
         o = self.options
-        return by_subspace(measurement, self.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
+        return by_subspace(measurement, self.setup.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each of a batch of covariances.
@@ -122,32 +110,27 @@ class RangeMusic:
         Returns
         -------
         list of B Sources
-            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all;
-            ``confidence`` is 1 - (N - ||U^H a||^2) / N, from 0 to 1.
+            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all.
         """
-        o, grid = self.options, self._directions
+        o, far = self.options, self._far
+        grid = far.search_grid()
         subspace = leading(covariance, count)
         found = detect_sources_lowrank(
-            subspace,
-            self.array,
-            grid,
-            loading=LOADING,
-            wavefront="planar",
-            options=peaks_without_threshold(o.detection, count),
+            subspace, far, grid, loading=LOADING, options=peaks_without_threshold(o.detection, count)
         )
         power = covariance.diagonal(dim1=1, dim2=2).real.mean(1).double().cpu() / count
         axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
-        apart = (*separation(o.detection)[:2], math.inf)
+        apart = (*o.detection.separation(self.setup)[:2], math.inf)
         result = []
         for i, sources in enumerate(found):
             volume = torch.zeros(0)
             if len(sources) < count:
                 volume = mvdr_spectrum_lowrank(
-                    subspace[i], self.array, grid, loading=LOADING, wavefront="planar", reduce="none"
+                    subspace[i], far.array, grid, loading=LOADING, wavefront="planar", reduce="none"
                 )
             directions = completed(sources, count, axes, volume, apart)
             result.append(self._ranged(subspace[i], directions, float(power[i])))
-        return result
+        return reported(result, self.setup)
 
     def _ranged(self, subspace: Tensor, directions: Sources, power: float) -> Sources:
         """The sources in those directions with their ranges."""
@@ -156,5 +139,5 @@ class RangeMusic:
             (*self._sweep.deepest(rows, azimuth, elevation), azimuth, elevation)
             for azimuth, elevation in zip(directions.azimuth.tolist(), directions.elevation.tolist(), strict=True)
         ]
-        null, r, azimuth, elevation = torch.tensor(sorted(found), dtype=torch.float64).unbind(-1)
-        return Sources(azimuth, elevation, r, torch.full_like(r, power), (1 - null).clamp(0, 1))
+        _, r, azimuth, elevation = torch.tensor(sorted(found), dtype=torch.float64).unbind(-1)
+        return Sources.at(torch.stack([azimuth, elevation, r], -1), torch.full_like(r, power))

@@ -7,31 +7,26 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from risfast.geometry import PlanarArray
-from risfast.steering import Wavefront, steering_vectors
+from risfast.setup import Setup
+from risfast.steering import steering_vectors
 
 __all__ = ["RangeSweep"]
 
 
 @dataclass(frozen=True)
 class RangeSweep:
-    """MUSIC along rays of an array.
+    """MUSIC along rays, over the ranges of a setup.
 
     Attributes
     ----------
-    array : PlanarArray
-        N elements.
-    range_m : (float, float)
-        Nearest and farthest, metres.
+    setup : Setup
+        Array of N elements.
     n_points : int
         Points of a sweep, uniform in 1/range; a second one of as many is made around the best.
-    wavefront : {"spherical", "fresnel", "planar"}
     """
 
-    array: PlanarArray
-    range_m: tuple[float, float]
+    setup: Setup
     n_points: int
-    wavefront: Wavefront
 
     def deepest(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
         """Deepest null in one direction.
@@ -50,8 +45,7 @@ class RangeSweep:
         range_m : float
             Where it is.
         """
-        near, far = self.range_m
-        inverse = torch.linspace(1 / far, 1 / near, self.n_points, dtype=torch.float64)
+        inverse = torch.linspace(*self.setup.region.inverse_range, self.n_points, dtype=torch.float64)
         null = self._null(subspace, azimuth, elevation, 1 / inverse)
         at = int(null.argmin())
         low, high = inverse[max(at - 1, 0)], inverse[min(at + 1, len(inverse) - 1)]
@@ -63,11 +57,11 @@ class RangeSweep:
     def _null(self, subspace: Tensor, azimuth: float, elevation: float, r: Tensor) -> Tensor:
         """(N - |U^H a|^2) / N at ranges r."""
         a = steering_vectors(
-            self.array,
+            self.setup.array,
             torch.tensor(azimuth, dtype=torch.float64),
             torch.tensor(elevation, dtype=torch.float64),
             r,
-            wavefront=self.wavefront,
+            wavefront=self.setup.wavefront,
             dtype=torch.complex128,
         ).to(subspace.device)
         return 1 - (subspace @ a.mT).abs().square().sum(0) / a.shape[1]

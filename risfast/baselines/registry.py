@@ -24,7 +24,7 @@ from risfast.baselines.decoupled import (
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions
 from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
-from risfast.geometry import PlanarArray
+from risfast.setup import Setup
 
 __all__ = ["BASELINES", "CHECKOUT_BASELINES", "build_baseline"]
 
@@ -49,15 +49,15 @@ CHECKOUT_BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
 """The same for those that run public code which does not come with risfast: their options must name it."""
 
 
-def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseline:
+def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     """Make a baseline.
 
     Parameters
     ----------
     name : str
         One of :data:`BASELINES` or of :data:`CHECKOUT_BASELINES`.
-    array : PlanarArray
-        The surface that it is for.
+    setup : Setup
+        What it is for.
     options : dataclass, optional
         Of the class that the table names; None is its defaults. A baseline of a checkout has none.
 
@@ -76,5 +76,5 @@ def build_baseline(name: str, array: PlanarArray, options: Any = None) -> Baseli
     kind, kind_of_options = known[name]
     if options is not None and not isinstance(options, kind_of_options):
         raise TypeError(f"options of {name} must be {kind_of_options.__name__}, got {type(options).__name__}")
-    made: Baseline = kind(array, options)
+    made: Baseline = kind(setup, options)
     return made

@@ -13,7 +13,6 @@ import io
 import os
 import re
 import sys
-import textwrap
 import traceback
 from collections.abc import Sequence
 from dataclasses import make_dataclass
@@ -48,7 +47,6 @@ COMMANDS = {
 _OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
 _COMMON = ("--quiet", "--verbose", "--debug")
 _COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
-_WIDTH = 80
 _HELP = (
     "risfast COMMAND --help lists the options of a command; every command takes --quiet and --verbose. "
     "risfast --version prints the version, risfast --tyro-print-completion bash (or zsh, fish) a completion script."
@@ -194,13 +192,17 @@ def _present(word: str, own: dict[str, str]) -> str:
 
 def _description(command: str, module: Any) -> str:
     about = COMMANDS[command].about
-    return f"{about[0].upper()}{about[1:]}.\n\n{textwrap.fill(getattr(module, 'HELP', ''), _WIDTH)}".strip()
+    return f"{about[0].upper()}{about[1:]}.\n\n{getattr(module, 'HELP', '')}".strip()
 
 
 def _one_line(box: str) -> str:
-    """What tyro writes into a box, in one line: the message, and the options that are near."""
-    lines = [line.strip("│ ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
-    parts = [" ".join(part.split()) for part in re.split(r"\n─+\n", "\n".join(lines))]
+    """What tyro writes into a box, in one line: the message, and the options that are near.
+
+    The title stands in the frame; where the terminal knows no frames, in a part of its own.
+    """
+    lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
+    parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{9,}\n", "\n".join(lines))]
+    parts = parts if "╭" in box else parts[1:] or parts
     message = re.sub(r"^Error parsing [\w.]+: ", "", parts[0])
     near = [name for part in parts[1:] for name in re.findall(r"(?:^|, | )(--[a-z][\w.-]*)", part) if name != "--help"]
     if near and "nrecognized" in message:
@@ -221,7 +223,7 @@ def _overview(arguments: Sequence[str]) -> int:
         else:
             kind, about = make_dataclass(name, []), command.about
         commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
-    text = "Near-field source localisation behind surfaces and arrays.\n\n" + textwrap.fill(_HELP, _WIDTH)
+    text = "Near-field source localisation behind surfaces and arrays.\n\n" + _HELP
     from risfast.cli.options import option_registry  # noqa: PLC0415
 
     program: Any = Union[tuple(commands)]  # noqa: UP007 - made at run time

@@ -53,7 +53,7 @@ class Results:
 class Options:
     """Options of ``risfast detect``."""
 
-    file: Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5; snapshots of an array that is sampled itself."""
     setup: Opt[Path] = None
     """TOML file with positions, wavelength and, where they are not to be derived, region and wavefront; needed where

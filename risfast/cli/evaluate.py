@@ -42,8 +42,17 @@ class Options:
     greedy_ml, sbl, ls_capon, and transformer_capon if there is a model for it."""
     seed: int = 0x6576616C
     """Of the scenes; not one that the model was trained with."""
-    model: Opt[Path] = None
-    """Model folder of the localizer; by default the checkpoint that comes with the package."""
+    model: str = "default"
+    """default (the checkpoint that comes with the package), none (the classical fit, which needs no training), or the
+    folder of a model. It must be for the system."""
+    system: Opt[Path] = None
+    """TOML file of a system of your own: array, antennas, codes, and where its sources are. By default the reference
+    distribution on the setup."""
+    setup: Opt[Path] = None
+    """TOML file of a setup: array, region, wavefront and tolerance of a hit. By default that of the system, or of the
+    model."""
+    device: str = "cpu"
+    """Of the localizer; baselines run on the CPU."""
     transformer: Opt[Path] = None
     """Model folder of a transformer backbone, for transformer_capon."""
     dcd_checkout: Opt[Path] = None
@@ -66,9 +75,11 @@ class Options:
 
 def run(options: Options, progress: Progress) -> int:
     """Run the suite, or go on with it."""
+    from risfast.data.system_file import read_system  # noqa: PLC0415
     from risfast.evaluate.methods import DEFAULT_METHODS  # noqa: PLC0415
     from risfast.evaluate.outcome import finish  # noqa: PLC0415
     from risfast.evaluate.suite import SuiteConfig, run_suite  # noqa: PLC0415
+    from risfast.io.setup_file import read_setup  # noqa: PLC0415
     from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
 
     methods = options.methods or (*DEFAULT_METHODS, *(("transformer_capon",) if options.transformer else ()))
@@ -78,7 +89,10 @@ def run(options: Options, progress: Progress) -> int:
         snapshots=options.snapshots,
         methods=methods,
         seed=options.seed,
-        model=options.model or DEFAULT_MODEL,
+        model={"default": DEFAULT_MODEL, "none": None}.get(options.model, Path(options.model)),
+        system=None if options.system is None else read_system(options.system),
+        setup=None if options.setup is None else read_setup(options.setup),
+        device=options.device,
         transformer=options.transformer,
         dcd_checkout=options.dcd_checkout,
         dcd_weights=options.dcd_weights,
@@ -110,7 +124,7 @@ _SHORT = {
     "count": "count right",
     "median": "median xyz error (m)",
     "over_bound": "rms of hits / bound",
-    "near_recall": "recall, <= 5 m, >= 5 dB",
+    "near_recall": "recall, near, >= 5 dB",
     "time": "ms per scene",
 }
 

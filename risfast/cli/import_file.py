@@ -25,7 +25,7 @@ IN_OPTIONS = {"array": "--setup", "positions_m": "--positions"}
 class Options:
     """Options of ``risfast import``."""
 
-    source: tyro.conf.Positional[Path]
+    source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """.npz, .mat, .h5, .uvh5, .sigmf-meta"""
     target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None
     """.h5, .npz or .mat"""

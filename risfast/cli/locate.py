@@ -49,7 +49,7 @@ IN_OPTIONS = {"n_sources": "--sources", "array": "--setup", "positions_m": "--po
 class Options:
     """Options of ``risfast locate``."""
 
-    file: Positional[Path]
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The recording."""
     model: Annotated[Opt[str], arg(metavar="default|none|FOLDER")] = None
     """The model that comes with risfast, none (the classical fit, for any array), or the folder of a trained one. By
@@ -202,9 +202,12 @@ def _region_text(setup: Setup) -> str:
 
 def _decision(current: PipelineOptions, options: Options) -> PipelineOptions:
     """The options with the thresholds that were typed."""
-    given = {"least_confidence": options.least_confidence, "max_sources": options.max_sources}
-    typed = {name: value for name, value in given.items() if value is not None}
-    return replace(current, decision=replace(current.decision, **typed)) if typed else current
+    decision = current.decision
+    if options.least_confidence is not None:
+        decision = replace(decision, least_confidence=options.least_confidence)
+    if options.max_sources is not None:
+        decision = replace(decision, max_sources=options.max_sources)
+    return replace(current, decision=decision)
 
 
 def _covariance(
@@ -223,9 +226,10 @@ def _covariance(
         detection = replace(detection, max_sources=options.max_sources)
     if options.sources is not None:  # as many peaks, however weak
         detection = replace(detection, max_sources=options.sources, max_db=math.inf, mad_z=None, prominence_db=0.0)
-    how = {} if chosen is None else {"loading": chosen.map.loading}
     grid = setup.search_grid() if chosen is None else chosen.grid(setup)
-    what = Covariances(matrices, setup, grid, detection=detection, **how)
+    what = Covariances(matrices, setup, grid, detection=detection)
+    if chosen is not None:
+        what = replace(what, loading=chosen.map.loading)
     found = detect_in(what, options.results.picture_scene, progress)
     report(found, what, options.results, picture, options.file, progress)
     return 0

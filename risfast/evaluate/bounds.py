@@ -64,7 +64,7 @@ class SourceBound:
         Parameters
         ----------
         tolerance : Tolerance, optional
-            By default 5 degrees, 5 degrees and 1 m.
+            That of the setup; by default 5 degrees, 5 degrees and 1 m.
 
         Returns
         -------
@@ -173,7 +173,8 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias:
     covariance : float64 tensor, shape (..., 3, 3)
         Of (azimuth, elevation, range) in radians and metres, positive semi-definite.
     tolerance : Tolerance, optional
-        Half-widths of the box; by default 5 degrees, 5 degrees and 1 m.
+        Half-widths of the box; by default 5 degrees, 5 degrees and 1 m. Where that of range is infinite, the chance is
+        that of the two angles.
     bias : float64 tensor, shape (..., 3), optional
         Mean of the error, in the same units; by default zero.
 
@@ -205,6 +206,7 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias:
     half = torch.tensor([gate.azimuth_rad, gate.elevation_rad, gate.range_m], dtype=torch.float64)
     if not bool((half > 0).all()):
         raise ValueError(f"tolerance must be positive in every coordinate, got {gate}")
+    covariance, bias = _scored(covariance, bias, half)
     flat = covariance.detach().double().cpu().reshape(-1, 3, 3) / (half[:, None] * half)
     known = ~flat.isnan().flatten(1).any(1)
     bounded = known & flat.isfinite().flatten(1).all(1)
@@ -219,6 +221,16 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias:
     for part in index.split(_SOURCES_AT_ONCE):
         result[part] = _box_probability(flat[part], None if mean is None else mean[part])
     return result.reshape(covariance.shape[:-2]).to(covariance.device)
+
+
+def _scored(covariance: Tensor, bias: Tensor | None, half: Tensor) -> tuple[Tensor, Tensor | None]:
+    """A coordinate that is not scored, of infinite half-width, as one that is known; the half-width becomes 1."""
+    free = half.isinf().to(covariance.device)
+    if not bool(free.any()):
+        return covariance, bias
+    half[half.isinf()] = 1.0
+    covariance = covariance.masked_fill(free[:, None] | free, 0.0)
+    return covariance, None if bias is None else bias.masked_fill(free, 0.0)
 
 
 def _certain(covariance: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from risfast.evaluate.metrics import Scores, score
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import TRUTH, Task, tasks_of
+from risfast.tolerance import Tolerance
 
 __all__ = ["Collected", "Key", "Mismatched", "Timing", "Truth", "bound_errors", "collect"]
 
@@ -164,7 +165,9 @@ class Collected:
         return replace(scores, **parts, partial=True)
 
 
-def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Collected:
+def collect(
+    results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequence[int], tolerance: Tolerance
+) -> Collected:
     """Read every record and score it.
 
     Parameters
@@ -174,6 +177,8 @@ def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequenc
     sets : sequence of SceneSet
     snapshots : sequence of int
         Each L that was run.
+    tolerance : Tolerance
+        The gate of a hit.
 
     Returns
     -------
@@ -199,7 +204,7 @@ def collect(results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequenc
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
         collected.estimates[key] = estimates
-        collected.scores[key] = _score(estimates, truth[key[:3]].first(len(estimates)))
+        collected.scores[key] = _score(estimates, truth[key[:3]].first(len(estimates)), tolerance)
         collected.timing[key] = _timing(parts)
         collected.failures[key] = sum(int(part["failed"].sum()) for part in parts)
     return collected
@@ -223,7 +228,7 @@ def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
     )
 
 
-def _score(estimates: Sequence[Array], truth: Truth) -> Scores:
+def _score(estimates: Sequence[Array], truth: Truth, tolerance: Tolerance) -> Scores:
     cuts = np.cumsum(truth.count)[:-1]
     limits = np.stack([np.sqrt(truth.covariance[:, 2, 2]), truth.position_m, truth.implied], -1)
     return score(
@@ -231,6 +236,7 @@ def _score(estimates: Sequence[Array], truth: Truth) -> Scores:
         np.split(truth.position, cuts),
         snr_db=truth.snr_db,
         bound=np.split(limits, cuts),
+        tolerance=tolerance,
     )
 
 

@@ -18,10 +18,6 @@ from risfast.evaluate.metrics import Scores
 
 __all__ = ["FIGURES", "Interval", "Row", "bootstrap", "bootstrap_difference", "figures", "table"]
 
-# Sources whose range is bounded within this are held against the bound: an error that is cut off at the tolerance of a
-# hit says little about a bound as wide as that.
-SHARP_RANGE_BOUND_M = 0.3
-
 FIGURES: dict[str, str] = {
     "scenes": "scenes",
     "sources": "true sources",
@@ -47,7 +43,7 @@ FIGURES: dict[str, str] = {
     "rmse_range_hits_m": "of the hits",
     "rmse_xyz_hits_m": "of the hits",
     "median_xyz_hits_m": "of the hits",
-    "sharp_hits": "hits among the sources with a range bound below 0.3 m",
+    "sharp_hits": "hits among the sources with a range bound below three tenths of the tolerance",
     "error_over_bound": "of these, rms distance over rms position bound",
     "normalised_error": "of these, rms of the distance over the position bound of each",
 }
@@ -295,7 +291,7 @@ def _sums(scores: Scores) -> dict[str, Array]:
     error, hit = scores.source_error, scores.source_hit
     range_bound, position_bound, implied = scores.source_bound.T
     paired, known = ~np.isnan(error[:, 0]), ~np.isnan(implied)
-    sharp = hit & (range_bound < SHARP_RANGE_BOUND_M) & np.isfinite(error[:, 3])
+    sharp = hit & (range_bound < scores.sharp_m) & np.isfinite(error[:, 3])
     squared = np.square(np.where(sharp, error[:, 3], 0.0))
     bound = np.square(np.where(sharp, position_bound, 1.0))
     sums = {

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from risfast.data.scenes import SystemConfig
 from risfast.evaluate.collected import Collected, Key
 from risfast.evaluate.figures import Interval, bootstrap, bootstrap_difference
 from risfast.evaluate.metrics import Scores
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES, SceneSet
 
-__all__ = ["AZIMUTH_EDGES_DEG", "KEPT", "RANGE_EDGES", "REFERENCE", "SNR_EDGES", "Group", "groups_of"]
+__all__ = ["KEPT", "REFERENCE", "Edges", "Group", "groups_of"]
 
 REFERENCE = "greedy_ml"  # what every method is compared with
 KEPT = (
@@ -38,10 +39,47 @@ KEPT = (
 )
 """Those of :data:`risfast.evaluate.figures.FIGURES` that the tables hold."""
 
-SNR_EDGES = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
-RANGE_EDGES = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)
-AZIMUTH_EDGES_DEG = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0)
-NEAR_M, LOUD_DB = 5.0, 5.0
+LOUD_DB = 5.0
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Intervals that the main set is cut into, of SNR, range and azimuth; the defaults are of the reference system.
+
+    Attributes
+    ----------
+    snr_db, range_m, azimuth_deg : tuple of float
+        Increasing; empty where the value is fixed.
+    near_m : float
+        Sources up to here are near.
+    """
+
+    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
+    range_m: tuple[float, ...] = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)
+    azimuth_deg: tuple[float, ...] = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0)
+    near_m: float = 5.0
+
+    @classmethod
+    def of(cls, system: SystemConfig) -> Edges:
+        """Those of the reference system where its intervals are the system's, else five or six equal ones."""
+        usual = cls()
+        azimuth = tuple(math.degrees(value) for value in system.azimuth_rad)
+        near, far = system.range_m
+        same = (near, far) == (usual.range_m[0], usual.range_m[-1])
+        return cls(
+            _equal(usual.snr_db, system.snr_db),
+            _equal(usual.range_m, system.range_m),
+            _equal(usual.azimuth_deg, azimuth),
+            usual.near_m if same else (near + far) / 2,
+        )
+
+
+def _equal(usual: tuple[float, ...], interval: tuple[float, ...]) -> tuple[float, ...]:
+    """The usual edges where these are their ends, else as many equal ones."""
+    low, high = interval
+    if math.isclose(low, usual[0], abs_tol=1e-9) and math.isclose(high, usual[-1], abs_tol=1e-9):
+        return usual
+    return tuple(np.linspace(low, high, len(usual)).tolist()) if high > low else ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +144,7 @@ class _Cut:
 Report = Callable[[int, int], None]
 
 
-def _cuts(collected: Collected) -> Iterator[_Cut]:
+def _cuts(collected: Collected, edges: Edges) -> Iterator[_Cut]:
     """Of the main set, blind."""
     scores = collected.scores
 
@@ -126,19 +164,19 @@ def _cuts(collected: Collected) -> Iterator[_Cut]:
         return lambda key: collected.in_azimuth(key, math.radians(low), math.radians(high))
 
     def near(key: Key) -> Scores:
-        return snr(LOUD_DB, math.inf)(key).in_range(0.0, math.nextafter(NEAR_M, math.inf))
+        return snr(LOUD_DB, math.inf)(key).in_range(0.0, math.nextafter(edges.near_m, math.inf))
 
     yield _Cut("B1", "all", math.nan, math.nan, whole)
     yield _Cut("headline", "snr_low", -math.inf, LOUD_DB, snr(-math.inf, LOUD_DB))
     yield _Cut("headline", "snr_high", 10.0, math.inf, snr(10.0, math.inf))
-    yield _Cut("headline", "near", 0.0, NEAR_M, near)
+    yield _Cut("headline", "near", 0.0, edges.near_m, near)
     for k in MAP_SOURCES:
         yield _Cut("B3", "sources", float(k), k + 1.0, count(k))
-    for low, high, end in _intervals(SNR_EDGES):
+    for low, high, end in _intervals(edges.snr_db):
         yield _Cut("B4", "snr_db", low, high, snr(low, end))
-    for low, high, end in _intervals(RANGE_EDGES):
+    for low, high, end in _intervals(edges.range_m):
         yield _Cut("B5", "range_m", low, high, ranges(low, end))
-    for low, high, end in _intervals(AZIMUTH_EDGES_DEG):
+    for low, high, end in _intervals(edges.azimuth_deg):
         yield _Cut("B6", "azimuth_deg", low, high, azimuths(low, end))
 
 
@@ -153,6 +191,7 @@ def groups_of(
     sets: Sequence[SceneSet],
     snapshots: Sequence[int],
     *,
+    edges: Edges | None = None,
     resamples: int = 1000,
     report: Report | None = None,
 ) -> list[Group]:
@@ -163,6 +202,8 @@ def groups_of(
     collected : Collected
     sets : sequence of SceneSet
     snapshots : sequence of int
+    edges : Edges, optional
+        Of the nominal system; by default those of the reference system.
     resamples : int
         Of the bootstrap.
     report : callable of (done, total), optional
@@ -171,7 +212,7 @@ def groups_of(
     -------
     list of Group
     """
-    jobs = list(_jobs(collected, sets, snapshots))
+    jobs = list(_jobs(collected, sets, snapshots, edges or Edges()))
     groups = []
     for number, (key, cut) in enumerate(jobs):
         groups.append(_group(collected, key, cut, resamples))
@@ -180,15 +221,17 @@ def groups_of(
     return groups
 
 
-def _jobs(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Iterator[tuple[Key, _Cut]]:
-    cuts = list(_cuts(collected))
+def _jobs(
+    collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int], edges: Edges
+) -> Iterator[tuple[Key, _Cut]]:
+    cuts = list(_cuts(collected, edges))
     compared = False
     for scene_set in sets:
         for length in snapshots:
             for run in scene_set.runs:
                 key = Key(scene_set.name, 0, length, run.label)
                 if scene_set.name == "main":
-                    for cut in _main_cuts(cuts, key, collected):
+                    for cut in _main_cuts(cuts, key, collected, edges):
                         yield key, cut
                 elif scene_set.name == "map":
                     yield from _map_jobs(collected, key)
@@ -203,7 +246,7 @@ def _jobs(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[in
         compared = compared or scene_set.name not in ("main", "map", "ablation")
 
 
-def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected) -> Iterator[_Cut]:
+def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected, edges: Edges) -> Iterator[_Cut]:
     """All cuts of a blind run; of an oracle, and of the blind run on the scenes that oracles see, whole and by SNR."""
     method, _, knowledge = key.label.partition("@")
     blind = not knowledge and method != "true_capon"
@@ -214,7 +257,7 @@ def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected) -> Iterator
         return
     plain = blind or (knowledge == "count" and method != "ml_from_truth")
     yield _Cut("B2" if plain else "B7", "all", math.nan, math.nan, _first(collected, len(seen)))
-    for low, high, end in _intervals(SNR_EDGES):
+    for low, high, end in _intervals(edges.snr_db):
         yield _Cut("B7", "snr_db", low, high, _first(collected, len(seen), low, end))
 
 

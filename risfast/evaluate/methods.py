@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from risfast.baselines import BASELINES, CHECKOUT_BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
@@ -17,17 +17,15 @@ from risfast.baselines.dcd_checkout import CLONE
 from risfast.baselines.dcd_music import CheckoutOptions, LineBaseline
 from risfast.baselines.dcd_networks import read_weights
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources
 from risfast.evaluate.scenarios import KNOWLEDGE
 from risfast.evaluate.variants import VARIANTS
-from risfast.geometry import PlanarArray
-from risfast.localize import Localizer, LocalizerOptions
+from risfast.localize import Localizer, pipeline
+from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.model_files import load_model, read_card
-from risfast.models import Measurement, build_backbone
-from risfast.models.atoms import AtomGrid
-from risfast.models.unrolled import UnrolledBackbone
-from risfast.polish import PolishOptions, polish_sources
-from risfast.setup import array_from_json
+from risfast.models import CovarianceEstimate, Measurement, build_backbone
+from risfast.polish import PolishOptions
+from risfast.setup import Setup
+from risfast.sources import Sources
 
 __all__ = [
     "CHECKOUT_METHODS",
@@ -63,6 +61,9 @@ METHOD_TITLES = {
     "bound": "Cramér-Rao bound",
     **{name: variant.title for name, variant in VARIANTS.items()},
 }
+
+
+_ROUNDING = 1e-9  # of ends of regions
 
 
 class Found(NamedTuple):
@@ -133,44 +134,16 @@ def measurement_of(scenes: Scenes, knowledge: str) -> tuple[Measurement, Tensor 
 
 
 class _Localizer:
-    def __init__(self, localizer: Localizer, polish: bool) -> None:
-        self.localizer, self.polish = localizer, polish
-        backbone = localizer.backbone
-        self.atoms = backbone.atoms if isinstance(backbone, UnrolledBackbone) else AtomGrid(localizer.array)
+    """Parts on the one path, under some options."""
+
+    def __init__(self, parts: Parts, options: PipelineOptions) -> None:
+        self.parts, self.options = parts, options
+        self.device = next((p.device for p in parts.backbone.parameters()), torch.device("cpu"))
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         began = time.perf_counter()
-        result = self.localizer.analyse(
-            measurement.y,
-            measurement.codes,
-            measurement.channel,
-            noise_power=measurement.noise_power,
-            polish=self.polish,
-        )
-        sources = result.sources
-        if n_sources is not None:
-            sources = self._counted(measurement, sources, n_sources)
-        return Found(sources, time.perf_counter() - began, result.seconds)
-
-    def _counted(self, measurement: Measurement, found: list[Sources], n_sources: Tensor) -> list[Sources]:
-        """As many as there are: the strongest, or births of the likelihood without a penalty."""
-        counts = n_sources.tolist()
-        result = [_strongest(sources, count) for sources, count in zip(found, counts, strict=True)]
-        for count in sorted(set(counts)):
-            lacking = [i for i, s in enumerate(result) if counts[i] == count and len(s) < count]
-            if lacking and self.polish:
-                how = PolishOptions(births=count, max_sources=count, penalty=0.0)
-                part = measurement[torch.tensor(lacking)]
-                grown = polish_sources(part, [result[i] for i in lacking], self.atoms, how).sources
-                for i, sources in zip(lacking, grown, strict=True):
-                    result[i] = sources
-        return result
-
-
-def _strongest(sources: Sources, count: int) -> Sources:
-    return Sources(
-        *(getattr(sources, name)[:count] for name in ("azimuth", "elevation", "range", "power", "confidence"))
-    )
+        result = pipeline.run(self.parts, measurement.to(self.device), self.options, n_sources)
+        return Found(result.sources, time.perf_counter() - began, result.seconds)
 
 
 class _Baseline:
@@ -195,17 +168,19 @@ class _CheckoutMethod(_Baseline):
 class _FromTruth:
     """Maximum likelihood started at the true sources, with the range posterior: what the best search could find."""
 
-    def __init__(self, array: PlanarArray) -> None:
-        self.atoms = AtomGrid(array)
+    options = PipelineOptions(polish=PolishOptions(births=0, penalty=0.0))
+
+    def __init__(self, setup: Setup) -> None:
+        self.parts = Parts(nn.Module(), setup)
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
-        start = []
-        for position, power, mask in zip(scenes.position.double(), scenes.power.double(), scenes.mask, strict=True):
-            azimuth, elevation, r = position[mask].unbind(-1)
-            start.append(Sources(azimuth, elevation, r, power[mask], torch.ones_like(r)))
-        how = PolishOptions(births=0, penalty=0.0, max_sources=max(scenes.mask.shape[1], 1))
+        rows = zip(scenes.position.double(), scenes.power.double(), scenes.mask, strict=True)
+        start = [Sources.at(position[mask], power[mask]) for position, power, mask in rows]
+        most = max(scenes.mask.shape[1], 1)
+        options = replace(self.options, polish=replace(self.options.polish, max_sources=most))
+        known = CovarianceEstimate(scenes.y.new_zeros(len(scenes), 1, 0), noise_power=scenes.noise_power)
         began = time.perf_counter()
-        polished = polish_sources(measurement, start, self.atoms, how, noise_power=scenes.noise_power)
+        polished = pipeline.polish(self.parts, measurement, start, known, options)
         return Found(polished.sources, time.perf_counter() - began, {})
 
 
@@ -214,28 +189,66 @@ class Methods:
 
     Parameters
     ----------
-    model : Path
-        Model folder of the localizer.
+    model : Path or None
+        Model folder of the localizer; None is the classical fit, which needs no training.
+    setup : Setup, optional
+        The problem; by default that of the model.
+    device : str
+        Of the localizer and its variants; baselines stay on the CPU.
     transformer : Path or None
         Model folder of the transformer backbone.
     dcd_checkout : Path or None
         Checkout that :data:`CHECKOUT_METHODS` run.
     dcd_weights : tuple of Path
         Their weights; each file says which method it is for.
+
+    Raises
+    ------
+    FileFormatError
+        The model folder cannot be read.
+    ValueError
+        Neither a model nor a setup, or a model of another array or wavefront.
     """
 
     def __init__(
         self,
-        model: Path,
+        model: Path | None,
         transformer: Path | None = None,
         dcd_checkout: Path | None = None,
         dcd_weights: tuple[Path, ...] = (),
+        *,
+        setup: Setup | None = None,
+        device: str = "cpu",
     ) -> None:
         self._model, self._transformer = model, transformer
         self._dcd_checkout, self._dcd_weights = dcd_checkout, dcd_weights
-        self.array = array_from_json(read_card(model)["array"])
+        self._device = device
+        if model is None and setup is None:
+            raise ValueError("without a model, a setup or a system says what the problem is")
+        own = None if model is None else Setup.from_json(read_card(model)["setup"])
+        self.setup: Setup = setup or own  # type: ignore[assignment]  # one of them is there
+        if own is not None:
+            self._check_fit(own)
         self._made: dict[str, Method] = {}
         self._localizer: Localizer | None = None
+
+    def _check_fit(self, own: Setup) -> None:
+        """Refuse a model of another problem; it looks for sources in its own region."""
+        for name in ("array", "wavefront", "sampling"):
+            theirs, asked = getattr(own, name), getattr(self.setup, name)
+            if theirs != asked:
+                raise ValueError(
+                    f"the model is for the {name} {theirs}, and the system has {asked}; train one for it "
+                    "(`risfast backbone`), or take --model none, the classical fit"
+                )
+        inside, outside = self.setup.region, own.region
+        for name in ("azimuth_rad", "elevation_rad", "range_m"):
+            (low, high), (least, most) = getattr(inside, name), getattr(outside, name)
+            if low < least - _ROUNDING or high > most + _ROUNDING:
+                raise ValueError(
+                    f"the model looks for sources with {name} in {least:g} .. {most:g}, and the system has them in "
+                    f"{low:g} .. {high:g}; train one for it (`risfast backbone`), or take --model none"
+                )
 
     def check(self, names: tuple[str, ...]) -> None:
         """Refuse what cannot be made, before any work.
@@ -271,10 +284,21 @@ class Methods:
 
     @property
     def localizer(self) -> Localizer:
-        """Of the model folder."""
+        """Of the model folder, or the classical one."""
         if self._localizer is None:
-            self._localizer = Localizer.load(self._model)
+            self._localizer = self._classical() if self._model is None else Localizer.load(self._model, self._device)
         return self._localizer
+
+    def _classical(self) -> Localizer:
+        return Localizer.classical(self.setup).to(self._device)
+
+    def _on_path(self, name: str) -> tuple[bool, PipelineOptions]:
+        """Whether the classical fit stands in for the model, and the options of the path."""
+        options = self.localizer.options
+        if name not in VARIANTS:
+            return False, replace(options, polished=name == "localizer")
+        variant = VARIANTS[name]
+        return variant.classical, variant.of(PipelineOptions() if variant.classical else options)
 
     def identity(self, name: str) -> dict[str, Any]:
         """What a method's results depend on besides the scenes, as JSON values.
@@ -287,19 +311,24 @@ class Methods:
         Returns
         -------
         dict
-            JSON values: checksum of the weights where there are any, and options.
+            JSON values: setup and checksum of the weights where there are any, options, and the calibration.
 
         Raises
         ------
         FileFormatError, ValueError
             The model folder cannot be read.
         """
-        if name in ("localizer", "localizer_raw"):
-            return {"weights": read_card(self._model)["sha256"], **self._decision(self.localizer.options)}
-        if name in VARIANTS:
-            variant = VARIANTS[name]
-            weights = None if variant.classical else read_card(self._model)["sha256"]
-            return {"weights": weights, **self._decision(variant.of(self.localizer.options)), "polish": variant.polish}
+        if name in ("localizer", "localizer_raw", *VARIANTS):
+            classical, options = self._on_path(name)
+            if classical or self._model is None:
+                return {"weights": None, "options": _plain(options)}
+            card, calibration = read_card(self._model), self.localizer.calibration
+            return {
+                "weights": card["sha256"],
+                "setup": card["setup"],
+                "options": _plain(options),
+                "calibration": None if calibration is None else _plain(calibration),
+            }
         if name == "transformer_capon":
             assert self._transformer is not None
             return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name][1]())}
@@ -307,12 +336,7 @@ class Methods:
             method = self[name]
             assert isinstance(method, _CheckoutMethod)
             return method.line.identity()
-        options = PolishOptions() if name == "ml_from_truth" else BASELINES[name][1]()
-        return {"options": _plain(options)}
-
-    def _decision(self, options: LocalizerOptions) -> dict[str, Any]:
-        hits = self.localizer.hits
-        return {"options": _plain(options), "hits": None if hits is None else _plain(hits)}
+        return {"options": _plain(_FromTruth.options if name == "ml_from_truth" else BASELINES[name][1]())}
 
     def __getitem__(self, name: str) -> Method:
         """The method of that name, made on the first call."""
@@ -321,18 +345,17 @@ class Methods:
         return self._made[name]
 
     def _make(self, name: str) -> Method:
-        if name in ("localizer", "localizer_raw"):
-            return _Localizer(self.localizer, polish=name == "localizer")
-        if name in VARIANTS:
-            return _Localizer(VARIANTS[name].build(self.localizer), VARIANTS[name].polish)
+        if name in ("localizer", "localizer_raw", *VARIANTS):
+            classical, options = self._on_path(name)
+            return _Localizer((self._classical() if classical else self.localizer).parts, options)
         if name == "ml_from_truth":
-            return _FromTruth(self.array)
+            return _FromTruth(self.setup)
         if name == "transformer_capon" and self._transformer is not None:
-            backbone, _ = load_model(self._transformer, build_backbone, array=self.array)
-            return _Baseline(TransformerCapon(self.array, backbone=backbone))
+            backbone, _ = load_model(self._transformer, build_backbone, setup=self.setup)
+            return _Baseline(TransformerCapon(self.setup, backbone=backbone))
         if name in CHECKOUT_METHODS:
             return self._of_checkout(name)
-        return _Baseline(build_baseline(name, self.array))
+        return _Baseline(build_baseline(name, self.setup))
 
     def _of_checkout(self, name: str) -> Method:
         if self._dcd_checkout is None:
@@ -345,7 +368,7 @@ class Methods:
                 f"--out {name}.safetensors`"
             )
         kind, _ = CHECKOUT_BASELINES[name]
-        return _CheckoutMethod(kind(self.array, CheckoutOptions(self._dcd_checkout, fitting[0])))
+        return _CheckoutMethod(kind(self.setup, CheckoutOptions(self._dcd_checkout, fitting[0])))
 
 
 def _plain(options: Any) -> Any:

@@ -112,6 +112,9 @@ class Scores:
         Bounds on range and position in metres, and implied recall; NaN where they are not known.
     estimate_scene, estimate_range_m, estimate_hit : arrays, shape (E,)
         Scene (int64), range in metres (float64) and whether it is a hit (bool) of each estimate.
+    sharp_m : float
+        Sources whose range is bounded within this are held against the bound: an error that is cut off at the tolerance
+        of a hit says little about a bound as wide as that.
     partial : bool
         Whether sources or estimates were left out: figures of whole scenes are NaN then.
     """
@@ -128,6 +131,7 @@ class Scores:
     estimate_scene: Array
     estimate_range_m: Array
     estimate_hit: Array
+    sharp_m: float = 0.3
     partial: bool = False
 
     def __len__(self) -> int:
@@ -198,9 +202,11 @@ class Scores:
             for p, n in zip(parts, first[:-1], strict=True)
         ]
         values = {
-            f.name: np.concatenate([getattr(p, f.name) for p in moved]) for f in fields(Scores) if f.name != "partial"
+            f.name: np.concatenate([getattr(p, f.name) for p in moved])
+            for f in fields(Scores)
+            if f.name not in ("sharp_m", "partial")
         }
-        return Scores(**values, partial=any(p.partial for p in parts))
+        return Scores(**values, sharp_m=parts[0].sharp_m, partial=any(p.partial for p in parts))
 
 
 def score(
@@ -210,7 +216,7 @@ def score(
     snr_db: Any = None,
     bound: Sequence[Any] | None = None,
     tolerance: Tolerance | None = None,
-    cutoff_m: float = DEFAULT_CUTOFF_M,
+    cutoff_m: float | None = None,
 ) -> Scores:
     """Match every scene and keep what the figures need.
 
@@ -224,8 +230,8 @@ def score(
         Bounds on range and position in metres, and implied recall, of each true source.
     tolerance : Tolerance, optional
         The gate of a hit; by default 5 degrees, 5 degrees and 1 m.
-    cutoff_m : float
-        Of :func:`gospa`, metres.
+    cutoff_m : float, optional
+        Of :func:`gospa`, metres; by default twice the tolerance of range, where that is finite, or 2 m.
 
     Returns
     -------
@@ -241,6 +247,9 @@ def score(
     for name, value in given.items():
         if value is not None and len(value) != scenes:
             raise ValueError(f"{name} must have one entry for each of the {scenes} scenes of true, got {len(value)}")
+    gate = tolerance or Tolerance()
+    reach = gate.range_m if math.isfinite(gate.range_m) and gate.range_m > 0 else 1.0
+    cutoff_m = DEFAULT_CUTOFF_M * reach if cutoff_m is None else cutoff_m
     matches = [match(e, t, tolerance) for e, t in zip(estimated, true, strict=True)]
     parts = [gospa(e, t, cutoff_m, tolerance)[1:] for e, t in zip(estimated, true, strict=True)]
     positions = [np.asarray(torch.as_tensor(t).detach().cpu(), dtype=np.float64) for t in true]
@@ -261,6 +270,7 @@ def score(
         estimate_scene=np.repeat(np.arange(scenes), n_estimated),
         estimate_range_m=np.concatenate([*ranges, np.zeros(0)]),
         estimate_hit=np.concatenate([_hit_by_estimate(m) for m in matches] or [np.zeros(0, bool)]),
+        sharp_m=0.3 * reach,
     )
 
 
@@ -270,7 +280,7 @@ def score_scenes(
     *,
     bound: SourceBound | None = None,
     tolerance: Tolerance | None = None,
-    cutoff_m: float = DEFAULT_CUTOFF_M,
+    cutoff_m: float | None = None,
 ) -> Scores:
     """:func:`score` of simulated scenes.
 
@@ -283,12 +293,13 @@ def score_scenes(
     bound : SourceBound, optional
         Of the same scenes, from :func:`risfast.evaluate.bounds.scene_bound`.
     tolerance, cutoff_m
-        As :func:`score` takes them.
+        As :func:`score` takes them; the tolerance by default that of the scenes' setup.
 
     Returns
     -------
     Scores
     """
+    tolerance = tolerance or scenes.config.setup.tolerance
     masks = list(scenes.mask.cpu())
     limits = None
     if bound is not None:

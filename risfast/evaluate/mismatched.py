@@ -26,7 +26,7 @@ from risfast.draws import Stream
 from risfast.evaluate.bounds import implied_recall, true_state
 from risfast.evaluate.divergence import Divergence, Expected, nearest
 from risfast.evaluate.matching import Tolerance
-from risfast.geometry import PlanarArray, spherical_to_cartesian
+from risfast.geometry import SensorArray, spherical_to_cartesian
 from risfast.information import SINGULAR, UNBOUNDED
 from risfast.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
@@ -79,7 +79,7 @@ class MismatchedBound:
         Parameters
         ----------
         tolerance : Tolerance, optional
-            By default 5 degrees, 5 degrees and 1 m.
+            That of the setup; by default 5 degrees, 5 degrees and 1 m.
 
         Returns
         -------
@@ -149,7 +149,7 @@ def mismatched_bound(
     seed: int | None = None,
     *,
     wavefront: str | None = None,
-    array: PlanarArray | None = None,
+    array: SensorArray | None = None,
 ) -> MismatchedBound:
     """Bound of an estimator that takes simulated scenes for what they are not.
 
@@ -163,7 +163,7 @@ def mismatched_bound(
         The one they were generated with; see :func:`true_responses`.
     wavefront : {"spherical", "fresnel", "planar"}, optional
         What the estimator assumes; by default the wavefront of the scenes.
-    array : PlanarArray, optional
+    array : SensorArray, optional
         What the estimator takes the surface for, of as many elements; by default the nominal array.
 
     Returns

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from risfast.data.scenes import SystemConfig
 from risfast.durable import replace_file
 from risfast.evaluate.collected import Collected, collect
-from risfast.evaluate.groups import Group, groups_of
+from risfast.evaluate.groups import Edges, Group, groups_of
 from risfast.evaluate.methods import DEFAULT_METHODS, Methods
 from risfast.evaluate.records import ENVIRONMENT, ResultsFolder
 from risfast.evaluate.report import Findings, latex_tables, report_html
@@ -85,14 +84,21 @@ def command_of(config: SuiteConfig) -> str:
     -------
     str
         Quoted for a shell: suite, scenes, snapshots and seed, and what else is not the default. Of a model folder only
-        the name is given, and none of the one that comes with the package.
+        the name is given, and none of the one that comes with the package; of a system and a setup not even that, for
+        the results hold them.
     """
-    words = ["risfast-train", "evaluate", "--suite", config.suite, "--scenes", str(config.scenes)]
+    words = ["risfast", "evaluate", "--suite", config.suite, "--scenes", str(config.scenes)]
     words += ["--snapshots", *map(str, config.snapshots), "--seed", str(config.seed)]
     if config.methods != DEFAULT_METHODS:
         words += ["--methods", *config.methods]
     if config.model != DEFAULT_MODEL:
-        words += ["--model", config.model.name]
+        words += ["--model", "none" if config.model is None else config.model.name]
+    if config.system is not None:
+        words += ["--system", "system.toml"]
+    if config.setup is not None:
+        words += ["--setup", "setup.toml"]
+    if config.device != "cpu":
+        words += ["--device", config.device]
     if config.transformer is not None:
         words += ["--transformer", config.transformer.name]
     if config.dcd_checkout is not None:
@@ -136,9 +142,14 @@ def finish(
     methods = config.build_methods()
     sets = config.sets(methods)
     tell("scoring", 0, 1)
-    collected = collect(results, sets, config.snapshots)
+    collected = collect(results, sets, config.snapshots, methods.setup.tolerance)
     groups = groups_of(
-        collected, sets, config.snapshots, resamples=resamples, report=lambda done, total: tell("tables", done, total)
+        collected,
+        sets,
+        config.snapshots,
+        edges=Edges.of(config.nominal(methods)),
+        resamples=resamples,
+        report=lambda done, total: tell("tables", done, total),
     )
     made = _tables(collected, groups, sets, config.snapshots)
     folder = results.folder / "tables"
@@ -216,7 +227,8 @@ def _findings(
         sets=sets,
         snapshots=config.snapshots,
         seed=config.seed,
-        system=SystemConfig(array=methods.array),
+        system=config.nominal(methods),
+        setup=methods.setup,
         collected=collected,
         groups=groups,
         headline=made["headline"],

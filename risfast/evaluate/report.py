@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import html
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,9 @@ from risfast.evaluate.report_style import BOUND, STYLE, series_of, title_of
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import Table, mismatch_rows
 from risfast.localize import Localizer
+from risfast.setup import Setup
+from risfast.tolerance import Tolerance
+from risfast.toml_file import as_table
 
 __all__ = ["Findings", "latex_tables", "report_html"]
 
@@ -36,6 +41,8 @@ class Findings:
     seed : int
     system : SystemConfig
         The nominal one.
+    setup : Setup
+        The problem of every method, with the gate of a hit.
     collected : Collected
     groups : sequence of Group
     headline, timing : Table
@@ -51,6 +58,7 @@ class Findings:
     snapshots: Sequence[int]
     seed: int
     system: SystemConfig
+    setup: Setup
     collected: Collected
     groups: Sequence[Group]
     headline: Table
@@ -173,7 +181,7 @@ def _methods(findings: Findings) -> str:
         caption = (
             f"L = {length}, number of sources and noise power unknown. The bound implies a recall of {implied:.3f} on "
             "these scenes; recall / implied compares with it. rms of hits / bound: root mean square distance of the "
-            "hits over that of the bound, for sources whose range bound is below 0.3 m."
+            "hits over that of the bound, for sources whose range bound is below 0.3 of the tolerance."
         )
         parts.append(f"<h3>{length} snapshots</h3>{tables.methods_html(findings.of('B1', length), caption)}")
     return "".join(parts)
@@ -183,7 +191,7 @@ def _sweeps(findings: Findings) -> str:
     words = {
         "B4": "F1 over SNR, with 95 % bootstrap intervals. Dashed: the recall that the bound implies on these scenes.",
         "B5": "Recall over the true range. Range is nearly all of the error, and its bound grows as the square of the "
-        "range; the dashed line is the recall that it implies for a tolerance of 1 m.",
+        "range; the dashed line is the recall that it implies for the tolerance of a hit.",
         "B6": "F1 over azimuth: true sources and estimates of the interval. Dashed: implied recall.",
         "B3": "F1 over the number of sources in the scene. Dashed: implied recall.",
     }
@@ -255,7 +263,9 @@ def _spectra(findings: Findings) -> str:
     parts = []
     for length in findings.snapshots:
         views = "".join(
-            pictures.spectrum_figure(scene, findings.collected, findings.seed, findings.system, findings.localizer)
+            pictures.spectrum_figure(
+                scene, findings.collected, findings.seed, findings.system, findings.setup, findings.localizer
+            )
             for scene in pictures.typical_scenes(findings.collected, length, label)
         )
         whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
@@ -299,6 +309,25 @@ def _latex(findings: Findings) -> str:
     )
 
 
+def _gate_text(gate: Tolerance) -> str:
+    both = (("azimuth", gate.azimuth_rad), ("elevation", gate.elevation_rad))
+    angles = [f"{math.degrees(value):.3g}° in {name}" for name, value in both]
+    if math.isinf(gate.range_m):
+        return f"{angles[0]} and {angles[1]}, whatever the range"
+    return f"{angles[0]}, {angles[1]} and {gate.range_m:.3g} m in range"
+
+
+def _scenes_text(system: SystemConfig) -> str:
+    snr, counts, ranges = system.snr_db, system.n_sources, system.range_m
+    power = "equal power" if system.gain == "equal" else "power falling as 1/r²"
+    bits = "continuous" if system.code_bits is None else f"{system.code_bits}-bit"
+    text = (
+        f"SNR uniform {snr[0]:g} … {snr[1]:g} dB, {counts[0]} to {counts[1]} sources of {power}, range uniform "
+        f"{ranges[0]:g} … {ranges[1]:g} m, Rician channel, {bits} codes ({', '.join(system.code_kinds)})"
+    )
+    return text.replace("-", "\u2212", 1) if snr[0] < 0 else text
+
+
 def _about(findings: Findings) -> str:
     environment = findings.environment
     facts = {
@@ -306,15 +335,17 @@ def _about(findings: Findings) -> str:
         "seed": str(findings.seed),
         "versions": f"risfast {environment['risfast']}, torch {environment['torch']}, Python {environment['python']}",
         "processor": f"{html.escape(str(environment['processor']))}, one thread a process",
-        "scenes": "SNR uniform \u22125 … 20 dB, 1 to 5 sources of equal power, range uniform 0.5 … 10 m, Rician "
-        "channel, 3-bit DFT and random codes in equal parts",
-        "hit": "within 5° in azimuth, 5° in elevation and 1 m in range, after the assignment with the least total "
-        "distance (Hungarian)",
+        "scenes": _scenes_text(findings.system),
+        "hit": f"within {_gate_text(findings.setup.tolerance)}, after the assignment with the least total distance "
+        "(Hungarian)",
+        "setup": f"<code>{html.escape(json.dumps(findings.setup.to_json()))}</code>",
+        "options": f"<code>{html.escape(json.dumps(as_table(findings.localizer.options)))}</code>",
         "F1": "harmonic mean of precision and recall over all sources and estimates of the set",
         "implied recall": "mean over the true sources of the chance that a Gaussian error with the covariance of the "
         "stochastic Cramér-Rao bound is a hit; a reference, not a strict ceiling",
         "intervals": "95 % percentile bootstrap over scenes; differences resample both methods together",
-        "GOSPA": "root mean square of the generalised optimal sub-pattern assignment metric, p = 2, cut-off 2 m",
+        "GOSPA": "root mean square of the generalised optimal sub-pattern assignment metric, p = 2, cut-off "
+        "twice the tolerance of range (2 m where range is not scored)",
     }
     rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
     return f'<div class="card"><dl>{rows}</dl></div>'

@@ -10,18 +10,21 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
-from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
+from risfast.covariance import effective_covariance, ls_covariance
 from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate.charts import Axis, Chart, heatmap, number
 from risfast.evaluate.collected import Collected, Key, bound_errors
-from risfast.evaluate.groups import AZIMUTH_EDGES_DEG, RANGE_EDGES, Group
+from risfast.evaluate.groups import Group
 from risfast.evaluate.matching import Array
 from risfast.evaluate.report_style import BOUND, series_of
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES
-from risfast.geometry import REFERENCE_RANGES_M, SearchGrid
-from risfast.localize import Localizer
+from risfast.geometry import SearchGrid
+from risfast.localize import Localizer, pipeline
+from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
+from risfast.setup import Setup, uniform_axis
 
 __all__ = [
     "SpectrumScene",
@@ -120,7 +123,9 @@ def sweep_charts(groups: Sequence[Group], benchmark: str, lengths: Sequence[int]
     label, usual = _SWEEPS[benchmark]
     figure = figure or usual
     own = [g for g in groups if g.benchmark == benchmark and g.scene_set == "main"]
-    x = _sweep_axis(benchmark, label)
+    if not own:  # the value is fixed
+        return ""
+    x = _sweep_axis(benchmark, label, own)
     title = {"f1": "F1", "recall": "recall"}[figure]
     charts = []
     for length in lengths:
@@ -137,14 +142,13 @@ def sweep_charts(groups: Sequence[Group], benchmark: str, lengths: Sequence[int]
     return f'<div class="row">{"".join(charts)}</div>'
 
 
-def _sweep_axis(benchmark: str, label: str) -> Axis:
+def _sweep_axis(benchmark: str, label: str, groups: Sequence[Group]) -> Axis:
     if benchmark == "B3":
         return Axis(label, 0.7, 5.3, MAP_SOURCES)
-    if benchmark == "B4":
-        return Axis(label, -5, 20, (-5, 0, 5, 10, 15, 20))
+    edges = sorted({g.low for g in groups} | {g.high for g in groups})
     if benchmark == "B5":
-        return Axis(label, 0, 10, RANGE_EDGES[1:], [number(v) for v in RANGE_EDGES[1:]])
-    return Axis(label, -60, 60, AZIMUTH_EDGES_DEG)
+        return Axis(label, 0, edges[-1], edges[1:], [number(v) for v in edges[1:]])
+    return Axis(label, edges[0], edges[-1], edges)
 
 
 def _centre(group: Group) -> float:
@@ -251,7 +255,12 @@ def typical_scenes(collected: Collected, length: int, label: str) -> list[Spectr
 
 
 def spectrum_figure(
-    chosen: SpectrumScene, collected: Collected, seed: int, system: SystemConfig, model: Localizer
+    chosen: SpectrumScene,
+    collected: Collected,
+    seed: int,
+    system: SystemConfig,
+    setup: Setup,
+    model: Localizer,
 ) -> str:
     """Capon map of a scene with its true and found sources, and what it shows in words.
 
@@ -263,6 +272,8 @@ def spectrum_figure(
         Of the scenes.
     system : SystemConfig
         The nominal one, of the main set.
+    setup : Setup
+        Whose region is shown.
     model : Localizer
         Whose covariance is shown where the run is of a localizer; else that of ridge least squares.
 
@@ -274,24 +285,34 @@ def spectrum_figure(
     key = Key("main", 0, chosen.snapshots, chosen.label)
     scenes = generate_scenes(replace(system, n_snapshots=chosen.snapshots), seed, [chosen.scene])
     if chosen.label.startswith("localizer"):
-        factor = model.analyse(scenes.y, scenes.codes, scenes.channel, polish=False).factor
-        covariance = effective_covariance(covariance_from_factor(factor))
+        device = next((p.device for p in model.backbone.parameters()), torch.device("cpu"))
+        measurement = Measurement.of(scenes).to(device)
+        with torch.no_grad():
+            estimate = pipeline.estimate(model.parts, measurement)
+            covariance = pipeline.effective(estimate, measurement, model.options).cpu()
     else:
         covariance = effective_covariance(ls_covariance(scenes.y, scenes.codes, scenes.channel))
-    half = [math.asin(1.0) if low == high else max(abs(low), abs(high)) for low, high in _view(system)]
-    grid = SearchGrid.box(*_PIXELS, REFERENCE_RANGES_M, *half)
-    power = mvdr_spectrum(covariance, system.array, grid).power[0].double().numpy()
+    view = _view(setup)
+    planes = model.options.grid(setup).range_m
+    azimuth, elevation = (uniform_axis(*ends, count) for ends, count in zip(view, _PIXELS, strict=True))
+    grid = SearchGrid(azimuth, elevation, planes)
+    spectrum = mvdr_spectrum(
+        covariance, setup.array, grid, loading=model.options.map.loading, wavefront=setup.wavefront
+    )
+    power = spectrum.power[0].double().numpy()
     level = 10 * np.log10(power / power.max())
     floor = max(_FLOOR_DB, float(np.floor(level.min())))
     true = scenes.position[0][scenes.mask[0]].double().numpy()
     found = collected.estimates[key][chosen.scene][:, :3]
     scores = collected.scores[key]
     here = scores.source_scene == chosen.scene
-    return _spectrum_html(chosen, level, floor, true, found, half, float(scenes.snr_db[0]), scores.source_hit[here])
+    return _spectrum_html(chosen, level, floor, true, found, view, float(scenes.snr_db[0]), scores.source_hit[here])
 
 
-def _view(system: SystemConfig) -> tuple[tuple[float, float], tuple[float, float]]:
-    return system.azimuth_rad, system.elevation_rad
+def _view(setup: Setup) -> list[tuple[float, float]]:
+    """Ends of azimuth and elevation; a fixed coordinate is shown from -90 to 90 degrees."""
+    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
+    return [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
 
 
 def _spectrum_html(
@@ -300,15 +321,16 @@ def _spectrum_html(
     floor: float,
     true: Array,
     found: Array,
-    half: Sequence[float],
+    view: Sequence[tuple[float, float]],
     snr_db: float,
     hit: Array,
 ) -> str:
     width, height = 480.0, 240.0
-    az, el = (math.degrees(h) for h in half)
+    (left, right), (low, high) = view
+    ends = [[number(math.degrees(end)) for end in pair] for pair in view]
 
     def place(row: Array) -> tuple[float, float]:
-        return (row[0] / half[0] + 1) / 2 * width, (1 - row[1] / half[1]) / 2 * height
+        return (row[0] - left) / (right - left) * width, (high - row[1]) / (high - low) * height
 
     marks = []
     for rows, shape, style, above in ((true, _RING, "", True), (found, _CROSS, ' class="of-found"', False)):
@@ -316,10 +338,10 @@ def _spectrum_html(
             x, y = place(row)
             side, anchor = (-11, "end") if x > 0.86 * width else (11, "start")
             # Above for what is true and below for what was found, unless that is outside.
-            low = y - 8 if (above and y > 20) or y > height - 24 else y + 18
+            base = y - 8 if (above and y > 20) or y > height - 24 else y + 18
             marks.append(shape.format(x=x, y=y))
-            label = f"{row[2]:.1f} m"
-            marks.append(f'<text{style} x="{x + side:.1f}" y="{low:.1f}" text-anchor="{anchor}">{label}</text>')
+            label = "no range" if math.isnan(row[2]) else f"{row[2]:.{1 if row[2] >= 1 else 2}f} m"
+            marks.append(f'<text{style} x="{x + side:.1f}" y="{base:.1f}" text-anchor="{anchor}">{label}</text>')
     words = (
         f"<b>{chosen.title.capitalize()}</b>: scene {chosen.scene}, L = {chosen.snapshots}, SNR {snr_db:.1f} dB, "
         f"{len(true)} true, {len(found)} found, {int(hit.sum())} hit"
@@ -328,8 +350,8 @@ def _spectrum_html(
     return (
         f'<div><div class="spectrum"><img alt="{alt}" src="data:image/png;base64,{_png(level, floor)}">'
         f'<svg viewBox="0 0 {width:g} {height:g}" aria-hidden="true">{"".join(marks)}</svg></div>'
-        f'<div class="ends"><span>azimuth {number(-az)}° … {number(az)}°</span><span>elevation {number(-el)}° … '
-        f"{number(el)}°</span><span>{number(floor)} … 0 dB</span></div><p>{words}</p></div>"
+        f'<div class="ends"><span>azimuth {ends[0][0]}° … {ends[0][1]}°</span><span>elevation {ends[1][0]}° … '
+        f"{ends[1][1]}°</span><span>{number(floor)} … 0 dB</span></div><p>{words}</p></div>"
     )
 
 

@@ -20,18 +20,19 @@ import numpy as np
 import torch
 
 from risfast.data.scenes import Scenes, generate_scenes
-from risfast.detect import Sources
+from risfast.data.system_json import system_to_json
 from risfast.evaluate.bounds import scene_bound
-from risfast.evaluate.matching import Tolerance
 from risfast.evaluate.methods import Found, Method, Methods, measurement_of
 from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.tasks import TRUTH, SuiteConfig, Task, tasks_of
 from risfast.sensing import Impairments
+from risfast.sources import Sources
+from risfast.tolerance import Tolerance
 
 __all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
 
-_FORMAT = 1
+_FORMAT = 2
 _WARM_SCENES = 2  # enough to build every table that a method keeps
 _POLL_S = 0.5
 
@@ -83,14 +84,15 @@ def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: 
         It holds other results; see :meth:`risfast.evaluate.records.ResultsFolder.open`.
     """
     names = dict.fromkeys(run.method for scene_set in config.sets(methods) for run in scene_set.runs)
-    gate = Tolerance()
     described = {
         "format": _FORMAT,
         "suite": config.suite,
         "scenes": config.scenes,
         "snapshots": list(config.snapshots),
         "seed": config.seed,
-        "tolerance": [gate.azimuth_rad, gate.elevation_rad, gate.range_m],
+        "setup": methods.setup.to_json(),
+        "system": system_to_json(config.nominal(methods)),
+        "device": config.device,
         "methods": {name: methods.identity(name) for name in names},
     }
     results = ResultsFolder(folder, described)
@@ -227,7 +229,7 @@ class _Bench:
             if self.results.has(place):
                 continue
             if label == TRUTH:
-                self.results.write(place, _truth(scenes, self.config.seed))
+                self.results.write(place, _truth(scenes, self.config.seed, self.methods.setup.tolerance))
             else:
                 self.results.write(place, self._found(runs[label].method, runs[label].knowledge, scenes))
 
@@ -250,8 +252,7 @@ class _Bench:
                 return _in_processor_time(method, scenes, knowledge), np.zeros(count, dtype=bool)
         except (ValueError, RuntimeError):  # such as a spectrum that holds NaN, or a matrix without a factor
             if count == 1:
-                nothing = torch.zeros(0, dtype=torch.float64)
-                return Found([Sources(*[nothing] * 5)], math.nan, {}), np.ones(1, dtype=bool)
+                return Found([Sources.empty()], math.nan, {}), np.ones(1, dtype=bool)
         single = [
             self._tried(method, generate_scenes(scenes.config, self.config.seed, [index]), knowledge)
             for index in scenes.indices.tolist()
@@ -281,7 +282,7 @@ def _flat(found: Sequence[Sources]) -> dict[str, Any]:
     }
 
 
-def _truth(scenes: Scenes, seed: int) -> dict[str, Any]:
+def _truth(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, Any]:
     """The answer and the bound of every source on the nominal system; where the true one is another, its bound too."""
     bound = scene_bound(scenes)
     mask = scenes.mask.cpu()
@@ -291,12 +292,12 @@ def _truth(scenes: Scenes, seed: int) -> dict[str, Any]:
         "position": scenes.position.cpu()[mask].double().numpy(),
         "covariance": bound.covariance.cpu()[mask].numpy(),
         "position_m": bound.position_m.cpu()[mask].numpy(),
-        "implied": bound.implied_recall(Tolerance()).cpu()[mask].numpy(),
+        "implied": bound.implied_recall(tolerance).cpu()[mask].numpy(),
     }
     if scenes.config.impairments != Impairments():
         mismatched = mismatched_bound(scenes, seed)
         record["mismatched_position_m"] = mismatched.position_m.cpu()[mask].numpy()
-        record["mismatched_implied"] = mismatched.implied_recall(Tolerance()).cpu()[mask].numpy()
+        record["mismatched_implied"] = mismatched.implied_recall(tolerance).cpu()[mask].numpy()
     return record
 
 

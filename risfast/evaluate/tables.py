@@ -42,8 +42,8 @@ HEADLINE = {
     "ghosts": ("ghosts per scene", "all", "ghosts_per_scene"),
     "count": ("count right", "all", "count_accuracy"),
     "median": ("median xyz error of all pairs (m)", "all", "median_xyz_pairs_m"),
-    "over_bound": ("rms error of hits over the bound (range bound < 0.3 m)", "all", "error_over_bound"),
-    "near_recall": ("recall, range ≤ 5 m and SNR ≥ 5 dB", "near", "recall"),
+    "over_bound": ("rms error of hits over the bound (range bound < 0.3 of the tolerance)", "all", "error_over_bound"),
+    "near_recall": ("recall, range ≤ {near:g} m and SNR ≥ 5 dB", "near", "recall"),
 }
 """Title, group and figure of each row of the headline table; its last row is the time."""
 
@@ -114,7 +114,15 @@ def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
                 group = chosen[length, label, variable]
                 apart = (group.difference or {}).get(figure, Interval(math.nan, math.nan, math.nan))
                 rows.append(
-                    _headline(length, name, title, label, group.figures[figure], bound.get(figure, math.nan), apart)
+                    _headline(
+                        length,
+                        name,
+                        title.format(near=group.high),
+                        label,
+                        group.figures[figure],
+                        bound.get(figure, math.nan),
+                        apart,
+                    )
                 )
         for label in [label for own, label in blind if own == length]:
             seconds = collected.timing[Key("main", 0, length, label)].total * 1e3

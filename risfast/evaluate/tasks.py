@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from risfast.data.scenes import SystemConfig
+from risfast.data.system_file import system_of
 from risfast.evaluate.methods import DEFAULT_METHODS, Methods
 from risfast.evaluate.records import Place
 from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
 from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.setup import Setup
 
 __all__ = ["TRUTH", "SuiteConfig", "Task", "tasks_of"]
 
@@ -34,8 +36,15 @@ class SuiteConfig:
         Among :data:`risfast.evaluate.methods.METHODS` and ``CHECKOUT_METHODS``.
     seed : int
         Of the scenes. The default is none that training, validation or test of the trainer uses.
-    model : Path
-        Model folder of the localizer; its array is that of the suite.
+    model : Path or None
+        Model folder of the localizer; None is the classical fit, which needs no training.
+    system : SystemConfig or None
+        What is simulated; by default the reference distribution on the array and in the region of the setup.
+    setup : Setup or None
+        The problem: region, wavefront and tolerance of every method and every score. By default that of the system,
+        and without one that of the model.
+    device : str
+        Of the localizer.
     transformer : Path or None
         Model folder of the transformer backbone.
     dcd_checkout : Path or None
@@ -46,7 +55,7 @@ class SuiteConfig:
     Raises
     ------
     ValueError
-        A value is out of its range.
+        A value is out of its range, or system and setup contradict each other.
     """
 
     suite: str = "all"
@@ -54,7 +63,10 @@ class SuiteConfig:
     snapshots: tuple[int, ...] = (64, 16)
     methods: tuple[str, ...] = DEFAULT_METHODS
     seed: int = 0x6576616C
-    model: Path = DEFAULT_MODEL
+    model: Path | None = DEFAULT_MODEL
+    system: SystemConfig | None = None
+    setup: Setup | None = None
+    device: str = "cpu"
     transformer: Path | None = None
     dcd_checkout: Path | None = None
     dcd_weights: tuple[Path, ...] = ()
@@ -69,6 +81,13 @@ class SuiteConfig:
             raise ValueError(f"snapshots must be different numbers of at least 1, got {self.snapshots}")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in [0, 2^64), got {self.seed}")
+        if self.model is None and self.system is None and self.setup is None:
+            raise ValueError("without a model, a setup or a system says what the problem is")
+        if self.system is not None and self.setup is not None:
+            for name in ("array", "wavefront"):
+                one, other = getattr(self.system, name), getattr(self.setup, name)
+                if one != other:
+                    raise ValueError(f"system and setup contradict each other: {name} is {one} and {other}")
 
     def build_methods(self) -> Methods:
         """What makes the methods, from the files that this names.
@@ -83,10 +102,19 @@ class SuiteConfig:
         FileFormatError
             The model folder cannot be read.
         """
-        return Methods(self.model, self.transformer, self.dcd_checkout, self.dcd_weights)
+        setup = self.setup
+        if setup is None and self.system is not None:
+            setup = self.system.setup
+        return Methods(
+            self.model, self.transformer, self.dcd_checkout, self.dcd_weights, setup=setup, device=self.device
+        )
+
+    def nominal(self, methods: Methods) -> SystemConfig:
+        """The system that is simulated, for the problem of the methods."""
+        return self.system or system_of(methods.setup)
 
     def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
-        """The scenes and the runs over them, for the array of the model.
+        """The scenes and the runs over them, for the problem of the methods.
 
         Parameters
         ----------
@@ -97,7 +125,7 @@ class SuiteConfig:
         -------
         tuple of SceneSet
         """
-        return scene_sets(self.suite, self.scenes, self.methods, SystemConfig(array=methods.array))
+        return scene_sets(self.suite, self.scenes, self.methods, self.nominal(methods))
 
 
 class Task(NamedTuple):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from risfast.localize import Localizer, LocalizerOptions
+from risfast.localize.pipeline import PipelineOptions
 
 __all__ = ["VARIANTS", "Variant"]
 
@@ -20,70 +20,48 @@ class Variant:
     ----------
     title : str
         For tables.
-    options : mapping
-        Fields of :class:`risfast.localize.LocalizerOptions` that differ.
-    polish_options : mapping
-        Fields of :class:`risfast.polish.PolishOptions` that differ.
-    polish : bool
-        Whether the likelihood polish runs at all.
+    changes : mapping
+        Options of :class:`risfast.localize.PipelineOptions` that differ, by their names with dots.
     classical : bool
-        Whether the sparse covariance fit without any training stands in for the model.
+        Whether the sparse covariance fit without any training stands in for the model, with the default options.
     """
 
     title: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    polish_options: Mapping[str, Any] = field(default_factory=dict)
-    polish: bool = True
+    changes: Mapping[str, Any] = field(default_factory=dict)
     classical: bool = False
 
-    def build(self, localizer: Localizer) -> Localizer:
-        """The changed localizer.
-
-        Parameters
-        ----------
-        localizer : Localizer
-            Of the model, with the options that the change is from.
-
-        Returns
-        -------
-        Localizer
-        """
-        options = self.of(localizer.options)
-        if self.classical:
-            return Localizer.classical(localizer.array, options)
-        return Localizer(localizer.backbone, localizer.array, options, localizer.hits, localizer.refiner)
-
-    def of(self, options: LocalizerOptions) -> LocalizerOptions:
-        """The changed options.
-
-        Parameters
-        ----------
-        options : LocalizerOptions
-
-        Returns
-        -------
-        LocalizerOptions
-        """
-        return replace(options, **self.options, polish=replace(options.polish, **self.polish_options))
+    def of(self, options: PipelineOptions) -> PipelineOptions:
+        """The changed options."""
+        for name, value in self.changes.items():
+            options = _changed(options, name, value)
+        return options
 
 
+def _changed(options: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(options, **{first: _changed(getattr(options, first), rest, value) if rest else value})
+
+
+_NO_CONFIDENCE = {"decision.least_confidence": 0.0}
+_CAPON_RAW = {"candidates.source": "capon", "polished": False}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
-        "without_confidence": Variant("no calibrated confidence", {"least_confidence": 0.0}),
+        "without_confidence": Variant("no calibrated confidence", _NO_CONFIDENCE),
         "without_posterior": Variant(
-            "nor range posterior: the maximum of the likelihood", {"least_confidence": 0.0}, {"range_points": 0}
+            "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}
         ),
-        "without_births": Variant("polish without births", {}, {"births": 0}),
+        "without_births": Variant("polish without births", {"polish.births": 0}),
         "without_deaths": Variant(
-            "polish of positions only: no births, no deaths", {"least_confidence": 0.0}, {"births": 0, "penalty": 0.0}
+            "polish of positions only: no births, no deaths",
+            {**_NO_CONFIDENCE, "polish.births": 0, "polish.penalty": 0.0},
         ),
-        "capon_polish": Variant("candidates from Capon peaks", {"read_out": "capon"}),
-        "capon_raw": Variant("Capon peaks of the covariance, no polish", {"read_out": "capon"}, polish=False),
+        "capon_polish": Variant("candidates from Capon peaks", {"candidates.source": "capon"}),
+        "capon_raw": Variant("Capon peaks of the covariance, no polish", _CAPON_RAW),
         "capon_blend": Variant(
-            "the same, a tenth of the sample covariance blended in", {"read_out": "capon", "blend": 0.1}, polish=False
+            "the same, a tenth of the sample covariance blended in", {**_CAPON_RAW, "map.blend": 0.1}
         ),
         "classical": Variant("classical fit instead of the trained backbone", classical=True),
-        "classical_raw": Variant("classical fit, no polish", polish=False, classical=True),
+        "classical_raw": Variant("classical fit, no polish", {"polished": False}, classical=True),
     }
 )
 """By the name of the method, in the order of the table."""

@@ -331,7 +331,7 @@ def map_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> Pea
 
 def chosen_peaks(peaks: Peaks, setup: Setup, options: PipelineOptions) -> list[Sources]:
     """Those of :func:`map_peaks` that pass the thresholds; a list of B scenes."""
-    return as_lists(choose_peaks(peaks, options.capon_detection, options.grid(setup)), setup)
+    return as_lists(choose_peaks(peaks, setup, options.capon_detection, options.grid(setup)), setup)
 
 
 def capon_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> list[Sources]:
@@ -474,7 +474,7 @@ def _scenes_of(found: CovarianceEstimate, index: Tensor) -> CovarianceEstimate:
 
 def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = False) -> Polished:
     """At most so many sources of each scene, strongest first."""
-    fields: dict[str, list[Any]] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
+    fields: dict[str, Any] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
     for i, (sources, count) in enumerate(zip(polished.sources, counts, strict=True)):
         order = torch.arange(len(sources))
         if by_confidence:
@@ -487,7 +487,9 @@ def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = F
 
 def _put(polished: Polished, scenes: list[int], part: Polished) -> Polished:
     """The same with some of the scenes replaced."""
-    fields = {name: list(getattr(polished, name)) for name in ("sources", "covariance", "gain", "range_mass")}
+    fields: dict[str, Any] = {
+        name: list(getattr(polished, name)) for name in ("sources", "covariance", "gain", "range_mass")
+    }
     for name, values in fields.items():
         for scene, value in zip(scenes, getattr(part, name), strict=True):
             values[scene] = value

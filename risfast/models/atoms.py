@@ -109,8 +109,8 @@ class AtomAxes:
         excess = math.prod(max(step, 1.0) for step in steps) / _most_atoms(setup)
         if excess > 1:
             steps = [step / excess ** (1 / max(sum(s > 1 for s in steps), 1)) if step > 1 else step for step in steps]
-        counts = [math.ceil(step - 1e-2) + 1 for step in steps]
-        return cls(*counts, region.azimuth_rad, region.elevation_rad, region.range_m)
+        n_az, n_el, n_r = (math.ceil(step - 1e-2) + 1 for step in steps)
+        return cls(n_az, n_el, n_r, region.azimuth_rad, region.elevation_rad, region.range_m)
 
     @property
     def region(self) -> Region:

@@ -30,7 +30,8 @@ class CellTargets(NamedTuple):
 class RangeCells(nn.Module):
     """Each atom's interval of 1/range, divided into cells of equal length in range.
 
-    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for.
+    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for. An interval
+    that reaches to the far field is divided into equal lengths of 1/range, and the centre of its last cell is finite.
 
     Parameters
     ----------
@@ -55,10 +56,15 @@ class RangeCells(nn.Module):
         middle = 1 / ((inverse[1:] + inverse[:-1]) / 2)
         bounds = torch.cat([1 / inverse[:1], middle, 1 / inverse[-1:]])  # [G_r + 1], increasing
         fraction = torch.arange(per_atom, dtype=torch.float64) / per_atom
-        edges = (bounds[:-1, None] + fraction * bounds.diff()[:, None]).flatten()
-        edges = torch.cat([edges, bounds[-1:]])
+        edges = bounds[:-1, None] + fraction * bounds.diff()[:, None]
+        if float(inverse[-1]) == 0:
+            edges[-1] = bounds[-2] / (1 - fraction)
+        edges = torch.cat([edges.flatten(), bounds[-1:]])
+        centres = (edges[1:] + edges[:-1]) / 2
+        if float(inverse[-1]) == 0:
+            centres[-per_atom:] = 2 / (1 / edges[-per_atom - 1 : -1] + 1 / edges[-per_atom:])
         self.register_buffer("edges", edges, persistent=False)
-        self.register_buffer("centres", (edges[1:] + edges[:-1]) / 2, persistent=False)
+        self.register_buffer("centres", centres, persistent=False)
 
     def __len__(self) -> int:
         """Cells of range."""

@@ -24,6 +24,7 @@ from risfast.tolerance import Tolerance
 __all__ = ["MapDetection", "PowerDetection", "counts_near", "sources_of_map", "sources_of_power"]
 
 _SCENES_AT_ONCE = 2
+_FAR_FIELD = 1e-300  # 1/range that is none: differences of infinite ranges are not numbers
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def sources_of_map(
     # Few at a time, the windows of the scenes stay in a processor's cache.
     at_once = max(len(counts), 1) if counts.is_cuda else _SCENES_AT_ONCE
     split = zip(position.split(at_once), counts.split(at_once), strict=True)
-    peaks = [_peaks(*part, tolerance, options) for part in split]
+    circle = cells.axes.region.full_circle
+    peaks = [_peaks(*part, tolerance, options, circle) for part in split]
     point, mass = (torch.cat(parts).cpu() for parts in zip(*peaks, strict=True))
     powers = power.detach().double().cpu()
     return [_reported(point[i], mass[i], powers[i], cells, tolerance, options) for i in range(len(point))]
@@ -117,8 +119,9 @@ def counts_near(
     options = options or MapDetection()
     places, counts = _strongest(found, cells, options.cells)
     gap = (position.to(places)[:, :, None] - places[:, None]).abs()
-    near = (gap[..., 0] <= tolerance.azimuth_rad) & (gap[..., 1] <= tolerance.elevation_rad)
-    inside = near & (gap[..., 2] <= tolerance.range_m)
+    turn = _round(gap[..., 0]) if cells.axes.region.full_circle else gap[..., 0]
+    near = (turn <= tolerance.azimuth_rad) & (gap[..., 1] <= tolerance.elevation_rad)
+    inside = near & ~(gap[..., 2] > tolerance.range_m)  # both may be in the far field
     return tuple((m.double() @ counts[..., None])[..., 0] for m in (inside, near))  # type: ignore[return-value]
 
 
@@ -129,12 +132,19 @@ def _strongest(found: SourceMap, cells: RangeCells, count: int) -> tuple[Tensor,
     return _positions(found, cells, strongest.indices), strongest.values.double().exp()
 
 
-def _peaks(position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapDetection) -> tuple[Tensor, Tensor]:
+def _round(azimuth: Tensor) -> Tensor:
+    """Differences of azimuth the shorter way round the circle, in -pi .. pi."""
+    return torch.remainder(azimuth + math.pi, 2 * math.pi) - math.pi
+
+
+def _peaks(
+    position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapDetection, circle: bool
+) -> tuple[Tensor, Tensor]:
     """Where sources are reported [B, max_sources, 3], and the expected number in the tolerance there.
 
     Masses fall from one to the next; what comes after one below the threshold is left at zero.
     """
-    near, window = _windows(position, tolerance)
+    near, window = _windows(position, tolerance, circle)
     # 32 bits hold a sum of expected counts to 1e-6; the windows are read once for every source.
     weight = window.float()
     batch = torch.arange(len(counts), device=counts.device)
@@ -148,7 +158,15 @@ def _peaks(position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapD
         total = here.sum(1)
         if not bool((total >= options.threshold).any()):
             break
-        points[:, k] = (here[..., None] * position).sum(1) / total.clamp_min(1e-300)[:, None]
+        place = position
+        if circle:  # all on one side of the seam
+            azimuth, own = position[..., 0], position[batch, best, 0][:, None]
+            place = torch.cat([(own + _round(azimuth - own))[..., None], position[..., 1:]], -1)
+        # A cell in the far field has no share in what lies elsewhere.
+        points[:, k] = torch.where(here[..., None] > 0, here[..., None] * place, 0.0).sum(1)
+        points[:, k] /= total.clamp_min(1e-300)[:, None]
+        if circle:
+            points[:, k, 0] = _round(points[:, k, 0])
         masses[:, k] = total
         # One source leaves: first what is inside, then from the same direction.
         taken = total.clamp_max(1)
@@ -159,11 +177,14 @@ def _peaks(position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapD
     return points, masses
 
 
-def _windows(position: Tensor, tolerance: Tolerance) -> tuple[Tensor, Tensor]:
+def _windows(position: Tensor, tolerance: Tolerance, circle: bool) -> tuple[Tensor, Tensor]:
     """Which positions [B, J, 3] are within the tolerance of each other [B, J, J]: in direction; in range as well."""
     within = []
-    for axis, half in zip(position.unbind(-1), tolerance.limits, strict=True):
-        within.append(torch.sub(axis[:, :, None], axis[:, None]).abs_() <= half)
+    for i, (axis, half) in enumerate(zip(position.unbind(-1), tolerance.limits, strict=True)):
+        gap = torch.sub(axis[:, :, None], axis[:, None])
+        if i == 0 and circle:
+            gap = _round(gap)
+        within.append((gap.abs_() > half).logical_not_())  # two in the far field have no difference
     near = within[0].logical_and_(within[1])
     return near, near & within[2]
 
@@ -191,7 +212,10 @@ def _reported(
     axes = cells.axes
     inside = torch.ones(len(point), *power.shape, dtype=torch.bool)
     for i, (axis, reach) in enumerate(zip(axes.angles(axes.coordinates), tolerance.limits[:2], strict=True)):
-        close = (axis - point[:, i, None]).abs() <= max(reach, math.asin(min(axes.spacing[i], 1.0)) / 2)
+        gap = axis - point[:, i, None]
+        if i == 0 and axes.region.full_circle:
+            gap = _round(gap)
+        close = gap.abs() <= max(reach, math.asin(min(axes.spacing[i], 1.0)) / 2)
         inside &= close[:, :, None, None] if i == 0 else close[:, None, :, None]
     inside &= ((axes.inverse_range - 1 / point[:, 2, None]).abs() <= abs(axes.spacing[2]))[:, None, None]
     return Sources.at(point, (inside * power).sum((1, 2, 3)), mass.clamp_max(1))
@@ -275,7 +299,7 @@ def sources_of_power(
     mass = torch.where(there, at[:, 0], 0.0)
     centre = at[:, 1:] / at[:, :1].clamp_min(1e-300)
     azimuth, elevation = axes.angles((centre[:, 0], centre[:, 1]))
-    inverse = centre[:, 2].clamp_min(1e-300)
+    inverse = centre[:, 2].clamp_min(_FAR_FIELD)
     position = torch.stack([azimuth, elevation, 1 / inverse], -1)
     kept = nms_3d(
         position,
@@ -290,4 +314,5 @@ def sources_of_power(
 def _peaks_of(position: Tensor, mass: Tensor, kept: Tensor, options: PowerDetection) -> Sources:
     kept = kept.long()
     kept = kept[(mass[kept] > 0) & (mass[kept] >= mass.max() * 10 ** (-options.max_db / 10))]
-    return Sources.at(position[kept], mass[kept])
+    found = Sources.at(position[kept], mass[kept])
+    return found.replace(range=torch.where(2 * _FAR_FIELD * found.range < 1, found.range, torch.inf))

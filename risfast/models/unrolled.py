@@ -94,7 +94,7 @@ class UnrolledOptions:
         """
         values = dict(values)
         if values.get("axes") is not None:
-            axes = {name: tuple(v) if isinstance(v, list) else v for name, v in values["axes"].items()}
+            axes: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in values["axes"].items()}
             values["axes"] = AtomAxes(**axes)
         return cls(**values)
 

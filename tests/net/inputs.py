@@ -70,7 +70,9 @@ def direct_scenes():
         count = 1 + scene % 3
         symbols = oracles.complex_normal(rng, length, count)
         noise = oracles.complex_normal(rng, length, n)
-        snapshots.append(symbols @ oracles.steering(positions, WAVELENGTH_M, _places(rng, count)) + 0.3 * noise)
+        amplitude = 10 ** (-rng.uniform(0, 26, count) / 20)  # down to where the polish does not believe it
+        weighted = amplitude[:, None] * oracles.steering(positions, WAVELENGTH_M, _places(rng, count))
+        snapshots.append(symbols @ weighted + 0.3 * noise)
     y = torch.from_numpy(np.array(snapshots)).to(torch.complex64)
     return SimpleNamespace(
         y=y, codes=torch.ones(N_DIRECT, length, n).to(y.dtype), channel=torch.eye(n).to(y.dtype).expand(N_DIRECT, n, n)
@@ -91,9 +93,9 @@ def covariances(wavefront, count=8):
     matrices, factors = [], []
     for scene in range(count):
         k = 1 + scene % most
-        amplitude = 10 ** (-rng.uniform(0, 6, k) / 20)
+        amplitude = 10 ** (-rng.uniform(0, 16, k) / 20)  # some below the thresholds
         weighted = amplitude[:, None] * oracles.steering(positions, WAVELENGTH_M, _places(rng, k), wavefront)
-        samples = oracles.complex_normal(rng, length, k) @ weighted + 0.5 * oracles.complex_normal(rng, length, n)
+        samples = oracles.complex_normal(rng, length, k) @ weighted + 0.2 * oracles.complex_normal(rng, length, n)
         matrices.append(samples.T @ samples.conj() / length)
         factors.append(np.concatenate([weighted.T, np.zeros((n, most - k))], 1))
     return torch.from_numpy(np.array(matrices)), torch.from_numpy(np.array(factors))
