@@ -85,7 +85,7 @@ def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
         [
             centred[:, [0, 2]].square().sum(1).mean().sqrt(),
             centred.square().sum(1).mean().sqrt(),
-            squared.std(correction=0) / 2,
+            torch.maximum(squared.std(correction=0), (squared - positions[:, 2].square()).std(correction=0)) / 2,
         ]
     )
     # An array without extent along an axis cannot resolve it; callers cap the step by the size of their box.

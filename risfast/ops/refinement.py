@@ -63,7 +63,9 @@ def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float
     index = torch.triu_indices(len(positions), len(positions), 0)
     separation = positions[index[0]] - positions[index[1]]
     squared = positions.square().sum(1)
-    bend = squared[index[0]] - squared[index[1]]
+    # Seen along z; of elements that are equally far from the origin, only what they look like from the side bends.
+    broadside = squared - positions[:, 2].square()
+    bend = torch.maximum(*((s[index[0]] - s[index[1]]).abs() for s in (squared, broadside)))
     k = wavenumber
     length = separation.norm(dim=1)
     return k * half[0] * length, k * half[1] * length, k * half[2] * bend / 2
