@@ -19,8 +19,8 @@ from risfast.evaluate.metrics import score, score_scenes
 from risfast.io import read_options
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
-from risfast.toml_file import read_toml
 from risfast.tolerance import Tolerance
+from risfast.toml_file import read_toml
 from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
 from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from risfast.localize.pipeline import CandidateOptions, MapOptions, PipelineOptions
-from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig
+from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig, SystemOptions
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig
 from risfast.tune.space import (
@@ -131,6 +131,17 @@ def test_every_parameter_of_detection_reaches_the_options_of_the_pipeline(base):
             inner = inner[step] if isinstance(inner, dict) else getattr(inner, step)
         assert inner == low
         assert (changed == base.pipeline) == (untuned(config)[name] == low)
+
+
+def test_a_separation_in_range_follows_the_tolerance_of_the_setup_and_is_not_tuned_where_range_is_not_scored():
+    shorter = dataclasses.replace(piped("capon"), system=SystemOptions(wavelength_m=0.03, spacing_m=0.015))
+    name = "candidates.polished_detection.separation_m"
+    for base, scale in ((piped("capon"), 1.0), (shorter, 0.1)):
+        config = HpoConfig(what="detection", base=base)
+        assert study_space(config)[name] == Float(0.2 * scale, 5.0 * scale, log=True)
+        assert untuned(config)[name] == pytest.approx(0.5 * scale)
+    planar = dataclasses.replace(piped("capon"), system=SystemOptions(wavefront="planar"))
+    assert name not in study_space(HpoConfig(what="detection", base=planar))
 
 
 def test_options_of_the_pipeline_go_with_the_training_that_they_are_tuned_with():

@@ -23,7 +23,7 @@ from risfast.models.transformer import TransformerOptions
 from risfast.models.unrolled import UnrolledOptions
 from risfast.objective import ObjectiveOptions
 from risfast.polish import PolishOptions
-from risfast.toml_file import as_table, from_table
+from risfast.toml_file import NONE, as_table, from_table
 from risfast.train.config import OptimiserOptions, RunConfig
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig
@@ -138,6 +138,11 @@ def _detection(config: HpoConfig) -> dict[str, Parameter]:
     if chosen.source == "capon":
         group = "candidates.polished_detection" if start.polished else "candidates.detection"
         found = _part("map", MapOptions) | _part(group, DetectionOptions)
+        tolerance = config.base.system.setup().tolerance.range_m
+        apart = found.pop(f"{group}.separation_m")
+        assert isinstance(apart, Float)
+        if math.isfinite(tolerance):  # where range is scored; the space is that of a tolerance of 1 m
+            found[f"{group}.separation_m"] = replace(apart, low=apart.low * tolerance, high=apart.high * tolerance)
     elif chosen.source == "own":
         found = _part("candidates.polished" if start.polished else "candidates.own", MapDetection)
         if start.polished and "threshold" not in chosen.polished:  # the least count is the threshold then
@@ -252,7 +257,8 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
     dict of str to value
         By the names of :func:`study_space`.
     """
-    table = as_table(config.base) | as_table(start_options(config))
+    start = start_options(config)
+    table = as_table(config.base) | as_table(start, complete=True)
     kinds = {
         "backbone.options": _BACKBONES.get(config.base.backbone.name),
         "candidates.polished": MapDetection,
@@ -265,7 +271,10 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
         for step in prefix.split("."):
             inner = inner[step]
         kind = kinds.get(prefix)
-        found[name] = inner[last] if last in inner else getattr(kind() if kind else None, last)
+        value = inner[last] if last in inner else getattr(kind() if kind else None, last)
+        if last == "separation_m" and value == NONE:  # it follows the tolerance
+            value = start.capon_detection.separation(config.base.system.setup())[2]
+        found[name] = None if value == NONE else value
     return found
 
 
