@@ -395,6 +395,7 @@ def detect_sources(
     """
     checks.check_complex(R, "R")
     matrix = R if R.ndim != 2 else R[None]
+    setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
     return as_lists(detect_fixed(matrix, setup, grid, factored=False, **how), setup)
 
@@ -430,5 +431,6 @@ def detect_sources_lowrank(
     """
     checks.check_complex(F, "F")
     matrix = F if F.ndim != 2 else F[None]
+    setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
     return as_lists(detect_fixed(matrix, setup, grid, factored=True, **how), setup)

@@ -12,11 +12,13 @@ from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.detect import DetectionOptions, detect_sources, detect_sources_lowrank
 from risfast.errors import ShapeError
 from risfast.evaluate import match, summarise
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.setup import Setup
 
-SURFACE = PlanarArray.rectangular()
+SURFACE = SensorArray.rectangular()
 POSITIONS = oracles.rectangular(12, 12)
 TRAINING = SearchGrid.training()
+SETUP = SystemConfig().setup  # the surface, over the region of the simulator
 GRIDS = {"reference": None, "training": TRAINING}
 # Maxima on each range plane by itself: a coarse grid, or sources behind one another, leave no room for wider windows.
 PLANEWISE = DetectionOptions(window=(3, 3, 1))
@@ -71,7 +73,7 @@ def test_two_hundred_random_scenes_are_solved_from_their_true_covariances():
     matches = []
     for start in range(0, SCENES, 25):
         scenes = generate_scenes(SystemConfig(), SEED, range(start, start + 25))
-        matches += matches_of(detect_sources(scenes.true_covariance(), SURFACE), scenes)
+        matches += matches_of(detect_sources(scenes.true_covariance(), SETUP), scenes)
     result = summarise(matches)
     assert result.scenes == SCENES
     assert result.f1 >= 0.98
@@ -102,23 +104,67 @@ def test_fresnel_scenes_are_solved_with_the_fresnel_wavefront_and_not_with_anoth
 
 def test_a_plane_wave_has_a_direction_and_no_range():
     R, truth = covariance_of((20, -10, 4.0), wavefront="planar")
-    (found,) = detect_sources(R, SURFACE, wavefront="planar")
-    assert len(found) == 1
-    torch.testing.assert_close(found.position[0, :2], truth[0, :2], atol=1e-4, rtol=0)
+    for setup, how in ((SETUP.replace(wavefront="planar"), {}), (SURFACE, {"wavefront": "planar"})):
+        (found,) = detect_sources(R, setup, **how)
+        assert len(found) == 1
+        torch.testing.assert_close(found.position[0, :2], truth[0, :2], atol=1e-4, rtol=0)
+        assert found.at_edge.tolist() == [False]
+
+
+def test_a_bare_array_is_searched_over_all_that_it_can_tell_apart():
+    """Half of the space before it, out to the far field; the region of a setup ends where it ends."""
+    R, truth = covariance_of((-75, 50, 3.0), (40, -45, 0.8), (10, 5, 25.0), noise=1e-3)
+    (found,) = detect_sources(R, SURFACE)
+    assert_found(found, truth, angle_deg=0.02, range_m=0.1)
+    (same,) = detect_sources(R, Setup(SURFACE))
+    assert torch.equal(same.position, found.position)
+    assert found.at_edge.tolist() == same.at_edge.tolist() == [False] * 3
+    infinite = truth[:1].clone()
+    infinite[0, 2] = math.inf
+    R = torch.from_numpy(oracles.source_covariance(oracles.steering(POSITIONS, 0.3, infinite.numpy()), [1.0], 1e-3))
+    (far,) = detect_sources(R[None], SURFACE)
+    assert len(far) == 1
+    torch.testing.assert_close(far.position[0, :2], infinite[0, :2], atol=1e-3, rtol=0)
+    assert float(far.range) > 200  # 36 m is where the far field of this surface is said to begin
+    R, _ = covariance_of((10, 5, 0.3), noise=1e-2)  # nearer than a quarter of the aperture
+    for setup in (SURFACE, Setup(SURFACE)):
+        assert bool(detect_sources(R, setup)[0].at_edge[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "edge"),
+    [((20, 5, 3.0), False), ((20, 5, 8.0), True), ((20, 5, 0.55), True), ((-33, 5, 3.0), True), ((20, 13, 3.0), True)],
+)
+def test_a_source_beyond_the_region_ends_at_its_edge_and_says_so(source, edge):
+    region = Region((math.radians(-30), math.radians(40)), (math.radians(-12), math.radians(12)), (1.0, 5.0))
+    R, _ = covariance_of(source, noise=1e-2)
+    (found,) = detect_sources(R, Setup(SURFACE, region))
+    assert len(found) >= 1
+    assert bool(found.at_edge[0]) == edge
+    for value, (low, high) in zip(
+        found.position.unbind(1), (region.azimuth_rad, region.elevation_rad, region.range_m), strict=True
+    ):
+        assert ((value >= low - 1e-9) & (value <= high + 1e-9)).all()
+
+
+def test_a_wavefront_that_contradicts_the_setup_is_refused():
+    R, _ = covariance_of((20, -10, 4.0))
+    with pytest.raises(ValueError, match="wavefront is 'fresnel', and that of the setup is 'spherical'"):
+        detect_sources(R, SETUP, TRAINING, wavefront="fresnel")
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("range_m", [0.5, 0.52, 0.69, 1.07, 1.6, 2.6, 4.6, 7.6, 10.0])
 def test_sources_between_and_beyond_the_range_planes_are_found(range_m, grid):
     R, truth = covariance_of((20, -10, range_m), noise=1e-3)
-    (found,) = detect_sources(R, SURFACE, GRIDS[grid])
+    (found,) = detect_sources(R, SETUP, GRIDS[grid])
     assert_found(found, truth, angle_deg=1e-3, range_m=1e-3 * range_m)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_sources_in_the_corners_of_the_field_of_view_are_found(grid):
     R, truth = covariance_of((-60, -30, 0.5), (60, 30, 10), (-60, 30, 2.0), (60, -30, 0.7))
-    (found,) = detect_sources(R, SURFACE, GRIDS[grid])
+    (found,) = detect_sources(R, SETUP, GRIDS[grid])
     assert_found(found, truth, angle_deg=1e-2, range_m=1e-2)
     assert float(found.azimuth.abs().max()) <= math.radians(60) * (1 + 1e-12)
     assert float(found.elevation.abs().max()) <= math.radians(30) * (1 + 1e-12)
@@ -129,7 +175,7 @@ def test_sources_in_the_corners_of_the_field_of_view_are_found(grid):
 def test_sources_a_few_degrees_apart_are_told_apart(step_deg, range_m, grid):
     # The beam of the surface is 8 degrees wide.
     R, truth = covariance_of((10, 0, range_m), (10 + step_deg, 0, range_m))
-    (found,) = detect_sources(R, SURFACE, GRIDS[grid], options=PLANEWISE)
+    (found,) = detect_sources(R, SETUP, GRIDS[grid], options=PLANEWISE)
     assert_found(found, truth, angle_deg=0.05, range_m=0.01)
 
 
@@ -137,7 +183,7 @@ def test_sources_a_few_degrees_apart_are_told_apart(step_deg, range_m, grid):
 @pytest.mark.parametrize("ranges", [(0.6, 2.0), (1.0, 1.6), (1.0, 2.0), (2.0, 4.0), (3.0, 9.0)])
 def test_sources_behind_one_another_are_told_apart(ranges, grid):
     R, truth = covariance_of(*[(10, 5, r) for r in ranges])
-    (found,) = detect_sources(R, SURFACE, GRIDS[grid], options=PLANEWISE)
+    (found,) = detect_sources(R, SETUP, GRIDS[grid], options=PLANEWISE)
     assert_found(found, truth, angle_deg=0.05, range_m=0.05)
 
 
@@ -177,7 +223,7 @@ def test_a_factor_gives_the_sources_of_its_covariance():
 def test_the_order_of_the_elements_does_not_matter():
     R = exact_covariance(scenes_of(4)) + 1e-3 * torch.eye(144)
     order = torch.from_numpy(np.random.default_rng(5).permutation(144))
-    shuffled = PlanarArray(SURFACE.positions_m[order], SURFACE.wavelength_m)
+    shuffled = SensorArray(SURFACE.positions_m[order], SURFACE.wavelength_m)
     plain = detect_sources(R, SURFACE, TRAINING)
     assert_same_sources(detect_sources(R[:, order][:, :, order], shuffled, TRAINING), plain)
 
@@ -194,18 +240,20 @@ def test_both_dtypes_find_the_same_sources():
     double = detect_sources(R, SURFACE, TRAINING)
     single = detect_sources(R.to(torch.complex64), SURFACE, TRAINING)
     assert_same_sources(single, double, rtol=1e-4)
-    assert all(t.dtype == torch.float64 for s in single for t in (s.azimuth, s.range, s.power, s.confidence))
+    assert all(
+        t.dtype == torch.float64 for s in single for t in (s.azimuth, s.range, s.power, s.confidence, s.prominence_db)
+    )
 
 
 def test_a_batch_finds_what_its_scenes_find_in_any_order_and_every_time():
     R = exact_covariance(scenes_of(19))  # more than are worked on at once on the reference grid
-    batch = detect_sources(R, SURFACE)
-    again = detect_sources(R, SURFACE)
+    batch = detect_sources(R, SETUP)
+    again = detect_sources(R, SETUP)
     assert all(torch.equal(a.position, b.position) for a, b in zip(batch, again, strict=True))
     assert all(torch.equal(a.power, b.power) for a, b in zip(batch, again, strict=True))
-    backwards = detect_sources(R.flip(0), SURFACE)
+    backwards = detect_sources(R.flip(0), SETUP)
     assert_same_sources(backwards[::-1], batch)
-    (alone,) = detect_sources(R[18], SURFACE)
+    (alone,) = detect_sources(R[18], SETUP)
     assert_same_sources([alone], batch[18:19])
 
 
@@ -218,8 +266,8 @@ def test_strided_covariances_are_covariances():
 
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
 def test_no_scenes_give_an_empty_list(dtype):
-    assert detect_sources(torch.zeros(0, 144, 144, dtype=dtype), SURFACE) == []
-    assert detect_sources_lowrank(torch.zeros(0, 144, 3, dtype=dtype), SURFACE) == []
+    assert detect_sources(torch.zeros(0, 144, 144, dtype=dtype), SETUP) == []
+    assert detect_sources_lowrank(torch.zeros(0, 144, 3, dtype=dtype), SETUP) == []
 
 
 def test_a_single_covariance_gives_a_list_of_one():
@@ -230,7 +278,7 @@ def test_a_single_covariance_gives_a_list_of_one():
     assert_found(found[0], truth, angle_deg=1e-3, range_m=1e-3)
 
 
-def test_powers_are_capon_powers_strongest_first_and_confidences_follow_them():
+def test_powers_are_capon_powers_strongest_first_and_stand_out_of_the_median_as_they_say():
     R, _ = covariance_of((-25, 5, 3.0), (30, -12, 1.8), power=[0.5, 1.0], noise=0.1, dtype=torch.complex128)
     (found,) = detect_sources(R, SURFACE, TRAINING)
     assert len(found) == 2
@@ -240,7 +288,8 @@ def test_powers_are_capon_powers_strongest_first_and_confidences_follow_them():
     points = oracles.box(TRAINING.azimuth_rad, TRAINING.elevation_rad, TRAINING.range_m)
     power = oracles.capon(R.numpy(), oracles.steering(POSITIONS, 0.3, points))[0]
     background = np.median(power.max(-1))
-    np.testing.assert_allclose(found.confidence.numpy(), 1 - background / expected, atol=1e-5)
+    np.testing.assert_allclose(found.prominence_db.numpy(), 10 * np.log10(expected / background), atol=1e-4)
+    assert found.confidence.isnan().all()  # a peak says nothing of the probability of a hit
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -308,14 +357,14 @@ def test_a_stricter_threshold_keeps_a_prefix(sampled, name):
 
 
 @pytest.mark.parametrize("snapshots", [16, 64, 288, 2000])
-def test_whatever_is_found_in_white_noise_is_of_low_confidence(snapshots):
+def test_whatever_is_found_in_white_noise_stands_out_little(snapshots):
     rng = np.random.default_rng(snapshots)
     noise = torch.from_numpy(np.stack([oracles.wishart(rng, 144, snapshots) for _ in range(4)]))
-    found = detect_sources(noise.to(torch.complex64), SURFACE)
-    signal = detect_sources(scenes_of(4).true_covariance(), SURFACE)
-    highest = max((float(s.confidence.max()) for s in found if len(s)), default=0.0)
-    assert highest < 0.3
-    assert min(float(s.confidence.min()) for s in signal) > 0.95
+    found = detect_sources(noise.to(torch.complex64), SETUP)
+    signal = detect_sources(scenes_of(4).true_covariance(), SETUP)
+    highest = max((float(s.prominence_db.max()) for s in found if len(s)), default=0.0)
+    assert highest < 1.5
+    assert min(float(s.prominence_db.min()) for s in signal) > 13
 
 
 BAD = {
@@ -346,12 +395,12 @@ def test_a_bad_covariance_is_refused_by_name(fault):
         ({"method": "lag"}, ValueError, "method='lag' needs"),
         ({"loading": -1e-2}, ValueError, "loading must be finite"),
         ({"loading": math.nan}, ValueError, "loading must be finite"),
-        ({"array": POSITIONS}, TypeError, "array must be a risfast.geometry.PlanarArray"),
+        ({"setup": POSITIONS}, TypeError, "array must be a risfast.geometry.SensorArray"),
     ],
 )
 def test_a_bad_argument_is_refused_by_name(change, error, text):
     R, _ = covariance_of((-25, 5, 3.0))
-    call = {"array": SURFACE, "grid": TRAINING, **change}
+    call = {"setup": SURFACE, "grid": TRAINING, **change}
     with pytest.raises(error, match=text):
         detect_sources(R, **call)
 

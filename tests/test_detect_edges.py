@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
-from risfast import DetectionOptions, PlanarArray, SearchGrid, detect_sources, detect_sources_lowrank
+from risfast import DetectionOptions, Region, SearchGrid, SensorArray, Setup, detect_sources, detect_sources_lowrank
 from risfast.steering import steering_vectors
 
-SURFACE = PlanarArray.rectangular(8, 8, 0.15, 0.3)
+SURFACE = SensorArray.rectangular(8, 8, 0.15, 0.3)
 GRID = SearchGrid.box(121, 61, [0.55, 0.85, 1.3, 2.0, 3.5, 6.0, 9.5], math.radians(60), math.radians(30))
 TRUE = torch.tensor([[0.17, 0.09, 2.0], [-0.52, -0.17, 5.0]], dtype=torch.float64)
 
 
-def factor(array: PlanarArray, position: torch.Tensor) -> torch.Tensor:
+def factor(array: SensorArray, position: torch.Tensor) -> torch.Tensor:
     return steering_vectors(array, *position.unbind(-1), dtype=torch.complex128).mT
 
 
@@ -30,7 +30,7 @@ def test_the_unit_of_power_changes_nothing_but_the_power(exponent, dtype):
     (scaled,) = detect_sources((two_sources() * scale).to(dtype), SURFACE, GRID)
     torch.testing.assert_close(scaled.position, plain.position, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scaled.power / scale, plain.power, rtol=1e-3, atol=0)
-    torch.testing.assert_close(scaled.confidence, plain.confidence, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(scaled.prominence_db, plain.prominence_db, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -44,7 +44,7 @@ def test_a_flat_map_holds_no_source(seed):
 
 
 def test_a_linear_array_is_searched_on_one_elevation():
-    array = PlanarArray.linear(16, 0.15, 0.3)
+    array = SensorArray.linear(16, 0.15, 0.3)
     position = torch.tensor([[0.35, 0.1, 2.2]], dtype=torch.float64)
     a = factor(array, position)
     grid = SearchGrid(torch.linspace(-1, 1, 181), [0.1], [1.0, 2.0, 4.0])
@@ -62,12 +62,32 @@ def test_a_lazily_conjugated_factor_is_that_factor():
 
 def test_a_source_at_the_seam_of_a_closed_azimuth_axis_is_one():
     turn = torch.arange(24, dtype=torch.float64) * (2 * math.pi / 24)
-    ring = PlanarArray(torch.stack([0.5 * turn.cos(), torch.zeros(24).double(), 0.5 * turn.sin()], -1), 0.3)
+    ring = SensorArray(torch.stack([0.5 * turn.cos(), torch.zeros(24).double(), 0.5 * turn.sin()], -1), 0.3)
     a = factor(ring, torch.tensor([[math.pi - 0.001, 0.0, 3.0]], dtype=torch.float64))
     grid = SearchGrid(torch.linspace(-math.pi, math.pi, 361, dtype=torch.float64), [0.0], [2.0, 3.0, 5.0])
-    (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(24), ring, grid)
-    assert len(found) == 1
-    assert math.cos(float(found.azimuth) - (math.pi - 0.001)) > math.cos(0.01)
+    region = Region((-math.pi, math.pi), (0.0, 0.0), (1.0, 10.0))
+    for setup, given in ((ring, grid), (Setup(ring, region), None), (ring, None)):
+        (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(24), setup, given)
+        assert len(found) == 1
+        assert math.cos(float(found.azimuth) - (math.pi - 0.001)) > math.cos(0.01)
+        assert float(found.range) == pytest.approx(3.0, abs=1e-4)
+        assert found.at_edge.tolist() == [False]
+
+
+@pytest.mark.parametrize("plane", ["xz", "xy"])
+@pytest.mark.parametrize("range_m", [1.2, 3.0, 6.0])
+def test_the_range_of_a_source_is_found_by_an_array_whose_elements_are_all_as_far_from_its_middle(plane, range_m):
+    """By the distance of elements from the middle alone, the wavefront of a ring would not be bent."""
+    ring = SensorArray.circular(24, 0.5, 0.3, plane=plane)
+    region = Region((0.2, 1.2), (0.0, 0.0), (1.0, 10.0))
+    truth = torch.tensor([[0.7, 0.0, range_m]], dtype=torch.float64)
+    a = factor(ring, truth)
+    for setup, grid in (
+        (Setup(ring, region), None),
+        (ring, SearchGrid(torch.linspace(0.2, 1.2, 121), [0.0], [1.0, 1.7, 4.0, 20.0])),
+    ):
+        (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(24), setup, grid)
+        torch.testing.assert_close(found.position[:1], truth, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

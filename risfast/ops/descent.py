@@ -11,7 +11,7 @@ from risfast.geometry import direction_cosines
 from risfast.ops.devices import on_host
 from risfast.steering import steering_phase
 
-__all__ = ["Geometry", "descend", "form", "steering", "walk_spacing"]
+__all__ = ["Geometry", "bending", "descend", "form", "steering", "walk_spacing"]
 
 Geometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
 
@@ -64,6 +64,17 @@ def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
     return (product * torch.view_as_real(a)).sum((-2, -1))
 
 
+def bending(positions: Tensor) -> Tensor:
+    """Twice the range times the path [N] by which curvature delays each element, |p|^2 - (u.p)^2.
+
+    For the direction u, broadside or along an axis, that spreads it most: a ring about the origin, seen from afar
+    along its own normal, would have none.
+    """
+    squares = positions.square()
+    across = squares.sum(1, keepdim=True) - torch.cat([torch.zeros_like(squares[:, :1]), squares], 1)
+    return across[:, across.std(0, correction=0).argmax()]
+
+
 def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
     """Steps that turn the phases over the array by about 0.35 rad rms.
 
@@ -80,12 +91,11 @@ def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
         In (azimuth, elevation, 1/range): radians, radians, 1/m.
     """
     centred = positions - positions.mean(0)
-    squared = positions.square().sum(1)
     spread = torch.stack(
         [
             centred[:, [0, 2]].square().sum(1).mean().sqrt(),
             centred.square().sum(1).mean().sqrt(),
-            squared.std(correction=0) / 2,
+            bending(positions).std(correction=0) / 2,
         ]
     )
     # An array without extent along an axis cannot resolve it; callers cap the step by the size of their box.

@@ -13,7 +13,7 @@ from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.ops import checks, register_cuda_peaks
 from risfast.ops.denominators import Denominator, denominator
-from risfast.ops.descent import descend, walk_spacing
+from risfast.ops.descent import bending, descend, walk_spacing
 from risfast.ops.devices import checks_values, on_host
 from risfast.ops.fine_grid import fine_grid_minimum
 from risfast.ops.interpolation import bessel_node_count
@@ -62,8 +62,8 @@ def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float
     half = ((high - low) / 2).amax((0, 1)).tolist()
     index = torch.triu_indices(len(positions), len(positions), 0)
     separation = positions[index[0]] - positions[index[1]]
-    squared = positions.square().sum(1)
-    bend = squared[index[0]] - squared[index[1]]
+    path = bending(positions)
+    bend = path[index[0]] - path[index[1]]
     k = wavenumber
     length = separation.norm(dim=1)
     return k * half[0] * length, k * half[1] * length, k * half[2] * bend / 2
