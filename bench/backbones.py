@@ -77,15 +77,15 @@ def classical(steps: int, axes: AtomAxes | None = None) -> Callable[[SystemConfi
     """The fit without learned parts."""
 
     def make(config: SystemConfig) -> nn.Module:
-        options = UnrolledOptions(steps=steps, corrections=False, columns=96, axes=axes or AtomAxes())
-        return UnrolledBackbone(config.array, options).eval()
+        options = UnrolledOptions(steps=steps, corrections=False, columns=96, axes=axes)
+        return UnrolledBackbone(config.setup, options).eval()
 
     return make
 
 
 def trained(folder: Path) -> Callable[[SystemConfig], nn.Module]:
     """A trained model."""
-    return lambda config: load_model(folder, build_backbone, array=config.array)[0]
+    return lambda config: load_model(folder, build_backbone, setup=config.setup)[0]
 
 
 @torch.no_grad()
@@ -103,7 +103,7 @@ def score(name: str, module: nn.Module, scenes: Scenes, batch: int, alone: int) 
         scores.nmse += factor_nmse(estimate.factor, truth[part]).tolist()
         scores.vectors += list(estimate.factor)
         for i, sources in enumerate(module.sources(estimate), start):
-            result = match(sources.position, scenes.position[i][scenes.mask[i]])
+            result = match(sources.position, scenes.position[i][scenes.mask[i]], scenes.config.setup.tolerance)
             scores.hits.append(result.hits)
             scores.estimated.append(result.n_estimated)
         sys.stderr.write(f"\r{name}: {part.stop}/{len(scenes)}")

@@ -23,8 +23,8 @@ from bench.search import f1_of
 from risfast import Localizer
 from risfast.baselines import build_baseline
 from risfast.data import SystemConfig, generate_scenes
-from risfast.detect import Sources
 from risfast.models import Measurement
+from risfast.sources import Sources
 
 SCENES, PEER_SCENES, LEAST_F1 = 16, 4, 0.95
 # Offsets of the peer's start from the truth: radians, radians, 1/metres, log power.
@@ -79,7 +79,7 @@ def by_general_tools(scenes):
         bounds = [(-math.pi / 2, math.pi / 2)] * (2 * k) + [(1e-3, 10.0)] * k + [(-20.0, 20.0)] * (k + 1)
         best = scipy.optimize.minimize(loss, first.numpy(), jac=True, method="L-BFGS-B", bounds=bounds)
         azimuth, elevation, inverse, log_power = torch.from_numpy(best.x[: 4 * k].reshape(4, k))
-        found.append(Sources(azimuth, elevation, 1 / inverse, log_power.exp(), torch.ones_like(inverse)))
+        found.append(Sources.at(torch.stack([azimuth, elevation, 1 / inverse], -1), log_power.exp()))
     return found
 
 
@@ -88,11 +88,11 @@ def prepared(contestant, scenes):
     if contestant == "general tools":
         return lambda: by_general_tools(scenes)
     if contestant == "risfast, greedy ML":
-        greedy = build_baseline("greedy_ml", scenes.config.array)
-        measurement = Measurement.of(scenes, noise_known=False)
+        greedy = build_baseline("greedy_ml", scenes.config.setup)
+        measurement = Measurement.of(scenes)
         return lambda: greedy.localize(measurement)
     classical = contestant == "risfast, classical fit"
-    localizer = Localizer.classical(scenes.config.array) if classical else Localizer.from_pretrained()
+    localizer = Localizer.classical(scenes.config.setup) if classical else Localizer.from_pretrained()
     return lambda: localizer.localize(scenes.y, scenes.codes, scenes.channel)
 
 

@@ -31,8 +31,8 @@ from risfast.covariance import als_covariance, covariance_from_factor, effective
 from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.evaluate import match
-from risfast.geometry import SearchGrid
 from risfast.ops import mvdr_spectrum, nms_3d
+from risfast.setup import MOST_POINTS
 
 SEED = 2024
 SCENES_AT_ONCE = 10
@@ -40,6 +40,7 @@ SHIPPED = DetectionOptions(separation_m=0.5)  # half the tolerance of the refere
 SHIPPED_LOADING = 1e-2
 SHIPPED_RULE = "peak"
 MAD_TO_SIGMA = 1.4826
+GATE = SystemConfig().setup.tolerance
 
 LOADINGS = (1e-3, 1e-2, 1e-1, 1.0)
 MAX_DB = (2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 15.0, 20.0)
@@ -48,7 +49,7 @@ PROMINENCE_DB = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 SEPARATIONS = ((0.25, 0.25), (1.0, 0.5), (2.0, 0.5), (5.0, 1.0), (5.0, math.inf), (10.0, math.inf))  # degrees, metres
 WINDOWS = ((3, 3, 1), (3, 3, 3), (7, 7, 3), (15, 15, 3))
 CANDIDATES = (5, 10, 20, 40)
-GRIDS = {"reference": SearchGrid.reference, "training": SearchGrid.training}
+GRIDS = {"reference": MOST_POINTS, "training": 1 << 14}  # points at most
 FEW_BATCHES = 3  # for what matters little: grid, window, candidates, separation
 CSV_FIELDS = (
     *("covariance", "scenes", "loading", "grid", "window", "candidates", "separation_deg", "separation_m"),
@@ -141,17 +142,17 @@ def rank_peaks(
     parts: Sequence[torch.Tensor], scenes: Sequence[Scenes], loading: float, options: DetectionOptions, grid: str
 ) -> list[Ranking]:
     """Refine the peaks of every scene once, with every threshold open."""
-    search = GRIDS[grid]()
     # Suppression is applied afterwards: a separation this small only merges walks that ended at the same point.
     closed = {"max_sources": None, "separation_rad": 1e-9, "separation_m": 1e-9}
     opened = replace(options, max_db=1e3, mad_z=None, prominence_db=0.0, **closed)
     rankings: list[Ranking] = []
     for covariance, part in zip(parts, scenes, strict=True):
-        array = part.config.array
-        level = 10 * mvdr_spectrum(covariance, array, search, loading=loading).power.flatten(1).double().log10()
+        setup = part.config.setup
+        search = setup.search_grid(most_points=GRIDS[grid])
+        level = 10 * mvdr_spectrum(covariance, setup.array, search, loading=loading).power.flatten(1).double().log10()
         median = level.median(1).values
         mad = (level - median[:, None]).abs().median(1).values
-        found = detect_sources(covariance, array, search, loading=loading, options=opened)
+        found = detect_sources(covariance, setup, search, loading=loading, options=opened)
         rankings += [
             Ranking(s.position, 10 * s.power.log10().numpy(), float(median[b]), float(mad[b]), _truth(part, b))
             for b, s in enumerate(found)
@@ -171,7 +172,7 @@ def score_prefixes(rankings: Sequence[Ranking], separation_deg: float, separatio
         level = torch.from_numpy(ranking.level_db)
         kept = nms_3d(ranking.position, level, separation=(angle, angle, separation_m), k=len(level))
         index = kept.index[: int(kept.count)]
-        matches = [match(ranking.position[index[:n]], ranking.truth) for n in range(len(index) + 1)]
+        matches = [match(ranking.position[index[:n]], ranking.truth, GATE) for n in range(len(index) + 1)]
         scores.append(
             Score(
                 level[index].numpy(),
@@ -218,7 +219,7 @@ def check_against_detection(
     covariance: torch.Tensor, scenes: Scenes, rankings: Sequence[Ranking], options: DetectionOptions
 ) -> None:
     """The look-up finds what detection itself finds with the same options."""
-    found = detect_sources(covariance, scenes.config.array, loading=SHIPPED_LOADING, options=options)
+    found = detect_sources(covariance, scenes.config.setup, loading=SHIPPED_LOADING, options=options)
     scores = score_prefixes(rankings[: len(scenes)], math.degrees(options.separation_rad), options.separation_m)
     for sources, score in zip(found, scores, strict=True):
         n = prefix_length(score, DEFAULT)

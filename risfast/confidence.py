@@ -71,15 +71,13 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
         In the order of :data:`FEATURES`.
     """
     most = max((len(s) for s in polished.sources), default=0)
-    # A range that is not determined counts as the farthest.
-    near, farthest = setup.region.range_m
-    # In a region without end, as far as the aperture may tell from the far field: a feature has to be finite.
-    fraunhofer = 2 * setup.array.aperture_m**2 / setup.array.wavelength_m
-    most_range = farthest if math.isfinite(farthest) else max(near, fraunhofer)
+    # A range that is not determined counts as the farthest, in a region without end as that of the farthest cell.
+    farthest = setup.region.range_m[1]
+    farthest = farthest if math.isfinite(farthest) else float(cells.centres[-1])
     limits = torch.tensor(setup.tolerance.limits, dtype=torch.float64)
     position = torch.zeros(len(polished.sources), most, 3, dtype=torch.float64)
     for i, sources in enumerate(polished.sources):
-        position[i, : len(sources)] = sources.position.double().cpu().nan_to_num(nan=farthest)
+        position[i, : len(sources)] = sources.position.double().cpu().nan_to_num(nan=farthest, posinf=farthest)
     within, toward = (
         v.cpu() for v in counts_near(found, position.to(found.log_intensity.device), cells, setup.tolerance)
     )
@@ -103,7 +101,7 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
             around.log(),
             (sources.power / sources.power.median()).double().cpu().log(),
             *deviation.unbind(1),
-            (position[i, :k, 2].clamp_max(most_range).cpu() / setup.array.wavelength_m).log(),
+            (position[i, :k, 2].cpu() / setup.array.wavelength_m).log(),
             k * same,
             (k == 1) * same,
             math.log2(snapshots) * same,

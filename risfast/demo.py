@@ -23,12 +23,13 @@ from risfast.demo_methods import (
     score_run,
     true_positions,
 )
-from risfast.demo_options import GRIDS, SEEDS, DemoOptions
+from risfast.demo_options import SEEDS, DemoOptions
 from risfast.demo_pictures import Illustration, draw_demo
-from risfast.evaluate import Tolerance
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.figures import Interval
 from risfast.geometry import direction_cosines
+from risfast.localize import Localizer
+from risfast.setup import MOST_POINTS
 
 __all__ = [
     "DemoOptions",
@@ -47,6 +48,7 @@ _FIRST_SEED = 0x64656D6F * SEEDS  # the demo's own block: the shipped checkpoint
 _TEXT_WIDTH = 105  # of the table
 _LEGIBLE_RAD = math.radians(8.0)  # closer markers touch in the picture
 _TYPICAL_SNR_DB = 3.0  # from the middle of the range
+_POINTS = {"reference": MOST_POINTS, "training": 1 << 14}  # at most, of a grid
 
 
 class DemoReport(NamedTuple):
@@ -99,10 +101,11 @@ def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> De
     options.output.mkdir(parents=True, exist_ok=True)
     parts = _simulate(options, report)
     shown = illustrative_scene(parts)
-    grid = GRIDS[options.grid]()
     report("preparing", 0, 1)
+    localizer = Localizer.from_pretrained().to(options.device)
+    grid = localizer.setup.search_grid(most_points=_POINTS[options.grid])
     bounds = [scene_bound(part) for part in parts]
-    methods = demo_methods(grid, options.device)
+    methods = demo_methods(localizer, grid)
     # A first call builds plans and tables; the clock is to show what a scene costs.
     for method in methods.values():
         method(demo_scenes(options, range(1)))
@@ -123,7 +126,7 @@ def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> De
         {score.name: score.matches[shown] for score in scores},
     )
     matches = {score.name: score.matches for score in scores}
-    pictures = draw_demo(options.output, parts[0].config.array, grid, illustration, matches, bound)
+    pictures = draw_demo(options.output, localizer.setup, grid, illustration, matches, bound)
     report("drawing", 1, 1)
     return DemoReport(scores, bound, pictures, shown, options, parts[0].config)
 
@@ -279,7 +282,7 @@ def explanation(report: DemoReport) -> str:
     str
         Lines of at most 105 characters.
     """
-    gate, system = Tolerance(), report.system
+    gate, system = report.system.setup.tolerance, report.system
     lines = (
         f"A source counts as found within {math.degrees(gate.azimuth_rad):g} deg, "
         f"{math.degrees(gate.elevation_rad):g} deg and {gate.range_m:g} m after optimal matching; the median error is "

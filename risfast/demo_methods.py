@@ -12,7 +12,7 @@ from torch import Tensor
 
 from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
 from risfast.data.scenes import Scenes
-from risfast.detect import Sources, detect_sources
+from risfast.detect import detect_sources
 from risfast.evaluate import Match, match
 from risfast.evaluate.bounds import SourceBound
 from risfast.evaluate.collected import Truth, bound_errors
@@ -20,7 +20,9 @@ from risfast.evaluate.figures import Interval, bootstrap
 from risfast.evaluate.matching import Array
 from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.geometry import SearchGrid
-from risfast.localize import Localizer
+from risfast.localize import Localizer, pipeline
+from risfast.models import CovarianceEstimate
+from risfast.sources import Sources
 
 __all__ = [
     "ALS",
@@ -118,15 +120,15 @@ class BoundReference(NamedTuple):
     error_m: Array
 
 
-def demo_methods(grid: SearchGrid, device: str) -> dict[str, Method]:
-    """The shipped localizer, and Capon on covariances of three kinds.
+def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, Method]:
+    """The localizer, and Capon on covariances of three kinds.
 
     Parameters
     ----------
+    localizer : Localizer
+        For the setup of the scenes, on their device.
     grid : SearchGrid
         Of Capon.
-    device : str
-        Where the localizer's backbone goes.
 
     Returns
     -------
@@ -138,18 +140,18 @@ def demo_methods(grid: SearchGrid, device: str) -> dict[str, Method]:
     None is told how many sources there are. The localizer estimates the noise; the sample covariances are told it. The
     rank of ALS is the most sources that the system allows.
     """
-    localizer = Localizer.from_pretrained()
-    localizer.backbone.to(device)
 
     def localized(scenes: Scenes) -> Answer:
-        result = localizer.analyse(scenes.y, scenes.codes, scenes.channel)
-        covariance = effective_covariance(covariance_from_factor(result.factor))
+        measurement = pipeline.measure(scenes, localizer.options)
+        result = pipeline.run(localizer.parts, measurement, localizer.options)
+        estimate = CovarianceEstimate(result.factor, noise_power=result.noise_power)
+        covariance = pipeline.effective(estimate, measurement, localizer.options)
         return Answer(result.sources, covariance, result.position_covariance)
 
     def capon(estimate: Callable[[Scenes], Tensor]) -> Method:
         def searched(scenes: Scenes) -> Answer:
             covariance = effective_covariance(estimate(scenes))
-            return Answer(detect_sources(covariance, scenes.config.array, grid), covariance)
+            return Answer(detect_sources(covariance, localizer.setup, grid), covariance)
 
         return searched
 
@@ -248,7 +250,8 @@ def score_run(name: str, run: MethodRun, parts: Sequence[Scenes], bounds: Sequen
     """
     scored = [score_scenes(f, p, bound=b) for f, p, b in zip(run.found, parts, bounds, strict=True)]
     flat = [sources for part in run.found for sources in part]
-    matches = [match(f.position, t) for f, t in zip(flat, true_positions(parts), strict=True)]
+    gate = parts[0].config.setup.tolerance
+    matches = [match(f.position, t, gate) for f, t in zip(flat, true_positions(parts), strict=True)]
     return MethodScore(name, matches, bootstrap(Scores.joined(scored)), 1e3 * run.seconds / len(matches))
 
 

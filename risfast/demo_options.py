@@ -27,7 +27,7 @@ class DemoOptions:
     snapshots : int
         L of each scene, >= 1.
     grid : {"reference", "training"}
-        Search grid of Capon, and of the pictures.
+        Whether the grid of Capon, and of the pictures, is as dense as for localisation or as for training.
     output : Path
         Folder for the pictures; made if it is not there.
     device : str

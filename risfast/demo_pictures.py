@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from risfast.demo_methods import LOCALIZER, LS, TRUE, Answer, BoundReference
-from risfast.evaluate import Match, Tolerance, summarise
+from risfast.evaluate import Match, summarise
 from risfast.evaluate.matching import Array
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid
 from risfast.ops import mvdr_spectrum
 from risfast.plots import RangeProfile, SpectrumPanel, error_figure, range_figure, save_figure, spectrum_figure
+from risfast.setup import Setup
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,11 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Illustration", "confidence_ellipse", "draw_demo", "localizer_figure"]
 
-_NEAREST_M, _FARTHEST_M = 0.45, 15.0  # the refinement of the outermost planes reaches about so far
 _RANGE_POINTS = 300
 _MAP_AZIMUTHS, _MAP_ELEVATIONS, _MAP_RANGES = 181, 61, 48  # at most, of the map over azimuth and range
-_MAP_RANGES_M = (0.45, 14.0)
-_RANGE_TICKS_M = (0.5, 1, 2, 3, 5, 10)
+_RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _FLOOR_DB, _LEVELS = -25.0, 11
 _ZOOM_DEG = 3.0
 _ELLIPSE_PROBABILITY = 0.95
@@ -65,7 +64,7 @@ class Illustration:
 
 def draw_demo(
     folder: Path,
-    array: PlanarArray,
+    setup: Setup,
     grid: SearchGrid,
     scene: Illustration,
     matches: Mapping[str, Sequence[Match]],
@@ -77,8 +76,8 @@ def draw_demo(
     ----------
     folder : Path
         Receives spectrum.png, capon.png, range.png and errors.png.
-    array : PlanarArray
-        The elements of the covariances.
+    setup : Setup
+        Whose array the covariances are of.
     grid : SearchGrid
         The grid of the spectra.
     scene : Illustration
@@ -96,20 +95,20 @@ def draw_demo(
     panels = [
         SpectrumPanel(
             f"Capon spectrum from {title}",
-            mvdr_spectrum(scene.answer[name].covariance, array, grid).power[0],
+            _spectrum(scene.answer[name].covariance, setup, grid),
             scene.answer[name].sources[0].position,
         )
         for name, title in scene.title.items()
         if name != LOCALIZER
     ]
-    ranges = torch.logspace(math.log10(_NEAREST_M), math.log10(_FARTHEST_M), _RANGE_POINTS, dtype=torch.float64)
-    profiles = [_range_profile(source, array, ranges, scene) for source in range(len(scene.true))]
+    ranges = _shown_ranges(setup, _RANGE_POINTS)
+    profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
     errors = {_legend(name, of): np.concatenate([m.hit_distance_m() for m in of]) for name, of in matches.items()}
     errors["errors as large as the Cramér-Rao bound, hits or not"] = bound.error_m.ravel()
     figures = {
         "spectrum": (
             f"what the localizer found in scene {scene.index}, and the truth",
-            localizer_figure(scene, array, grid),
+            localizer_figure(scene, setup, grid),
         ),
         "capon": (
             f"Capon spectra of scene {scene.index}, true and found sources",
@@ -125,15 +124,30 @@ def draw_demo(
     return pictures
 
 
-def _range_profile(source: int, array: PlanarArray, ranges: Tensor, scene: Illustration) -> RangeProfile:
+def _shown_ranges(setup: Setup, count: int) -> Tensor:
+    """Ranges [count] from a little before to a little beyond the region, in equal ratios."""
+    near, far = setup.region.range_m
+    if math.isinf(far):
+        far = max(setup.array.fraunhofer_distance_m, 2 * near)
+    return torch.logspace(math.log10(0.9 * near), math.log10(1.5 * far), count, dtype=torch.float64)
+
+
+def _spectrum(covariance: Tensor, setup: Setup, grid: SearchGrid) -> Tensor:
+    """Capon power [G_az, G_el], the maximum over range."""
+    return mvdr_spectrum(covariance, setup.array, grid, wavefront=setup.wavefront).power[0]
+
+
+def _volume(covariance: Tensor, setup: Setup, grid: SearchGrid) -> Tensor:
+    """Capon power [G_az, G_el, G_r]."""
+    return mvdr_spectrum(covariance, setup.array, grid, wavefront=setup.wavefront, reduce="none")[0]
+
+
+def _range_profile(source: int, setup: Setup, ranges: Tensor, scene: Illustration) -> RangeProfile:
     """Capon power toward one true source, and what each method found for it in that direction."""
     azimuth, elevation, true_m = scene.true[source].double().tolist()
     ray = SearchGrid(torch.tensor([azimuth]), torch.tensor([elevation]), ranges)
-    power = {
-        name: mvdr_spectrum(scene.answer[key].covariance, array, ray, reduce="none")[0, 0, 0]
-        for name, key in _PROFILED.items()
-    }
-    gate = Tolerance()
+    power = {name: _volume(scene.answer[key].covariance, setup, ray)[0, 0] for name, key in _PROFILED.items()}
+    gate = setup.tolerance
     found_m = {
         name: [
             float(scene.answer[key].sources[0].range[estimate])
@@ -179,7 +193,7 @@ def confidence_ellipse(
     return np.asarray(centre.double().numpy() + np.stack([np.cos(angle), np.sin(angle)], -1) @ root.T)
 
 
-def localizer_figure(scene: Illustration, array: PlanarArray, grid: SearchGrid) -> Figure:
+def localizer_figure(scene: Illustration, setup: Setup, grid: SearchGrid) -> Figure:
     """The sources that the localizer found in one scene, with how sure it is, over the spectrum of its covariance.
 
     Maps over azimuth and elevation and over azimuth and range, and the neighbourhood of every true source.
@@ -188,8 +202,8 @@ def localizer_figure(scene: Illustration, array: PlanarArray, grid: SearchGrid) 
     ----------
     scene : Illustration
         With the localizer's answer, its position covariances included.
-    array : PlanarArray
-        The elements of the covariance.
+    setup : Setup
+        Whose array the covariance is of.
     grid : SearchGrid
         Of the map over azimuth and elevation; its angles are those of the other map, thinned out.
 
@@ -201,8 +215,8 @@ def localizer_figure(scene: Illustration, array: PlanarArray, grid: SearchGrid) 
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     covariance = scene.answer[LOCALIZER].covariance
-    seen = _decibels(mvdr_spectrum(covariance, array, grid).power[0])
-    coarse, over_range = _range_map(covariance, array, grid)
+    seen = _decibels(_spectrum(covariance, setup, grid))
+    coarse, over_range = _range_map(covariance, setup, grid)
     figure = Figure(figsize=(8.6, 8.8), layout="constrained")
     FigureCanvasAgg(figure)
     columns = max(len(scene.true), 1)
@@ -214,7 +228,7 @@ def localizer_figure(scene: Illustration, array: PlanarArray, grid: SearchGrid) 
     _shade(below, coarse.azimuth_rad.rad2deg().cpu().numpy(), coarse.range_m.cpu().numpy(), over_range)
     _mark_sources(above, scene, 1)
     _mark_sources(below, scene, 2)
-    _name_axes(above, below, scene)
+    _name_axes(above, below, scene, coarse.range_m)
     for source in range(len(scene.true)):
         axes = figure.add_subplot(rows[1, source])
         _shade(axes, azimuth, elevation, seen)
@@ -226,15 +240,14 @@ def localizer_figure(scene: Illustration, array: PlanarArray, grid: SearchGrid) 
     return figure
 
 
-def _range_map(covariance: Tensor, array: PlanarArray, grid: SearchGrid) -> tuple[SearchGrid, Array]:
+def _range_map(covariance: Tensor, setup: Setup, grid: SearchGrid) -> tuple[SearchGrid, Array]:
     """The maximum over elevation, in dB [G_az, G_r], and the grid that it was looked for on."""
-    low, high = (math.log10(limit) for limit in _MAP_RANGES_M)
     coarse = SearchGrid(
         _thinned(grid.azimuth_rad, _MAP_AZIMUTHS),
         _thinned(grid.elevation_rad, _MAP_ELEVATIONS),
-        torch.logspace(low, high, _MAP_RANGES, dtype=torch.float64),
+        _shown_ranges(setup, _MAP_RANGES),
     )
-    return coarse, _decibels(mvdr_spectrum(covariance, array, coarse, reduce="none")[0].amax(1))
+    return coarse, _decibels(_volume(covariance, setup, coarse).amax(1))
 
 
 def _thinned(axis: Tensor, most: int) -> Tensor:
@@ -270,7 +283,10 @@ def _mark_sources(axes: Axes, scene: Illustration, coordinate: int, *, named: bo
     axes.plot(*found_at.T, "x", color=_FOUND_COLOUR, markersize=6, markeredgewidth=1.8, label="found")
     if answer.position_covariance is not None:
         for index, covariance in enumerate(answer.position_covariance[0].cpu()):
-            border = drawn(confidence_ellipse(found[index, pair], covariance[pair][:, pair]))
+            centre, spread = found[index, pair], covariance[pair][:, pair]
+            if not bool(centre.isfinite().all() and spread.isfinite().all()):  # a range that is not determined
+                continue
+            border = drawn(confidence_ellipse(centre, spread))
             label = f"{100 * _ELLIPSE_PROBABILITY:.0f} % region of the position" if index == 0 else None
             axes.plot(*border.T, color=_FOUND_COLOUR, linewidth=1.4, label=label)
     if named:
@@ -291,7 +307,7 @@ def _letters(count: int) -> list[str]:
     return [chr(ord("A") + index) for index in range(count)]
 
 
-def _name_axes(above: Axes, below: Axes, scene: Illustration) -> None:
+def _name_axes(above: Axes, below: Axes, scene: Illustration, ranges: Tensor) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415
 
     match = scene.match[LOCALIZER]
@@ -301,7 +317,8 @@ def _name_axes(above: Axes, below: Axes, scene: Illustration) -> None:
     below.set_ylabel("range (m)")
     below.set_xlabel("azimuth (deg)")
     below.set_yscale("log")
-    below.yaxis.set_major_locator(FixedLocator(list(_RANGE_TICKS_M)))
+    shown = [tick for tick in _RANGE_TICKS_M if float(ranges[0]) <= tick <= float(ranges[-1])]
+    below.yaxis.set_major_locator(FixedLocator(shown))
     below.yaxis.set_minor_locator(NullLocator())
     below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
@@ -332,7 +349,8 @@ def _found_for(scene: Illustration, source: int) -> list[str]:
     if not hits or answer.position_covariance is None:
         return ["missed", ""]
     found, deviation_m = answer.sources[0], float(answer.position_covariance[0][hits[0], 2, 2]) ** 0.5
+    r = float(found.range[hits[0]])
     return [
-        f"found {float(found.range[hits[0]]):.2f} ± {deviation_m:.2f} m",
+        f"found {r:.2f} ± {deviation_m:.2f} m" if math.isfinite(r) else "found, range not determined",
         f"confidence {float(found.confidence[hits[0]]):.2f}",
     ]

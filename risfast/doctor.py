@@ -1,6 +1,6 @@
 """What works on this machine, how exactly and how fast, and what to do about what does not.
 
-Nothing is printed here; ``risfast-train doctor`` does that.
+Nothing is printed here; ``risfast doctor`` does that.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from risfast import __version__
-from risfast.geometry import PlanarArray, SearchGrid
+from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import (
     analysis,
     bartlett_spectrum,
@@ -48,7 +48,7 @@ _OPTIONAL = {
     "triton": "the kernels of CUDA tensors",
     "pyarrow": "results as .parquet (pip install 'risfast[parquet]')",
     "acoular": "benchmarks and examples with microphone arrays (pip install 'risfast[bench]')",
-    "optuna": "studies (risfast-train hpo)",
+    "optuna": "studies (risfast hpo)",
 }
 
 
@@ -177,9 +177,9 @@ def _device_found(name: str) -> Check:
     return Check(f"device {name}", "well", found)
 
 
-def _problem() -> tuple[PlanarArray, SearchGrid, Tensor, Tensor]:
+def _problem() -> tuple[SensorArray, SearchGrid, Tensor, Tensor]:
     """A small array and grid, a factor F (N, 2) of two sources, and R = F F^H + noise, complex128."""
-    array = PlanarArray.rectangular(6, 6)
+    array = SensorArray.rectangular(6, 6)
     grid = SearchGrid.box(13, 9, (0.8, 2.0, 6.0), math.radians(50), math.radians(25))
     points = np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])
     factor = torch.from_numpy(_steering(array, points).T.copy())
@@ -187,7 +187,7 @@ def _problem() -> tuple[PlanarArray, SearchGrid, Tensor, Tensor]:
     return array, grid, factor, covariance
 
 
-def _steering(array: PlanarArray, points: np.ndarray) -> np.ndarray:
+def _steering(array: SensorArray, points: np.ndarray) -> np.ndarray:
     """exp(j k (r - d)) in float64, straight from the formula: independent of the operators that are checked."""
     azimuth, elevation, r = points.reshape(-1, 3).T
     source = r[:, None] * np.stack(
@@ -198,7 +198,7 @@ def _steering(array: PlanarArray, points: np.ndarray) -> np.ndarray:
     return vectors
 
 
-def _expected(array: PlanarArray, grid: SearchGrid, factor: Tensor, covariance: Tensor) -> dict[str, np.ndarray]:
+def _expected(array: SensorArray, grid: SearchGrid, factor: Tensor, covariance: Tensor) -> dict[str, np.ndarray]:
     """Every map in float64, by the definitions."""
     vectors = _steering(array, grid.points().numpy())
     n = array.n_elements
@@ -258,7 +258,7 @@ def _judged(label: str, power: np.ndarray, expected: np.ndarray, where: str, dev
     return Check(label, "well", f"{where}, within {error:.1e} dB of float64")
 
 
-def _others(device: str, array: PlanarArray, grid: SearchGrid, volume: Tensor, where: str) -> Iterator[Check]:
+def _others(device: str, array: SensorArray, grid: SearchGrid, volume: Tensor, where: str) -> Iterator[Check]:
     """Synthesis by its adjointness to analysis, and the maxima by looking at every point."""
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(1, *grid.shape, generator=generator)
@@ -293,7 +293,7 @@ def _mend(device: str) -> str:
 
 def _speed(device: str) -> Check:
     """Capon maps of the reference system for two seconds."""
-    array, grid = PlanarArray.rectangular(), SearchGrid.reference()
+    array, grid = SensorArray.rectangular(), SearchGrid.reference()
     vectors = torch.from_numpy(_steering(array, np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])))
     R = (vectors.mT @ vectors.conj() + 0.1 * torch.eye(array.n_elements)).to(device, torch.complex64)[None]
     label = f"speed on {device}"

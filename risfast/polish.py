@@ -31,6 +31,7 @@ __all__ = ["PolishOptions", "Polished", "polish_sources"]
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
 _LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten tolerances has it
+_COARSE = 2.0  # tolerances between points of range from which on they say nothing of the mass within one
 _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
@@ -280,8 +281,9 @@ def _report(
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
     determined = state.mask.clone()
     likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
-    near, far = setup.region.range_m
-    if options.range_points and near < far:  # a range that the region fixes is known
+    if setup.curvature_rad_m == 0:  # such waves look alike at every range
+        determined = torch.zeros_like(state.mask)
+    elif options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
     found, covariance = _in_range(state.position, blocks, determined)
@@ -354,18 +356,19 @@ def _range_posterior(
     Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
     sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
     mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
-    the median. Returns the state, that mass, and whether the range is determined, [B, K] both.
+    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and
+    whether the range is determined, [B, K] both.
     """
     count = state.mask.shape[1]
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     determined = state.mask.clone()
     curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
     rule: Callable[..., _Ranged]
-    if math.isinf(setup.region.range_m[1]):
+    step = (setup.region.range_m[1] - setup.region.range_m[0]) / (options.range_points - 1)
+    if math.isinf(step) or step > _COARSE * setup.tolerance.range_m:
         rule, rounding, open_sources = _median_range, torch.zeros_like(state.mask), state.mask
     else:
         rule = _likeliest_window
-        step = (setup.region.range_m[1] - setup.region.range_m[0]) / (options.range_points - 1)
         # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
         slope = state.position[..., 2].square()
         # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance
@@ -463,7 +466,8 @@ def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, o
     nearest_point = (inverse - median[:, None]).abs().argmin(1)
     moved = path[index, nearest_point + 1]
     moved[:, 2] = median
-    determined = torch.maximum(value.amax(1), far_value) - far_value > options.range_evidence
+    least = far_value if far == 0 else torch.minimum(value.amin(1), far_value)
+    determined = torch.maximum(value.amax(1), far_value) - least > options.range_evidence
     return _Ranged(moved, best_power[index, nearest_point + 1], mass, determined)
 
 

@@ -68,7 +68,8 @@ class Setup:
         check_wavefront(self.wavefront)
         if self.sampling not in get_args(Sampling):
             raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {self.sampling!r}")
-        if self.speed_m_s is not None and not 0 < self.speed_m_s < math.inf:
+        speed = self.speed_m_s
+        if speed is not None and not (isinstance(speed, int | float) and 0 < speed < math.inf):
             raise ValueError(f"speed_m_s must be a positive number of metres per second, got {self.speed_m_s!r}")
         if self.region is _DERIVED:
             object.__setattr__(self, "region", Region.of(self.array))
@@ -160,19 +161,22 @@ class Setup:
         SearchGrid
         """
         spans = [high - low for low, high in (self.region.azimuth_rad, self.region.elevation_rad)]
-        wanted = [
-            span * extent / self.array.wavelength_m * points_per_beam
+        counts = [
+            math.ceil(span * extent / self.array.wavelength_m * points_per_beam - 1e-6) + 1
             for span, extent in zip(spans, self.extents_m, strict=True)
         ]
         planes = self.range_planes(PLANE_PHASE_RAD)
-        excess = math.prod(max(steps, 1.0) for steps in wanted) * len(planes) / most_points
-        if excess > 1:
-            wanted = [steps / excess ** (1 / sum(s > 0 for s in spans)) for steps in wanted]
+        excess = math.prod(counts) * len(planes) / most_points
+        if excess > 1:  # both as much; what the shorter axis has too little for is left to the longer
+            short, long = sorted((0, 1), key=counts.__getitem__)
+            fewer = max(counts[short] / math.sqrt(excess), 1.0)
+            counts[long] = max(math.floor(counts[long] / (excess * fewer / counts[short])), 1)
+            counts[short] = math.floor(fewer)
         azimuth, elevation = (
-            uniform_axis(low, high, math.ceil(steps - 1e-6) + 1, closed=closed)
-            for (low, high), steps, closed in zip(
+            uniform_axis(low, high, count, closed=closed)
+            for (low, high), count, closed in zip(
                 (self.region.azimuth_rad, self.region.elevation_rad),
-                wanted,
+                counts,
                 (self.region.full_circle, False),
                 strict=True,
             )
@@ -228,8 +232,10 @@ class Setup:
         ValueError
             Another format, a field that is missing, unknown or of the wrong kind.
         """
+        if not isinstance(description, Mapping):
+            raise ValueError(f"setup: must be a table, got {description!r}")
         found = description.get("format")
-        if found != SETUP_FORMAT:
+        if found != SETUP_FORMAT or isinstance(found, bool):
             raise ValueError(f"setup: format {found!r}, this version reads {SETUP_FORMAT}")
         expected = {"format", *(f.name for f in fields(cls))}
         if set(description) != expected:
@@ -253,7 +259,7 @@ def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -
 
     ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
     """
-    if count == 1 or high == low:
+    if count <= 1 + closed or high == low:
         return torch.tensor([(low + high) / 2], dtype=torch.float64)
     if closed:
         count, inset = count - 1, (high - low) / (count - 1) / 2
@@ -281,7 +287,7 @@ def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str,
         return float(value)
 
     return {
-        key: tuple(map(number, value)) if isinstance(value, list | tuple) else number(value)
+        key: tuple(map(number, value)) if kind is Region and isinstance(value, list | tuple) else number(value)
         for key, value in table.items()
     }
 
@@ -333,11 +339,17 @@ def array_from_json(description: Mapping[str, Any]) -> SensorArray:
     ValueError, ShapeError
         A key is missing or unknown, or the values make no array.
     """
+    if not isinstance(description, Mapping):
+        raise ValueError(f"an array is described by a table, got {description!r}")
     given = set(description)
-    if given == {"n_h", "n_v", "spacing_m", "wavelength_m"}:
-        return SensorArray.rectangular(**description)
-    if given == {"positions_m", "wavelength_m"}:
-        return SensorArray(torch.tensor(description["positions_m"], dtype=torch.float64), description["wavelength_m"])
+    try:
+        if given == {"n_h", "n_v", "spacing_m", "wavelength_m"}:
+            return SensorArray.rectangular(**description)
+        if given == {"positions_m", "wavelength_m"}:
+            positions = torch.tensor(description["positions_m"], dtype=torch.float64)
+            return SensorArray(positions, description["wavelength_m"])
+    except TypeError as error:
+        raise ValueError(f"the values of this description make no array: {error}") from error
     raise ValueError(
         "an array is described by n_h, n_v, spacing_m, wavelength_m or by positions_m, wavelength_m; "
         f"got {', '.join(sorted(given)) or 'nothing'}"

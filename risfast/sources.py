@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from numbers import Integral
 from typing import Any, NamedTuple, overload
 
 import torch
@@ -81,9 +82,9 @@ class Sources:
         if self.at_edge is _DEFAULT:
             object.__setattr__(self, "at_edge", torch.zeros_like(self.azimuth, dtype=torch.bool))
         for item in fields(self):
-            if getattr(self, item.name).shape != self.azimuth.shape:
+            if self.azimuth.ndim != 1 or getattr(self, item.name).shape != self.azimuth.shape:
                 raise ShapeError(
-                    f"{item.name} must have shape {tuple(self.azimuth.shape)} as azimuth has, got "
+                    f"{item.name} must have shape ({self.azimuth.numel()},), one for each source, got "
                     f"{tuple(getattr(self, item.name).shape)}"
                 )
 
@@ -165,10 +166,11 @@ class Sources:
     def __getitem__(self, index: slice | Tensor | Sequence[int]) -> Sources: ...
     def __getitem__(self, index: Any) -> Any:
         """One as a :class:`Source`, or some of them."""
-        if isinstance(index, int):
+        if isinstance(index, Integral) or (isinstance(index, Tensor) and index.ndim == 0):
             return Source(*(getattr(self, item.name)[index].item() for item in fields(self)))
-        chosen = torch.as_tensor(index) if isinstance(index, list | tuple) else index
-        return Sources(*(getattr(self, item.name)[chosen] for item in fields(self)))
+        if isinstance(index, list | tuple):  # torch takes an empty one for real numbers
+            index = torch.as_tensor(index) if index else slice(0)
+        return Sources(*(getattr(self, item.name)[index] for item in fields(self)))
 
     def __iter__(self) -> Iterator[Source]:
         """One after the other."""

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.detect import Sources
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
+from risfast.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[1]
 # Appended, so that an installed risfast is what the other tests see.
@@ -22,7 +22,7 @@ sys.path.append(str(ROOT))
 
 from bench import backbones  # noqa: E402
 
-SYSTEM = SystemConfig(array=PlanarArray.rectangular(4, 3), n_antennas=4, n_snapshots=5, n_sources=(1, 2))
+SYSTEM = SystemConfig(array=SensorArray.rectangular(4, 3), n_antennas=4, n_snapshots=5, n_sources=(1, 2))
 SCENES = generate_scenes(SYSTEM, 3, range(6))
 
 
@@ -40,8 +40,8 @@ class Knowing(torch.nn.Module):
     def sources(self, estimate):
         found = []
         for i in estimate.which:
-            azimuth, elevation, r = SCENES.position[i][SCENES.mask[i]].double().unbind(-1)
-            found.append(Sources(azimuth, elevation, r, torch.ones_like(r), torch.ones_like(r)))
+            position = SCENES.position[i][SCENES.mask[i]].double()
+            found.append(Sources.at(position, torch.ones_like(position[:, 0])))
         return found
 
 

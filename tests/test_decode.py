@@ -13,7 +13,7 @@ from risfast.geometry import SensorArray
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import CovarianceEstimate, SourceMap
 from risfast.models.cells import RangeCells
-from risfast.models.decode import MapDetection, PowerDetection, sources_of_map, sources_of_power
+from risfast.models.decode import MapDetection, PowerDetection, counts_near, sources_of_map, sources_of_power
 from risfast.objective import BackboneObjective, ObjectiveOptions
 from risfast.tolerance import Tolerance
 

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from risfast import Localizer, PlanarArray, SearchGrid
+from risfast import Localizer, SearchGrid, SensorArray
 from risfast.cli import main
 from risfast.data import SystemConfig, generate_scenes
 from risfast.demo import DemoOptions, DemoReport, demo_scenes, illustrative_scene, run_demo
 from risfast.demo_methods import LOCALIZER, Answer
 from risfast.demo_pictures import Illustration, confidence_ellipse, localizer_figure
-from risfast.detect import Sources
 from risfast.evaluate import match, summarise
 from risfast.evaluate.bounds import scene_bound
+from risfast.setup import Setup
+from risfast.sources import Sources
 from risfast.steering import steering_vectors
 from risfast.train.config import DataOptions, ValidationOptions
 
@@ -82,7 +83,7 @@ def test_same_seed_gives_the_same_demo_and_another_seed_another(
 ) -> None:
     tables = []
     for seed in ("0", "0", "1"):
-        assert main([*demo_arguments(str(tmp_path)), "--scenes", "1", "--seed", seed]) == 0
+        assert main([*demo_arguments(str(tmp_path)), "--overwrite", "--scenes", "1", "--seed", seed]) == 0
         tables.append(table(capsys.readouterr().out))
     assert tables[0] == tables[1] != tables[2]
 
@@ -163,13 +164,13 @@ SPREAD = torch.diag(torch.tensor([0.02, 0.01, 0.25], dtype=torch.float64).square
 
 @pytest.fixture(scope="module")
 def figure() -> Any:
-    array = PlanarArray.rectangular(6, 5, spacing_m=0.15, wavelength_m=0.3)
+    array = SensorArray.rectangular(6, 5, spacing_m=0.15, wavelength_m=0.3)
     a = steering_vectors(array, *TRUE.T, dtype=torch.complex128)
     covariance = (a.mT @ a.conj() + 0.01 * torch.eye(30))[None]
-    sources = Sources(*FOUND.T, torch.ones(2).double(), torch.tensor([0.9, 0.4]).double())
+    sources = Sources.at(FOUND, torch.ones(2).double(), torch.tensor([0.9, 0.4]).double())
     answer = Answer([sources], covariance, [SPREAD])
     scene = Illustration(3, {LOCALIZER: "8 snapshots"}, TRUE, {LOCALIZER: answer}, {LOCALIZER: match(FOUND, TRUE)})
-    return localizer_figure(scene, array, SearchGrid.box(31, 21, (1.0, 2.0, 4.0), 1.0, 0.5))
+    return localizer_figure(scene, Setup(array), SearchGrid.box(31, 21, (1.0, 2.0, 4.0), 1.0, 0.5))
 
 
 def lines_of(axes: Any) -> dict[str, np.ndarray]:

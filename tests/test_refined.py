@@ -31,7 +31,7 @@ SYSTEM = SystemConfig(
     elevation_rad=(-0.4, 0.4),
 )
 SETUP = SYSTEM.setup
-GRID = SETUP.search_grid(6.0)
+GRID = SETUP.search_grid(12.0)
 
 
 class Told(nn.Module):

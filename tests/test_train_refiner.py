@@ -14,8 +14,8 @@ from training_process import silent
 from risfast.cli import main
 from risfast.data import generate_scenes
 from risfast.io.options_file import read_options
-from risfast.localize import REFINER_FOLDER, Localizer
-from risfast.localize.localizer import OPTIONS_FILE
+from risfast.localize import Localizer
+from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.model_files import load_model, read_card, save_model
 from risfast.models import build_backbone
@@ -159,7 +159,7 @@ def test_the_package_holds_no_refiner_whose_own_test_does_not_say_that_it_helps(
     # The localizer would leave it out: it would be weight without use.
     within = DEFAULT_MODEL / REFINER_FOLDER
     assert not within.exists() or read_card(within)["helps"] is True
-    assert (Localizer.from_pretrained().refiner is not None) == within.exists()
+    assert (Localizer.from_pretrained().parts.refiner is not None) == within.exists()
 
 
 def test_a_configuration_survives_toml(backbone: Path, tmp_path: Path) -> None:

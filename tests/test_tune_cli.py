@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
-
 import pytest
 from test_tune_cached import model  # noqa: F401 - a fixture
 from tuning_process import without_pictures
 
 from risfast.cli import COMMANDS, main
-from risfast.localize import LocalizerOptions
+from risfast.io import read_options
+from risfast.localize import Localizer
 from risfast.toml_file import read_toml, to_toml
 from risfast.train.config import RunConfig
 from risfast.tune.options import Hpo2Config, HpoConfig
@@ -22,8 +21,9 @@ TINY = [
     *("--base.system.n-sources", "1", "2", "--base.data.snapshots", "8", "--base.data.weights", "1"),
     *("--base.validation.snapshots", "8", "--base.validation.scenes", "4", "--base.validation.every", "2"),
     *("--base.optimiser.steps", "4", "--base.optimiser.batch-size", "4", "--base.optimiser.warmup", "1"),
-    *("--base.backbone.options", "steps=2", "width=4", "head_width=4", "columns=8"),
-    *("axes.n_azimuth=9", "axes.n_elevation=7", "axes.n_range=4"),
+    *("--base.system.azimuth-deg", "-50", "40", "--base.system.range-m", "0.4", "6"),
+    *("--base.system.wavefront", "fresnel", "--base.pipeline.map.points-per-beam", "6"),
+    *("--base.backbone.options", "steps=2", "width=4", "head_width=4", "range_cells=2", "columns=8"),
     *MACHINE,
 ]
 
@@ -43,15 +43,16 @@ def test_show_space_prints_every_parameter_and_makes_nothing(tmp_path, capsys):
 
 
 def test_detection_is_tuned_reported_joined_and_gone_on_with(model, tmp_path, capsys):  # noqa: F811
-    options = ["--what", "detection", "--read-out", "capon", "--model", model, "--score.scenes", "3"]
-    options += ["--score.polish", "False", *TINY, "--output", tmp_path / "run"]
+    options = ["--what", "detection", "--model", model, "--score.scenes", "3", *TINY, "--output", tmp_path / "run"]
+    options += ["--base.pipeline.candidates.source", "capon", "--base.pipeline.polished", "False"]
     assert run("hpo", *options, "--trials", "4") == 0
     text = capsys.readouterr().out
     assert "4 trials done" in text
     results = tmp_path / "run" / "results"
-    localizer = read_toml(LocalizerOptions, results / "localizer.toml")
-    assert localizer.read_out == "capon"
-    assert set(tomllib.loads((results / "covariance.toml").read_text())) == {"loading", "beta"}
+    found = read_options(results / "options.toml")
+    assert (found.candidates.source, found.polished, found.map.points_per_beam) == ("capon", False, 6.0)
+    assert Localizer.load(model, options=results / "options.toml").options == found
+    assert not (results / "best.toml").exists()  # nothing was trained
     for picture in ("history", "parallel"):
         assert (results / f"{picture}.png").stat().st_size > 5000
     assert run("hpo", *options, "--trials", "9") == 0
@@ -84,7 +85,7 @@ def test_both_stages_run_on_the_whole_space_and_crown_or_refuse(tmp_path, monkey
     both = ["hpo2", "--output", tmp_path / "run", "--top", "3", "--budget", "2", "--study.trials", "3"]
     both += [a.replace("--base.", "--study.base.") for a in TINY] + ["--study.score.scenes", "3"]
     # Narrow networks are not in the space of widths, but the first trial keeps what it can.
-    status = run(*both, "--study.score.polish", "False", "--study.pruner.kind", "none")
+    status = run(*both, "--study.base.pipeline.polished", "False", "--study.pruner.kind", "none")
     text = capsys.readouterr().out
     assert "rank correlation of the stages" in text
     assert status == (1 if "no winner" in text else 0)

@@ -10,25 +10,27 @@ from test_tune_cached import model, study  # noqa: F401 - model is a fixture
 from risfast.data.scenes import generate_scenes
 from risfast.evaluate.figures import bootstrap_difference, figures
 from risfast.evaluate.metrics import score_scenes
-from risfast.localize import Localizer, LocalizerOptions
+from risfast.localize import Localizer, pipeline
+from risfast.localize.pipeline import CandidateOptions
 from risfast.tune.held_out import held_out, held_out_text
 from risfast.tune.objectives import judging_scenes
 from risfast.tune.options import HpoConfig
 from risfast.tune.study import slot_seed
 
 
-def localised(model, scenes, **own):  # noqa: F811
-    localizer = Localizer.load(model, LocalizerOptions(own=own))
-    found = localizer.localize(scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power, polish=False)
-    return score_scenes(found, scenes)
+def localised(config, scenes, **own):
+    options = dataclasses.replace(config.base.pipeline, candidates=CandidateOptions(own=own))
+    localizer = Localizer.load(config.model, options=options)
+    found = localizer.localize(pipeline.measure(scenes))
+    return score_scenes(found, scenes, tolerance=localizer.setup.tolerance)
 
 
 def test_both_are_judged_by_the_localizer_on_the_same_scenes_of_another_seed(model, tmp_path):  # noqa: F811
     config = study(model)
-    found = held_out(config, {"own.threshold": 0.05, "own.max_sources": 4}, 7, tmp_path)
+    found = held_out(config, {"candidates.own.threshold": 0.05, "candidates.own.max_sources": 4}, 7, tmp_path)
     system = judging_scenes(config)["L8"].config
     scenes = generate_scenes(system, slot_seed(config.score.seed, 0), range(7))
-    tuned, untuned = localised(model, scenes, threshold=0.05, max_sources=4), localised(model, scenes)
+    tuned, untuned = localised(config, scenes, threshold=0.05, max_sources=4), localised(config, scenes)
     assert found.scenes == 7
     for name in ("f1", "precision", "recall", "rmse_xyz_pairs_m", "estimates"):
         assert found.tuned[name] == pytest.approx(figures(tuned)[name], nan_ok=True)
@@ -46,7 +48,7 @@ def test_no_tuning_has_no_gain(model, tmp_path):  # noqa: F811
 
 
 def test_a_study_of_training_and_a_single_scene_are_refused(model, tmp_path):  # noqa: F811
-    with pytest.raises(ValueError, match="risfast-train evaluate"):
+    with pytest.raises(ValueError, match="risfast evaluate"):
         held_out(HpoConfig(), {}, 5, tmp_path)
     with pytest.raises(ValueError, match=r"score\.scenes must be at least 2, got 1"):
         held_out(study(model), {}, 1, tmp_path)

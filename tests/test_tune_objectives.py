@@ -13,12 +13,23 @@ from optuna import TrialPruned
 from tiny_backbone import build, tiny
 from tuning_process import without_pictures
 
-from risfast.evaluate.metrics import score
+from risfast.data.scenes import generate_scenes
+from risfast.detect import DetectionOptions
+from risfast.evaluate.metrics import score, score_scenes
+from risfast.io import read_options
+from risfast.localize import Localizer, pipeline
+from risfast.localize.pipeline import CandidateOptions
+from risfast.tolerance import Tolerance
 from risfast.toml_file import read_toml
-from risfast.train.config import RunConfig
+from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
 from risfast.train.loop import TrainingError
-from risfast.tune.objectives import TrainingObjective, final_value, scene_sums, value_of_sums
+from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
+from risfast.tune.results import write_results
+from risfast.tune.study import open_study
+from risfast.tune.worker import work
+
+SMALL = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +38,9 @@ def _no_pictures(monkeypatch):
 
 
 def study(**changes):
-    return HpoConfig(base=tiny(), score=ScoreOptions(scenes=4, polish=False), **changes)
+    base = tiny()
+    raw = dataclasses.replace(base, pipeline=dataclasses.replace(base.pipeline, polished=False))
+    return HpoConfig(base=raw, score=ScoreOptions(scenes=4), **changes)
 
 
 def cartesian(position):
@@ -132,25 +145,61 @@ def test_a_report_that_prunes_ends_the_training_there(tmp_path):
     assert not (tmp_path / "trial" / "model").exists()
 
 
-def test_final_objective_is_what_the_localizer_finds_on_the_fixed_scenes(tmp_path):
-    from risfast.evaluate.metrics import score_scenes
-    from risfast.localize import Localizer
-    from risfast.model_files import load_model
-
+def test_final_objective_is_what_the_localizer_finds_on_the_fixed_scenes(tmp_path, monkeypatch):
     config = study(objective="mvdr_final")
-    objective = TrainingObjective(config, build)
-    result = objective({}, 3, tmp_path / "trial", lambda *_: None)
-    module, _ = load_model(tmp_path / "trial" / "model", build)
+    result = TrainingObjective(config, build)({}, 3, tmp_path / "trial", lambda *_: None)
     base = config.base
-    from risfast.data.scenes import generate_scenes
-
     scenes = generate_scenes(base.system.system(6, base.data.code_kinds), config.score.seed, range(4))
-    found = Localizer(module, base.system.planar_array()).localize(
-        scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power, polish=False
-    )
-    expected = final_value({"L6": score_scenes(found, scenes)}, config.score, 2 * 1.1 * base.system.range_m[1])
-    assert result.value == expected.value
+    monkeypatch.setattr("risfast.localize.localizer.build_backbone", build)
+    localizer = Localizer.load(tmp_path / "trial" / "model")  # with the options that are stored there
+    assert localizer.options == base.pipeline
+    found = localizer.localize(pipeline.measure(scenes))
+    scores = score_scenes(found, scenes, tolerance=base.system.setup().tolerance)
+    assert result.value == final_value({"L6": scores}, config.score, 2 * base.system.range_m[1]).value
     assert set(result.attributes) >= {"figures", "sets", "sums", "seconds_per_scene", "train_seconds"}
+
+
+def test_tuned_options_of_the_pipeline_judge_the_training_that_they_were_tuned_with(tmp_path, monkeypatch):
+    """The model of the trial keeps them, the file of the results holds them, and both answer what was scored."""
+    config = dataclasses.replace(study(objective="mvdr_final"), trials=2, storage="journal", parameters=("map",))
+    capon = CandidateOptions("capon", detection=DetectionOptions(candidates=6, refine_points=(9, 9, 9)))
+    piped = dataclasses.replace(config.base.pipeline, candidates=capon)
+    # The space of the pipeline is that of the default backbone.
+    base = dataclasses.replace(config.base, pipeline=piped, backbone=BackboneOptions(options=SMALL))
+    config = dataclasses.replace(config, base=base)
+    objective = TrainingObjective(config)
+    scenes = generate_scenes(base.system.system(6, base.data.code_kinds), config.score.seed, range(4))
+    with open_study(config, tmp_path) as opened:
+        work(opened, objective, lambda line: None, fixed=[{"map.loading": 0.1, "map.blend": 0.2}])
+        results = write_results(opened, tmp_path / "results")
+    assert read_toml(RunConfig, results.files["best"]).pipeline == read_options(results.files["options"])
+    assert read_options(results.files["options"]).map == dataclasses.replace(piped.map, loading=0.1, blend=0.2)
+    (model,) = (tmp_path / "trials").glob("*/model")
+    kept = Localizer.load(model)
+    given = Localizer.load(model, options=results.files["options"])
+    assert kept.options == given.options
+    scores = score_scenes(given.localize(pipeline.measure(scenes)), scenes, tolerance=base.system.setup().tolerance)
+    assert final_value({"L6": scores}, config.score, farthest_m(base.system.setup())).value == results.best.value
+
+
+@pytest.mark.parametrize("region", [(0.5, 4.0), (0.5, 10.0)])
+def test_no_two_points_of_a_region_are_farther_apart_than_the_farthest(region):
+    setup = dataclasses.replace(SystemOptions(), range_m=region).setup()
+    corners = [cartesian((a, e, r)) for a, e, r in itertools.product((-1.04, 1.04), (-0.52, 0.52), region)]
+    widest = max(np.linalg.norm(a - b) for a, b in itertools.combinations(corners, 2))
+    assert widest <= farthest_m(setup) == 2 * region[1]
+
+
+def test_hits_count_where_no_range_is_known():
+    """Planar waves tell no range: no distance of a pair is known, and trials still differ by what they hit."""
+    anywhere = Tolerance(math.radians(5), math.radians(5), math.inf)
+    true = [array([(0.1, 0.2, 2.0)])] * 2
+    both = [array([(0.1, 0.2, math.nan)])] * 2
+    values = [
+        final_value({"L": score(found, true, tolerance=anywhere)}, ScoreOptions(), 20.0).value
+        for found in (both, [both[0], array([])], [array([])] * 2)
+    ]
+    assert values == pytest.approx([2.0, 2.0 + 1 / 3, 3.0])
 
 
 def test_a_training_that_diverges_says_so(tmp_path):

@@ -6,10 +6,10 @@ import dataclasses
 
 import pytest
 
-from risfast.localize import LocalizerOptions
-from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig
+from risfast.localize.pipeline import CandidateOptions, MapOptions, PipelineOptions
+from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig, SystemOptions
 from risfast.tune.errors import StudyError
-from risfast.tune.options import HpoConfig, ScoreOptions
+from risfast.tune.options import HpoConfig
 from risfast.tune.space import (
     SPACE,
     Choice,
@@ -18,11 +18,22 @@ from risfast.tune.space import (
     apply,
     check_same_space,
     describe_space,
-    read_out_options,
+    pipeline_options,
     space_lines,
     study_space,
+    trial_config,
+    tunes_pipeline,
     untuned,
 )
+
+
+def piped(source="own", follows=True, **candidates):
+    """A training whose pipeline is this one; a polish follows or not."""
+    return RunConfig(pipeline=PipelineOptions(candidates=CandidateOptions(source, **candidates), polished=follows))
+
+
+def detection(**pipeline):
+    return HpoConfig(what="detection", base=piped(**pipeline))
 
 
 @pytest.mark.parametrize("kind", list(SPACE))
@@ -48,13 +59,23 @@ def test_the_space_follows_what_is_tuned():
     training = study_space(HpoConfig())
     assert "backbone.options.width" in training
     assert "optimiser.lr" in training
-    assert not any(name.startswith(("candidates", "detection", "polish")) for name in training)
+    assert not any(name.startswith(("candidates", "map", "polish", "decision")) for name in training)
+    assert not tunes_pipeline(HpoConfig())
     final = study_space(HpoConfig(objective="mvdr_final"))
-    assert {"candidates.threshold", "polish.penalty"} <= set(final) - set(training)
-    capon = study_space(HpoConfig(what="detection", read_out="capon", score=ScoreOptions(polish=False)))
-    assert {name.partition(".")[0] for name in capon} == {"covariance", "detection"}
-    own = study_space(HpoConfig(what="detection", score=ScoreOptions(polish=False)))
-    assert set(own) == {"own.threshold", "own.max_sources"}
+    added = set(final) - set(training)
+    assert {"candidates.least_count", "candidates.polished.max_sources", "polish.penalty"} <= added
+    assert "candidates.polished.threshold" not in added
+    threshold = study_space(detection(polished={"threshold": 0.2}))  # which outranks the least count
+    assert "candidates.polished.threshold" in threshold
+    assert "candidates.least_count" not in threshold
+    assert "decision.least_confidence" in study_space(detection())  # the model that comes with the package has it
+    capon = study_space(detection(source="capon", follows=False))
+    assert {name.rpartition(".")[0] for name in capon} == {"map", "candidates.detection"}
+    both = study_space(detection(source="capon"))
+    assert {name.rpartition(".")[0] for name in both} == {"map", "candidates.polished_detection", "polish", "decision"}
+    own = study_space(detection(follows=False))
+    assert set(own) == {"candidates.own.threshold", "candidates.own.max_sources"}
+    assert tunes_pipeline(detection())
     transformer = RunConfig(backbone=BackboneOptions(name="transformer"))
     assert "backbone.options.n_layers" in study_space(HpoConfig(base=transformer))
     started = RunConfig(backbone=BackboneOptions(weights="model"))
@@ -99,18 +120,48 @@ def test_a_choice_changes_its_fields_and_nothing_else():
         apply(RunConfig, base, {"optimiser.lr": -1.0})
 
 
-def test_read_out_options_are_those_of_the_localizer_and_of_the_covariance():
-    config = HpoConfig(what="detection", read_out="capon", score=ScoreOptions(polish=False))
-    localizer, covariance = read_out_options(config, {"covariance.loading": 3e-3, "detection.max_db": 6.0})
-    tuned = dataclasses.replace(LocalizerOptions().detection, max_db=6.0)
-    assert localizer == LocalizerOptions(read_out="capon", detection=tuned)
-    assert (covariance.loading, covariance.beta) == (3e-3, 0.0)
-    polished, _ = read_out_options(HpoConfig(read_out="capon"), {"detection.max_db": 6.0})
-    assert polished.capon_candidates == polished.detection == tuned  # what is tuned is what the polish is given
+@pytest.mark.parametrize("base", [piped(), piped("capon"), piped("capon", False), piped("own", False)])
+def test_every_parameter_of_detection_reaches_the_options_of_the_pipeline(base):
+    config = HpoConfig(what="detection", base=base)
+    for name, parameter in study_space(config).items():
+        low = parameter.values[0] if isinstance(parameter, Choice) else parameter.low
+        changed = pipeline_options(config, {name: low})
+        inner = changed
+        for step in name.split("."):
+            inner = inner[step] if isinstance(inner, dict) else getattr(inner, step)
+        assert inner == low
+        assert (changed == base.pipeline) == (untuned(config)[name] == low)
+
+
+def test_a_separation_in_range_follows_the_tolerance_of_the_setup_and_is_not_tuned_where_range_is_not_scored():
+    shorter = dataclasses.replace(piped("capon"), system=SystemOptions(wavelength_m=0.03, spacing_m=0.015))
+    name = "candidates.polished_detection.separation_m"
+    for base, scale in ((piped("capon"), 1.0), (shorter, 0.1)):
+        config = HpoConfig(what="detection", base=base)
+        assert study_space(config)[name] == Float(0.2 * scale, 5.0 * scale, log=True)
+        assert untuned(config)[name] == pytest.approx(0.5 * scale)
+    planar = dataclasses.replace(piped("capon"), system=SystemOptions(wavefront="planar"))
+    assert name not in study_space(HpoConfig(what="detection", base=planar))
+
+
+def test_options_of_the_pipeline_go_with_the_training_that_they_are_tuned_with():
+    config = HpoConfig(objective="mvdr_final", base=piped("capon", False))
+    choice = {"optimiser.lr": 5e-3, "map.loading": 3e-3, "candidates.detection.max_db": 6.0}
+    tuned = trial_config(config, choice)
+    assert tuned.optimiser.lr == 5e-3
+    assert tuned.pipeline.map == MapOptions(loading=3e-3)
+    assert tuned.pipeline == pipeline_options(config, choice)
+    assert tuned.pipeline.candidates.detection == dataclasses.replace(CandidateOptions().detection, max_db=6.0)
+    assert dataclasses.replace(tuned, pipeline=config.base.pipeline, optimiser=config.base.optimiser) == config.base
 
 
 def test_another_space_is_refused_by_the_parameter_that_differs():
     config = HpoConfig(parameters=("objective",))
-    check_same_space(space_lines(config), config)
-    with pytest.raises(StudyError, match=r"optimiser\.lr differs.*--name"):
+    lines = space_lines(config)
+    check_same_space(lines, config)
+    with pytest.raises(StudyError, match=r"only this command has objective\.intensity; with another range objective\."):
+        check_same_space(["objective.offset in 0 .. 9"], config)
+    with pytest.raises(StudyError, match="in another order"):
+        check_same_space(lines[::-1], config)
+    with pytest.raises(StudyError, match=r"only the study has optimiser\.lr\).*--name"):
         check_same_space(space_lines(HpoConfig(parameters=("objective", "optimiser.lr"))), config)

@@ -61,8 +61,31 @@ def test_a_study_of_another_version_or_space_is_refused(tmp_path):
     with pytest.raises(StudyError, match=r"version 0\.0\.1"):
         join_study("journal", "risfast", tmp_path / "version", HpoConfig())
     tampered(tmp_path / "space", lambda card: card["space"].pop())
-    with pytest.raises(StudyError, match=r"another search space: optimiser.weight_decay differs.*--name"):
+    with pytest.raises(
+        StudyError, match=r"another search space \(only this command has optimiser.weight_decay\).*--name"
+    ):
         open_study(config("journal", 2), tmp_path / "space")
+
+
+def test_a_study_of_the_first_format_is_refused_by_its_space_or_by_what_its_trials_were_told(tmp_path):
+    """Its space named options of other classes; where only a training was tuned, the noise power was told."""
+
+    def earlier(card):
+        card.update(format=1)
+        card["config"]["read_out"] = "own"
+
+    tampered(tmp_path / "same", earlier)
+    for again in (open_study, lambda made, folder: join_study("journal", "risfast", folder, made)):
+        with pytest.raises(StudyError, match=r"\(format 1, whose trials were told the noise power\).*another --name"):
+            again(config("journal", 2), tmp_path / "same")
+
+    def of_detection(card):
+        earlier(card)
+        card["space"] = ["covariance.loading in 0.001 | 0.01", *card["space"]]
+
+    tampered(tmp_path / "other", of_detection)
+    with pytest.raises(StudyError, match=r"another search space \(only the study has covariance\.loading\)"):
+        open_study(config("journal", 2), tmp_path / "other")
 
 
 def test_a_study_that_this_command_did_not_make_is_refused(tmp_path):
@@ -191,8 +214,6 @@ def test_seeds_differ_between_slots_and_studies():
     [
         (lambda: HpoConfig(objective="nmse"), "objective must be one of surrogate, mvdr_final; got 'nmse'"),
         (lambda: HpoConfig(what="all"), "what must be training or detection"),
-        (lambda: HpoConfig(read_out="music"), "read_out must be own or capon"),
-        (lambda: HpoConfig(what="detection", read_out="capon"), "without the polish: give --score.polish False"),
         (lambda: HpoConfig(trials=0), "trials must be at least 1"),
         (lambda: HpoConfig(name=""), "name must not be empty"),
         (lambda: HpoConfig(seed=-1), "seed must lie in"),

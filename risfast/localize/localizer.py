@@ -322,13 +322,13 @@ class Localizer:
 
     def _measurement(
         self, y: Any, codes: Any, channel: Any, noise_power: Any
-    ) -> tuple[Measurement, SensorArray | None]:
-        """What was given, checked, and the array that came with it."""
+    ) -> tuple[Measurement, SensorArray | Setup | None]:
+        """What was given, checked, and the array or setup that came with it."""
         if isinstance(y, Measurement):
             if codes is not None or channel is not None or noise_power is not None:
                 raise ValueError("a Measurement holds codes, channel and noise power: give it alone")
             return measurement_from(y.y, y.codes, y.channel, y.noise_power), None
-        array = None
+        array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
             y, codes, channel, array = _of_recording(y, codes, channel)
         if codes is None and channel is None:
@@ -349,7 +349,7 @@ class Localizer:
         return measurement_from(y, codes, channel, noise_power), array
 
 
-def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, Any, Any, SensorArray]:
+def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, Any, Any, SensorArray | Setup]:
     if codes is not None or channel is not None:
         raise ValueError("a recording brings its own codes and channel: give it alone")
     if recording.snapshots is None:
@@ -363,7 +363,7 @@ def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, 
             f"{recording.provenance.path}: the snapshots are real samples in time; a narrow band of them is needed: "
             "read the file with frequency_hz="
         )
-    return y, codes, channel, recording.array
+    return y, codes, channel, recording.array if recording.given is None else recording.setup
 
 
 def _counts(n_sources: Any, scenes: int) -> Tensor | None:

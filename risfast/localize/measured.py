@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,6 +82,8 @@ def direct_measurement(x: Any, n_elements: int, noise_power: Any) -> Measurement
 
 
 def _tensor(value: Any, name: str) -> Tensor:
+    if isinstance(value, np.ndarray):  # torch takes no read-only and no reversed arrays
+        value = np.require(value, requirements=["C", "W"])
     tensor = torch.as_tensor(value)
     if not tensor.is_complex():
         raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")

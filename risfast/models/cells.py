@@ -11,6 +11,8 @@ from risfast.models.atoms import AtomAxes
 
 __all__ = ["CellTargets", "RangeCells"]
 
+_FAR = 1e6  # nearest ranges that a single atom of a region without end stands at
+
 
 class CellTargets(NamedTuple):
     """Where the true sources of a batch fall.
@@ -30,8 +32,7 @@ class CellTargets(NamedTuple):
 class RangeCells(nn.Module):
     """Each atom's interval of 1/range, divided into cells of equal length in range.
 
-    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for. An interval
-    that reaches to the far field is divided into equal lengths of 1/range, and the centre of its last cell is finite.
+    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for.
 
     Parameters
     ----------
@@ -55,14 +56,15 @@ class RangeCells(nn.Module):
         inverse = axes.inverse_range
         middle = 1 / ((inverse[1:] + inverse[:-1]) / 2)
         bounds = torch.cat([1 / inverse[:1], middle, 1 / inverse[-1:]])  # [G_r + 1], increasing
+        if bounds[0].isinf():  # one atom, at infinity; a difference of places must be a number
+            bounds = torch.full_like(bounds, _FAR * axes.range_m[0])
         fraction = torch.arange(per_atom, dtype=torch.float64) / per_atom
         edges = bounds[:-1, None] + fraction * bounds.diff()[:, None]
-        if float(inverse[-1]) == 0:
+        if bounds[-1].isinf():  # an interval without end has cells of equal length in 1/range
             edges[-1] = bounds[-2] / (1 - fraction)
         edges = torch.cat([edges.flatten(), bounds[-1:]])
         centres = (edges[1:] + edges[:-1]) / 2
-        if float(inverse[-1]) == 0:
-            centres[-per_atom:] = 2 / (1 / edges[-per_atom - 1 : -1] + 1 / edges[-per_atom:])
+        centres[-1] = centres[-1].clamp_max(2 * edges[-2])
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("centres", centres, persistent=False)
 

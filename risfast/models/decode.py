@@ -308,6 +308,7 @@ def sources_of_power(
         k=options.max_sources,
         wrap_azimuth=axes.region.full_circle,
     )
+    position[..., 2] = torch.where(centre[:, 2] > 0, position[..., 2], torch.inf)
     return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], options) for i in range(b)]
 
 

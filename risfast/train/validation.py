@@ -315,7 +315,7 @@ def validate(
     options = replace(options or PipelineOptions(), polished=False)
     was_training = parts.backbone.training
     parts.backbone.eval()
-    estimated, true, found = [], [], []
+    estimated, true, found, noise = [], [], [], []
     try:
         for start in range(0, len(scenes), batch_size):
             part = scene_slice(scenes, slice(start, start + batch_size))
@@ -323,6 +323,7 @@ def validate(
             estimate = pipeline.estimate(parts, measurement)
             found += pipeline.candidates(parts, measurement, estimate, options)[0]
             estimated.append(estimate.factor)
+            noise.append(estimate.noise_power)
             true.append(part.true_factor())
     finally:
         parts.backbone.train(was_training)
@@ -330,7 +331,9 @@ def validate(
     figures = {**vars(scores), **summary_figures(score_sources(found, scenes, parts.setup.tolerance))}
     if capon_scenes:
         few = scene_slice(scenes, slice(0, capon_scenes))
-        figures |= _capon_figures(parts, CovarianceEstimate(_joined(estimated)[:capon_scenes]), few, options)
+        known = None if any(power is None for power in noise) else torch.cat(noise)[:capon_scenes]  # type: ignore[arg-type]
+        estimate = CovarianceEstimate(_joined(estimated)[:capon_scenes], noise_power=known)
+        figures |= _capon_figures(parts, estimate, few, options)
     return figures, scores
 
 

@@ -11,7 +11,6 @@ from risfast.evaluate.figures import FIGURES, Interval, bootstrap_difference, fi
 from risfast.evaluate.metrics import Scores
 from risfast.tune.cached import DetectionObjective
 from risfast.tune.options import HpoConfig
-from risfast.tune.space import untuned
 from risfast.tune.study import slot_seed
 
 __all__ = ["HeldOut", "held_out", "held_out_text", "require_detection"]
@@ -54,7 +53,7 @@ def require_detection(config: HpoConfig) -> None:
     if config.what != "detection":
         raise ValueError(
             "only a study of detection is checked on other scenes: train what the best configuration says and give "
-            "its model to risfast-train evaluate"
+            "its model to risfast evaluate"
         )
 
 
@@ -85,7 +84,7 @@ def held_out(config: HpoConfig, choice: Mapping[str, Any], scenes: int, folder: 
     # Any seed that follows from the study's and is not the study's own makes scenes that no trial has seen.
     score = replace(config.score, scenes=scenes, seed=slot_seed(config.score.seed, 0))
     objective = DetectionObjective(replace(config, score=score), folder)
-    tuned, before = (Scores.joined(list(objective.scores(c).values())) for c in (choice, untuned(config)))
+    tuned, before = (Scores.joined(list(objective.scores(c).values())) for c in (choice, {}))
     return HeldOut(len(tuned), figures(tuned), figures(before), bootstrap_difference(tuned, before))
 
 

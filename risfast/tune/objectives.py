@@ -13,23 +13,25 @@ from typing import Any
 import numpy as np
 import torch
 
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.confidence import HitModel
+from risfast.data.scenes import Scenes, generate_scenes
 from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, score_scenes
-from risfast.localize import Localizer, LocalizerOptions
+from risfast.localize import Localizer, pipeline
+from risfast.localize.pipeline import PipelineOptions
 from risfast.model_files import Build, load_model
 from risfast.models import build_backbone
+from risfast.setup import Setup
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.runs import Progress
 from risfast.tune.errors import TrialRejectedError
 from risfast.tune.options import HpoConfig, ScoreOptions
-from risfast.tune.space import apply, read_out_options
+from risfast.tune.space import pipeline_options, trial_config
 from risfast.tune.worker import Result
 
 __all__ = ["TrainingObjective", "final_value", "judging_scenes", "scene_sums", "value_of_sums"]
 
-_MARGIN = 1.1  # a source may be reported a tenth beyond the field of view
 # What the value is made of, for each scene: the sums that a resample of scenes adds up.
 _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 
@@ -57,19 +59,9 @@ def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dic
     }
 
 
-def farthest_m(system: SystemConfig) -> float:
-    """No two points that are reported or true are farther apart.
-
-    Parameters
-    ----------
-    system : SystemConfig
-
-    Returns
-    -------
-    float
-        Metres.
-    """
-    return 2 * _MARGIN * system.range_m[1]
+def farthest_m(setup: Setup) -> float:
+    """No two points of the region, and so none that are reported or true, are farther apart; metres."""
+    return 2 * setup.region.range_m[1]
 
 
 def scene_sums(scores: Scores) -> dict[str, list[float]]:
@@ -110,7 +102,7 @@ def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: fl
         Sums of :func:`scene_sums` over scenes.
     options : ScoreOptions
     farthest : float
-        What the error is taken as without a pair, metres.
+        What the error is taken as without a pair whose distance is known, metres.
 
     Returns
     -------
@@ -122,7 +114,6 @@ def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: fl
     rmse = np.where(pairs > 0, np.sqrt(squared / np.maximum(pairs, 1)), farthest)
     both = np.asarray(totals["sources"], float) + np.asarray(totals["estimates"], float)
     f1 = np.where(both > 0, 2 * hits / np.maximum(both, 1), 1.0)
-    f1 = np.where((pairs > 0) | (both == 0), f1, 0.0)
     rmse = np.where(both == 0, 0.0, rmse)  # scenes without sources, and nothing found
     return rmse / options.xyz_norm_m + options.f1_weight * (1 - f1)
 
@@ -177,8 +168,8 @@ class TrainingObjective:
         -------
         RunConfig
         """
-        config = apply(RunConfig, self._config.base, choice)
-        # Capon on the reference grid and the final table are for people; here they would only cost time.
+        config = trial_config(self._config, choice)
+        # Capon detection and the final table are for people; here they would only cost time.
         judged = replace(config.validation, capon_scenes=0, test_scenes=0)
         return replace(config, seed=seed, validation=judged)
 
@@ -199,23 +190,20 @@ class TrainingObjective:
             if watch.best is None:
                 raise TrialRejectedError("no validation gave a finite value")
             return Result(watch.best, {"validations": watch.values, "train_seconds": round(watch.seconds, 3)})
-        options, _ = read_out_options(self._config, choice)
-        result = self._judge(outcome.model, options, config.machine.device)
+        result = self._judge(outcome.model, pipeline_options(self._config, choice), config.machine.device)
         return Result(result.value, {**result.attributes, "train_seconds": round(watch.seconds, 3)})
 
-    def _judge(self, model: Path, options: LocalizerOptions, device: str) -> Result:
+    def _judge(self, model: Path, options: PipelineOptions, device: str) -> Result:
         module, card = load_model(model, self._build, device)
-        localizer = Localizer(module, self._config.base.system.planar_array(), options)
-        polish = self._config.score.polish
-        scores, seconds, system = {}, 0.0, None
+        localizer = Localizer(module, Setup.from_json(card["setup"]), options, HitModel.load(model))
+        scores, seconds = {}, 0.0
         for name, scenes in self._scenes.items():
-            system, at = scenes.config, scenes.to(device)
+            measurement = pipeline.measure(scenes, options).to(device)
             began = time.monotonic()
-            found = localizer.localize(at.y, at.codes, at.channel, noise_power=at.noise_power, polish=polish)
+            found = localizer.localize(measurement)
             seconds += time.monotonic() - began
-            scores[name] = score_scenes(found, scenes)
-        assert system is not None
-        result = final_value(scores, self._config.score, farthest_m(system))
+            scores[name] = score_scenes(found, scenes, tolerance=localizer.setup.tolerance)
+        result = final_value(scores, self._config.score, farthest_m(localizer.setup))
         count = sum(len(scenes) for scenes in self._scenes.values())
         extra = {"seconds_per_scene": seconds / count, "parameters": card.get("parameters")}
         return Result(result.value, {**result.attributes, **extra})

@@ -73,8 +73,6 @@ class ScoreOptions:
     """Distance that weighs as much as an F1 of 0 with a weight of 1."""
     f1_weight: float = 1.0
     """Weight of 1 - F1."""
-    polish: bool = True
-    """Whether the localizer polishes by the likelihood, as it does by default."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -107,8 +105,6 @@ class HpoConfig:
     """sqlite (a local disk), journal (a shared folder), or the URL of a PostgreSQL or MySQL database."""
     model: str = ""
     """Model folder whose detection is tuned; empty is the one that comes with the package."""
-    read_out: Literal["own", "capon"] = "own"
-    """Which detection: the backbone's own, or the Capon spectrum of its covariance."""
     beat_s: float = 15.0
     """Seconds between two signs of life of a worker; a trial is taken over after four without one."""
     attempts: int = 5
@@ -120,8 +116,9 @@ class HpoConfig:
     score: ScoreOptions = field(default_factory=ScoreOptions)
     """How a trial is judged."""
     base: RunConfig = field(default_factory=RunConfig)
-    """The training that trials change; of a study of detection its system, and its values of L, are those of the
-    scenes."""
+    """The training that trials change, and in its pipeline the options that the way to sources starts from: where
+    candidates come from, and whether they are polished, say what of it is tuned. Of a study of detection its system and
+    its values of L are those of the scenes, and a pipeline at its defaults is that of the model."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -130,11 +127,6 @@ class HpoConfig:
             self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
         )
         _require(self.what in ("training", "detection"), f"what must be training or detection, got {self.what!r}")
-        _require(self.read_out in ("own", "capon"), f"read_out must be own or capon, got {self.read_out!r}")
-        _require(
-            self.what == "training" or self.read_out == "own" or not self.score.polish,
-            "Capon detection is tuned as it comes, without the polish: give --score.polish False",
-        )
         _require(self.trials >= 1, f"trials must be at least 1, got {self.trials}")
         _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
         _require(0 < self.beat_s < math.inf, f"beat_s must be positive, got {self.beat_s!r}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 from risfast.train.config import (
     BackboneOptions,
@@ -22,22 +23,15 @@ __all__ = ["PRESETS"]
 def quick() -> Hpo2Config:
     """A 6 x 6 surface and half a minute a training: both stages in minutes on one core."""
     system = SystemOptions(n_h=6, n_v=6, n_antennas=8, n_sources=(1, 3), range_m=(0.5, 4.0))
-    axes = {
-        "n_azimuth": 15,
-        "n_elevation": 9,
-        "n_range": 6,
-        "azimuth_rad": math.radians(60),
-        "elevation_rad": math.radians(30),
-        "range_m": [0.5, 4.0],
-    }
+    region = system.setup().region
+    axes: dict[str, Any] = {"n_azimuth": 15, "n_elevation": 9, "n_range": 6}
+    axes |= {item.name: list(getattr(region, item.name)) for item in fields(region)}
     base = RunConfig(
         system=system,
         data=DataOptions(snapshots=(16,), weights=(1.0,)),
         backbone=BackboneOptions(options={"axes": axes}),
         optimiser=OptimiserOptions(steps=100, batch_size=16, warmup=10),
-        validation=ValidationOptions(
-            every=25, snapshots=(16,), scenes=64, capon_scenes=4, capon_grid="training", test_scenes=64
-        ),
+        validation=ValidationOptions(every=25, snapshots=(16,), scenes=64, capon_scenes=4, test_scenes=64),
         machine=MachineOptions(checkpoint_every=100, log_every=25),
     )
     study = HpoConfig(
@@ -58,4 +52,4 @@ def reference() -> Hpo2Config:
 
 
 PRESETS: dict[str, Callable[[], Hpo2Config]] = {"quick": quick, "reference": reference}
-"""By the name that ``risfast-train hpo2 --preset`` takes."""
+"""By the name that ``risfast hpo2 --preset`` takes."""

@@ -8,10 +8,11 @@ from pathlib import Path
 from optuna.trial import FrozenTrial
 
 from risfast.durable import replace_file
+from risfast.io.options_file import write_options
+from risfast.localize.localizer import OPTIONS_FILE
 from risfast.toml_file import to_toml
-from risfast.train.config import RunConfig
 from risfast.tune.pictures import draw_study
-from risfast.tune.space import apply, read_out_options, untuned
+from risfast.tune.space import pipeline_options, trial_config, tunes_pipeline, untuned
 from risfast.tune.stages import finished_trials
 from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy
@@ -40,8 +41,8 @@ class Results:
 def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str, Path]:
     """Write what a trial stands for.
 
-    ``best.toml`` for ``risfast-train backbone --config``; ``localizer.toml``, the options of
-    :class:`risfast.LocalizerOptions`, and for Capon detection ``covariance.toml``, where they were tuned.
+    ``best.toml``, of a training, for ``risfast backbone --config``; ``options.toml``, where options of the pipeline
+    were tuned, for ``risfast locate --options`` and :meth:`risfast.Localizer.load`.
 
     Parameters
     ----------
@@ -58,17 +59,12 @@ def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str,
     """
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
-    localizer, covariance = read_out_options(opened.config, trial.params)
-    texts = {}
     if opened.config.what == "training":
-        texts["best"] = to_toml(apply(RunConfig, opened.config.base, trial.params))
-    if opened.config.what == "detection" or opened.config.objective == "mvdr_final":
-        texts["localizer"] = to_toml(localizer)
-    if any(name.startswith("covariance.") for name in trial.params):
-        texts["covariance"] = to_toml(covariance)
-    for name, text in texts.items():
-        written[name] = folder / f"{name}.toml"
-        replace_file(written[name], text.encode())
+        written["best"] = folder / "best.toml"
+        replace_file(written["best"], to_toml(trial_config(opened.config, trial.params)).encode())
+    if tunes_pipeline(opened.config):
+        written["options"] = folder / OPTIONS_FILE
+        write_options(written["options"], pipeline_options(opened.config, trial.params))
     return written
 
 

@@ -1,23 +1,29 @@
-"""What can be tuned: a parameter for a field of each options class, by the class that it fills."""
+"""What can be tuned: a parameter for a field of each options class, by the class that it fills.
+
+Names of parameters are paths: into :class:`risfast.train.config.RunConfig` for a training, and into
+:class:`risfast.localize.pipeline.PipelineOptions` for the way from an estimate to sources.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from risfast.confidence import CONFIDENCE_FILE
 from risfast.detect import DetectionOptions
-from risfast.localize import LocalizerOptions
+from risfast.io.options_file import read_options
+from risfast.localize.localizer import OPTIONS_FILE
+from risfast.localize.pipeline import CandidateOptions, DecisionOptions, MapOptions, PipelineOptions
 from risfast.models.decode import MapDetection
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.transformer import TransformerOptions
 from risfast.models.unrolled import UnrolledOptions
 from risfast.objective import ObjectiveOptions
 from risfast.polish import PolishOptions
-from risfast.toml_file import as_table, from_table
+from risfast.toml_file import NONE, as_table, from_table
 from risfast.train.config import OptimiserOptions, RunConfig
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig
@@ -26,7 +32,6 @@ from risfast.tune.parameters import Choice, Float, Int, Parameter
 __all__ = [
     "SPACE",
     "Choice",
-    "CovarianceOptions",
     "Float",
     "Int",
     "Parameter",
@@ -34,29 +39,16 @@ __all__ = [
     "check_same_space",
     "describe_space",
     "model_folder",
-    "read_out_options",
+    "pipeline_options",
     "space_lines",
+    "start_options",
     "study_space",
+    "trial_config",
+    "tunes_pipeline",
     "untuned",
 ]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class CovarianceOptions:
-    """How the covariance that Capon detection starts from is prepared; see :func:`risfast.effective_covariance`.
-
-    Attributes
-    ----------
-    loading : float
-        Diagonal loading over trace(R) / N, given to the detection.
-    beta : float
-        Share of the least-squares sample covariance.
-    """
-
-    loading: float = 1e-2
-    beta: float = 0.0
 
 
 SPACE: dict[type, dict[str, Parameter]] = {
@@ -94,13 +86,16 @@ SPACE: dict[type, dict[str, Parameter]] = {
         "births": Int(0, 6),
         "penalty": Float(0.5, 4.0),
     },
-    LocalizerOptions: {
+    CandidateOptions: {
+        "least_count": Float(0.05, 0.7),
+    },
+    DecisionOptions: {
         "least_confidence": Float(0.05, 0.7),
     },
-    # A spectrum for each pair of these two is kept, so they are few.
-    CovarianceOptions: {
+    # The peaks of a map for each pair of these two are cached, so they are few.
+    MapOptions: {
         "loading": Choice((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
-        "beta": Choice((0.0, 0.2)),
+        "blend": Choice((0.0, 0.2)),
     },
     DetectionOptions: {
         "max_db": Float(1.0, 30.0),
@@ -137,17 +132,27 @@ def _training(base: RunConfig) -> dict[str, Parameter]:
 
 
 def _detection(config: HpoConfig) -> dict[str, Parameter]:
-    if config.read_out == "capon":
-        found = _part("covariance", CovarianceOptions) | _part("detection", DetectionOptions)
-    elif config.score.polish:
-        found = _part("candidates", MapDetection)
-    else:
-        found = _part("own", MapDetection)
-    if not config.score.polish:
+    """Fields of the pipeline's options that the trial's way from an estimate to sources reads."""
+    start = start_options(config)
+    chosen, found = start.candidates, {}
+    if chosen.source == "capon":
+        group = "candidates.polished_detection" if start.polished else "candidates.detection"
+        found = _part("map", MapOptions) | _part(group, DetectionOptions)
+        tolerance = config.base.system.setup().tolerance.range_m
+        apart = found.pop(f"{group}.separation_m")
+        assert isinstance(apart, Float)
+        if math.isfinite(tolerance):  # where range is scored; the space is that of a tolerance of 1 m
+            found[f"{group}.separation_m"] = replace(apart, low=apart.low * tolerance, high=apart.high * tolerance)
+    elif chosen.source == "own":
+        found = _part("candidates.polished" if start.polished else "candidates.own", MapDetection)
+        if start.polished and "threshold" not in chosen.polished:  # the least count is the threshold then
+            del found["candidates.polished.threshold"]
+            found = _part("candidates", CandidateOptions) | found
+    if not start.polished:
         return found
     found |= _part("polish", PolishOptions)
     if config.what == "detection" and (model_folder(config) / CONFIDENCE_FILE).is_file():
-        found |= _part("localizer", LocalizerOptions)
+        found |= _part("decision", DecisionOptions)
     return found
 
 
@@ -166,13 +171,25 @@ def model_folder(config: HpoConfig) -> Path:
     return Path(config.model) if config.model else DEFAULT_MODEL
 
 
+def start_options(config: HpoConfig) -> PipelineOptions:
+    """The options of the pipeline without tuning.
+
+    Those of ``config.base.pipeline``; a study of detection that leaves them at their defaults starts from those that
+    are stored with its model.
+    """
+    stored = model_folder(config) / OPTIONS_FILE
+    if config.what == "detection" and config.base.pipeline == PipelineOptions() and stored.is_file():
+        return read_options(stored)
+    return config.base.pipeline
+
+
 def _whole(config: HpoConfig) -> dict[str, Parameter]:
     if config.what == "detection":
         return _detection(config)
     found = _training(config.base)
-    # The surrogate does not run the localizer: its options would only add noise.
+    # The surrogate does not run the whole pipeline: options of it would only add noise.
     if config.objective == "mvdr_final" and config.base.backbone.name == "unrolled":
-        found |= {name: p for name, p in _detection(config).items() if not name.startswith("covariance.")}
+        found |= _detection(config)
     return found
 
 
@@ -240,12 +257,12 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
     dict of str to value
         By the names of :func:`study_space`.
     """
-    table = as_table(config.base) | as_table(LocalizerOptions())
-    table |= {"covariance": as_table(CovarianceOptions()), "localizer": as_table(LocalizerOptions())}
+    start = start_options(config)
+    table = as_table(config.base) | as_table(start, complete=True)
     kinds = {
         "backbone.options": _BACKBONES.get(config.base.backbone.name),
-        "candidates": MapDetection,
-        "own": MapDetection,
+        "candidates.polished": MapDetection,
+        "candidates.own": MapDetection,
     }
     found = {}
     for name in study_space(config):
@@ -254,7 +271,10 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
         for step in prefix.split("."):
             inner = inner[step]
         kind = kinds.get(prefix)
-        found[name] = inner[last] if last in inner else getattr(kind() if kind else None, last)
+        value = inner[last] if last in inner else getattr(kind() if kind else None, last)
+        if last == "separation_m" and value == NONE:  # it follows the tolerance
+            value = start.capon_detection.separation(config.base.system.setup())[2]
+        found[name] = None if value == NONE else value
     return found
 
 
@@ -290,29 +310,20 @@ def apply(kind: type[T], base: T, choice: Mapping[str, Any]) -> T:
     return from_table(kind, table)
 
 
-def read_out_options(config: HpoConfig, choice: Mapping[str, Any]) -> tuple[LocalizerOptions, CovarianceOptions]:
-    """The localizer's options, and those of the covariance, that a choice stands for.
-
-    Parameters
-    ----------
-    config : HpoConfig
-    choice : mapping of str to value
-
-    Returns
-    -------
-    (LocalizerOptions, CovarianceOptions)
-    """
-    localizer = apply(LocalizerOptions, LocalizerOptions(read_out=config.read_out), choice)
-    if config.score.polish:  # what is tuned is what the polish is given
-        localizer = replace(localizer, capon_candidates=localizer.detection)
-    return (
-        replace(localizer, **_of(choice, "localizer")),
-        replace(CovarianceOptions(), **_of(choice, "covariance")),
-    )
+def pipeline_options(config: HpoConfig, choice: Mapping[str, Any]) -> PipelineOptions:
+    """The options of the pipeline that a choice stands for: what is scored, and what a file of the results holds."""
+    return apply(PipelineOptions, start_options(config), choice)
 
 
-def _of(choice: Mapping[str, Any], group: str) -> dict[str, Any]:
-    return {name.partition(".")[2]: value for name, value in choice.items() if name.startswith(f"{group}.")}
+def trial_config(config: HpoConfig, choice: Mapping[str, Any]) -> RunConfig:
+    """The training that a choice stands for."""
+    return replace(apply(RunConfig, config.base, choice), pipeline=pipeline_options(config, choice))
+
+
+def tunes_pipeline(config: HpoConfig) -> bool:
+    """Whether a parameter of the study is an option of the pipeline."""
+    groups = {item.name for item in fields(PipelineOptions)}
+    return any(name.partition(".")[0] in groups for name in study_space(config))
 
 
 def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
@@ -328,15 +339,22 @@ def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
     Raises
     ------
     StudyError
-        Naming the first parameter that differs.
+        Naming the parameters that differ.
     """
     now = space_lines(config)
-    if list(stored) != now:
-        other = sorted(set(stored) ^ set(now))
-        raise StudyError(
-            f"the study was made for another search space: {other[0].split(' in ')[0] if other else 'its order'} "
-            "differs; go on with the version and the options that it was made with, or give another --name"
-        )
+    if list(stored) == now:
+        return
+    before, here = (dict(line.split(" in ", 1) for line in lines) for lines in (stored, now))
+    parts = {
+        "only the study has": [name for name in before if name not in here],
+        "only this command has": [name for name in here if name not in before],
+        "with another range": [name for name in before if name in here and before[name] != here[name]],
+    }
+    said = "; ".join(f"{what} {', '.join(names)}" for what, names in parts.items() if names)
+    raise StudyError(
+        f"the study was made for another search space ({said or 'in another order'}); go on with the version and the "
+        "options that it was made with, or give another --name"
+    )
 
 
 def space_lines(config: HpoConfig) -> list[str]:

@@ -96,7 +96,7 @@ def second_config(config: Hpo2Config) -> HpoConfig:
     Returns
     -------
     HpoConfig
-        Of the same parameters as stage 1: ``mvdr_final`` alone would tune the localizer too, and what stage 1 left
+        Of the same parameters as stage 1: ``mvdr_final`` alone would tune the pipeline too, and what stage 1 left
         alone would then differ between its best.
     """
     study, base = config.study, config.study.base
@@ -264,8 +264,7 @@ def verdict(config: Hpo2Config, first: OpenStudy, second: OpenStudy) -> Verdict:
 
 def _resampled(config: Hpo2Config, second: OpenStudy, trials: Sequence[FrozenTrial]) -> Any:
     """The value of every trial [R, T] on resampled scenes, the same ones for all."""
-    base = second.config.base
-    farthest = farthest_m(base.system.system(base.validation.snapshots[0], base.data.code_kinds))
+    farthest = farthest_m(second.config.base.system.setup())
     count = len(trials[0].user_attrs["sums"]["sources"])
     weights = np.random.default_rng(config.study.seed).multinomial(
         count, np.full(count, 1 / count), size=config.resamples

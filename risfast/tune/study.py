@@ -23,7 +23,7 @@ from risfast.tune.storage import Opened, open_storage, quiet, reachable
 __all__ = ["OpenStudy", "join_study", "open_study", "sampler_of", "slot_seed"]
 
 _KEY = "risfast"
-_FORMAT = 1
+_FORMAT = 2  # 1: the localizer was told the noise power, and its options had other names
 # What may differ between two workers of a study, or between its start and its continuation.
 _FREE = ("trials", "storage", "base.machine", "beat_s", "attempts", "name")
 
@@ -182,7 +182,7 @@ def join_study(storage: str, name: str, folder: Path, own: HpoConfig) -> OpenStu
     """
     if storage in ("sqlite", "journal") and not (folder / _FILES[storage]).is_file():
         raise StudyError(
-            f"{folder} holds no study ({_FILES[storage]} is missing): start one with risfast-train hpo --run {folder}, "
+            f"{folder} holds no study ({_FILES[storage]} is missing): start one with risfast hpo --output {folder}, "
             "or give --storage with the URL of its database"
         )
     stored = _stored_card(storage, name, folder)
@@ -223,16 +223,23 @@ def _read_card(study: optuna.Study, where: str) -> dict[str, Any]:
     return found
 
 
+def _is_of_this_version(stored: dict[str, Any]) -> bool:
+    return (stored["format"], stored["version"]) == (_FORMAT, __version__)
+
+
 def _check_version(stored: dict[str, Any]) -> None:
-    if (stored["format"], stored["version"]) != (_FORMAT, __version__):
+    if not _is_of_this_version(stored):
+        told = ", whose trials were told the noise power" if stored["format"] == 1 else ""
         raise StudyError(
-            f"the study was made by version {stored['version']} of risfast (format {stored['format']}), this is "
+            f"the study was made by version {stored['version']} of risfast (format {stored['format']}{told}), this is "
             f"{__version__} (format {_FORMAT}): trials of two versions cannot be compared; install that version, or "
             "give another --name"
         )
 
 
 def _check_same(stored: dict[str, Any], config: HpoConfig) -> None:
+    if not _is_of_this_version(stored):
+        check_same_space(stored["space"], config)  # says more than the version does
     _check_version(stored)
     before, now = stored["config"], as_table(replace(config, storage="sqlite"))
     changed = [
