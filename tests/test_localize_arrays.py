@@ -194,7 +194,9 @@ def test_another_number_of_elements_is_refused_with_the_mend(localizer):
         localizer.localize(*y)
 
 
-@pytest.mark.parametrize("array", [SensorArray.rectangular(16, 9), SensorArray(oracles.irregular_plane(0, 144, 0.9), 0.3)])
+@pytest.mark.parametrize(
+    "array", [SensorArray.rectangular(16, 9), SensorArray(oracles.irregular_plane(0, 144, 0.9), 0.3)]
+)
 def test_the_shipped_model_refuses_what_only_has_as_many_elements(array):
     shipped = Localizer.from_pretrained()
     y = behind_surface(0, array, TWO, scenes=1)
