@@ -226,7 +226,7 @@ def measure(settings: Settings) -> dict[str, Any]:
     """Flops, times, throughput and profile for every L."""
     torch.manual_seed(0)
     device = torch.device(settings.device)
-    module = UnrolledBackbone(settings.system.array, settings.options).to(device).train()
+    module = UnrolledBackbone(settings.system.setup, settings.options).to(device).train()
     square = torch.randn(settings.ceiling_size, settings.ceiling_size, device=device)
     calls: dict[str, tuple[Callable[[], Any], int]] = {"ceiling": (synchronised(lambda: square @ square), 3)}
     sets = {}

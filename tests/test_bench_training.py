@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.geometry import PlanarArray
+from risfast.geometry import SensorArray
 from risfast.models import Measurement
 from risfast.models.atoms import AtomAxes
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
@@ -23,7 +23,7 @@ sys.path.append(str(ROOT))
 from bench import training  # noqa: E402
 
 TINY = UnrolledOptions(steps=3, width=5, head_width=6, range_cells=2, columns=6, axes=AtomAxes(7, 5, 4))
-SYSTEM = SystemConfig(array=PlanarArray.rectangular(4, 3), n_antennas=4, n_snapshots=5, n_sources=(1, 2))
+SYSTEM = SystemConfig(array=SensorArray.rectangular(4, 3), n_antennas=4, n_snapshots=5, n_sources=(1, 2))
 
 
 @pytest.mark.parametrize("n_snapshots", [1, 5])
@@ -31,17 +31,18 @@ SYSTEM = SystemConfig(array=PlanarArray.rectangular(4, 3), n_antennas=4, n_snaps
     ("array", "options"),
     [
         (SYSTEM.array, TINY),
-        (PlanarArray.rectangular(5, 3), replace(TINY, steps=1, width=3, range_cells=4)),
-        (PlanarArray(torch.rand(7, 3, generator=torch.Generator().manual_seed(1)) - 0.5, 0.3), TINY),
+        (SensorArray.rectangular(5, 3), replace(TINY, steps=1, width=3, range_cells=4)),
+        (SensorArray(torch.rand(7, 3, generator=torch.Generator().manual_seed(1)) - 0.5, 0.3), TINY),
     ],
 )
 def test_the_formulas_give_what_torch_counts(array, options, n_snapshots):
     torch.manual_seed(0)
-    module = UnrolledBackbone(array, options)
+    system = replace(SYSTEM, array=array, n_snapshots=n_snapshots)
+    module = UnrolledBackbone(system.setup, options)
     for parameter in module.parameters():  # with zeros in the last layers the gradient is zero, but still computed
         torch.nn.init.normal_(parameter, std=0.1)
-    system = replace(SYSTEM, array=array, n_snapshots=n_snapshots)
-    measurement = Measurement.of(generate_scenes(system, 0, range(3)))
+    # Told the noise, it has no gradient, and the layers of the context none of their inputs.
+    measurement = Measurement.of(generate_scenes(system, 0, range(3)), noise_known=True)
     formula = training.step_flops(module, n_snapshots, system.n_antennas)
     counted = training.counted_flops(training.network_call(module, measurement)) / 3
     # torch counts no factorisation; the formulas leave out the layers of the context, with two inputs each, and the
