@@ -289,7 +289,9 @@ def _report(
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
     # A mean over ranges lies inside even where the likelihood ends on the edge.
-    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & determined.cpu())
+    moved = (found[..., 2] - likeliest[..., 2]).abs()
+    close = (determined & (moved <= setup.tolerance.range_m)).cpu()
+    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & close)
     position, power = found.cpu(), state.power.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []

@@ -449,4 +449,6 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
     if not same:
         moved = int((order != torch.arange(len(order))).sum())
         notes.append(f"reordered: {moved} elements of the data stand in another order than the model's")
+    if isinstance(given, Setup) and given.region != own.scaled(scale).region:
+        notes.append(f"the region of the model is searched, {own.scaled(scale).region}, not the data's, {given.region}")
     return _Fit(None if same else order, scale, array, tuple(notes))

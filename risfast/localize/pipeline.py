@@ -579,8 +579,8 @@ def after_estimate(
     times.append(time.perf_counter())
     seconds = {"detection": times[1] - times[0]}
     if not options.polished:
-        if n_sources is not None:
-            starts = [s[:count] for s, count in zip(starts, n_sources.tolist(), strict=True)]
+        most = [options.decision.max_sources] * len(starts) if n_sources is None else n_sources.tolist()
+        starts = [s[:count] for s, count in zip(starts, most, strict=True)]
         return Localisation(starts, None, found.noise_power, found.factor, seconds, refused)
     polished = polish(parts, measurement, starts, found, options)
     polished = decide(parts, measurement, polished, found, options, n_sources)
