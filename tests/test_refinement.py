@@ -215,7 +215,7 @@ BAD = {
     "not Hermitian": (not_hermitian, ValueError, r"matrix must be Hermitian; matrix\[1\]"),
     "not finite": (not_finite, ValueError, r"matrix must be finite; matrix\[1\]"),
     "zero trace": (lambda c: c["matrix"].zero_(), ValueError, "matrix must have a positive trace"),
-    "array": (lambda c: c.update(array=ARRAYS["linear"]), TypeError, "array must be a risfast.geometry.PlanarArray"),
+    "array": (lambda c: c.update(array=ARRAYS["linear"]), TypeError, "array must be a risfast.geometry.SensorArray"),
     "wavefront": (lambda c: c.update(wavefront="plane"), ValueError, "wavefront must be one of spherical"),
     "loading": (lambda c: c.update(loading=-1.0), ValueError, "loading must be finite"),
     "no loading, factored": (

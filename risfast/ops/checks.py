@@ -44,7 +44,7 @@ def check_array(array: Any) -> None:
         It is something else.
     """
     if not isinstance(array, PlanarArray):
-        raise TypeError(f"array must be a risfast.geometry.PlanarArray, got {type(array).__name__}")
+        raise TypeError(f"array must be a risfast.geometry.SensorArray, got {type(array).__name__}")
 
 
 def check_grid(grid: Any) -> None:
