@@ -33,6 +33,7 @@ _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
 _LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten tolerances has it
 _COARSE = 2.0  # tolerances between points of range from which on they say nothing of the mass within one
 _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
+_ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
@@ -432,7 +433,7 @@ def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup
     nearest_point = (r - chosen[:, None]).abs().argmin(1)
     moved = path[index, nearest_point]
     moved[:, 2] = 1 / chosen
-    determined = value.amax(1) - value.amin(1) > options.range_evidence
+    determined = value.amax(1) - value.amin(1) > options.range_evidence + _ROUNDING
     return _Ranged(moved, best_power[index, nearest_point], inside, determined)
 
 
@@ -469,7 +470,7 @@ def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, o
     moved = path[index, nearest_point + 1]
     moved[:, 2] = median
     least = far_value if far == 0 else torch.minimum(value.amin(1), far_value)
-    determined = torch.maximum(value.amax(1), far_value) - least > options.range_evidence
+    determined = torch.maximum(value.amax(1), far_value) - least > options.range_evidence + _ROUNDING
     return _Ranged(moved, best_power[index, nearest_point + 1], mass, determined)
 
 
