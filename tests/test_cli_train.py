@@ -27,7 +27,7 @@ BACKBONE = [
 SHORT = [
     *("--optimiser.steps", "4", "--optimiser.batch-size", "4", "--optimiser.warmup", "1"),
     *("--data.snapshots", "8", "--data.weights", "1", "--validation.snapshots", "8", "--validation.scenes", "4"),
-    *("--validation.every", "2", "--validation.capon-scenes", "1", "--validation.capon-grid", "training"),
+    *("--validation.every", "2", "--validation.capon-scenes", "1", "--pipeline.map.points-per-beam", "6"),
     *("--validation.test-scenes", "4", "--machine.log-every", "1", "--machine.threads", "1"),
 ]
 
