@@ -282,11 +282,11 @@ def _report(
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
     determined = state.mask.clone()
     likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
-    if setup.curvature_rad_m == 0:  # such waves look alike at every range
-        determined = torch.zeros_like(state.mask)
-    elif options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
+    if options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
+    if setup.curvature_rad_m == 0 and options.range_evidence >= 0:  # such waves look alike at every range
+        determined = torch.zeros_like(state.mask)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
     # A mean over ranges lies inside even where the likelihood ends on the edge.
