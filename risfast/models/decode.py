@@ -210,6 +210,8 @@ def _reported(
     order = mass.argsort(descending=True, stable=True)
     point, mass = point[order], mass[order]
     axes = cells.axes
+    if axes.n_range == 1 and float(axes.inverse_range[0]) == 0:  # its cells stand far out, to be numbers
+        point = torch.cat([point[:, :2], torch.full_like(point[:, 2:], math.inf)], 1)
     inside = torch.ones(len(point), *power.shape, dtype=torch.bool)
     for i, (axis, reach) in enumerate(zip(axes.angles(axes.coordinates), tolerance.limits[:2], strict=True)):
         gap = axis - point[:, i, None]
