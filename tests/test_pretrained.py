@@ -55,7 +55,7 @@ def test_it_beats_the_classical_fit_of_as_many_steps_scene_by_scene(model, n_sna
     module, card = model
     scenes = test_scenes(card, n_snapshots)
     steps = module.settings.steps
-    classical = UnrolledBackbone(module.atoms.array, UnrolledOptions(steps=steps, corrections=False, columns=96)).eval()
+    classical = UnrolledBackbone(module.setup, UnrolledOptions(steps=steps, corrections=False, columns=96)).eval()
     truth = scenes.true_factor()
     with torch.no_grad():
         learned, plain = (factor_nmse(m(Measurement.of(scenes)).factor, truth).double() for m in (module, classical))
