@@ -130,7 +130,7 @@ def test_captures_at_several_frequencies_are_refused_with_them(tmp_path):
 def test_an_archive_and_missing_positions_say_what_to_do(tmp_path):
     with pytest.raises(FileFormatError, match="unpack it"):
         read(tmp_path / "some.sigmf")
-    with pytest.raises(FileFormatError, match=r"give array='array\.toml', positions_m="):
+    with pytest.raises(FileFormatError, match=r"give the array with setup='setup\.toml', or positions_m="):
         read(write(tmp_path, samples()))
     meta = write(tmp_path, samples(), captures=({},))
     with pytest.raises(FileFormatError, match="wavelength is missing"):
