@@ -31,7 +31,9 @@ __all__ = ["PolishOptions", "Polished", "polish_sources"]
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
 _LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten tolerances has it
-_COARSE = 2.0  # tolerances between points of range from which on they say nothing of the mass within one
+_FINE = 0.5  # tolerances between points of range up to which they tell the mass within one
+_FINER = 4  # times the points of the range posterior, the most that are spent on reaching that
+_FACTOR = 1.3  # about a range, that the posterior of a region without end is weighed within
 _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
 _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
@@ -55,10 +57,11 @@ class PolishOptions:
         What a source has to gain, in units of ln(L M): 2 is the Bayesian information criterion of its 4 parameters.
     range_points : int
         Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
-    range_evidence : float
-        What the log-likelihood of the likeliest range must exceed that of the far field by, or of the least likely
-        range in a region that ends before, for the range to be reported as a number. At 0 a range is not determined
-        where the far field is the likeliest, or nothing tells ranges apart; below 0 it always is a number.
+    range_mass : float in [0, 1]
+        Posterior mass that must lie within 30 % of a range for it to be reported as a number, in a region that reaches
+        to the far field. 0.25 is what a source has whose likeliest place is the far field itself; sources farther than
+        the array can tell have 0.2 to 0.25. In any region a range is not determined where nothing tells ranges apart;
+        at 0 it always is a number.
 
     Raises
     ------
@@ -71,7 +74,7 @@ class PolishOptions:
     max_sources: int = 8
     penalty: float = 2.0
     range_points: int = 64
-    range_evidence: float = 0.0
+    range_mass: float = 0.23
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -79,8 +82,8 @@ class PolishOptions:
             raise ValueError("iterations and max_sources must be at least 1")
         if self.births < 0 or self.range_points < 0 or self.range_points == 1:
             raise ValueError("births must be at least 0, and range_points 0 or at least 2")
-        if not (self.penalty >= 0 and math.isfinite(self.range_evidence)):
-            raise ValueError("penalty must be at least 0 and range_evidence finite")
+        if not (self.penalty >= 0 and 0 <= self.range_mass <= 1):
+            raise ValueError("penalty must be at least 0 and range_mass lie in [0, 1]")
 
 
 class Polished(NamedTuple):
@@ -285,7 +288,7 @@ def _report(
     if options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
         deviation = blocks[..., 2, 2].sqrt()
         state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
-    if setup.curvature_rad_m == 0 and options.range_evidence >= 0:  # such waves look alike at every range
+    if setup.curvature_rad_m == 0 and options.range_mass > 0:  # such waves look alike at every range
         determined = torch.zeros_like(state.mask)
     found, covariance = _in_range(state.position, blocks, determined)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
@@ -359,18 +362,21 @@ def _range_posterior(
     Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
     sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
     mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
-    the median; so it is where the points are too far apart to see the tolerance. Returns the state, that mass, and
-    whether the range is determined, [B, K] both.
+    that with the most mass within a factor; so it is where the points are too far apart to see the tolerance. Returns
+    the state, that mass, and whether the range is determined, [B, K] both.
     """
     count = state.mask.shape[1]
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     determined = state.mask.clone()
     curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
     rule: Callable[..., _Ranged]
-    step = (setup.region.range_m[1] - setup.region.range_m[0]) / (options.range_points - 1)
-    if math.isinf(step) or step > _COARSE * setup.tolerance.range_m:
-        rule, rounding, open_sources = _median_range, torch.zeros_like(state.mask), state.mask
+    span, fine = setup.region.range_m[1] - setup.region.range_m[0], _FINE * setup.tolerance.range_m
+    points = math.ceil(min(max(options.range_points, span / fine + 1), _FINER * options.range_points))
+    step = span / (points - 1)
+    if math.isinf(step) or step > fine:
+        rule, rounding, open_sources = _likeliest_factor, torch.zeros_like(state.mask), state.mask
     else:
+        options = replace(options, range_points=points)
         rule = _likeliest_window
         # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
         slope = state.position[..., 2].square()
@@ -433,45 +439,44 @@ def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup
     nearest_point = (r - chosen[:, None]).abs().argmin(1)
     moved = path[index, nearest_point]
     moved[:, 2] = 1 / chosen
-    determined = value.amax(1) - value.amin(1) > options.range_evidence + _ROUNDING
+    determined = (value.amax(1) - value.amin(1) > _ROUNDING) | (options.range_mass == 0)
     return _Ranged(moved, best_power[index, nearest_point], inside, determined)
 
 
-def _median_range(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
+def _likeliest_factor(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
     far, near = setup.region.inverse_range
     low = (at - _TAIL * spread).clamp(far, near)
     high = (at + _TAIL * spread).clamp(far, near)
     whole = ~(high > low)  # nothing known of the deviation
     low, high = torch.where(whole, far, low), torch.where(whole, near, high)
-    share = torch.linspace(0, 1, options.range_points, dtype=torch.float64, device=at.device)
-    inverse = low[:, None] + share * (high - low)[:, None]
+    last = options.range_points - 1
+    inverse = low[:, None] + torch.linspace(0, 1, last + 1, dtype=low.dtype, device=low.device) * (high - low)[:, None]
     path, value, best_power = profile(torch.cat([torch.full_like(inverse[:, :1], far), inverse], 1))
-    far_value, value = value[:, 0], value[:, 1:]
-    posterior = torch.softmax(value, 1)
+    posterior = torch.softmax(value[:, 1:], 1)
     # Distribution function at the points: half of a point's mass lies on either side of it.
     below = posterior.cumsum(1) - posterior / 2
 
-    def quantile_of(where: Tensor) -> Tensor:  # [b] -> [b]
-        place = ((where - low) / (high - low)).clamp(0, 1) * (options.range_points - 1)
-        left = place.long().clamp_max(options.range_points - 2)
-        part = place - left
-        before, after = (below.gather(1, (left + n)[:, None])[:, 0] for n in (0, 1))
-        return torch.lerp(before, after, part)
+    def quantile_of(where: Tensor) -> Tensor:  # [b, J] -> [b, J]
+        place = ((where - low[:, None]) / (high - low)[:, None]).clamp(0, 1) * last
+        left = place.long().clamp_max(last - 1)
+        return torch.lerp(below.gather(1, left), below.gather(1, left + 1), place - left)
 
-    right = (below < 0.5).sum(1).clamp(1, options.range_points - 1)
-    pair = [v.gather(1, (right - n)[:, None])[:, 0] for v in (below, inverse) for n in (1, 0)]
-    median = torch.lerp(pair[2], pair[3], ((0.5 - pair[0]) / (pair[1] - pair[0]).clamp_min(1e-300)).clamp(0, 1))
-    reach = setup.tolerance.range_m
-    r = 1 / median
+    around = quantile_of(_FACTOR * inverse) - quantile_of(inverse / _FACTOR)
+    most, best = around.max(1)
+    # The mean within the best window: all of a posterior that is narrower than it, and finer than the points are.
+    centre = inverse.gather(1, best[:, None])
+    weights = posterior * ((inverse <= _FACTOR * centre) & (inverse >= centre / _FACTOR))
+    chosen = (weights * inverse).sum(1) / weights.sum(1)
+    reach, r = setup.tolerance.range_m, 1 / chosen
     nearest = torch.where(r > reach, 1 / (r - reach).clamp_min(1e-300), torch.inf)
-    mass = (quantile_of(nearest) - quantile_of(1 / (r + reach))).clamp(0, 1)
+    edges = quantile_of(torch.stack([nearest, 1 / (r + reach)], 1))
     index = torch.arange(len(at), device=at.device)
-    nearest_point = (inverse - median[:, None]).abs().argmin(1)
-    moved = path[index, nearest_point + 1]
-    moved[:, 2] = median
-    least = far_value if far == 0 else torch.minimum(value.amin(1), far_value)
-    determined = torch.maximum(value.amax(1), far_value) - least > options.range_evidence + _ROUNDING
-    return _Ranged(moved, best_power[index, nearest_point + 1], mass, determined)
+    nearest_point = (inverse - chosen[:, None]).abs().argmin(1) + 1
+    moved = path[index, nearest_point]
+    moved[:, 2] = chosen
+    told_apart = value.amax(1) - value.amin(1) > _ROUNDING
+    determined = told_apart & ((most >= options.range_mass) | (far > 0)) | (options.range_mass == 0)
+    return _Ranged(moved, best_power[index, nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
 
 
 def _dropped(mask: Tensor, k: int) -> Tensor:

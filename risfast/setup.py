@@ -71,6 +71,8 @@ class Setup:
         speed = self.speed_m_s
         if speed is not None and not (isinstance(speed, int | float) and 0 < speed < math.inf):
             raise ValueError(f"speed_m_s must be a positive number of metres per second, got {self.speed_m_s!r}")
+        if self.region is not _DERIVED and not isinstance(self.region, Region):
+            raise TypeError(f"region must be a risfast.Region, got {type(self.region).__name__}")
         if self.region is _DERIVED:
             object.__setattr__(self, "region", Region.of(self.array))
         elif self._behind():

@@ -268,8 +268,9 @@ def test_an_array_that_is_sampled_itself():
     localizer_of_surface = Localizer.classical(Setup(HOME))
     identity = np.broadcast_to(np.eye(25, dtype=complex), (2, 25, 25))
     same(localizer_of_surface.localize(x, np.ones_like(x), identity), localizer.localize(x))
-    [one] = Localizer.classical(HOME).localize(x[0])  # nothing is said of a bare array: the data tell
-    assert_found(one, TWO)
+    bare = Localizer.classical(HOME).analyse(x[0])  # nothing is said of a bare array: the data tell
+    assert_found(bare.sources[0], TWO)
+    assert bare.setup.sampling == "direct"
 
 
 def test_data_that_lack_what_the_sampling_needs_are_refused(localizer, measured):
@@ -283,6 +284,8 @@ def test_data_that_lack_what_the_sampling_needs_are_refused(localizer, measured)
         localizer.localize(y, channel=channel)
     with pytest.raises(ValueError, match="sampling of this setup is direct"):
         Localizer.classical(DIRECT).localize(*measured)
+    with pytest.raises(ValueError, match="sampling of this setup is direct"):
+        Localizer.classical(DIRECT).localize(Measurement(*map(torch.as_tensor, measured)))
     with pytest.raises(ValueError, match="codes and channel are missing"):
         localizer.localize(recording_of(x))
     with pytest.raises(ValueError, match="channel is missing"):

@@ -301,7 +301,7 @@ def test_candidates_of_planar_waves_have_no_range_without_polish(measured):
         (lambda: DecisionOptions(max_sources=0), "max_sources"),
         (lambda: PipelineOptions(scenes_at_once=0), "scenes_at_once"),
         (lambda: PolishOptions(range_points=1), "range_points"),
-        (lambda: PolishOptions(range_evidence=math.inf), "range_evidence"),
+        (lambda: PolishOptions(range_mass=1.5), "range_mass"),
     ],
 )
 def test_wrong_options_are_refused(make, message):

@@ -204,7 +204,7 @@ def test_a_number_can_be_asked_for_where_the_range_is_not_determined():
     config = SystemConfig(array=ARRAY, n_antennas=8, n_sources=(1, 1), snr_db=(15.0, 15.0), wavefront="planar")
     scenes = generate_scenes(config, 2, range(2))
     grid = AtomGrid(config.setup)
-    options = PolishOptions(births=0, range_evidence=-1.0)
+    options = PolishOptions(births=0, range_mass=0.0)
     for sources in polish_sources(measurement_of(scenes), truth_of(scenes), grid, options).sources:
         assert 0.5 <= float(sources.range) <= 10.0
 
@@ -403,7 +403,7 @@ def test_degenerate_measurements_end_well():
         {"max_sources": 0},
         {"penalty": -1.0},
         {"range_points": 1},
-        {"range_evidence": math.inf},
+        {"range_mass": 1.5},
     ],
 )
 def test_wrong_options_are_refused(wrong):

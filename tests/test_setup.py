@@ -308,6 +308,11 @@ def test_wrong_options_of_a_setup_are_refused(change, message):
         Setup(SURFACE, **change)
 
 
+def test_a_region_is_no_tuple():
+    with pytest.raises(TypeError, match=r"region must be a risfast\.Region, got tuple"):
+        Setup(SURFACE, ((-1.0, 1.0), (-0.5, 0.5), (0.5, 10.0)))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

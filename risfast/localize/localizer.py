@@ -38,6 +38,10 @@ _MEND = (
     "take a model of its own (`risfast backbone --system.array FILE`), or Localizer.classical(array) (on the command "
     "line, --model none)"
 )
+_NOT_DIRECT = (
+    "codes and channel were given, and the sampling of this setup is direct; leave them out, or say sampling='surface' "
+    "in the setup"
+)
 
 
 class Localizer:
@@ -318,7 +322,9 @@ class Localizer:
         options = self.options if polish is None else replace(self.options, polished=polish)
         counts = _counts(n_sources, len(measurement))
         result = pipeline.run(self.parts, fit.ordered(measurement), options, counts, report)
-        return fit.restored(result, self.setup)
+        if self._any_sampling and codes is None and _is_direct(measurement):
+            result = result._replace(setup=self.setup.replace(sampling="direct"))
+        return fit.restored(result, result.setup or self.setup)
 
     def _measurement(
         self, y: Any, codes: Any, channel: Any, noise_power: Any
@@ -327,6 +333,8 @@ class Localizer:
         if isinstance(y, Measurement):
             if codes is not None or channel is not None or noise_power is not None:
                 raise ValueError("a Measurement holds codes, channel and noise power: give it alone")
+            if self.setup.sampling == "direct" and not _is_direct(y):
+                raise ValueError(_NOT_DIRECT)
             return measurement_from(y.y, y.codes, y.channel, y.noise_power), None
         array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
@@ -342,11 +350,16 @@ class Localizer:
             missing = "codes" if codes is None else "channel"
             raise ValueError(f"{missing} is missing: snapshots behind a surface come with its codes and the channel")
         if self.setup.sampling == "direct":
-            raise ValueError(
-                "codes and channel were given, and the sampling of this setup is direct; leave them out, or say "
-                "sampling='surface' in the setup"
-            )
+            raise ValueError(_NOT_DIRECT)
         return measurement_from(y, codes, channel, noise_power), array
+
+
+def _is_direct(measurement: Measurement) -> bool:
+    """Whether the snapshots are of the elements themselves: codes of ones and an identity for a channel."""
+    channel = measurement.channel
+    if channel.shape[-2] != channel.shape[-1] or not bool((measurement.codes == 1).all()):
+        return False
+    return bool((channel == torch.eye(channel.shape[-1], dtype=channel.dtype, device=channel.device)).all())
 
 
 def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, Any, Any, SensorArray | Setup]:
@@ -424,7 +437,7 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
         return _Fit(None, 1.0, None, ())
     array = given.array if isinstance(given, Setup) else given
     if isinstance(given, Setup) and given.wavefront != own.wavefront:
-        raise ValueError(f"the data's wavefront is {given.wavefront}, the model's {own.wavefront}")
+        raise ValueError(f"the data's wavefront is {given.wavefront}, the model's {own.wavefront}; {_MEND}")
     if array.n_elements != own.array.n_elements:
         raise ValueError(
             f"the data are of an array of {array.n_elements} elements, the model is of {own.array.n_elements}; {_MEND}"
@@ -449,6 +462,10 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
     if not same:
         moved = int((order != torch.arange(len(order))).sum())
         notes.append(f"reordered: {moved} elements of the data stand in another order than the model's")
-    if isinstance(given, Setup) and given.region != own.scaled(scale).region:
-        notes.append(f"the region of the model is searched, {own.scaled(scale).region}, not the data's, {given.region}")
+    if isinstance(given, Setup):
+        model = own.scaled(scale)
+        if given.region != model.region:
+            notes.append(f"the region of the model is searched, {model.region}, not the data's, {given.region}")
+        if given.tolerance != model.tolerance:
+            notes.append(f"a hit is within the tolerance of the model, {model.tolerance}, not {given.tolerance}")
     return _Fit(None if same else order, scale, array, tuple(notes))
