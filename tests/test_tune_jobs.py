@@ -90,6 +90,18 @@ def test_a_slot_that_two_workers_enqueued_is_done_once(storage, tmp_path):
     assert_each_slot_is_done_once(opened, 1)
 
 
+@pytest.mark.parametrize("storage", STORAGES)
+def test_a_double_whose_worker_died_before_it_saw_that_does_not_run_for_ever(storage, tmp_path):
+    opened = open_study(config(storage, 1), tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        opened.study.enqueue_trial({}, user_attrs={"slot": 0, "attempt": 0})
+        double = trials_of(opened)[1]
+        assert opened.opened.storage.set_trial_state_values(double._trial_id, TrialState.RUNNING)
+    work(opened, Waiting(0.0), lambda line: None)
+    assert_each_slot_is_done_once(opened, 1)
+
+
 def silent_jobs(opened):
     """A worker's view that calls anything dead that has not moved since the last look."""
     return Jobs(opened.study, opened.opened, 1e-9, 5)

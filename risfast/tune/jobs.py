@@ -203,7 +203,13 @@ class Jobs:
 
     def _revive(self) -> None:
         """Enqueue again what a dead worker, or an error, has left undone."""
-        for slot, trial in slot_trials(self._trials()).items():
+        trials, seen = self._trials(), set()
+        for trial in sorted(trials, key=lambda t: t.number):
+            attempt_of = trial.user_attrs.get("slot"), trial.user_attrs.get("attempt")
+            if attempt_of in seen and trial.state == TrialState.RUNNING and "slot" in trial.user_attrs:
+                self._fail(trial)  # a double, whose worker died between taking it and seeing that
+            seen.add(attempt_of)
+        for slot, trial in slot_trials(trials).items():
             attempt = trial.user_attrs["attempt"] + 1
             silent = trial.state == TrialState.RUNNING and self._is_silent(trial)
             if not (silent or trial.state == TrialState.FAIL):
