@@ -25,14 +25,14 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from bench.measure import cpu_model, versions
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.evaluate import match
 from risfast.losses import factor_nmse
-from risfast.model_files import load_model
 from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomAxes
+from risfast.models.files import load_model
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 77_001

@@ -22,8 +22,8 @@ from bench.contest import Match
 from bench.search import f1_of
 from risfast import Localizer
 from risfast.baselines import build_baseline
-from risfast.data import SystemConfig, generate_scenes
 from risfast.models import Measurement
+from risfast.simulate import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 SCENES, PEER_SCENES, LEAST_F1 = 16, 4, 0.95

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import pytest
 
-from risfast.data import read
+from risfast.simulate import read
 
 pytest.importorskip("pytest_benchmark")
 

@@ -28,11 +28,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.evaluate import match
 from risfast.ops import mvdr_spectrum, nms_3d
 from risfast.setup import MOST_POINTS
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 
 SEED = 2024
 SCENES_AT_ONCE = 10

@@ -15,8 +15,8 @@ from torch import Tensor
 from bench import peers
 from bench.peers import Call, Problem
 from risfast import ops
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 
 SEED = 2
 SOURCES = 5

@@ -29,11 +29,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.measure import cpu_model, interleaved, synchronised, versions
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.losses import BackboneObjective
 from risfast.models import Measurement, fit
 from risfast.models.atoms import AtomGrid
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
-from risfast.objective import BackboneObjective
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.train.stage import machine_settings
 
 RESULTS = Path(__file__).parent / "results"

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from risfast import DetectionOptions, PlanarArray, SearchGrid, detect_sources
-from risfast.data import read
 from risfast.io import Recording, Snapshots, write_recording
+from risfast.simulate import read
 from risfast.steering import steering_vectors
 
 ARRAY = PlanarArray.rectangular(8, 8)

@@ -17,8 +17,8 @@ import scipy.io
 import torch
 
 from risfast import PlanarArray, SearchGrid, detect_sources
-from risfast.data import read
 from risfast.io import write_recording, write_results
+from risfast.simulate import read
 from risfast.steering import steering_vectors
 
 FIELDS = {"snapshots": "data", "positions_m": "pos", "wavelength_m": "lambda"}

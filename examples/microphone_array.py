@@ -17,10 +17,10 @@ import numpy as np
 import torch
 
 from risfast import DetectionOptions, SearchGrid, detect_sources
-from risfast.data import read
 from risfast.geometry import spherical_to_cartesian
 from risfast.ops import mvdr_spectrum
-from risfast.plots import SpectrumPanel, save_figure, spectrum_figure
+from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure
+from risfast.simulate import read
 
 SAMPLE_RATE_HZ, BLOCK = 51200.0, 128
 SOURCES = torch.tensor([[0.1, 0.05, 0.5], [-0.15, -0.1, 0.6]], dtype=torch.float64)  # azimuth, elevation, range

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
 from risfast.geometry import PlanarArray, Region, SearchGrid, SensorArray
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance
 
 if TYPE_CHECKING:
     from risfast.localize import Localizer

@@ -14,9 +14,8 @@ from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lo
 from risfast.ops.descent import walk_spacing
 from risfast.ops.kept import constant_on
 from risfast.ops.refinement import denominator, refine_from, walk_from, widest_after_walk
-from risfast.setup import Setup
+from risfast.setup import Setup, Tolerance
 from risfast.sources import Sources
-from risfast.tolerance import Tolerance
 
 __all__ = [
     "DetectionOptions",

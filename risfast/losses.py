@@ -5,38 +5,433 @@ Scenes may hold different numbers of sources: absent ones are masked, or zero co
 any adds nothing to a term that compares with sources. Gradients are finite wherever the inputs are, corners included;
 inputs that are not finite make the term of their scene so, for the training loop to see.
 
-Terms between sets of positions live in ``risfast.set_losses``, those of maps in ``risfast.map_losses``; all are offered
+Terms between sets of positions live in ``risfast.losses``, those of maps in ``risfast.losses``; all are offered
 here.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
 
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray, direction_cosines
-from risfast.map_losses import blob_heatmap, focal_heatmap, intensity_nll
-from risfast.set_losses import angle_chamfer, assign_sources, check_sources, mean_over_sources, position_huber
+from risfast.geometry import PlanarArray, SearchGrid, direction_cosines
+from risfast.models.base import CovarianceEstimate
+from risfast.models.cells import RangeCells
+from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes
 from risfast.steering import Wavefront, steering_vectors
 
 __all__ = [
+    "BackboneObjective",
+    "ObjectiveOptions",
+    "Terms",
     "angle_chamfer",
     "assign_sources",
     "blob_heatmap",
     "capon_peak_contrast",
+    "check_sources",
     "covariance_nmse",
     "factor_nmse",
     "focal_heatmap",
     "intensity_nll",
+    "mean_over_sources",
     "orthogonality",
     "position_huber",
     "subspace_alignment",
     "total_loss",
 ]
+
+_ENUMERATED_SLOTS = 5  # up to so many predictions all orders (at most 120) are tried at once, on any device
+_SMALLEST_RANGE_M = 1e-3  # where the logarithm of a predicted range is cut off
+_LARGEST_COST = 1e30  # stands for a cost that is not finite: the assignment must not fail where the loss will be NaN
+
+
+def check_sources(position: Tensor, mask: Tensor, name: str = "position") -> None:
+    """Check that positions and their mask belong together.
+
+    Parameters
+    ----------
+    position : real tensor, shape (B, K, 3)
+        Azimuth, elevation (radians), range (metres); values are not looked at.
+    mask : bool tensor, shape (B, K)
+        True where there is a source.
+    name : str
+        What messages call ``position``.
+
+    Raises
+    ------
+    TypeError
+        ``position`` is not real floating-point, or ``mask`` not bool.
+    ShapeError
+        A shape is another.
+    """
+    if not position.is_floating_point():
+        raise TypeError(f"{name} must be a real floating-point tensor, got {position.dtype}")
+    if position.ndim != 3 or position.shape[-1] != 3:
+        raise ShapeError(f"{name} must have shape (B, K, 3): azimuth, elevation, range; got {tuple(position.shape)}")
+    if mask.dtype != torch.bool:
+        raise TypeError(f"mask must be a bool tensor, got {mask.dtype}; pass mask.bool()")
+    if mask.shape != position.shape[:2]:
+        raise ShapeError(f"mask must have shape {tuple(position.shape[:2])} as {name} says, got {tuple(mask.shape)}")
+
+
+def _check_prediction(predicted: Tensor, position: Tensor) -> None:
+    if not predicted.is_floating_point():
+        raise TypeError(f"predicted must be a real floating-point tensor, got {predicted.dtype}")
+    if predicted.ndim != 3 or predicted.shape[-1] != 3 or predicted.shape[0] != position.shape[0]:
+        raise ShapeError(
+            f"predicted must have shape (B, P, 3) = ({position.shape[0]}, P, 3): azimuth, elevation, range; "
+            f"got {tuple(predicted.shape)}"
+        )
+
+
+def mean_over_sources(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the last axis of what is not masked. Masked values are not looked at, not even for their gradient.
+
+    Parameters
+    ----------
+    values : real tensor, shape (..., K)
+    mask : bool tensor, shape (..., K)
+        True where there is a source.
+
+    Returns
+    -------
+    real tensor, shape (...)
+        0 where the mask is nowhere true.
+    """
+    kept = torch.where(mask, values, torch.zeros_like(values))
+    return kept.sum(-1) / mask.sum(-1).clamp_min(1)
+
+
+@lru_cache(maxsize=32)
+def _orders(slots: int, sources: int) -> Tensor:
+    """Every way to give ``sources`` different slots, int64 (n, sources), in lexicographic order."""
+    orders = list(itertools.permutations(range(slots), sources))
+    return torch.tensor(orders, dtype=torch.int64).reshape(len(orders), sources)
+
+
+def assign_sources(cost: Tensor, mask: Tensor) -> Tensor:
+    """Give each true source a prediction of its own, at the least total cost.
+
+    Parameters
+    ----------
+    cost : real tensor, shape (B, P, K)
+        Cost of pairing prediction p with true source k, P >= K. No gradient flows through the assignment.
+    mask : bool tensor, shape (B, K)
+        True where there is a source.
+
+    Returns
+    -------
+    int64 tensor, shape (B, K)
+        Index of the prediction; -1 where masked.
+
+    Raises
+    ------
+    ShapeError
+        Fewer predictions than sources, or shapes that disagree.
+
+    Notes
+    -----
+    H. W. Kuhn, "The Hungarian method for the assignment problem", 1955, through
+    `scipy.optimize.linear_sum_assignment`; up to five predictions all orders are tried, without a loop over scenes.
+    """
+    if cost.ndim != 3 or mask.shape != (cost.shape[0], cost.shape[2]):
+        raise ShapeError(
+            f"cost (B, P, K) and mask (B, K) must belong together, got {tuple(cost.shape)} and {tuple(mask.shape)}"
+        )
+    slots, sources = cost.shape[1:]
+    if slots < sources:
+        raise ShapeError(
+            f"{slots} predictions cannot be paired with up to {sources} sources; predict at least as many as K_max"
+        )
+    table = cost.detach().double().nan_to_num(_LARGEST_COST, _LARGEST_COST, -_LARGEST_COST)
+    table = torch.where(mask[:, None, :], table, torch.zeros_like(table))
+    if slots <= _ENUMERATED_SLOTS:
+        orders = _orders(slots, sources).to(cost.device)
+        # [B, n, K]: what each source pays under each order
+        paid = table[:, orders, torch.arange(sources, device=cost.device)]
+        chosen = orders[paid.sum(-1).argmin(1)]
+    else:
+        chosen = torch.stack([_hungarian(scene) for scene in table.cpu()]) if len(table) else mask.long()
+        chosen = chosen.to(cost.device)
+    return torch.where(mask, chosen, torch.full_like(chosen, -1))
+
+
+def _hungarian(cost: Tensor) -> Tensor:
+    """The row for each column of one (P, K) cost, P >= K."""
+    row, column = linear_sum_assignment(cost.numpy())
+    chosen = torch.empty(cost.shape[1], dtype=torch.int64)
+    chosen[torch.as_tensor(column)] = torch.as_tensor(row)
+    return chosen
+
+
+def position_huber(
+    predicted: Tensor,
+    position: Tensor,
+    mask: Tensor,
+    *,
+    scale: tuple[float, float, float] = (math.radians(5.0), math.radians(5.0), 0.2),
+) -> Tensor:
+    """Huber loss of azimuth, elevation and log range after the best pairing of predictions with true sources.
+
+    For a pair, sum_c h(e_c / scale_c) with h(x) = x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond, e = (azimuth error
+    wrapped to +-pi, elevation error, ln(r / r_true)); then the mean over the
+    true sources. Predictions left over cost nothing.
+
+    Parameters
+    ----------
+    predicted : real tensor, shape (B, P, 3)
+        Azimuth, elevation (radians), range (metres; the logarithm is cut off below 1 mm); P >= K_max.
+    position : real tensor, shape (B, K_max, 3)
+        The true ones.
+    mask : bool tensor, shape (B, K_max)
+        True where there is a source.
+    scale : three positive floats
+        (radians, radians, natural logarithm) where the loss turns from quadratic to linear; a coordinate of infinite
+        scale does not count. The defaults are the tolerance of a hit of the reference system: 5 degrees, and 1 m at
+        5 m.
+
+    Returns
+    -------
+    real tensor, shape (B,)
+        0 where every true source is predicted, and where there is none; 1 where, say, one coordinate of each is off by
+        1.5 of its scale.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        Shapes or dtypes that do not belong together, fewer predictions than K_max, a scale that is not positive.
+
+    Notes
+    -----
+    P. J. Huber, "Robust estimation of a location parameter", 1964; pairing as in :func:`assign_sources`.
+    """
+    check_sources(position, mask)
+    _check_prediction(predicted, position)
+    if len(scale) != 3 or not all(s > 0 for s in scale):
+        raise ValueError(f"scale must be three positive numbers, got {scale!r}")
+    truth = torch.where(mask[..., None], position, torch.ones_like(position)).to(predicted.dtype)
+    here, there = _with_log_range(predicted)[:, :, None], _with_log_range(truth)[:, None]  # [B, P, 1, 3], [B, 1, K, 3]
+    error = here - there
+    turns = (error[..., 0].detach() / (2 * math.pi)).round()
+    error = torch.stack([error[..., 0] - 2 * math.pi * turns, error[..., 1], error[..., 2]], -1)
+    x = error / error.new_tensor(scale)
+    cost = torch.nn.functional.huber_loss(x, torch.zeros_like(x), reduction="none").sum(-1)  # [B, P, K]
+    chosen = assign_sources(cost, mask).clamp_min(0)
+    return mean_over_sources(cost.gather(1, chosen[:, None, :])[:, 0], mask)
+
+
+def _with_log_range(position: Tensor) -> Tensor:
+    azimuth, elevation, r = position.unbind(-1)
+    return torch.stack([azimuth, elevation, r.clamp_min(_SMALLEST_RANGE_M).log()], -1)
+
+
+def angle_chamfer(predicted: Tensor, position: Tensor, mask: Tensor, *, predicted_mask: Tensor | None = None) -> Tensor:
+    """Chamfer distance between the directions of two sets of sources.
+
+    (mean over true of min over predicted + mean over predicted of min over true) / 2 of 1 - cos(angle between them).
+
+    Parameters
+    ----------
+    predicted : real tensor, shape (B, P, 3)
+        Azimuth, elevation in radians; the range is not looked at.
+    position : real tensor, shape (B, K_max, 3)
+        The true ones.
+    mask : bool tensor, shape (B, K_max)
+        True where there is a source.
+    predicted_mask : bool tensor, shape (B, P), optional
+        Which predictions count; all by default.
+
+    Returns
+    -------
+    real tensor, shape (B,)
+        0 where each direction of one set is in the other, 1 where all are 90 degrees apart; 0 where a set is empty.
+
+    Raises
+    ------
+    ShapeError, TypeError
+        Shapes or dtypes that do not belong together.
+
+    Notes
+    -----
+    H. Fan, H. Su, L. Guibas, "A point set generation network for 3D object reconstruction", CVPR 2017. 1 - cos is taken
+    as half the squared chord, which is smooth where directions meet and knows no wrap.
+    """
+    check_sources(position, mask)
+    _check_prediction(predicted, position)
+    present = torch.ones(predicted.shape[:2], dtype=torch.bool, device=mask.device)
+    if predicted_mask is not None:
+        check_sources(predicted, predicted_mask, "predicted")
+        present = predicted_mask
+    if predicted.shape[1] == 0 or position.shape[1] == 0:
+        return predicted.new_zeros(len(predicted)) + 0 * predicted.sum((1, 2))
+    here = _directions(predicted, present)
+    there = _directions(position.to(predicted.dtype), mask)
+    distance = (here[:, :, None] - there[:, None]).square().sum(-1) / 2  # [B, P, K]
+    # 4 is beyond any distance, which is at most 2; an absent row or column is left out of its mean
+    pair = present[:, :, None] & mask[:, None, :]
+    distance = torch.where(pair, distance, torch.full_like(distance, 4.0))
+    both = present.any(1) & mask.any(1)
+    to_predicted = mean_over_sources(distance.amin(1), mask & both[:, None])
+    to_true = mean_over_sources(distance.amin(2), present & both[:, None])
+    return (to_predicted + to_true) / 2
+
+
+def _directions(position: Tensor, mask: Tensor) -> Tensor:
+    """Unit vectors (B, K, 3); of absent sources some direction, whatever their rows hold."""
+    angle = torch.where(mask[..., None], position[..., :2], torch.zeros_like(position[..., :2]))
+    return direction_cosines(angle[..., 0], angle[..., 1])
+
+
+def focal_heatmap(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
+    """Focal loss of a map against soft targets, summed over the cells, per unit of target.
+
+    With p = sigmoid(logit): sum_g alpha_t |t - p|^gamma (-t ln p - (1 - t) ln(1 - p)) / max(1, sum_g t), where
+    alpha_t = alpha t + (1 - alpha) (1 - t).
+
+    Parameters
+    ----------
+    logits : real tensor, shape (B, ...)
+        Before the sigmoid, where nothing can saturate.
+    target : real tensor of the same shape, in [0, 1]
+        See :func:`blob_heatmap`.
+    alpha : float in [0, 1]
+        Weight of what is a source; 1 - alpha goes to the background.
+    gamma : float, 0 or >= 1
+        How little cells count that are nearly right.
+
+    Returns
+    -------
+    real tensor, shape (B,)
+        0 where p = t, for soft targets too (gamma > 0).
+
+    Raises
+    ------
+    ShapeError, ValueError
+        Shapes that differ, an option or a target out of its range.
+
+    Notes
+    -----
+    T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017; for targets between 0 and 1 in the form of
+    X. Li et al., "Generalized focal loss", NeurIPS 2020 (there without alpha).
+    """
+    if logits.shape != target.shape or logits.ndim < 2:
+        raise ShapeError(
+            f"logits and target must share a shape (B, ...), got {tuple(logits.shape)} and {tuple(target.shape)}"
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], got {alpha!r}")
+    if not (gamma == 0 or 1 <= gamma < math.inf):
+        raise ValueError(f"gamma must be 0 or at least 1 (between, the gradient has a pole), got {gamma!r}")
+    if not bool(((target >= 0) & (target <= 1)).all()):
+        raise ValueError("target must lie in [0, 1]")
+    t = target.to(logits.dtype)
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, t, reduction="none")
+    weight = alpha * t + (1 - alpha) * (1 - t)
+    cell = weight * (t - logits.sigmoid()).abs().pow(gamma) * entropy
+    return cell.flatten(1).sum(1) / t.flatten(1).sum(1).clamp_min(1)
+
+
+def blob_heatmap(
+    position: Tensor,
+    mask: Tensor,
+    grid: SearchGrid,
+    *,
+    sigma_rad: tuple[float, float] = (math.radians(2.0), math.radians(2.0)),
+) -> Tensor:
+    """A Gaussian blob around the direction of each source, the largest where they overlap.
+
+    max_k exp(-(azimuth - azimuth_k)^2 / (2 sigma_az^2) - (elevation - elevation_k)^2 / (2 sigma_el^2)), with azimuth
+    differences wrapped to +-pi.
+
+    Parameters
+    ----------
+    position : real tensor, shape (B, K_max, 3)
+        Azimuth, elevation in radians; the range is not looked at.
+    mask : bool tensor, shape (B, K_max)
+        True where there is a source.
+    grid : SearchGrid
+        Its azimuth and elevation axes.
+    sigma_rad : pair of positive floats
+        Widths in radians; the default is one cell of the training grid in azimuth.
+
+    Returns
+    -------
+    real tensor, shape (B, G_az, G_el), in [0, 1]
+        In the dtype and on the device of ``position``; zero without sources.
+
+    Raises
+    ------
+    ShapeError, TypeError, ValueError
+        Shapes or dtypes that do not belong together, a width that is not positive.
+
+    Notes
+    -----
+    The target of X. Zhou, D. Wang, P. Krähenbühl, "Objects as points", 2019, with widths in angle instead of in cells.
+    """
+    check_sources(position, mask)
+    if len(sigma_rad) != 2 or not all(0 < s < math.inf for s in sigma_rad):
+        raise ValueError(f"sigma_rad must be two positive widths in radians, got {sigma_rad!r}")
+    azimuth, elevation = (axis.to(position.device) for axis in (grid.azimuth_rad, grid.elevation_rad))
+    where = position.double()
+    off_az = azimuth - where[..., :1]  # [B, K, G_az]
+    off_az = (off_az - 2 * math.pi * (off_az / (2 * math.pi)).round()) / sigma_rad[0]
+    off_el = (elevation - where[..., 1:2]) / sigma_rad[1]  # [B, K, G_el]
+    blob = (off_az.square()[..., :, None] + off_el.square()[..., None, :]).div(-2).exp()
+    blob = torch.where(mask[..., None, None], blob, torch.zeros_like(blob))
+    empty = blob.new_zeros(len(blob), 1, *blob.shape[2:])  # the maximum of no blobs is 0
+    return torch.cat([blob, empty], 1).amax(1).to(position.dtype)
+
+
+def intensity_nll(log_intensity: Tensor, expected_counts: Tensor) -> Tensor:
+    """Negative log-likelihood of a Poisson point process, above its least value for these counts.
+
+    sum_g exp(z_g) - t_g z_g - (t_g - t_g ln t_g): the likelihood of t_g sources where exp(z_g) are expected, less what
+    z = ln t attains (0 ln 0 = 0).
+
+    Parameters
+    ----------
+    log_intensity : real tensor, shape (B, G) or (B, ...)
+        z, the logarithm of the expected number of sources in each cell; -inf where none can be.
+    expected_counts : real tensor of the same shape, >= 0
+        t: 1 in the cell of each source, or its spread over several cells.
+
+    Returns
+    -------
+    real tensor, shape (B,)
+        0 where exp(z) = t in every cell. Without sources, the number of sources that were expected.
+
+    Raises
+    ------
+    ShapeError, ValueError
+        Shapes that differ, a negative or NaN count.
+
+    Notes
+    -----
+    D. J. Daley, D. Vere-Jones, "An Introduction to the Theory of Point Processes", 2003, section 7.1.
+    """
+    if log_intensity.shape != expected_counts.shape or log_intensity.ndim < 2:
+        raise ShapeError(
+            "log_intensity and expected_counts must share a shape (B, ...), got "
+            f"{tuple(log_intensity.shape)} and {tuple(expected_counts.shape)}"
+        )
+    t = expected_counts.to(log_intensity.dtype)
+    if not bool((t >= 0).all()):
+        raise ValueError("expected_counts must be >= 0 and not NaN")
+    occupied = t > 0
+    z = torch.where(occupied, log_intensity, torch.zeros_like(log_intensity))  # 0 * -inf must not arise
+    surprise = torch.where(occupied, t * (z - torch.where(occupied, t, torch.ones_like(t)).log()), torch.zeros_like(z))
+    return (log_intensity.exp() - t - surprise).flatten(1).sum(1)
+
 
 # Added to the Gram matrix of unit steering vectors: the projector stays right to this for sources that coincide.
 _GRAM_JITTER = 1e-10
@@ -348,3 +743,104 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
         raise ShapeError(f"terms must all have one shape (B,), B >= 1, got {sizes}")
     parts = [weights[name] * term.mean() for name, term in terms.items() if weights[name] > 0]
     return torch.stack(parts).sum()
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Weights of the terms.
+
+    Parameters
+    ----------
+    nmse : float
+        Of the error of the trace-normalised covariance.
+    intensity : float
+        Of the Poisson negative log-likelihood of the true sources under the expected counts.
+    offset : float
+        Of the Huber loss of the direction offsets, in units of the spacing of atoms.
+    position : float
+        Of the permutation-invariant Huber loss of positions, for a backbone that predicts them.
+
+    Raises
+    ------
+    ValueError
+        A weight is negative.
+    """
+
+    nmse: float = 1.0
+    intensity: float = 0.05
+    offset: float = 0.1
+    position: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the signs."""
+        for name in ("nmse", "intensity", "offset", "position"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+
+
+class Terms(NamedTuple):
+    """A loss and what it is made of.
+
+    Attributes
+    ----------
+    total : real scalar tensor
+        The weighted sum, for the gradient.
+    parts : dict of str to real scalar tensor
+        Each term before its weight.
+    """
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class BackboneObjective:
+    """The training loss of a backbone.
+
+    Parameters
+    ----------
+    options : ObjectiveOptions, optional
+        Weights of the terms.
+    cells : RangeCells or None
+        Of the backbone's head; without them only the covariance counts.
+    """
+
+    def __init__(self, options: ObjectiveOptions | None = None, cells: RangeCells | None = None) -> None:
+        self.options, self.cells = options or ObjectiveOptions(), cells
+
+    def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
+        """Compare an estimate with the truth of the scenes; in float32."""
+        parts = {"nmse": factor_nmse(estimate.factor, scenes.true_factor().to(estimate.factor.dtype)).mean()}
+        total = self.options.nmse * parts["nmse"]
+        if estimate.sources is not None and self.cells is not None:
+            parts |= _count_terms(estimate.sources.log_intensity, estimate.sources.offset, scenes, self.cells)
+            total = total + self.options.intensity * parts["intensity"] + self.options.offset * parts["offset"]
+        positions = getattr(estimate, "positions", None)
+        if positions is not None:
+            where, scale = scenes.position.to(positions.dtype), _scale(scenes.config.setup)
+            parts["position"] = position_huber(positions, where, scenes.mask, scale=scale).mean()
+            total = total + self.options.position * parts["position"]
+        return Terms(total, parts)
+
+
+def _scale(setup: Setup) -> tuple[float, float, float]:
+    """The tolerance of a hit, that in range at half the farthest one; a range that is not scored does not count."""
+    azimuth, elevation, r = setup.tolerance.limits
+    return azimuth, elevation, r / (setup.region.range_m[1] / 2)
+
+
+def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:
+    """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over
+    scenes of the mean over sources).
+
+    -log p = sum_g exp(z_g) - sum_k z_(cell of k), up to a constant: smallest where exp(z) is the expected count.
+    """
+    target = cells.targets(scenes.position)
+    z = log_intensity.float().flatten(1)
+    here = scenes.mask.to(z.dtype)
+    likelihood = z.exp().sum(1) - (z.gather(1, target.cell) * here).sum(1)
+    n_cells = len(cells)
+    atom = target.cell // n_cells * cells.axes.n_range + target.cell % n_cells // cells.per_atom
+    at = offset.float().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
+    error = nn.functional.smooth_l1_loss(at, target.offset.to(at.device), beta=0.1, reduction="none").sum(-1)
+    per_scene = (error * here).sum(1) / here.sum(1).clamp_min(1)
+    return {"intensity": likelihood.mean(), "offset": per_scene.mean()}

@@ -18,7 +18,6 @@ from risfast.baselines.fits import GreedyMl, GreedyMlOptions, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions, model_order
 from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
 from risfast.baselines.range_sweep import RangeSweep
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.evaluate import match
 from risfast.geometry import Region, SearchGrid, SensorArray
@@ -26,6 +25,7 @@ from risfast.models import Measurement
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import CovarianceEstimate
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 ARRAY = SensorArray.rectangular(6, 6)

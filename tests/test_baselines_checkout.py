@@ -39,14 +39,14 @@ from risfast.baselines.dcd_networks import (
 from risfast.baselines.dcd_train import TrainOptions, draw_line_scenes, main, train_network
 from risfast.baselines.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
 from risfast.cli import main as risfast_train
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import FileFormatError, ShapeError
 from risfast.evaluate import match
 from risfast.evaluate.methods import CHECKOUT_METHODS, METHOD_TITLES, Methods, measurement_of
 from risfast.evaluate.tasks import SuiteConfig
 from risfast.geometry import SensorArray
-from risfast.model_files import save_model
 from risfast.models import Measurement, build_backbone
+from risfast.models.files import save_model
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SIDE = 6
 ARRAY = SensorArray.rectangular(SIDE, SIDE)

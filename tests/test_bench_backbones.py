@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import SensorArray
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 ROOT = Path(__file__).resolve().parents[1]

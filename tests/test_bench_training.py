@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import SensorArray
 from risfast.models import Measurement
 from risfast.models.atoms import AtomAxes
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 # Appended, so that an installed risfast is what the other tests see.

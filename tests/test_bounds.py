@@ -11,16 +11,16 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance
 from risfast.evaluate.bounds import cramer_rao_bound, implied_recall, scene_bound, true_state
 from risfast.geometry import SensorArray
-from risfast.likelihood import Likelihood
+from risfast.localize.likelihood import Likelihood
+from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
-from risfast.polish import PolishOptions, polish_sources
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 ARRAY = SensorArray.rectangular(4, 3)

@@ -11,9 +11,9 @@ import scipy.io
 import torch
 
 from risfast.cli import main
-from risfast.data import read
 from risfast.geometry import PlanarArray
 from risfast.io import read_setup
+from risfast.simulate import read
 
 HERA = Path(__file__).parent / "data" / "hera19.uvh5"
 

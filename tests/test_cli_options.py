@@ -85,7 +85,15 @@ def test_the_list_of_commands_names_all_of_them(capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["doctor", "--help"], ["import", "--help"]])
 def test_light_commands_load_nothing_heavy(arguments: list[str]) -> None:
-    heavy = ("matplotlib", "optuna", "safetensors", "risfast.train", "risfast.tune", "risfast.models", "risfast.data")
+    heavy = (
+        "matplotlib",
+        "optuna",
+        "safetensors",
+        "risfast.train",
+        "risfast.tune",
+        "risfast.models",
+        "risfast.simulate",
+    )
     code = (
         f"import sys, risfast.cli\nassert risfast.cli.main({arguments!r}) == 0\n"
         f"print('heavy:', [m for m in {heavy!r} if m in sys.modules])"

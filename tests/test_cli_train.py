@@ -12,10 +12,10 @@ import torch
 
 from risfast.cli import main, parse
 from risfast.cli.training import progress_note
-from risfast.data.shards import ShardSet
-from risfast.model_files import load_model
+from risfast.io.toml_file import read_toml
 from risfast.models import build_backbone
-from risfast.toml_file import read_toml
+from risfast.models.files import load_model
+from risfast.simulate.shards import ShardSet
 from risfast.train.config import DataOptions, RunConfig, ValidationOptions
 from risfast.train.runs import Progress
 

@@ -12,19 +12,19 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.confidence import CONFIDENCE_FILE, FEATURES, HitModel, hit_features
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import FileFormatError
 from risfast.evaluate import match
 from risfast.geometry import Region, SensorArray
 from risfast.io.options_file import write_options
 from risfast.localize import DecisionOptions, Localizer, PipelineOptions, pipeline
+from risfast.localize.confidence import CONFIDENCE_FILE, FEATURES, HitModel, hit_features
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import MapOptions, Parts
+from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models import Measurement
 from risfast.models.pretrained import DEFAULT_MODEL
-from risfast.polish import PolishOptions, polish_sources
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train import confidence
 from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, system_of
 

@@ -18,9 +18,9 @@ from risfast.covariance import (
     ls_snapshots,
     matched_filter_covariance,
 )
-from risfast.data import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
+from risfast.simulate import SystemConfig, generate_scenes
 
 SMALL = SystemConfig(
     array=PlanarArray.rectangular(6, 6), n_antennas=8, n_snapshots=16, n_sources=(1, 3), range_m=(0.5, 4.0)

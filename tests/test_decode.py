@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import SensorArray
+from risfast.losses import BackboneObjective, ObjectiveOptions
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import CovarianceEstimate, SourceMap
 from risfast.models.cells import RangeCells
 from risfast.models.decode import MapDetection, PowerDetection, counts_near, sources_of_map, sources_of_power
-from risfast.objective import BackboneObjective, ObjectiveOptions
-from risfast.tolerance import Tolerance
+from risfast.setup import Tolerance
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 AXES = AtomAxes()
 CELLS = RangeCells(AXES, 8)

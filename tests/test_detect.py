@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from risfast.covariance import effective_covariance, ls_covariance
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.detect import DetectionOptions, detect_sources, detect_sources_lowrank
 from risfast.errors import ShapeError
 from risfast.evaluate import match, summarise
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SURFACE = SensorArray.rectangular()
 POSITIONS = oracles.rectangular(12, 12)

@@ -9,13 +9,13 @@ import oracles
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate.divergence import Divergence, nearest
 from risfast.evaluate.mismatched import true_responses
 from risfast.geometry import SensorArray
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
-from risfast.sensing import Impairments
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 ARRAY = SensorArray.rectangular(4, 3)
 IMPAIRED = Impairments(code_phase_noise_rad=0.3, dropped_elements=0.1, wavelength_jitter=0.02, position_jitter_m=0.01)

@@ -8,9 +8,9 @@ import shutil
 import pytest
 import torch
 
-from risfast import doctor
+from risfast.cli import doctor_report as doctor
 from risfast.cli import main
-from risfast.doctor import Check, examine
+from risfast.cli.doctor_report import Check, examine
 
 
 @pytest.fixture(autouse=True)

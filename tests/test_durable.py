@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from risfast.durable import replace_file, write_synced
+from risfast.io.durable import replace_file, write_synced
 
 
 def test_replacing_a_file_leaves_nothing_beside_it(tmp_path: Path) -> None:

@@ -7,12 +7,12 @@ import pytest
 import torch
 from test_atoms import steering
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import SensorArray
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.fit import _factor, statistics
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 AXES = AtomAxes(7, 5, 3)
 

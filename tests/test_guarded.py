@@ -11,18 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from risfast.data import generate_scenes
-from risfast.data.scenes import Scenes, SystemConfig
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.guarded import load_helpful_refiner
 from risfast.localize import pipeline
 from risfast.localize.pipeline import CandidateOptions, MapOptions, Parts, PipelineOptions
+from risfast.localize.refiner import RefinedOptions, Refiner, estimate_maps, load_helpful_refiner, refined_sources
 from risfast.losses import blob_heatmap
-from risfast.model_files import save_model
 from risfast.models.base import CovarianceEstimate
+from risfast.models.files import save_model
 from risfast.models.refiner import GuardOptions, RefinerOptions, SpectrumRefiner
-from risfast.refined import RefinedOptions, Refiner, estimate_maps, refined_sources
+from risfast.simulate import generate_scenes
+from risfast.simulate.scenes import Scenes, SystemConfig
 from risfast.sources import Sources
 
 SYSTEM = SystemConfig(

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from risfast import DetectionOptions, SearchGrid, detect_sources
-from risfast.data import read
 from risfast.errors import FileFormatError
 from risfast.geometry import spherical_to_cartesian
 from risfast.io import SPEED_OF_SOUND_M_S, narrowband_covariance, read_positions
 from risfast.io.hdf5_file import Hdf5Container
 from risfast.ops import mvdr_spectrum
+from risfast.simulate import read
 
 REASON = "acoular is not installed (pip install 'risfast[bench]'): it writes these files and computes the same map"
 RATE, BLOCK, LENGTH, FREQUENCY = 51200.0, 128, 12800, 8000.0

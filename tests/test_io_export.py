@@ -13,7 +13,6 @@ import scipy.io
 import torch
 
 from risfast import PlanarArray, SearchGrid, Sources
-from risfast.data import read
 from risfast.errors import FileFormatError, ShapeError
 from risfast.io import (
     RESULT_SUFFIXES,
@@ -27,6 +26,7 @@ from risfast.io import (
 )
 from risfast.ops import mvdr_spectrum
 from risfast.setup import Setup
+from risfast.simulate import read
 
 ARRAY = PlanarArray.rectangular(3, 2)
 GRID = SearchGrid.box(7, 5, (0.6, 1.0, 3.0), 0.5, 0.25)

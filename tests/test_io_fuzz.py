@@ -18,11 +18,11 @@ import scipy.signal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from risfast.data import read
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
 from risfast.io import Recording, Snapshots, read_positions, write_recording
 from risfast.setup import Setup
+from risfast.simulate import read
 
 # From a list of its own: the table of all of Unicode takes hypothesis half a minute to make.
 TEXT = st.text(alphabet="aZ09 _-./:;,%{}[]\"'\\\n\x00\x7f\u00e9\u2028\U0001f600", max_size=10)

@@ -21,7 +21,7 @@ READ = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from risfast.data import read
+from risfast.simulate import read
 
 def peak_mb():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024

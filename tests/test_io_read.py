@@ -11,10 +11,10 @@ import pytest
 import scipy.io
 import torch
 
-from risfast.data import read
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
 from risfast.io import SPEED_OF_LIGHT_M_S, Recording, Snapshots
+from risfast.simulate import read
 
 N, LENGTH = 5, 12
 

@@ -14,8 +14,7 @@ from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
 from risfast.io import read_setup, write_setup
 from risfast.io.setup_file import read_setup_parts
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance
 
 
 def array_of(path: Path) -> SensorArray:

@@ -17,8 +17,7 @@ from risfast import Localizer
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.io import Recording, Snapshots, read, write_recording, write_setup
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance
 
 N, L, M, B = 6, 9, 4, 3
 ARRAY = SensorArray.rectangular(3, 2)

@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from risfast.data import read
 from risfast.errors import FileFormatError
 from risfast.io import SPEED_OF_LIGHT_M_S
+from risfast.simulate import read
 
 sigmf = pytest.importorskip("sigmf", reason="sigmf is not installed (pip install sigmf): it writes these recordings")
 

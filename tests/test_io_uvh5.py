@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from risfast import SearchGrid
-from risfast.data import read
 from risfast.errors import FileFormatError
 from risfast.io import SPEED_OF_LIGHT_M_S
 from risfast.ops import bartlett_spectrum, mvdr_spectrum
+from risfast.simulate import read
 
 DATA = Path(__file__).parent / "data"
 HERA, MWA, ATA = DATA / "hera19.uvh5", DATA / "mwa128.uvh5", DATA / "ata_garbage.uvh5"

@@ -7,10 +7,10 @@ import oracles
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.geometry import SensorArray
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState
 from risfast.models.base import Measurement
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.steering import steering_phase_gradient
 
 ARRAY = SensorArray.rectangular(4, 3)

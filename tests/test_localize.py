@@ -11,19 +11,19 @@ import pytest
 import torch
 
 from risfast.covariance import effective_covariance, ls_covariance
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import ShapeError
 from risfast.evaluate import match
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.io.options_file import write_options
 from risfast.localize import CandidateOptions, DecisionOptions, Localizer, MapOptions, PipelineOptions, pipeline
-from risfast.model_files import read_card, save_model
+from risfast.localize.polish import PolishOptions
+from risfast.localize.refiner import Refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.files import read_card, save_model
 from risfast.models.refiner import GuardResult, RefinerOptions, SpectrumRefiner
-from risfast.polish import PolishOptions
-from risfast.refined import Refiner
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 from risfast.steering import steering_vectors
 

@@ -16,10 +16,9 @@ from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.io.recording import Recording, Snapshots
 from risfast.localize import CandidateOptions, DecisionOptions, Localizer, PipelineOptions
+from risfast.localize.polish import PolishOptions
 from risfast.models import Measurement
-from risfast.polish import PolishOptions
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance
 
 HOME = SensorArray.rectangular(5, 5)
 NEAR = Region((-1.0, 1.0), (-0.6, 0.6), (0.3, 10.0))

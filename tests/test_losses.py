@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from risfast.covariance import covariance_from_factor, effective_covariance
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.losses import (
@@ -19,6 +18,7 @@ from risfast.losses import (
     subspace_alignment,
     total_loss,
 )
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SURFACE = PlanarArray.rectangular()
 POSITIONS = oracles.rectangular(12, 12)

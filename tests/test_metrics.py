@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance, match
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, gospa, score, score_scenes
 from risfast.geometry import SensorArray
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 COUNTS = [(e, t, seed) for e in (0, 1, 3, 4) for t in (0, 1, 2, 4) for seed in (0, 1)]

@@ -19,16 +19,16 @@ from test_divergence import (
     true_covariances,
 )
 
-from risfast.data.scenes import Coherence, SystemConfig, generate_scenes
 from risfast.evaluate.bounds import implied_recall, scene_bound
 from risfast.evaluate.divergence import nearest
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
 from risfast.geometry import Region, SensorArray
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState
+from risfast.localize.scoring import Box, ascend
 from risfast.models.base import Measurement
-from risfast.scoring import Box, ascend
-from risfast.sensing import Impairments
 from risfast.setup import Setup
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.scenes import Coherence, SystemConfig, generate_scenes
 
 PERFECT = SystemConfig(**{**vars(CONFIG), "impairments": Impairments()})
 EVERY_IMPAIRMENT = Impairments(0.3, 0.1, 0.2, 0.02, 0.02, 0.01, 0.5, 0.05)

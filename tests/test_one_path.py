@@ -10,19 +10,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from risfast.data.scenes import Scenes, generate_scenes
-from risfast.demo_methods import LOCALIZER, demo_methods
 from risfast.detect import DetectionOptions
+from risfast.evaluate.demo_methods import LOCALIZER, demo_methods
 from risfast.evaluate.matching import match, summarise
 from risfast.evaluate.methods import Methods, measurement_of
 from risfast.io import write_options
 from risfast.localize import Localizer, pipeline
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import CandidateOptions, DecisionOptions, MapOptions, Parts, PipelineOptions
-from risfast.model_files import save_model
+from risfast.localize.polish import PolishOptions
+from risfast.localize.refiner import Refiner
 from risfast.models import build_backbone
-from risfast.polish import PolishOptions
-from risfast.refined import Refiner
+from risfast.models.files import save_model
+from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.sources import Sources
 from risfast.train import confidence, validation
 from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions

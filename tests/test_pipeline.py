@@ -10,17 +10,17 @@ import oracles
 import pytest
 import torch
 
-from risfast.confidence import FEATURES, HitModel
-from risfast.data.scenes import generate_scenes
-from risfast.data.system import SystemConfig
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.localize import CandidateOptions, DecisionOptions, Localizer, MapOptions, PipelineOptions, pipeline
+from risfast.localize.confidence import FEATURES, HitModel
 from risfast.localize.pipeline import Parts
+from risfast.localize.polish import PolishOptions
 from risfast.models import Measurement, build_backbone
 from risfast.models.base import CovarianceEstimate
-from risfast.polish import PolishOptions
 from risfast.setup import Setup
+from risfast.simulate.scenes import generate_scenes
+from risfast.simulate.system import SystemConfig
 
 ARRAY = SensorArray.rectangular(5, 5)
 REGION = Region((-0.8, 0.5), (-0.3, 0.5), (0.4, 4.0))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from risfast.errors import ShapeError
-from risfast.plots import RangeProfile, SpectrumPanel, error_figure, range_figure, save_figure, spectrum_figure
+from risfast.report.plots import RangeProfile, SpectrumPanel, error_figure, range_figure, save_figure, spectrum_figure
 
 AZIMUTH = torch.tensor([-0.5, 0.0, 0.25, 0.75], dtype=torch.float64)
 ELEVATION = torch.tensor([-0.25, 0.0, 0.5], dtype=torch.float64)
@@ -182,7 +182,7 @@ def test_pictures_in_an_unknown_format_are_refused(tmp_path: Path) -> None:
 
 def test_neither_importing_nor_drawing_touches_global_plotting_state() -> None:
     program = (
-        "import sys, risfast.plots as p; assert 'matplotlib' not in sys.modules; "
+        "import sys, risfast.report.plots as p; assert 'matplotlib' not in sys.modules; "
         "p.error_figure({'a': [1.0]}); assert 'matplotlib.pyplot' not in sys.modules"
     )
     root = Path(__file__).resolve().parents[1]

@@ -11,17 +11,16 @@ import pytest
 import scipy.optimize
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate import match
 from risfast.geometry import Region, SensorArray
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState
+from risfast.localize.polish import PolishOptions, _statistics, polish_sources
+from risfast.localize.scoring import Box, ascend
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
-from risfast.polish import PolishOptions, _statistics, polish_sources
-from risfast.scoring import Box, ascend
-from risfast.setup import Setup
+from risfast.setup import Setup, Tolerance
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
-from risfast.tolerance import Tolerance
 
 ARRAY = SensorArray.rectangular(6, 6)
 AXES = AtomAxes(15, 9, 6, range_m=(0.5, 3.0))

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate import match, summarise
 from risfast.localize import Localizer
 from risfast.losses import factor_nmse
-from risfast.model_files import MODEL_WEIGHTS, load_model, read_card
 from risfast.models import Measurement, build_backbone
+from risfast.models.files import MODEL_WEIGHTS, load_model, read_card
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SCENES = 48
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from risfast.cli import main
-from risfast.data import SystemConfig, generate_scenes
 from risfast.evaluate import match
+from risfast.simulate import SystemConfig, generate_scenes
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from risfast.data import SystemConfig, generate_scenes
 from risfast.evaluate import match
 from risfast.geometry import PlanarArray
+from risfast.localize.refiner import RefinedOptions, Refiner, build_refiner, estimate_maps, refined_sources
 from risfast.losses import blob_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.ops import mvdr_spectrum_lowrank
-from risfast.refined import RefinedOptions, Refiner, build_refiner, estimate_maps, refined_sources
+from risfast.simulate import SystemConfig, generate_scenes
 
 ARRAY = PlanarArray.rectangular(8, 8)
 SYSTEM = SystemConfig(

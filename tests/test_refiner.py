@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.losses import blob_heatmap, focal_heatmap
@@ -20,6 +19,7 @@ from risfast.models.refiner import (
     spectrum_map_db,
 )
 from risfast.ops import mvdr_spectrum_lowrank
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 GRID = SearchGrid.training()
 SMALL = RefinerOptions(channels=(8, 16, 16))

@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from tiny_suite import Finished, finished
 
-from risfast.evaluate.charts import Axis, Chart, Series, heatmap, legend, number
 from risfast.evaluate.collected import Key
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.methods import Methods
-from risfast.evaluate.report_pictures import typical_scenes
-from risfast.evaluate.report_tables import difference_html, value_html
 from risfast.evaluate.tables import mismatch_rows
+from risfast.report.charts import Axis, Chart, Series, heatmap, legend, number
+from risfast.report.pictures import typical_scenes
+from risfast.report.tables import difference_html, value_html
 
 VOID = {"meta", "link", "img", "br"}
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data import Coherence, SceneRandom, SystemConfig, generate_scenes
-from risfast.data.random import philox
 from risfast.geometry import PlanarArray
-from risfast.sensing import Impairments
+from risfast.simulate import Coherence, SceneRandom, SystemConfig, generate_scenes
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.streams import philox
 
 SMALL = SystemConfig(
     array=PlanarArray.rectangular(4, 3),

@@ -9,22 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data import SceneRandom
+from risfast.covariance import SensingOperator, check_measurements
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
-from risfast.sensing import (
-    CODE_KINDS,
-    Impairments,
-    SensingOperator,
-    add_noise,
-    check_measurements,
-    impair_codes,
-    impaired_steering,
-    make_codes,
-    quantize_turns,
-    rician_channel,
-    source_symbols,
-)
+from risfast.simulate import SceneRandom
+from risfast.simulate.channels import add_noise, rician_channel, source_symbols
+from risfast.simulate.codes import CODE_KINDS, make_codes, quantize_turns
+from risfast.simulate.impairments import Impairments, impair_codes, impaired_steering
 
 IMPAIRMENT_NAMES = [f.name for f in dataclasses.fields(Impairments)]
 
@@ -356,7 +347,7 @@ def test_geometry_impairments_move_the_elements_and_the_wavelength(wavefront):
     effects = Impairments(wavelength_jitter=0.02, spacing_jitter=0.03, position_jitter_m=0.01)
     position = torch.tensor([[[0.3, -0.2, 0.7]], [[-0.9, 0.1, 8.0]]], dtype=torch.float64)
     steering = impaired_steering(array, position, wavefront, effects, draws)[:, 0].numpy()
-    from risfast.draws import Stream
+    from risfast.simulate.streams import Stream
 
     wave, scale, jitter = (
         draws.normal(stream, shape).numpy()

@@ -12,12 +12,11 @@ import oracles
 import pytest
 import torch
 
-from risfast.data.system import SystemConfig
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.models.atoms import AtomAxes
 from risfast.models.cells import RangeCells
-from risfast.setup import Setup, uniform_axis
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance, uniform_axis
+from risfast.simulate.system import SystemConfig
 
 HALF, FULL = (-math.pi / 2, math.pi / 2), (-math.pi, math.pi)
 FRONT = Region((-1.0, 1.0), (-0.5, 0.5), (0.5, 10.0))

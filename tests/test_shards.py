@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-from risfast.data import Coherence, SystemConfig, generate_scenes
-from risfast.data.shard_manifest import read_manifest, write_manifest
-from risfast.data.shards import ShardSet, ShardSpec, write_shards
-from risfast.data.system_json import system_from_json, system_to_json
+from risfast.covariance import ls_covariance
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
-from risfast.sample_covariance import ls_covariance
-from risfast.sensing import Impairments
 from risfast.setup import Setup, array_from_json, array_to_json
+from risfast.simulate import Coherence, SystemConfig, generate_scenes
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.shard_manifest import read_manifest, write_manifest
+from risfast.simulate.shards import ShardSet, ShardSpec, write_shards
+from risfast.simulate.system_json import system_from_json, system_to_json
 from risfast.train.batches import ShardSource, shard_folder
 
 SYSTEM = SystemConfig(

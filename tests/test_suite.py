@@ -19,14 +19,10 @@ import suite_process
 import torch
 from tiny_suite import ARRAY, finished, save_tiny_model, tiny_config
 
-from risfast.data.scenes import SystemConfig, generate_scenes
-from risfast.data.system_json import differing_fields, system_from_json
 from risfast.errors import FileFormatError
-from risfast.evaluate.charts import number
 from risfast.evaluate.figures import figures
 from risfast.evaluate.methods import METHOD_TITLES, METHODS, Methods, measurement_of
 from risfast.evaluate.metrics import score_scenes
-from risfast.evaluate.outcome import finish
 from risfast.evaluate.records import Place, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
@@ -35,8 +31,11 @@ from risfast.geometry import SensorArray
 from risfast.localize import Localizer
 from risfast.localize.pipeline import PipelineOptions
 from risfast.models import Measurement
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.report.charts import number
+from risfast.report.outcome import finish
+from risfast.setup import Setup, Tolerance
+from risfast.simulate.scenes import SystemConfig, generate_scenes
+from risfast.simulate.system_json import differing_fields, system_from_json
 
 TESTS = Path(__file__).parent
 

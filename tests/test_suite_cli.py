@@ -10,8 +10,8 @@ from tiny_suite import save_tiny_model
 from risfast.cli import main, parse
 from risfast.cli.evaluate import Options
 from risfast.evaluate.methods import DEFAULT_METHODS
-from risfast.evaluate.outcome import command_of
 from risfast.evaluate.suite import SuiteConfig
+from risfast.report.outcome import command_of
 
 
 @pytest.fixture(scope="module")

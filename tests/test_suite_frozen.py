@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from risfast.evaluate.methods import Methods
-from risfast.evaluate.outcome import FROZEN, SUITE_JSON, finish
 from risfast.evaluate.scenarios import FROZEN_SCENES
 from risfast.evaluate.suite import SuiteConfig, run_suite
+from risfast.report.outcome import FROZEN, SUITE_JSON, finish
 
 FROZEN_JSON = "frozen.json"
 RESULTS = Path(__file__).parent.parent / "results"

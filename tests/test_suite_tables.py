@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from tiny_suite import SETUP, Finished, finished
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors, collect
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.groups import KEPT, Edges, groups_of
-from risfast.evaluate.latex import latex_table, latex_value
 from risfast.evaluate.methods import Methods
 from risfast.evaluate.mismatched import mismatched_bound
-from risfast.evaluate.outcome import finish
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import Run, SceneSet
 from risfast.evaluate.tables import HEADLINE, headline_rows, mismatch_rows, write_csv, write_parquet
+from risfast.report.latex import latex_table, latex_value
+from risfast.report.outcome import finish
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 MAIN = ("main", 0)
 TOLERANCE = np.array([math.radians(5), math.radians(5), 1.0])
@@ -222,7 +222,7 @@ def test_times_of_stages_add_up_to_no_more_than_the_total(done: Finished) -> Non
 
 
 def test_failures_are_counted_and_told(done: Finished, tmp_path: Path) -> None:
-    from risfast.evaluate.outcome import failure_notes
+    from risfast.report.outcome import failure_notes
 
     assert failure_notes(done.collected) == []
     sets = done.config.sets(Methods(done.config.model))

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from risfast.data.scenes import SystemConfig
-from risfast.data.system_file import read_system, system_of
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
 from risfast.io.setup_file import write_setup
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
+from risfast.setup import Setup, Tolerance
+from risfast.simulate.scenes import SystemConfig
+from risfast.simulate.system_file import read_system, system_of
 
 
 def written(folder: Path, text: str) -> Path:

@@ -10,13 +10,12 @@ import pytest
 import torch
 from tiny_backbone import TINY, tiny
 
-from risfast.data import SystemConfig
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray
+from risfast.io.toml_file import as_table, from_table, read_toml, to_toml
 from risfast.localize.pipeline import CandidateOptions, DecisionOptions, MapOptions, PipelineOptions
-from risfast.setup import Setup
-from risfast.tolerance import Tolerance
-from risfast.toml_file import as_table, from_table, read_toml, to_toml
+from risfast.setup import Setup, Tolerance
+from risfast.simulate import SystemConfig
 from risfast.train.config import (
     DataOptions,
     MachineOptions,

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from tiny_backbone import TinyBackbone, build
 from training_process import SAME, silent
 
+from risfast.losses import BackboneObjective, ObjectiveOptions
 from risfast.models import build_backbone
-from risfast.objective import BackboneObjective, ObjectiveOptions
 from risfast.setup import Setup
 from risfast.train.backbone import backbone_objective, train_backbone
 from risfast.train.batches import FlySource, plan_batch

@@ -63,7 +63,7 @@ def test_it_can_stop_at_the_gate() -> None:
 
 def test_a_training_that_goes_wrong_says_so() -> None:
     def broken(estimate, scenes):
-        from risfast.objective import Terms
+        from risfast.losses import Terms
 
         return Terms(estimate.factor.abs().sum() * torch.nan, {})
 

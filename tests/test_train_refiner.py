@@ -12,18 +12,18 @@ from safetensors.torch import load_file
 from training_process import silent
 
 from risfast.cli import main
-from risfast.data import generate_scenes
 from risfast.io.options_file import read_options
+from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize import Localizer
 from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import MapOptions, PipelineOptions
-from risfast.model_files import load_model, read_card, save_model
+from risfast.localize.refiner import RefinedOptions
 from risfast.models import build_backbone
+from risfast.models.files import load_model, read_card, save_model
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
-from risfast.refined import RefinedOptions
 from risfast.setup import Setup
-from risfast.toml_file import read_toml, to_toml
+from risfast.simulate import generate_scenes
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
 from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner

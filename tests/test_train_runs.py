@@ -21,14 +21,14 @@ from tiny_backbone import TINY, TinyBackbone, build, tiny
 from torch import nn
 from training_process import CONFIG, silent
 
-from risfast.data import generate_scenes
-from risfast.durable import finite_json, write_synced
 from risfast.errors import FileFormatError
-from risfast.model_files import load_model, save_model
+from risfast.io.durable import finite_json, write_synced
+from risfast.losses import Terms
 from risfast.models import build_backbone
 from risfast.models.base import Measurement
-from risfast.objective import Terms
+from risfast.models.files import load_model, save_model
 from risfast.setup import Setup
+from risfast.simulate import generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError

@@ -12,11 +12,11 @@ from tiny_backbone import TINY, build, tiny
 from training_process import silent
 
 from risfast.io.options_file import read_options
+from risfast.io.toml_file import to_toml
 from risfast.localize.localizer import OPTIONS_FILE, Localizer
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.models.atoms import AtomAxes
 from risfast.setup import Setup
-from risfast.toml_file import to_toml
 from risfast.train.backbone import made_backbone, train_backbone
 from risfast.train.config import (
     BackboneOptions,

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from risfast.data import SystemConfig, generate_scenes
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.localize.pipeline import CandidateOptions, MapOptions, Parts, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.setup import Tolerance
+from risfast.simulate import SystemConfig, generate_scenes
 from risfast.sources import Sources
-from risfast.tolerance import Tolerance
 from risfast.train.validation import (
     is_constant,
     peak_to_sidelobe_db,

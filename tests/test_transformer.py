@@ -8,13 +8,13 @@ import oracles
 import pytest
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.evaluate import match
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.losses import factor_nmse, position_huber
 from risfast.models import CovarianceEstimate, Measurement
 from risfast.models.transformer import TransformerBackbone, TransformerOptions
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SMALL_ARRAY = SensorArray.rectangular(4, 3)
 SMALL = TransformerOptions(n_antennas=5, width=16, n_heads=2, n_layers=2, hidden=24, n_columns=3, column_width=8)

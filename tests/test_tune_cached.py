@@ -14,10 +14,10 @@ from risfast.io import read_options, write_options
 from risfast.localize import Localizer, pipeline
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import CandidateOptions, MapOptions, PipelineOptions
-from risfast.model_files import save_model
+from risfast.localize.polish import PolishOptions
 from risfast.models import build_backbone
-from risfast.polish import PolishOptions
-from risfast.tolerance import Tolerance
+from risfast.models.files import save_model
+from risfast.setup import Tolerance
 from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
 from risfast.tune.cached import DetectionObjective
 from risfast.tune.errors import StudyError

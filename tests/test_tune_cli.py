@@ -8,8 +8,8 @@ from tuning_process import without_pictures
 
 from risfast.cli import COMMANDS, main
 from risfast.io import read_options
+from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize import Localizer
-from risfast.toml_file import read_toml, to_toml
 from risfast.train.config import RunConfig
 from risfast.tune.options import Hpo2Config, HpoConfig
 from risfast.tune.presets import PRESETS

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 from test_tune_cached import model, study  # noqa: F401 - model is a fixture
 
-from risfast.data.scenes import generate_scenes
 from risfast.evaluate.figures import bootstrap_difference, figures
 from risfast.evaluate.metrics import score_scenes
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
+from risfast.simulate.scenes import generate_scenes
 from risfast.tune.held_out import held_out, held_out_text
 from risfast.tune.objectives import judging_scenes
 from risfast.tune.options import HpoConfig

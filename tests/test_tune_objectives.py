@@ -13,14 +13,14 @@ from optuna import TrialPruned
 from tiny_backbone import build, tiny
 from tuning_process import without_pictures
 
-from risfast.data.scenes import generate_scenes
 from risfast.detect import DetectionOptions
 from risfast.evaluate.metrics import score, score_scenes
 from risfast.io import read_options
+from risfast.io.toml_file import read_toml
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
-from risfast.tolerance import Tolerance
-from risfast.toml_file import read_toml
+from risfast.setup import Tolerance
+from risfast.simulate.scenes import generate_scenes
 from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
 from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums

@@ -9,13 +9,13 @@ import pytest
 import torch
 from test_atoms import steering
 
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.errors import ShapeError
 from risfast.geometry import SensorArray
 from risfast.models import Measurement, build_backbone
 from risfast.models.atoms import AtomAxes
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 AXES = AtomAxes(7, 5, 3)
 ARRAY = SensorArray.rectangular(4, 3)

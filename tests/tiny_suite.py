@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from risfast.data.scenes import SystemConfig
 from risfast.evaluate.collected import Collected, collect
-from risfast.evaluate.outcome import Outcome, finish
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.suite import SuiteConfig, run_suite
 from risfast.geometry import SensorArray
-from risfast.model_files import save_model
 from risfast.models import build_backbone
+from risfast.models.files import save_model
+from risfast.report.outcome import Outcome, finish
+from risfast.simulate.scenes import SystemConfig
 
 ARRAY = SensorArray.rectangular(6, 4)
 SETUP = SystemConfig(array=ARRAY).setup

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from risfast.baselines.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, system_model
-from risfast.durable import replace_file
 from risfast.errors import FileFormatError, ShapeError
+from risfast.io.durable import replace_file
 
 __all__ = [
     "LINE_METHODS",

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from risfast.baselines.base import by_count, check_request, completed, reported
+from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.decode import PowerDetection, sources_of_power
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
-from risfast.polish import PolishOptions, polish_sources
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -125,8 +125,8 @@ class GreedyMl:
 
     Notes
     -----
-    The likelihood is the stochastic one of ``risfast.likelihood``, y_l ~ CN(0, Phi_l A P A^H Phi_l^H + sigma^2 I);
-    births, joint moves and the penalty are those of :func:`risfast.polish.polish_sources`, started from no source.
+    The likelihood is the stochastic one of ``risfast.localize.likelihood``, y_l ~ CN(0, Phi_l A P A^H Phi_l^H + sigma^2 I);
+    births, joint moves and the penalty are those of :func:`risfast.localize.polish.polish_sources`, started from no source.
     """
 
     def __init__(self, setup: Setup, options: GreedyMlOptions | None = None) -> None:

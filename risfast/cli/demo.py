@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from risfast.cli.options import Common, Flag, Flat, check_device, refuse_existing
 from risfast.cli.progress import Progress
-from risfast.demo_options import DemoOptions
+from risfast.evaluate.demo_options import DemoOptions
 
 __all__ = ["Options", "run"]
 
@@ -36,7 +36,7 @@ class Options:
 
 def run(options: Options, progress: Progress) -> int:
     """The demo."""
-    from risfast.demo import explanation, format_scores, run_demo  # noqa: PLC0415
+    from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
     check_device(options.device)
     chosen = DemoOptions(options.scenes, options.seed, options.snapshots, options.grid, options.output, options.device)

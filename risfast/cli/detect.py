@@ -15,12 +15,12 @@ from tyro.conf import Positional, arg
 from risfast.cli.found import draw, edge_note, source_table
 from risfast.cli.options import Common, Flag, Flat, Opt, check_device, check_output
 from risfast.cli.progress import Progress
-from risfast.demo_options import GRIDS
 from risfast.detect import DetectionOptions, detect_sources
+from risfast.evaluate.demo_options import GRIDS
 from risfast.geometry import Region, SearchGrid
 from risfast.io import RESULT_SUFFIXES, Recording, read, write_results
 from risfast.ops import mvdr_spectrum
-from risfast.plots import PICTURE_SUFFIXES
+from risfast.report.plots import PICTURE_SUFFIXES
 from risfast.setup import Setup
 from risfast.sources import Sources
 

@@ -28,7 +28,7 @@ class Options:
 
 def run(options: Options, progress: Progress) -> int:
     """1 if anything fails."""
-    from risfast.doctor import examine  # noqa: PLC0415 - it times the operators
+    from risfast.cli.doctor_report import examine  # noqa: PLC0415 - it times the operators
 
     if not options.folder.is_dir():
         raise FileFormatError(f"--folder {options.folder}: there is no such folder")

@@ -12,8 +12,8 @@ from risfast.cli.options import Common, Flag, Flat, Opt, refuse_existing
 from risfast.cli.progress import Progress
 
 if TYPE_CHECKING:  # the suite is imported when it runs
-    from risfast.evaluate.outcome import Outcome
     from risfast.evaluate.suite import Progress as SuiteProgress
+    from risfast.report.outcome import Outcome
 
 __all__ = ["Options", "run"]
 
@@ -75,12 +75,12 @@ class Options:
 
 def run(options: Options, progress: Progress) -> int:
     """Run the suite, or go on with it."""
-    from risfast.data.system_file import read_system  # noqa: PLC0415
     from risfast.evaluate.methods import DEFAULT_METHODS  # noqa: PLC0415
-    from risfast.evaluate.outcome import finish  # noqa: PLC0415
     from risfast.evaluate.suite import SuiteConfig, run_suite  # noqa: PLC0415
     from risfast.io.setup_file import read_setup  # noqa: PLC0415
     from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
+    from risfast.report.outcome import finish  # noqa: PLC0415
+    from risfast.simulate.system_file import read_system  # noqa: PLC0415
 
     methods = options.methods or (*DEFAULT_METHODS, *(("transformer_capon",) if options.transformer else ()))
     config = SuiteConfig(
@@ -135,7 +135,7 @@ def outcome_text(outcome: Outcome) -> str:
     Parameters
     ----------
     outcome : Outcome
-        Of :func:`risfast.evaluate.outcome.finish`.
+        Of :func:`risfast.report.outcome.finish`.
 
     Returns
     -------

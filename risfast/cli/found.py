@@ -78,7 +78,7 @@ def edge_note(scenes: Sequence[Sources], region: Region) -> str | None:
 
 def draw(path: Path, title: str, power: Tensor, grid: SearchGrid, found: Sources) -> None:
     """The direction map [G_az, G_el] with the sources that were found, in a picture."""
-    from risfast.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
+    from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
 
     panel = SpectrumPanel(title, power, found.position)
     save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), path)

@@ -39,7 +39,7 @@ def defaults(arguments: Sequence[str]) -> Options:
 
 def run(options: Options, progress: Progress) -> int:
     """Make what is missing, and say what is there."""
-    from risfast.data.shards import write_shards  # noqa: PLC0415
+    from risfast.simulate.shards import write_shards  # noqa: PLC0415
     from risfast.train.batches import shard_folder  # noqa: PLC0415
 
     config = options.shards

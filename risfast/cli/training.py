@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tyro
 
 from risfast.cli.progress import Progress
-from risfast.toml_file import read_toml
+from risfast.io.toml_file import read_toml
 
 if TYPE_CHECKING:
     from risfast.train.config import MachineOptions

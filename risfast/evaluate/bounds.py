@@ -18,12 +18,11 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.evaluate.matching import Tolerance
-from risfast.information import coordinate_covariance
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState, coordinate_covariance
 from risfast.models.base import Measurement
 
 if TYPE_CHECKING:
-    from risfast.data.scenes import Scenes
+    from risfast.simulate.scenes import Scenes
 
 __all__ = ["SourceBound", "cramer_rao_bound", "implied_recall", "scene_bound", "true_state"]
 

@@ -13,7 +13,7 @@ from risfast.evaluate.metrics import Scores, score
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import TRUTH, Task, tasks_of
-from risfast.tolerance import Tolerance
+from risfast.setup import Tolerance
 
 __all__ = ["Collected", "Key", "Mismatched", "Timing", "Truth", "bound_errors", "collect"]
 

@@ -15,8 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from risfast.information import SINGULAR
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import SINGULAR, Likelihood, SourceState
 from risfast.steering import steering_phase_gradient
 
 __all__ = ["Divergence", "Expected", "Minimum", "nearest"]

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from risfast.data.scenes import SystemConfig
 from risfast.evaluate.collected import Collected, Key
 from risfast.evaluate.figures import Interval, bootstrap, bootstrap_difference
 from risfast.evaluate.metrics import Scores
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES, SceneSet
+from risfast.simulate.scenes import SystemConfig
 
 __all__ = ["KEPT", "REFERENCE", "Edges", "Group", "groups_of"]
 

@@ -19,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
-from risfast.tolerance import Tolerance
+from risfast.setup import Tolerance
 
 __all__ = ["Match", "Summary", "Tolerance", "match", "pair_distances", "summarise"]
 

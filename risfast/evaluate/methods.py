@@ -16,15 +16,15 @@ from risfast.baselines.capon import TransformerCapon, TrueCapon
 from risfast.baselines.dcd_checkout import CLONE
 from risfast.baselines.dcd_music import CheckoutOptions, LineBaseline
 from risfast.baselines.dcd_networks import read_weights
-from risfast.data.scenes import Scenes
 from risfast.evaluate.scenarios import KNOWLEDGE
 from risfast.evaluate.variants import VARIANTS
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
-from risfast.model_files import load_model, read_card
+from risfast.localize.polish import PolishOptions
 from risfast.models import CovarianceEstimate, Measurement, build_backbone
-from risfast.polish import PolishOptions
+from risfast.models.files import load_model, read_card
 from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
 __all__ = [

@@ -17,9 +17,9 @@ from scipy.optimize import linear_sum_assignment
 from risfast.evaluate.matching import Array, Match, Tolerance, match, pair_distances
 
 if TYPE_CHECKING:
-    from risfast.data.scenes import Scenes
     from risfast.detect import Sources
     from risfast.evaluate.bounds import SourceBound
+    from risfast.simulate.scenes import Scenes
 
 __all__ = ["DEFAULT_CUTOFF_M", "Gospa", "Scores", "gospa", "score", "score_scenes"]
 

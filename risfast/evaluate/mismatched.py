@@ -21,19 +21,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from risfast.data.random import SceneRandom
-from risfast.draws import Stream
+from risfast.covariance import SensingOperator
 from risfast.evaluate.bounds import implied_recall, true_state
 from risfast.evaluate.divergence import Divergence, Expected, nearest
 from risfast.evaluate.matching import Tolerance
 from risfast.geometry import SensorArray, spherical_to_cartesian
-from risfast.information import SINGULAR, UNBOUNDED
-from risfast.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import SINGULAR, UNBOUNDED, Likelihood, SourceState
 from risfast.models.base import Measurement
-from risfast.sensing import Impairments, SensingOperator, impair_codes, impaired_steering
+from risfast.simulate.impairments import Impairments, impair_codes, impaired_steering
+from risfast.simulate.streams import SceneRandom, Stream
 
 if TYPE_CHECKING:
-    from risfast.data.scenes import Scenes
+    from risfast.simulate.scenes import Scenes
 
 __all__ = ["MismatchedBound", "mismatched_bound", "mismatched_cramer_rao_bound", "true_responses"]
 
@@ -136,7 +135,7 @@ def true_responses(scenes: Scenes, seed: int | None = None) -> tuple[Tensor, Sou
 def _with_common(columns: Tensor, scenes: Scenes, draws: SceneRandom) -> Tensor:
     """Columns [B, K + 1, N] of what each source sends alone, and of what the coherent ones send together.
 
-    The symbols are those of :func:`risfast.sensing.source_symbols`.
+    The symbols are those of :func:`risfast.simulate.channels.source_symbols`.
     """
     share = torch.where(scenes.coherent, scenes.config.coherence.correlation, 0.0).double()
     turn = 2 * torch.pi * draws.uniform(Stream.COHERENT_PHASE, (share.shape[1], 1))[..., 0]

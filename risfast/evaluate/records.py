@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from risfast import __version__
-from risfast.data.system_json import differing_fields
-from risfast.durable import replace_file
 from risfast.errors import FileFormatError
+from risfast.io.durable import replace_file
+from risfast.simulate.system_json import differing_fields
 
 __all__ = ["Place", "ResultsFolder", "environment"]
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from risfast.data.scenes import Coherence, SystemConfig
-from risfast.sensing import Impairments
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.scenes import Coherence, SystemConfig
 
 __all__ = ["ABLATION", "CHUNK", "KNOWLEDGE", "MAP_SNR_DB", "MAP_SOURCES", "SUITES", "Run", "SceneSet", "scene_sets"]
 

@@ -19,16 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from risfast.data.scenes import Scenes, generate_scenes
-from risfast.data.system_json import system_to_json
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.methods import Found, Method, Methods, measurement_of
 from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.tasks import TRUTH, SuiteConfig, Task, tasks_of
-from risfast.sensing import Impairments
+from risfast.setup import Tolerance
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.system_json import system_to_json
 from risfast.sources import Sources
-from risfast.tolerance import Tolerance
 
 __all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
 

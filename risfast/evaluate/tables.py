@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from risfast.durable import replace_file
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.groups import KEPT, Group
 from risfast.evaluate.matching import Array
 from risfast.evaluate.scenarios import FROZEN_SCENES, SceneSet
+from risfast.io.durable import replace_file
 
 __all__ = [
     "HEADLINE",

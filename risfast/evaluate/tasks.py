@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from risfast.data.scenes import SystemConfig
-from risfast.data.system_file import system_of
 from risfast.evaluate.methods import DEFAULT_METHODS, Methods
 from risfast.evaluate.records import Place
 from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup
+from risfast.simulate.scenes import SystemConfig
+from risfast.simulate.system_file import system_of
 
 __all__ = ["TRUTH", "SuiteConfig", "Task", "tasks_of"]
 

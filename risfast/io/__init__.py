@@ -1,6 +1,6 @@
 """Measurements from files, and results into files.
 
-:func:`read` (also ``risfast.data.read``) reads every format into a :class:`Recording`; the writers are
+:func:`read` (also ``risfast.simulate.read``) reads every format into a :class:`Recording`; the writers are
 :func:`write_recording`, :func:`write_results` and :func:`write_spectrum`. Files that describe a problem are read and
 written by :func:`read_setup` and :func:`write_setup`, those of options by
 :func:`read_options` and :func:`write_options`.

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from risfast.durable import finite_json, replace_file
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import SearchGrid
+from risfast.io.durable import finite_json, replace_file
 from risfast.io.guard import HELD_BYTES, megabytes, need
 from risfast.io.recording import Recording
 from risfast.io.scenes import layout
@@ -148,7 +148,7 @@ def _write_mat(path: Path, variables: dict[str, Any]) -> None:
 
 
 def write_recording(path: str | Path, recording: Recording) -> None:
-    """Write a recording so that :func:`risfast.data.read`, MATLAB, numpy or h5py can read it.
+    """Write a recording so that :func:`risfast.simulate.read`, MATLAB, numpy or h5py can read it.
 
     Parameters
     ----------

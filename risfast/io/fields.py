@@ -33,14 +33,14 @@ SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's defaul
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the caller knows better than the file, or what the file does not say; see :func:`risfast.data.read`.
+    """What the caller knows better than the file, or what the file does not say; see :func:`risfast.simulate.read`.
 
     Parameters
     ----------
     format, fields, setup, positions_m, wavelength_m, frequency_hz, speed_m_s
-        As :func:`risfast.data.read` takes them.
+        As :func:`risfast.simulate.read` takes them.
     sample_rate_hz, polarization, block_size, flagged
-        As :func:`risfast.data.read` takes them.
+        As :func:`risfast.simulate.read` takes them.
 
     Raises
     ------
@@ -161,7 +161,7 @@ class Found:
 
 
 def assemble(found: Found, options: ReadOptions) -> Recording:
-    """Check everything and put it together; see :func:`risfast.data.read` for the errors.
+    """Check everything and put it together; see :func:`risfast.simulate.read` for the errors.
 
     Parameters
     ----------

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import tomli_w
 
-from risfast.durable import replace_file
 from risfast.errors import FileFormatError
+from risfast.io.durable import replace_file
 from risfast.io.guard import HELD_BYTES, file_head, megabytes
-from risfast.toml_file import as_table, from_table
+from risfast.io.toml_file import as_table, from_table
 
 if TYPE_CHECKING:
     from risfast.localize.pipeline import PipelineOptions

@@ -13,14 +13,13 @@ from typing import Any, get_args
 
 import torch
 
-from risfast.durable import replace_file
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
+from risfast.io.durable import replace_file
 from risfast.io.guard import HELD_BYTES, file_head, megabytes
 from risfast.io.positions import read_table
-from risfast.setup import Sampling, Setup, array_to_json
+from risfast.setup import Sampling, Setup, Tolerance, array_to_json
 from risfast.steering import WAVEFRONTS, Wavefront
-from risfast.tolerance import Tolerance
 
 __all__ = ["SETUP_FILE_FORMAT", "SetupParts", "read_setup", "read_setup_parts", "write_setup"]
 

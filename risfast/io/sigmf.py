@@ -54,7 +54,7 @@ class _Samples:
 
 
 def read_sigmf(path: Path, options: ReadOptions) -> Found:
-    """Metadata, and the samples in blocks; see :func:`risfast.data.read`.
+    """Metadata, and the samples in blocks; see :func:`risfast.simulate.read`.
 
     Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
 

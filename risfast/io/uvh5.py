@@ -46,7 +46,7 @@ class _Chosen:
 
 
 def read_uvh5(path: Path, options: ReadOptions) -> Found:
-    """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.data.read`.
+    """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`.
 
     Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
 

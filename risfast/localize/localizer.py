@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.confidence import HitModel
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray
-from risfast.guarded import load_helpful_refiner
 from risfast.localize import pipeline
+from risfast.localize.confidence import HitModel
 from risfast.localize.measured import direct_measurement, measurement_from
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
+from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
-from risfast.refined import Refiner
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -150,7 +149,7 @@ class Localizer:
         FileFormatError, ValueError
             A file is missing or damaged, the weights are not the architecture's, or the refiner is another model's.
         """
-        from risfast.model_files import load_model  # noqa: PLC0415 - safetensors only where a file is read
+        from risfast.models.files import load_model  # noqa: PLC0415 - safetensors only where a file is read
 
         folder, where = Path(folder), device or "cpu"
         stored = folder / OPTIONS_FILE

@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.confidence import HitModel, hit_features
 from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
 from risfast.detect import DetectionOptions, Peaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
+from risfast.localize.confidence import HitModel, hit_features
+from risfast.localize.polish import Polished, PolishOptions, polish_sources
+from risfast.localize.refiner import Refiner, estimate_maps, refined_sources
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import Spectrum, mvdr_spectrum
-from risfast.polish import Polished, PolishOptions, polish_sources
-from risfast.refined import Refiner, estimate_maps, refined_sources
 from risfast.setup import MOST_POINTS, POINTS_PER_BEAM, Setup
 from risfast.sources import Sources
 
 if TYPE_CHECKING:
-    from risfast.data.scenes import Scenes
+    from risfast.simulate.scenes import Scenes
 
 __all__ = [
     "CandidateOptions",
@@ -151,7 +151,7 @@ class DecisionOptions:
     Parameters
     ----------
     least_confidence : float in [0, 1)
-        Least probability of a hit, where the model comes with a calibration of it (:mod:`risfast.confidence`); without
+        Least probability of a hit, where the model comes with a calibration of it (:mod:`risfast.localize.confidence`); without
         one, or at 0, the penalty of the polish decides alone.
     max_sources : int or None
         Report at most so many, the strongest.

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
-from risfast.sensing import check_measurements
+from risfast.covariance import check_measurements
 
 if TYPE_CHECKING:
-    from risfast.data.scenes import Scenes
+    from risfast.simulate.scenes import Scenes
 
 __all__ = ["Backbone", "CovarianceEstimate", "Measurement", "SourceMap"]
 
@@ -34,7 +34,7 @@ class Measurement:
     Raises
     ------
     ShapeError, TypeError, ValueError
-        See :func:`risfast.sensing.check_measurements`.
+        See :func:`risfast.covariance.check_measurements`.
     """
 
     y: Tensor

@@ -19,7 +19,7 @@ from risfast.models.atoms import AtomAxes
 from risfast.models.base import SourceMap
 from risfast.models.cells import RangeCells
 from risfast.ops import local_maxima_3d, nms_3d
-from risfast.tolerance import Tolerance
+from risfast.setup import Tolerance
 
 __all__ = ["MapDetection", "PowerDetection", "counts_near", "sources_of_map", "sources_of_power"]
 

@@ -11,18 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from risfast.data.scenes import Scenes
 from risfast.io.options_file import write_options
 from risfast.localize import pipeline
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import Parts, PipelineOptions
-from risfast.model_files import Build, load_model, load_weights, save_model
+from risfast.losses import BackboneObjective, ObjectiveOptions
 from risfast.models import build_backbone
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import CovarianceEstimate
 from risfast.models.cells import RangeCells
-from risfast.objective import BackboneObjective, ObjectiveOptions
+from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 from risfast.train.config import BackboneOptions, RunConfig, reaches_beyond
 from risfast.train.distributed import World
@@ -135,7 +135,7 @@ def train_backbone(
     build : callable, optional
         Makes the module; :func:`risfast.models.build_backbone` by default.
     objective : callable, optional
-        The loss; :class:`risfast.objective.BackboneObjective` of the configuration by default.
+        The loss; :class:`risfast.losses.BackboneObjective` of the configuration by default.
 
     Returns
     -------

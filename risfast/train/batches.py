@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from risfast.data.random import SceneRandom
-from risfast.data.scenes import Scenes, SystemConfig, generate_scenes
-from risfast.data.shards import ShardSet
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.simulate.shards import ShardSet
+from risfast.simulate.streams import SceneRandom
 from risfast.train.config import DataOptions
 
 __all__ = ["Batch", "FlySource", "SceneSource", "ShardSource", "plan_batch", "shard_folder"]

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from risfast.durable import replace_file, sync_folder, write_synced
 from risfast.errors import FileFormatError
+from risfast.io.durable import replace_file, sync_folder, write_synced
 
 __all__ = ["Checkpoint", "CheckpointFolder"]
 

@@ -3,7 +3,7 @@
     python -m risfast.train.confidence --model runs/x/model
 
 localises scenes of a seed of its own (no training and no test uses it), on the path and with the options that the
-model is used with, matches them with the truth, fits the logistic regression of :mod:`risfast.confidence`, writes
+model is used with, matches them with the truth, fits the logistic regression of :mod:`risfast.localize.confidence`, writes
 ``confidence.json`` into the model folder, and draws how often sources of each probability were hits on other scenes.
 """
 
@@ -23,20 +23,20 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from risfast.confidence import FEATURES, HitModel, hit_features
-from risfast.data.scenes import SystemConfig, generate_scenes
 from risfast.evaluate import match
-from risfast.guarded import load_helpful_refiner
 from risfast.io.options_file import read_options
+from risfast.io.toml_file import from_table
 from risfast.localize import pipeline
+from risfast.localize.confidence import FEATURES, HitModel, hit_features
 from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import Parts, PipelineOptions
-from risfast.model_files import load_model
+from risfast.localize.polish import Polished
+from risfast.localize.refiner import load_helpful_refiner
 from risfast.models import build_backbone
 from risfast.models.base import Measurement, SourceMap
-from risfast.polish import Polished
+from risfast.models.files import load_model
 from risfast.setup import Setup
-from risfast.toml_file import from_table
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train.config import SystemOptions
 
 SEED = 640_001

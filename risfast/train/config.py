@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from risfast.data.scenes import Coherence, SystemConfig
-from risfast.data.shards import ShardSpec
 from risfast.geometry import Region, SensorArray
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.localize.pipeline import PipelineOptions
-from risfast.objective import ObjectiveOptions
-from risfast.sensing import CODE_KINDS, Impairments
+from risfast.losses import ObjectiveOptions
 from risfast.setup import Setup
+from risfast.simulate.codes import CODE_KINDS
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.scenes import Coherence, SystemConfig
+from risfast.simulate.shards import ShardSpec
 
 __all__ = [
     "BackboneOptions",

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from risfast.data.scenes import Scenes
-from risfast.model_files import load_weights
+from risfast.losses import Terms
 from risfast.models.base import CovarianceEstimate, Measurement
-from risfast.objective import Terms
+from risfast.models.files import load_weights
+from risfast.simulate.scenes import Scenes
 from risfast.train.batches import Batch, SceneSource, plan_batch
 from risfast.train.checkpoints import Checkpoint
 from risfast.train.config import DataOptions, OptimiserOptions

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from risfast.data.scenes import Scenes, generate_scenes
-from risfast.durable import replace_file
-from risfast.model_files import Build
+from risfast.io.durable import replace_file
+from risfast.io.toml_file import as_table
+from risfast.losses import ObjectiveOptions
 from risfast.models.base import Measurement
-from risfast.objective import ObjectiveOptions
-from risfast.toml_file import as_table
+from risfast.models.files import Build
+from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import backbone_objective, made_backbone
 from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
 from risfast.train.distributed import open_world

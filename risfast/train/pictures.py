@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from risfast.data.scenes import Scenes
 from risfast.localize import pipeline
 from risfast.localize.pipeline import PipelineOptions
 from risfast.models.base import CovarianceEstimate
-from risfast.plots import SpectrumPanel, save_figure, spectrum_figure
+from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure
 from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
 __all__ = ["draw_curves", "draw_localisation"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito, as in risfast.plots
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito, as in risfast.report.plots
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from risfast.durable import finite_json, replace_file
 from risfast.errors import FileFormatError
+from risfast.io.durable import finite_json, replace_file
 
 __all__ = ["EventFile", "MetricsFile", "RunningMeans"]
 

@@ -11,18 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from risfast.data.scenes import Scenes
 from risfast.geometry import SearchGrid
 from risfast.localize import pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
-from risfast.losses import blob_heatmap, focal_heatmap
-from risfast.model_files import load_model, read_card, save_model
-from risfast.models import build_backbone
-from risfast.models.base import CovarianceEstimate, Measurement
-from risfast.models.pretrained import DEFAULT_MODEL
-from risfast.models.refiner import RefinerOptions, SpectrumRefiner
-from risfast.objective import Terms
-from risfast.refined import (
+from risfast.localize.refiner import (
     RefinedOptions,
     Refiner,
     RefinerInput,
@@ -30,7 +22,14 @@ from risfast.refined import (
     estimate_maps,
     refined_sources,
 )
+from risfast.losses import Terms, blob_heatmap, focal_heatmap
+from risfast.models import build_backbone
+from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.models.files import load_model, read_card, save_model
+from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 from risfast.train.backbone import keep_options
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
@@ -384,6 +383,6 @@ def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.M
     Raises
     ------
     FileFormatError, ValueError
-        As :func:`risfast.model_files.load_model`.
+        As :func:`risfast.models.files.load_model`.
     """
     return load_model(folder, build_refiner, device)

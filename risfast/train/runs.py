@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from risfast.data.scenes import Scenes
-from risfast.durable import finite_json
+from risfast.io.durable import finite_json
+from risfast.simulate.scenes import Scenes
 from risfast.train.checkpoints import Checkpoint
 from risfast.train.config import ValidationOptions
 from risfast.train.distributed import World

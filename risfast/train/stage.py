@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from risfast.data.scenes import Scenes, SystemConfig
+from risfast.io.toml_file import as_table
 from risfast.models.base import CovarianceEstimate
+from risfast.simulate.scenes import Scenes, SystemConfig
 from risfast.sources import Sources
-from risfast.toml_file import as_table
 from risfast.train.batches import FlySource, SceneSource, ShardSource
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import Task, Trainer

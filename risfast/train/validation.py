@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from risfast.data.scenes import Scenes
 from risfast.evaluate import Summary, match, summarise
 from risfast.geometry import SearchGrid
 from risfast.localize import pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.setup import Tolerance
+from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
-from risfast.tolerance import Tolerance
 
 __all__ = [
     "CovarianceScores",

@@ -17,16 +17,16 @@ from torch import Tensor
 
 from risfast import __version__
 from risfast.detect import Peaks
-from risfast.durable import replace_file
 from risfast.evaluate.metrics import Scores, score_scenes
+from risfast.io.durable import replace_file
+from risfast.io.toml_file import as_table
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
-from risfast.model_files import read_card
 from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.models.files import read_card
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.setup import Setup
 from risfast.sources import Sources
-from risfast.toml_file import as_table
 from risfast.tune.errors import StudyError
 from risfast.tune.objectives import farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from risfast.confidence import HitModel
-from risfast.data.scenes import Scenes, generate_scenes
 from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.localize import Localizer, pipeline
+from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import PipelineOptions
-from risfast.model_files import Build, load_model
 from risfast.models import build_backbone
+from risfast.models.files import Build, load_model
 from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.runs import Progress

@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from risfast.plots import save_figure
+from risfast.report.plots import save_figure
 from risfast.tune.jobs import slot_trials
 from risfast.tune.space import Choice, Float, Parameter, study_space
 from risfast.tune.stages import finished_trials

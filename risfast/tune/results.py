@@ -7,10 +7,10 @@ from pathlib import Path
 
 from optuna.trial import FrozenTrial
 
-from risfast.durable import replace_file
+from risfast.io.durable import replace_file
 from risfast.io.options_file import write_options
+from risfast.io.toml_file import to_toml
 from risfast.localize.localizer import OPTIONS_FILE
-from risfast.toml_file import to_toml
 from risfast.tune.pictures import draw_study
 from risfast.tune.space import pipeline_options, trial_config, tunes_pipeline, untuned
 from risfast.tune.stages import finished_trials

@@ -12,18 +12,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from risfast.confidence import CONFIDENCE_FILE
 from risfast.detect import DetectionOptions
 from risfast.io.options_file import read_options
+from risfast.io.toml_file import NONE, as_table, from_table
+from risfast.localize.confidence import CONFIDENCE_FILE
 from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import CandidateOptions, DecisionOptions, MapOptions, PipelineOptions
+from risfast.localize.polish import PolishOptions
+from risfast.losses import ObjectiveOptions
 from risfast.models.decode import MapDetection
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.transformer import TransformerOptions
 from risfast.models.unrolled import UnrolledOptions
-from risfast.objective import ObjectiveOptions
-from risfast.polish import PolishOptions
-from risfast.toml_file import NONE, as_table, from_table
 from risfast.train.config import OptimiserOptions, RunConfig
 from risfast.tune.errors import StudyError
 from risfast.tune.options import HpoConfig

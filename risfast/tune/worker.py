@@ -13,7 +13,7 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from risfast.durable import finite_json
+from risfast.io.durable import finite_json
 from risfast.train.loop import TrainingError
 from risfast.tune.errors import TrialRejectedError
 from risfast.tune.jobs import Job, TrialLostError

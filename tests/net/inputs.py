@@ -13,7 +13,7 @@ import oracles
 import scipy.io
 import torch
 
-from risfast.data.scenes import SystemConfig, generate_scenes
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 WAVELENGTH_M = 0.3
 SURFACE = {"n_h": 12, "n_v": 12, "spacing_m": 0.15, "wavelength_m": WAVELENGTH_M}

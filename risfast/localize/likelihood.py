@@ -1,0 +1,524 @@
+"""The stochastic likelihood of the snapshots and its derivatives, batched over scenes.
+
+    y_l ~ CN(0, R_l),      R_l = sum_k p_k b_lk b_lk^H + sigma^2 I,      b_lk = Phi_l a(azimuth_k, elevation_k, range_k)
+
+Everything about it, the Fisher information included, follows from Gram matrices of the b_lk, their derivatives and y_l;
+the metric R_l^-1 comes by the Woodbury identity from a K x K factorisation. Range enters as 1/range, along which phases
+are nearly linear.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from risfast.geometry import PlanarArray
+from risfast.models.base import Measurement
+from risfast.steering import check_wavefront, direction_cosines, steering_phase, steering_phase_gradient
+
+__all__ = [
+    "Derivatives",
+    "Likelihood",
+    "SINGULAR",
+    "SourceState",
+    "UNBOUNDED",
+    "coordinate_covariance",
+    "squared_magnitude",
+]
+
+
+def squared_magnitude(values: Tensor) -> Tensor:
+    """|z|^2 = Re(z)^2 + Im(z)^2, elementwise.
+
+    Parameters
+    ----------
+    values : complex tensor
+
+    Returns
+    -------
+    real tensor
+        Of the same shape.
+
+    Notes
+    -----
+    ``abs().square()`` takes a guarded square root of every element first: on a processor that is six to ten times the
+    work.
+    """
+    return values.real.square() + values.imag.square()
+
+
+@dataclass(frozen=True)
+class SourceState:
+    """Sources and noise of B scenes, float64.
+
+    Attributes
+    ----------
+    position : tensor, shape (B, K, 3)
+        Azimuth, elevation (radians), 1/range (1/metres).
+    power : tensor, shape (B, K)
+        p_k > 0, linear.
+    noise : tensor, shape (B,)
+        sigma^2 > 0, linear.
+    mask : bool tensor, shape (B, K)
+        Which of the sources exist; the others are not looked at.
+    """
+
+    position: Tensor
+    power: Tensor
+    noise: Tensor
+    mask: Tensor
+
+    @property
+    def n_parameters(self) -> int:
+        """4 K + 1: the three coordinates and the log power of each source, coordinate by coordinate; log noise."""
+        return 4 * self.mask.shape[1] + 1
+
+    def take(self, scenes: Tensor) -> SourceState:
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        SourceState
+            Of b scenes, in that order.
+        """
+        return SourceState(self.position[scenes], self.power[scenes], self.noise[scenes], self.mask[scenes])
+
+    def columns(self, used: Tensor) -> SourceState:
+        """Some of the slots of sources, by their indices.
+
+        Parameters
+        ----------
+        used : int64 tensor, shape (k,)
+            Which, from 0; the same in every scene.
+
+        Returns
+        -------
+        SourceState
+            Of the same scenes, with k slots.
+        """
+        return SourceState(self.position[:, used], self.power[:, used], self.noise, self.mask[:, used])
+
+    def moved(self, step: Tensor) -> SourceState:
+        """The state after a step in the parameters; those of sources that do not exist stay.
+
+        Parameters
+        ----------
+        step : float64 tensor, shape (B, 4 K + 1)
+            Azimuths and elevations (radians), 1/ranges (1/metres) and log powers (natural logarithm), K of each, then
+            the log noise.
+
+        Returns
+        -------
+        SourceState
+            Positions move by the step; powers and noise grow by a factor, so that they stay positive.
+        """
+        k = self.mask.shape[1]
+        by_source = torch.where(self.mask[:, None], step[:, : 4 * k].unflatten(1, (4, k)), 0.0)
+        return replace(
+            self,
+            position=self.position + by_source[:, :3].mT,
+            power=self.power * by_source[:, 3].exp(),
+            noise=self.noise * step[:, 4 * k].exp(),
+        )
+
+
+@dataclass(frozen=True)
+class Derivatives:
+    """Log-likelihood with first derivatives and expected second ones.
+
+    Attributes
+    ----------
+    value : tensor, shape (B,)
+    gradient : tensor, shape (B, P)
+        With respect to the parameters of :meth:`SourceState.moved`; 0 for sources that do not exist.
+    information : tensor, shape (B, P, P)
+        Fisher information; rows and columns of sources that do not exist are those of the identity.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    information: Tensor
+
+    def take(self, scenes: Tensor) -> Derivatives:
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        Derivatives
+            Of b scenes, in that order.
+        """
+        return Derivatives(self.value[scenes], self.gradient[scenes], self.information[scenes])
+
+
+# Eigenvalues of the Fisher information, scaled to a unit diagonal, that rounding cannot tell from zero; and the part
+# of a coordinate that must lie in their space for it to count as unbounded.
+SINGULAR = 1e-12
+UNBOUNDED = 1e-9
+
+
+def coordinate_covariance(information: Tensor, k: int) -> Tensor:
+    """Covariances of the coordinates of each source.
+
+    Parameters
+    ----------
+    information : float64 tensor, shape (B, 4 K + 1, 4 K + 1)
+        Of the parameters of :meth:`risfast.localize.likelihood.SourceState.moved`.
+    k : int
+        K.
+
+    Returns
+    -------
+    float64 tensor, shape (B, K, 3, 3)
+        Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance
+        with the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE
+        Trans. SP 49, 2001).
+    """
+    diagonal = information.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    scaled = information * scale[:, :, None] * scale[:, None]
+    value, vector = torch.linalg.eigh(scaled)
+    null = value <= SINGULAR * value.shape[1]
+    inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
+    inverse = inverse * scale[:, :, None] * scale[:, None]
+    unbounded = (vector.square() * null[:, None]).sum(2) > UNBOUNDED  # [B, P]
+    blocks = inverse[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
+    blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
+    lost = unbounded[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
+    blocks = torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks)
+    return blocks + torch.diag_embed(torch.where(lost, torch.inf, 0.0)).nan_to_num(nan=0.0, posinf=torch.inf)
+
+
+_LEAST_RATIO = 1.05  # of n / d: a power that starts at zero would stay there
+_POWER_STEPS = 8
+
+
+class Likelihood:
+    """Log-likelihood of measurements as a function of sources.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Of B scenes.
+    array : PlanarArray
+        N elements.
+    wavefront : {"spherical", "fresnel", "planar"}
+    dtype : torch.complex128 or torch.complex64
+        Of the products with the sensing operators, which are most of the work. Everything after them is complex128.
+        complex64 moves the log-likelihood by some 1e-3, far less than a source is worth.
+
+    Raises
+    ------
+    ValueError
+        An unknown wavefront.
+
+    Notes
+    -----
+    The stochastic (unconditional) model: P. Stoica and A. Nehorai, "Performance study of conditional and unconditional
+    direction-of-arrival estimation", IEEE Transactions on Acoustics, Speech, and Signal Processing 38(10), 1990.
+    """
+
+    def __init__(
+        self,
+        measurement: Measurement,
+        array: PlanarArray,
+        wavefront: str = "spherical",
+        dtype: torch.dtype = torch.complex128,
+    ) -> None:
+        check_wavefront(wavefront)
+        self.y = measurement.y.to(torch.complex128)
+        self.codes, self.channel = measurement.codes.to(dtype), measurement.channel.to(dtype)
+        self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, L, M, N]
+        self.array, self.wavefront = array, wavefront
+        self._positions = array.positions_m.to(self.y.device)
+
+    def __getitem__(self, index: Tensor) -> Likelihood:
+        """The likelihood of some of the scenes, by their indices, ascending."""
+        if len(index) == len(self.y):
+            return self
+        part = object.__new__(Likelihood)
+        part.y, part.phi = self.y[index], self.phi[index]
+        part.codes, part.channel = self.codes[index], self.channel[index]
+        part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
+        return part
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(B, L, M)."""
+        b, snapshots, m = self.y.shape
+        return b, snapshots, m
+
+    def seen(self, position: Tensor, *, derivatives: bool = False) -> Tensor:
+        """Responses b of the antennas to sources of unit power, and their derivatives.
+
+        Parameters
+        ----------
+        position : float64 tensor, shape (B, K, 3)
+            Azimuth, elevation (radians), 1/range (1/metres, > 0).
+        derivatives : bool
+            Whether the derivatives along the three coordinates come with them.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, L, M, K), or (B, L, M, 4, K) with ``derivatives``
+            The second form stacks b and its derivatives with respect to azimuth, elevation and 1/range.
+        """
+        if not derivatives:
+            return self._products(self._steering(position)).to(torch.complex128)
+        azimuth, elevation, inverse = position.unbind(-1)
+        phase, gradient = steering_phase_gradient(
+            self._positions, azimuth, elevation, 1 / inverse, self.array.wavenumber, self.wavefront
+        )
+        a = torch.complex(phase.cos(), phase.sin())[:, None]  # [B, 1, K, N]
+        columns = torch.cat([a, 1j * gradient.transpose(1, 2) * a], 1)  # [B, 4, K, N]
+        response = self._products(columns.flatten(1, 2)).to(torch.complex128)
+        return response.unflatten(-1, (4, position.shape[1]))
+
+    def _steering(self, position: Tensor) -> Tensor:
+        """Steering vectors [B, K, N] of positions [B, K, 3], complex128."""
+        azimuth, elevation, inverse = position.unbind(-1)
+        direction = direction_cosines(azimuth, elevation)
+        phase = steering_phase(self._positions, direction, 1 / inverse, self.array.wavenumber, self.wavefront)
+        return torch.complex(phase.cos(), phase.sin())
+
+    def _products(self, vectors: Tensor) -> Tensor:
+        """Phi_l v [B, L, M, K] of vectors [B, K, N], in the working precision."""
+        response = self.phi.flatten(1, 2) @ vectors.mT.to(self.phi.dtype)
+        return response.unflatten(1, (-1, self.shape[2]))
+
+    @staticmethod
+    def _scaled(response: Tensor, state: SourceState) -> Tensor:
+        """Responses [B, L, M, ..., K] times root powers; zero for sources that do not exist."""
+        root = torch.where(state.mask, state.power, 0.0).sqrt()
+        return response * root.view(len(root), *[1] * (response.ndim - 2), root.shape[1])
+
+    def _factor(self, response: Tensor, state: SourceState) -> Tensor:
+        """Lower Cholesky factors of R_l [B, L, M, M]; NaN where one does not exist."""
+        scaled = self._scaled(response, state)
+        return _cholesky(_plus_noise(scaled @ scaled.mH, state.noise))
+
+    def value(self, state: SourceState) -> Tensor:
+        """Log-likelihood, without the constant -L M log(pi).
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        float64 tensor, shape (B,)
+            Natural logarithm; NaN where a covariance R_l is not definite.
+        """
+        scaled = self._scaled(self.seen(state.position), state)
+        factor = _cholesky(_plus_noise(scaled.mH @ scaled, state.noise))
+        return self._value(factor, scaled.mH @ self.y[..., None], state.noise)
+
+    def losses(self, state: SourceState) -> Tensor:
+        """What the log-likelihood loses without each source, everything else as it is.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        float64 tensor, shape (B, K)
+            Natural logarithm; infinite for sources that do not exist, NaN where a covariance R_l is not definite.
+
+        Notes
+        -----
+        With T = (sigma^2 I + S^H S)^-1 and z = S^H y, source k explains |(T z)_k|^2 / (sigma^2 T_kk) of snapshot l and
+        takes -log(sigma^2 T_kk) of its log determinant: Schur complements of row k.
+        """
+        scaled = self._scaled(self.seen(state.position), state)
+        t = torch.cholesky_inverse(_cholesky(_plus_noise(scaled.mH @ scaled, state.noise)))
+        noise = state.noise[:, None, None]
+        own = noise * t.diagonal(dim1=2, dim2=3).real  # [B, L, K], at most 1
+        tz = (t @ (scaled.mH @ self.y[..., None]))[..., 0]
+        lost = (squared_magnitude(tz) / own + own.log()).sum(1)
+        return torch.where(state.mask, lost, torch.inf)
+
+    def _value(self, factor: Tensor, matched: Tensor, noise: Tensor) -> Tensor:
+        """Of the Cholesky factors [B, L, K, K] of sigma^2 I + S^H S, and of S^H y [B, L, K, 1]."""
+        _, snapshots, m = self.shape
+        logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
+        logdet = logdet + snapshots * (m - factor.shape[-1]) * noise.log()
+        explained = squared_magnitude(torch.linalg.solve_triangular(factor, matched, upper=False)).sum((1, 2, 3))
+        return -logdet - (squared_magnitude(self.y).sum((1, 2)) - explained) / noise
+
+    def correction(self, state: SourceState) -> Tensor:
+        """Low-rank part V_l of the inverse covariances, R_l^-1 = I / sigma^2 - V_l V_l^H.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        complex128 tensor, shape (B, L, M, K)
+            NaN where R_l is not definite.
+
+        Notes
+        -----
+        Woodbury: with S = B P^(1/2) and the Cholesky factor C of sigma^2 I + S^H S, V = S C^-H / sigma.
+        """
+        scaled = self._scaled(self.seen(state.position), state)
+        factor = _cholesky(_plus_noise(scaled.mH @ scaled, state.noise))
+        whole = torch.linalg.solve_triangular(factor.mH, scaled, upper=True, left=False)
+        return whole / state.noise.sqrt()[:, None, None, None]
+
+    def profile(self, others: SourceState, path: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-likelihood of one more source along a path, at its best power.
+
+        Parameters
+        ----------
+        others : SourceState
+            Of B scenes.
+        path : tensor, shape (B, J, 3)
+            Azimuth, elevation, 1/range.
+
+        Returns
+        -------
+        gain : tensor, shape (B, J)
+            Log-likelihood with the source less that without.
+        power : tensor, shape (B, J)
+            The power that maximises it; 0 where any power would lower it.
+
+        Notes
+        -----
+        By the matrix determinant lemma: sum_l p |q_l|^2 / (1 + p s_l) - log(1 + p s_l) with s = b^H R^-1 b and
+        q = b^H R^-1 y of the covariance R without the source. The power starts at what would be best if every snapshot
+        saw the source with the same gain; the fixed point of the derivative's ratio then takes it to the maximum.
+        s and q are the sparsity and quality factors of M. E. Tipping and A. C. Faul, "Fast marginal likelihood
+        maximisation for sparse Bayesian models", AISTATS 2003.
+        """
+        eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
+        factor = self._factor(self.seen(others.position), others)
+        inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
+        white_y = inverse_factor @ self.y[..., None]
+        # 64 bits: the gain is some L M times the SNR, and the posterior of range looks at differences of order one.
+        white = inverse_factor @ self._products(self._steering(path)).to(torch.complex128)  # [B, L, M, J]
+        s = squared_magnitude(white).sum(2)  # [B, L, J]
+        q = squared_magnitude((white_y.mH @ white)[..., 0, :])
+        total = s.sum(1).clamp_min(1e-300)
+        rho = (q.sum(1) / total).clamp_min(_LEAST_RATIO)
+        power = (rho - 1 + _LEAST_RATIO) * self.shape[1] / total
+        for _ in range(_POWER_STEPS):
+            shrunk = 1 / (1 + power[:, None] * s)
+            power = power * (q * shrunk.square()).sum(1) / (s * shrunk).sum(1).clamp_min(1e-300)
+        scaled = power[:, None] * s
+        gain = (power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1)
+        return gain.clamp_min(0), torch.where(gain > 0, power, 0.0)
+
+    def derivatives(self, state: SourceState) -> Derivatives:
+        """Value, gradient and Fisher information.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        Derivatives
+            NaN in scenes where a covariance R_l is not definite.
+
+        Notes
+        -----
+        Slepian-Bangs: F_ij = sum_l tr(R_l^-1 dR_l/di R_l^-1 dR_l/dj), with dR/dtheta = p (db b^H + b db^H),
+        dR/dlog p = p b b^H and dR/dlog sigma^2 = sigma^2 I.
+        P. Stoica and R. Moses, Spectral Analysis of Signals, 2005, appendix B.
+
+        With S = B P^(1/2) and T = (sigma^2 I + S^H S)^-1, K x K, the Woodbury identity gives S^H R^-1 = T S^H and
+        S^H R^-2 = T^2 S^H, R^-1 = (I - S T S^H) / sigma^2, tr R^-1 = (M - K) / sigma^2 + tr T and
+        tr R^-2 = (M - K) / sigma^4 + tr T^2: nothing cancels but what the derivatives share with the sources. With more
+        sources than antennas the derivatives lose digits from 50 dB of SNR on.
+        """
+        m = self.shape[2]
+        k = state.mask.shape[1]
+        noise = state.noise[:, None, None, None]
+        columns = self._scaled(self.seen(state.position, derivatives=True), state).flatten(3)
+        both = torch.cat([columns, self.y[..., None]], -1)
+        product = both.mH @ both  # [B, L, 4 K + 1, 4 K + 1]
+        gram, matched = product[..., :-1, :-1], product[..., :-1, -1:]
+        rows, z = gram[..., :k, :], matched[..., :k, :]  # S^H (S, dS) and S^H y
+        factor = _cholesky(_plus_noise(rows[..., :k], state.noise))
+        t = torch.cholesky_inverse(factor)
+        tz, between = t @ z, t @ rows  # S^H R^-1 y and S^H R^-1 (S, dS)
+        inner = ((gram[..., k:, k:] - rows[..., k:].mH @ between[..., k:]) / noise).unflatten(3, (3, k))
+        u = torch.cat([tz, (matched[..., k:, :] - rows[..., k:].mH @ tz) / noise], 2)  # (S, dS)^H R^-1 y
+        u = u[..., 0].unflatten(2, (4, k))
+        own = between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4)  # [B, L, 4, K]
+
+        slope = 2 * (u[:, :, :1] * u[:, :, 1:].conj() - own[:, :, 1:]).real
+        scale = squared_magnitude(u[:, :, :1]) - own[:, :, :1].real
+        sigma = state.noise
+        absent = self.shape[1] * (m - k)
+        trace = t.diagonal(dim1=2, dim2=3).real.sum((1, 2))
+        left = product[..., -1, -1].real.sum(1) - ((z.conj() * tz).real.sum((1, 2, 3)))
+        by_noise = (left / sigma - squared_magnitude(tz).sum((1, 2, 3))) - (absent + sigma * trace)
+        by_source = torch.cat([slope, scale], 2).sum(1)
+        gradient = torch.cat([by_source.flatten(1), by_noise[:, None]], 1)
+
+        information = self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k)))
+        squared = (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
+        cross = torch.cat([2 * squared[:, 1:], squared[:, :1]], 1) * sigma[:, None, None]
+        corner = absent + sigma.square() * squared_magnitude(t).sum((1, 2, 3))
+        whole = torch.cat([information, cross.flatten(1)[:, None]], 1)
+        last = torch.cat([cross.flatten(1), corner[:, None]], 1)
+        whole = torch.cat([whole, last[..., None]], 2)
+        there = torch.cat([state.mask.repeat(1, 4), state.mask.new_ones(len(state.mask), 1)], 1)
+        both = there[:, :, None] & there[:, None]
+        identity = torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
+        return Derivatives(
+            self._value(factor, z, sigma), torch.where(there, gradient, 0.0), torch.where(both, whole, identity)
+        )
+
+    @staticmethod
+    def _information(rows: Tensor, inner: Tensor) -> Tensor:
+        """Fisher information of positions and log powers [B, 4 K, 4 K].
+
+        Of s_i^H R^-1 (s_j, ds_j) [B, L, K, 4, K] and ds_i^H R^-1 ds_j [B, L, 3, K, 3, K].
+        """
+        between, right = rows[:, :, :, 0], rows[:, :, :, 1:]
+        # Angles and ranges: 2 Re[(s_i^H ds_j)(s_j^H ds_i) + (s_i^H s_j)(ds_j^H ds_i)].
+        swapped = right.permute(0, 1, 3, 4, 2)  # [c of i, i, j]: s_j^H d_c s_i
+        first = torch.einsum("bliej,blcij->bciej", right, swapped)
+        # (ds_j^H ds_i) is the conjugate of inner_ij.
+        second = (between[:, :, None, :, None] * inner.conj()).sum(1)
+        angles = 2 * (first + second).real
+        # With log powers: 2 Re[(s_i^H d_c s_j)(s_j^H s_i)], and |s_i^H s_j|^2 among them.
+        mixed = 2 * (right * between.conj()[:, :, :, None]).real.sum(1)  # [B, i, c, j]
+        b, _, k = between.shape[:3]
+        whole = torch.empty(b, 4, k, 4, k, dtype=angles.dtype, device=angles.device)
+        whole[:, :3, :, :3] = angles
+        whole[:, 3, :, :3] = mixed
+        whole[:, :3, :, 3] = mixed.permute(0, 2, 3, 1)
+        whole[:, 3, :, 3] = squared_magnitude(between).sum(1)
+        return whole.reshape(b, 4 * k, 4 * k)
+
+
+def _plus_noise(matrix: Tensor, noise: Tensor) -> Tensor:
+    """Matrices [B, L, K, K] plus sigma^2 I."""
+    eye = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
+    return matrix + noise[:, None, None, None] * eye
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """Lower Cholesky factors; NaN where one does not exist."""
+    found = torch.linalg.cholesky_ex(matrix)
+    return torch.where((found.info > 0)[..., None, None], torch.nan, found.L)

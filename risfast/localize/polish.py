@@ -1,0 +1,607 @@
+"""Likelihood polish: from candidate sources to the maximum of the stochastic likelihood of the snapshots.
+
+All scenes of a batch move together. Fisher scoring refines every coordinate, power and the noise jointly; sources
+whose loss the penalised likelihood does not mind die; the strongest gain of the likelihood over a grid of atoms gives
+birth to new ones; and where the likelihood is flat in range, the range with the most posterior mass within the
+tolerance is reported. Without candidates this is greedy maximum likelihood.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from risfast.localize.likelihood import Likelihood, SourceState, coordinate_covariance, squared_magnitude
+from risfast.localize.scoring import Box, Point, ascend
+from risfast.models.atoms import AtomGrid
+from risfast.models.base import Measurement
+from risfast.setup import Setup
+from risfast.sources import Sources
+
+__all__ = ["PolishOptions", "Polished", "bury_sources", "merge_sources", "polish_sources"]
+
+_ALIKE = 0.8  # squared correlation of two responses from which on they may be of one source
+
+
+def merge_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
+    """Make one of two sources that look alike to the antennas, where the penalised likelihood prefers it.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Of B scenes.
+    point : Point
+        Where the ascent ended.
+    box : Box
+    penalty : float
+        What a source has to be worth, in units of the log-likelihood.
+    iterations : int
+        Most scoring steps after each change.
+
+    Returns
+    -------
+    Point
+        Its penalised likelihood is never lower.
+
+    Notes
+    -----
+    Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
+    """
+    open_scenes = torch.arange(len(point.value), device=point.value.device)
+    for _ in range(point.state.mask.shape[1] - 1):
+        here = point.take(open_scenes)
+        alike, first, second = _most_alike(likelihood[open_scenes], here.state)
+        trial = (alike > _ALIKE).nonzero()[:, 0]
+        if not len(trial):
+            return point
+        tried, one, other = here.take(trial).state, first[trial], second[trial]
+        index = torch.arange(len(trial), device=trial.device)
+        mask, position, power = tried.mask.clone(), tried.position.clone(), tried.power.clone()
+        both = torch.stack([power[index, one], power[index, other]], 1)
+        share = both[:, 1:] / both.sum(1, keepdim=True)
+        gap = position[index, other] - position[index, one]
+        gap[:, 0] -= 2 * math.pi * (gap[:, 0] / (2 * math.pi)).round()  # the short way round
+        position[index, one] = position[index, one] + share * gap
+        power[index, one], mask[index, other] = both.sum(1), False
+        merged = replace(tried, position=position, power=power, mask=mask)
+        goal = here.value[trial] - penalty
+        scenes = open_scenes[trial]
+        tried_point = ascend(likelihood[scenes], merged, box[scenes], iterations, goal)
+        better = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
+        open_scenes = scenes[better]
+        if not len(open_scenes):
+            return point
+        point = point.put(open_scenes, tried_point.take(better))
+    return point
+
+
+def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest squared correlation of two sources' responses [B], and which two they are [B], [B]."""
+    b, k = state.mask.shape
+    seen = likelihood.seen(state.position).flatten(1, 2)  # [B, L M, K]
+    gram = squared_magnitude(seen.mH @ seen)
+    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+    alike = gram / (norm[:, :, None] * norm[:, None]).clamp_min(1e-300)
+    pairs = (state.mask[:, :, None] & state.mask[:, None]).triu(1)
+    alike, index = torch.where(pairs, alike, 0.0).view(b, k * k).max(1)
+    return alike, index // k, index % k
+
+
+def bury_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
+    """Take away, one after the other, sources that the penalised likelihood does without.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Of B scenes.
+    point : Point
+        Where the ascent ended.
+    box : Box
+    penalty : float
+        What a source has to be worth, in units of the log-likelihood.
+    iterations : int
+        Most scoring steps after each change.
+
+    Returns
+    -------
+    Point
+        Its penalised likelihood is never lower.
+    """
+    open_scenes = torch.arange(len(point.value), device=point.value.device)
+    for _ in range(point.state.mask.shape[1]):
+        part = likelihood[open_scenes]
+        here = point.take(open_scenes)
+        drop, weakest = part.losses(here.state).min(1)
+        # The others may take over a part: what is lost at first is up to three times what is lost in the end.
+        trial = (drop < 3 * penalty).nonzero()[:, 0]
+        if not len(trial):
+            return point
+        tried = here.take(trial).state
+        mask = tried.mask.clone()
+        mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
+        goal = here.value[trial] - penalty
+        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations, goal)
+        dead = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
+        open_scenes = open_scenes[trial[dead]]
+        if not len(open_scenes):
+            return point
+        point = point.put(open_scenes, tried_point.take(dead))
+    return point
+
+
+# Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
+_LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
+_TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
+_LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten tolerances has it
+_FINE = 0.5  # tolerances between points of range up to which they tell the mass within one
+_FINER = 4  # times the points of the range posterior, the most that are spent on reaching that
+_FACTOR = 1.3  # about a range, that the posterior of a region without end is weighed within
+_WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
+_ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
+_KNOWN = 1e30  # information of a coordinate that the region fixes
+_CERTAIN = 5.0  # deviations of range within which a source is certain to be
+_SHORTLIST = 64  # atoms whose exact gain is computed
+
+
+@dataclass(frozen=True)
+class PolishOptions:
+    """Options of :func:`polish_sources`.
+
+    Parameters
+    ----------
+    iterations : int
+        Most scoring steps after each change of the set of sources; a scene stops where it has converged.
+    births : int
+        Most sources that may be born.
+    max_sources : int
+        Most sources of a scene.
+    penalty : float
+        What a source has to gain, in units of ln(L M): 2 is the Bayesian information criterion of its 4 parameters.
+    range_points : int
+        Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
+    range_mass : float in [0, 1]
+        Posterior mass that must lie within 30 % of a range for it to be reported as a number, in a region that reaches
+        to the far field. 0.25 is what a source has whose likeliest place is the far field itself; sources farther than
+        the array can tell have 0.2 to 0.25. In any region a range is not determined where nothing tells ranges apart;
+        at 0 it always is a number.
+
+    Raises
+    ------
+    ValueError
+        A value is out of its range.
+    """
+
+    iterations: int = 10
+    births: int = 4
+    max_sources: int = 8
+    penalty: float = 2.0
+    range_points: int = 64
+    range_mass: float = 0.23
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        if self.iterations < 1 or self.max_sources < 1:
+            raise ValueError("iterations and max_sources must be at least 1")
+        if self.births < 0 or self.range_points < 0 or self.range_points == 1:
+            raise ValueError("births must be at least 0, and range_points 0 or at least 2")
+        if not (self.penalty >= 0 and 0 <= self.range_mass <= 1):
+            raise ValueError("penalty must be at least 0 and range_mass lie in [0, 1]")
+
+
+class Polished(NamedTuple):
+    """What the polish ends with.
+
+    Attributes
+    ----------
+    sources : list of Sources
+        One a scene, strongest first. ``confidence`` is the probability that a source is there, from its gain and the
+        penalty, times that of every coordinate's being within the tolerance. The range is NaN where the data do not
+        determine it.
+    covariance : list of float64 tensors, shape (K, 3, 3)
+        Inverse Fisher information of each source's (azimuth, elevation, range), in the same order; infinite variance
+        of a coordinate that the data do not determine.
+    noise_power : float64 tensor, shape (B,)
+    log_likelihood : float64 tensor, shape (B,)
+        At the maximum, without the constant -L M log(pi).
+    gain : list of float64 tensors, shape (K,)
+        Log-likelihood at the maximum less that without the source, everything else as it is, in the same order.
+    range_mass : list of float64 tensors, shape (K,)
+        Posterior mass within the tolerance of the reported range (1 without the range posterior), in the same order.
+    """
+
+    sources: list[Sources]
+    covariance: list[Tensor]
+    noise_power: Tensor
+    log_likelihood: Tensor
+    gain: list[Tensor]
+    range_mass: list[Tensor]
+
+
+def polish_sources(
+    measurement: Measurement,
+    candidates: Sequence[Sources] | None,
+    atoms: AtomGrid,
+    options: PolishOptions | None = None,
+    *,
+    noise_power: Tensor | None = None,
+) -> Polished:
+    """Maximise the stochastic likelihood of the snapshots from candidate sources.
+
+    Parameters
+    ----------
+    measurement : Measurement
+        Of B scenes. Its noise power is a start; the noise is estimated with the sources.
+    candidates : sequence of B Sources, or None
+        Starting points with their powers; None starts from noise alone.
+    atoms : AtomGrid
+        The setup, and the grid that new sources are looked for on.
+    options : PolishOptions, optional
+    noise_power : real tensor, shape (B,), optional
+        A start where the measurement knows none.
+
+    Returns
+    -------
+    Polished
+        Its penalised likelihood is never below that of the candidates.
+
+    Notes
+    -----
+    Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
+    source at atom g with n_g and d_g of :func:`risfast.models.fit.statistics`, the gain of the likelihood would be
+    L (rho - 1 - log rho) with rho = n_g / d_g > 1 if all snapshots saw the atom with the same gain; the atoms that are
+    best by this are compared by their exact gains.
+    """
+    options = options or PolishOptions()
+    likelihood = Likelihood(measurement, atoms.array, atoms.wavefront, dtype=torch.complex64)
+    b, snapshots, m = likelihood.shape
+    penalty = options.penalty * math.log(max(snapshots * m, 2))
+    state, box = _start(measurement, candidates, atoms, options, noise_power)
+    if b == 0:
+        return Polished([], [], state.noise, state.noise, [], [])
+    found = ascend(likelihood, state, box, options.iterations)
+    found = merge_sources(likelihood, found, box, penalty, options.iterations)
+    found = bury_sources(likelihood, found, box, penalty, options.iterations)
+    before = found.state.mask.sum(1)
+    found = _bear(likelihood, found, box, atoms, penalty, options)
+    grown = (found.state.mask.sum(1) != before).nonzero()[:, 0]
+    if len(grown):  # a new source may have taken over an old one
+        part = likelihood[grown]
+        again = merge_sources(part, found.take(grown), box[grown], penalty, options.iterations)
+        found = found.put(grown, bury_sources(part, again, box[grown], penalty, options.iterations))
+    return _report(likelihood, found, box, atoms.setup, penalty, options)
+
+
+def _start(
+    measurement: Measurement,
+    candidates: Sequence[Sources] | None,
+    atoms: AtomGrid,
+    options: PolishOptions,
+    noise_power: Tensor | None,
+) -> tuple[SourceState, Box]:
+    device = measurement.y.device
+    b, k = len(measurement), options.max_sources
+    received = measurement.y.abs().double().square().mean((1, 2)).clamp_min(1e-300)
+    gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
+    farthest = atoms.setup.region.inverse_range[0]
+    position = torch.zeros(b, k, 3, dtype=torch.float64)
+    power = torch.ones(b, k, dtype=torch.float64)
+    mask = torch.zeros(b, k, dtype=torch.bool)
+    for i, sources in enumerate(candidates or ()):
+        count = min(len(sources), k)
+        position[i, :count, :2] = sources.position[:count, :2].double().cpu()
+        # A candidate whose range is not known starts from the far end.
+        position[i, :count, 2] = (1 / sources.range[:count].double().cpu()).nan_to_num(nan=farthest)
+        power[i, :count] = sources.power[:count].double().cpu()
+        mask[i, :count] = True
+    start = measurement.noise_power if measurement.noise_power is not None else noise_power
+    noise = 0.5 * received if start is None else start.double()
+    box = Box.of(atoms.setup, _LEAST_POWER * received / gain, _LEAST_NOISE * received)
+    state = SourceState(position.to(device), power.to(device), noise, mask.to(device))
+    return box.clamp(state), box
+
+
+def _bear(
+    likelihood: Likelihood,
+    point: Point,
+    box: Box,
+    atoms: AtomGrid,
+    penalty: float,
+    options: PolishOptions,
+) -> Point:
+    """Add, one after the other, the source whose likelihood gain over the grid is largest, while it is worth it."""
+    open_scenes = torch.arange(len(point.value), device=point.value.device)
+    for _ in range(options.births):
+        open_scenes = open_scenes[~point.state.mask[open_scenes].all(1)]
+        if not len(open_scenes):
+            return point
+        gain, position, power = _best_atom(likelihood[open_scenes], point.state.take(open_scenes), atoms)
+        # Scoring moves the source off the grid and gains again: half the penalty is worth a trial.
+        trial = (gain > 0.5 * penalty).nonzero()[:, 0]
+        open_scenes = open_scenes[trial]
+        if not len(open_scenes):
+            return point
+        here = point.take(open_scenes)
+        slot = here.state.mask.int().argmin(1)
+        index = torch.arange(len(slot), device=slot.device)
+        mask, positions, powers = (v.clone() for v in (here.state.mask, here.state.position, here.state.power))
+        mask[index, slot], positions[index, slot], powers[index, slot] = True, position[trial], power[trial]
+        born = box[open_scenes].clamp(replace(here.state, position=positions, power=powers, mask=mask))
+        goal = here.value + penalty
+        tried = ascend(likelihood[open_scenes], born, box[open_scenes], options.iterations, goal)
+        alive = (tried.value - penalty > here.value).nonzero()[:, 0]
+        open_scenes = open_scenes[alive]
+        if not len(open_scenes):
+            return point
+        point = point.put(open_scenes, tried.take(alive))
+    return point
+
+
+def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
+    state = state.columns(state.mask.any(0).nonzero()[:, 0])
+    n, d = _statistics(likelihood, state, atoms)
+    d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
+    rho = (n / d).clamp_min(1)
+    best = (rho - 1 - rho.log()).topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
+    _, n_el, n_r = atoms.shape
+    azimuth, elevation = (angle.to(best.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
+    inverse = atoms.axes.inverse_range.to(best.device)
+    position = torch.stack([azimuth[best // (n_el * n_r)], elevation[best // n_r % n_el], inverse[best % n_r]], -1)
+    gain, power = likelihood.profile(state, position)
+    most, first = gain.max(1)
+    index = torch.arange(len(most), device=best.device)
+    return most, position[index, first], power[index, first]
+
+
+def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor]:
+    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64.
+
+    With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of
+    sum_l Phi_l^H R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
+    """
+    dtype = likelihood.phi.dtype
+    # Times sigma^2, which it is divided by in the end, so that 32 bits hold it whatever the units.
+    root = state.noise.sqrt()[:, None, None, None]
+    v = root * likelihood.correction(state)
+    y = likelihood.y[..., None] / root
+    u = y - v @ (v.mH @ y)
+    # Phi_l^H x = conj(c_l) * (H^H x), for all l at once.
+    columns = (likelihood.channel.mH[:, None] @ torch.cat([u, v], -1).to(dtype)) * likelihood.codes.conj()[..., None]
+    rows = atoms.transform(columns.mH.contiguous())  # [B, L, 1 + K, N]
+    matched, taken = rows[:, :, 0], rows[:, :, 1:].flatten(1, 2)
+    gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
+    gram = atoms.transform(atoms.transform(gram).mH.contiguous())
+    both = atoms.analysis(torch.cat([matched.mH @ matched, gram - taken.mH @ taken]).to(torch.complex64)).double()
+    b = len(v)
+    return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
+
+
+def _report(
+    likelihood: Likelihood, point: Point, box: Box, setup: Setup, penalty: float, options: PolishOptions
+) -> Polished:
+    state = point.state.columns(point.state.mask.any(0).nonzero()[:, 0])
+    lost = likelihood.losses(state)
+    mass = torch.ones_like(state.power)
+    b, k = state.mask.shape
+    information = _without_fixed(likelihood.derivatives(state).information, k, box)
+    blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
+    determined = state.mask.clone()
+    likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
+    if options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
+        deviation = blocks[..., 2, 2].sqrt()
+        state, mass, determined = _range_posterior(likelihood, state, information, deviation, box, setup, options)
+    if setup.curvature_rad_m == 0 and options.range_mass > 0:  # such waves look alike at every range
+        determined = torch.zeros_like(state.mask)
+    found, covariance = _in_range(state.position, blocks, determined)
+    here = _confidence(lost, covariance, mass, determined, setup, penalty)
+    # A mean over ranges lies inside even where the likelihood ends on the edge.
+    moved = (found[..., 2] - likeliest[..., 2]).abs()
+    close = (determined & (moved <= setup.tolerance.range_m)).cpu()
+    at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & close)
+    position, power = found.cpu(), state.power.cpu()
+    columns = [value.cpu() for value in (covariance, lost, mass, here)]
+    sources, parts = [], []
+    for i in range(b):
+        there = state.mask[i].nonzero()[:, 0].cpu()
+        there = there[power[i][there].argsort(descending=True, stable=True)]
+        spread, gain, inside, probability = (value[i][there] for value in columns)
+        listed = Sources.at(position[i][there], power[i][there], probability)
+        sources.append(listed.replace(at_edge=at_edge[i][there]))
+        parts.append((spread, gain, inside))
+    covariances, gains, masses = ([part[n] for part in parts] for n in range(3))
+    return Polished(sources, covariances, state.noise, point.value, gains, masses)
+
+
+def _without_fixed(information: Tensor, k: int, box: Box) -> Tensor:
+    """The information [B, 4 K + 1, 4 K + 1] where coordinates that the region fixes are known."""
+    fixed = (box.high <= box.low).repeat_interleave(k)
+    fixed = torch.cat([fixed, fixed.new_zeros(k + 1)])
+    if not bool(fixed.any()):
+        return information
+    known = torch.where(fixed[:, None] | fixed, 0.0, information)
+    return known + torch.diag(torch.where(fixed, _KNOWN, 0.0).to(known))
+
+
+def _in_range(position: Tensor, blocks: Tensor, determined: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions [B, K, 3] and covariances [B, K, 3, 3] in range from those in 1/range.
+
+    A range that is not determined is NaN, and its deviation infinite, as is that of a source in the far field.
+    """
+    r = 1 / position[..., 2]
+    finite = determined & r.isfinite()
+    scale = torch.stack([torch.ones_like(r), torch.ones_like(r), torch.where(finite, -r.square(), 0.0)], -1)
+    covariance = (blocks * scale[..., None] * scale[..., None, :]).nan_to_num(nan=0.0, posinf=torch.inf)
+    covariance[..., 2, 2] = torch.where(finite, covariance[..., 2, 2], torch.inf)
+    return torch.cat([position[..., :2], torch.where(determined, r, torch.nan)[..., None]], -1), covariance
+
+
+def _confidence(
+    gain: Tensor, covariance: Tensor, mass: Tensor, determined: Tensor, setup: Setup, penalty: float
+) -> Tensor:
+    """Probability of each source's lying within the tolerance of a true one [B, K].
+
+    The odds that it is there at all are those of the penalised likelihood (Schwarz's approximation of a Bayes factor).
+    """
+    there = torch.sigmoid(gain - penalty)
+    deviation = covariance.diagonal(dim1=2, dim2=3)[..., :2].clamp_min(0).sqrt()
+    limits = deviation.new_tensor(setup.tolerance.limits[:2])
+    angles = torch.erf(limits / (math.sqrt(2) * deviation.clamp_min(1e-300))).prod(-1)
+    scored = math.isfinite(setup.tolerance.range_m)
+    return there * angles * (torch.where(determined, mass, 0.0) if scored else torch.ones_like(mass))
+
+
+def _range_posterior(
+    likelihood: Likelihood,
+    state: SourceState,
+    information: Tensor,
+    deviation: Tensor,
+    box: Box,
+    setup: Setup,
+    options: PolishOptions,
+) -> tuple[SourceState, Tensor, Tensor]:
+    """Move each source along its ridge to where its range most probably is.
+
+    Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
+    sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
+    mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
+    that with the most mass within a factor; so it is where the points are too far apart to see the tolerance. Returns
+    the state, that mass, and whether the range is determined, [B, K] both.
+    """
+    count = state.mask.shape[1]
+    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
+    determined = state.mask.clone()
+    curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
+    rule: Callable[..., _Ranged]
+    span, fine = setup.region.range_m[1] - setup.region.range_m[0], _FINE * setup.tolerance.range_m
+    points = math.ceil(min(max(options.range_points, span / fine + 1), _FINER * options.range_points))
+    step = span / (points - 1)
+    if math.isinf(step) or step > fine:
+        rule, rounding, open_sources = _likeliest_factor, torch.zeros_like(state.mask), state.mask
+    else:
+        options = replace(options, range_points=points)
+        rule = _likeliest_window
+        # From that of 1/range [B, K] to that of range; infinite where the data say nothing about it.
+        slope = state.position[..., 2].square()
+        # Where the likelihood is sharper than the points are close, they would only round its maximum; and a tolerance
+        # of several deviations holds all of the posterior.
+        rounding = ~(deviation / slope > step)
+        # Rounding may hide that a range is not determined; all else known, its deviation is still large then.
+        sharp = torch.maximum(deviation, curved.rsqrt()) / slope <= setup.tolerance.range_m / _CERTAIN
+        open_sources = state.mask & ~(rounding & sharp)
+    for k in range(count):
+        here = open_sources[:, k].nonzero()[:, 0]
+        if not len(here):
+            continue
+        own = state.take(here)
+
+        def profile(inverse: Tensor, k: int = k, own: SourceState = own, here: Tensor = here) -> tuple[Tensor, ...]:
+            path = _ridge(own, information[here], k, inverse, box)
+            return path, *likelihood[here].profile(replace(own, mask=_dropped(own.mask, k)), path)
+
+        spread = torch.where(curved[here, k] > 0, deviation[here, k], torch.inf)
+        found = rule(profile, own.position[:, k, 2], spread, setup, options)
+        kept = rounding[here, k]
+        position[here, k] = torch.where(kept[:, None], own.position[:, k], found.position)
+        power[here, k] = torch.where(kept, own.power[:, k], found.power)
+        mass[here, k], determined[here, k] = found.mass, found.determined
+    return replace(state, position=position, power=power), mass, determined
+
+
+class _Ranged(NamedTuple):
+    """What the posterior of range says of one source in b scenes."""
+
+    position: Tensor  # [b, 3], azimuth, elevation, 1/range
+    power: Tensor
+    mass: Tensor
+    determined: Tensor
+
+
+_Profile = Callable[[Tensor], tuple[Tensor, ...]]  # of 1/range [b, J]: path [b, J, 3], log-likelihood, power [b, J]
+
+
+def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
+    near, far = setup.region.range_m
+    r = torch.linspace(near, far, options.range_points, dtype=torch.float64, device=spread.device)
+    path, value, best_power = profile((1 / r).expand(len(spread), -1))
+    posterior = torch.softmax(value, 1)
+    centre = (posterior * r).sum(1, keepdim=True)
+    width = (posterior * (r - centre).square()).sum(1).sqrt()
+    gap = (r[:, None] - r).abs()
+    within = (gap <= setup.tolerance.range_m).double()
+    # Where no place within the tolerance is likely, a window that narrow would only find the mode.
+    blunt = (posterior @ within).amax(1) < _LEAST_MASS
+    reach = torch.where(blunt, _WINDOW * width, setup.tolerance.range_m)
+    window = gap <= reach[:, None, None]
+    best = (window.double() @ posterior[..., None])[..., 0].argmax(1)
+    index = torch.arange(len(best), device=best.device)
+    inside = (posterior * within[best]).sum(1)
+    # The mean within the best window, which is finer than the points are.
+    weights = posterior * window[index, best]
+    chosen = (weights * r).sum(1) / weights.sum(1)
+    nearest_point = (r - chosen[:, None]).abs().argmin(1)
+    moved = path[index, nearest_point]
+    moved[:, 2] = 1 / chosen
+    determined = (value.amax(1) - value.amin(1) > _ROUNDING) | (options.range_mass == 0)
+    return _Ranged(moved, best_power[index, nearest_point], inside, determined)
+
+
+def _likeliest_factor(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
+    far, near = setup.region.inverse_range
+    low = (at - _TAIL * spread).clamp(far, near)
+    high = (at + _TAIL * spread).clamp(far, near)
+    whole = ~(high > low)  # nothing known of the deviation
+    low, high = torch.where(whole, far, low), torch.where(whole, near, high)
+    last = options.range_points - 1
+    inverse = low[:, None] + torch.linspace(0, 1, last + 1, dtype=low.dtype, device=low.device) * (high - low)[:, None]
+    path, value, best_power = profile(torch.cat([torch.full_like(inverse[:, :1], far), inverse], 1))
+    posterior = torch.softmax(value[:, 1:], 1)
+    # Distribution function at the points: half of a point's mass lies on either side of it.
+    below = posterior.cumsum(1) - posterior / 2
+
+    def quantile_of(where: Tensor) -> Tensor:  # [b, J] -> [b, J]
+        place = ((where - low[:, None]) / (high - low)[:, None]).clamp(0, 1) * last
+        left = place.long().clamp_max(last - 1)
+        return torch.lerp(below.gather(1, left), below.gather(1, left + 1), place - left)
+
+    around = quantile_of(_FACTOR * inverse) - quantile_of(inverse / _FACTOR)
+    most, best = around.max(1)
+    # The mean within the best window: all of a posterior that is narrower than it, and finer than the points are.
+    centre = inverse.gather(1, best[:, None])
+    weights = posterior * ((inverse <= _FACTOR * centre) & (inverse >= centre / _FACTOR))
+    chosen = (weights * inverse).sum(1) / weights.sum(1)
+    reach, r = setup.tolerance.range_m, 1 / chosen
+    nearest = torch.where(r > reach, 1 / (r - reach).clamp_min(1e-300), torch.inf)
+    edges = quantile_of(torch.stack([nearest, 1 / (r + reach)], 1))
+    index = torch.arange(len(at), device=at.device)
+    nearest_point = (inverse - chosen[:, None]).abs().argmin(1) + 1
+    moved = path[index, nearest_point]
+    moved[:, 2] = chosen
+    told_apart = value.amax(1) - value.amin(1) > _ROUNDING
+    determined = told_apart & ((most >= options.range_mass) | (far > 0)) | (options.range_mass == 0)
+    return _Ranged(moved, best_power[index, nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
+
+
+def _dropped(mask: Tensor, k: int) -> Tensor:
+    mask = mask.clone()
+    mask[:, k] = False
+    return mask
+
+
+def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box: Box) -> Tensor:
+    """(azimuth, elevation, 1/range) [B, J, 3] of source k as its 1/range [B, J] varies and its direction follows."""
+    count = state.mask.shape[1]
+    own = information[:, [k, count + k, 2 * count + k]][:, :, [k, count + k, 2 * count + k]]
+    eye = torch.eye(2, dtype=own.dtype, device=own.device)
+    stiff = own[:, :2, :2] + 1e-12 * own[:, :2, :2].diagonal(dim1=1, dim2=2).amax(1)[:, None, None] * eye
+    slope = -torch.linalg.solve_ex(stiff, own[:, :2, 2:]).result[..., 0]  # [B, 2]
+    slope = torch.where(slope.isfinite(), slope, 0.0)
+    at = state.position[:, k]
+    shift = inverse - at[:, 2:]  # [B, J]
+    direction = at[:, None, :2] + slope[:, None] * shift[..., None]
+    path = torch.cat([direction, inverse[..., None]], -1)
+    return torch.maximum(torch.minimum(path, box.high), box.low)

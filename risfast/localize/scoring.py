@@ -1,0 +1,244 @@
+"""Damped Fisher scoring of the stochastic likelihood, all scenes at once, each until it has converged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from risfast.localize.likelihood import Derivatives, Likelihood, SourceState
+from risfast.setup import Setup
+
+__all__ = ["Box", "Point", "ascend"]
+
+# Longest step: of an angle in beam widths, of 1/range by the phase of the outermost element, of log power and log
+# noise.
+_LONGEST_BEAMS, _LONGEST_PHASE_RAD, _LONGEST_POWER, _LONGEST_NOISE = 0.44, 3.57, 1.5, 1.0
+_DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-3, 1e-6, 1e6
+_DAMPING_DOWN, _DAMPING_UP = 0.2, 10.0
+# Of the log-likelihood: far below what a source is worth.
+_CONVERGED = 1e-2
+# Expected gains that a scene is given to reach its goal: the likelihood is not quadratic.
+_HOPE = 5.0
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where sources may be.
+
+    Attributes
+    ----------
+    low, high : float64 tensors, shape (3,)
+        Bounds of (azimuth, elevation, 1/range).
+    longest : float64 tensor, shape (3,)
+        Longest step of the same.
+    full_circle : bool
+        Whether azimuth goes round.
+    least_power, least_noise : float64 tensors, shape (B,)
+    """
+
+    low: Tensor
+    high: Tensor
+    longest: Tensor
+    full_circle: bool
+    least_power: Tensor
+    least_noise: Tensor
+
+    @classmethod
+    def of(cls, setup: Setup, least_power: Tensor, least_noise: Tensor) -> Box:
+        """The region of a setup, and steps that its aperture can follow."""
+        low, high = setup.region.bounds()
+        beams = [_LONGEST_BEAMS * setup.array.wavelength_m / max(extent, 1e-300) for extent in setup.extents_m]
+        curve = _LONGEST_PHASE_RAD / setup.curvature_rad_m if setup.curvature_rad_m > 0 else math.inf
+        steps = torch.tensor([*beams, curve], dtype=torch.float64)
+        # No step is longer than the region is.
+        longest = torch.minimum(steps, (high - low).clamp_min(1e-12))
+        device = least_power.device
+        circle = setup.region.full_circle
+        return cls(low.to(device), high.to(device), longest.to(device), circle, least_power, least_noise)
+
+    def __getitem__(self, scenes: Tensor) -> Box:
+        """The same of some of the scenes."""
+        return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
+
+    def clamp(self, state: SourceState) -> SourceState:
+        """The nearest state inside.
+
+        Parameters
+        ----------
+        state : SourceState
+            Of B scenes.
+
+        Returns
+        -------
+        SourceState
+            Each coordinate, power and noise moved to the nearest bound that it passes.
+        """
+        position = state.position
+        if self.full_circle:
+            middle = (self.low[0] + self.high[0]) / 2
+            azimuth = torch.remainder(position[..., 0] - middle + math.pi, 2 * math.pi) - math.pi + middle
+            position = torch.cat([azimuth[..., None], position[..., 1:]], -1)
+        return replace(
+            state,
+            position=torch.maximum(torch.minimum(position, self.high), self.low),
+            power=torch.maximum(state.power, self.least_power[:, None]),
+            noise=torch.maximum(state.noise, self.least_noise),
+        )
+
+
+@dataclass(frozen=True)
+class Point:
+    """States of B scenes with their log-likelihoods.
+
+    Attributes
+    ----------
+    state : SourceState
+        Of B scenes.
+    value : float64 tensor, shape (B,)
+        As :meth:`risfast.localize.likelihood.Likelihood.value` gives it.
+    """
+
+    state: SourceState
+    value: Tensor
+
+    def take(self, scenes: Tensor) -> Point:
+        """Some of the scenes, by their indices.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0.
+
+        Returns
+        -------
+        Point
+            Of b scenes, in that order.
+        """
+        return Point(self.state.take(scenes), self.value[scenes])
+
+    def put(self, scenes: Tensor, other: Point) -> Point:
+        """A copy with some of the scenes, by their indices, taken from ``other``.
+
+        Parameters
+        ----------
+        scenes : int64 tensor, shape (b,)
+            Which, from 0; none twice.
+        other : Point
+            Of b scenes, in the order of ``scenes``.
+
+        Returns
+        -------
+        Point
+            Of B scenes.
+        """
+        return Point(
+            SourceState(
+                self.state.position.index_copy(0, scenes, other.state.position),
+                self.state.power.index_copy(0, scenes, other.state.power),
+                self.state.noise.index_copy(0, scenes, other.state.noise),
+                self.state.mask.index_copy(0, scenes, other.state.mask),
+            ),
+            self.value.index_copy(0, scenes, other.value),
+        )
+
+
+def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
+    """Climb the likelihood of each scene; a step that does not raise it is not taken.
+
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Of B scenes.
+    state : SourceState
+        Where to start, inside the box.
+    box : Box
+    iterations : int
+        Most steps; scenes that gain less than 0.01 in one, or can expect to, are done.
+    goal : float64 tensor, shape (B,), optional
+        A log-likelihood below which the answer is of no use: a scene that several times the expected gain would leave
+        below it stops where it is.
+
+    Returns
+    -------
+    Point
+
+    Notes
+    -----
+    Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
+    that was taken and ten times as large after one that was not. Coordinates at a bound that the gradient points out
+    of stay there, and the others move as if they were known. The expected gain is half the product of step and
+    gradient.
+    D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM 11(2), 1963.
+    """
+    used = state.mask.any(0).nonzero()[:, 0]
+    inner = state.columns(used)
+    active = torch.arange(len(state.noise), device=state.noise.device)
+    at = likelihood.derivatives(inner)
+    found = Point(inner, at.value)
+    damping = torch.full_like(at.value, _DAMPING_START)
+    for _ in range(iterations):
+        here = found.state.take(active)
+        step, expected = _step(at, damping, _held(here, box, at.gradient), box.longest)
+        promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
+        if goal is not None:
+            promising &= ~(at.value + _HOPE * expected < goal[active])
+        going = promising.nonzero()[:, 0]
+        if not len(going):
+            break
+        active, damping, at, here, step = active[going], damping[going], at.take(going), here.take(going), step[going]
+        moved = box[active].clamp(here.moved(step))
+        there = likelihood[active].derivatives(moved)
+        gain = there.value - at.value
+        better = gain > 0  # False for NaN
+        taken = better.nonzero()[:, 0]
+        found = found.put(active[taken], Point(moved.take(taken), there.value[taken]))
+        at = _chosen(better, there, at)
+        damping = torch.where(better, damping * _DAMPING_DOWN, damping * _DAMPING_UP)
+        damping = damping.clamp(_DAMPING_LEAST, _DAMPING_MOST)
+        going = (~better | (gain >= _CONVERGED)).nonzero()[:, 0]
+        active, damping, at = active[going], damping[going], at.take(going)
+        if not len(going):
+            break
+    position, power = state.position.clone(), state.power.clone()
+    position[:, used], power[:, used] = found.state.position, found.state.power
+    return Point(SourceState(position, power, found.state.noise, state.mask), found.value)
+
+
+def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
+    """Which parameters [B, 4 K + 1] are coordinates at a bound that the gradient points out of."""
+    k = state.mask.shape[1]
+    slope = gradient[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
+    out = ((state.position >= box.high) & (slope > 0)) | ((state.position <= box.low) & (slope < 0))
+    out |= box.high <= box.low  # a fixed coordinate
+    if box.full_circle:
+        out[..., 0] = False
+    return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), k + 1)], 1)
+
+
+def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
+    """Damped step [B, 4 K + 1], cut to the longest in each parameter, and the gain [B] to expect of the whole of it."""
+    free = ~held
+    both = free[:, :, None] & free[:, None]
+    gradient = torch.where(free, at.gradient, 0.0)
+    diagonal = at.information.diagonal(dim1=1, dim2=2)
+    # A direction that the data say nothing about would make the system singular.
+    ridge = damping[:, None] * diagonal + 1e-12 * diagonal.amax(1, keepdim=True)
+    system = torch.where(both, at.information, 0.0) + torch.diag_embed(torch.where(free, ridge, 1.0))
+    step = torch.linalg.solve_ex(system, gradient[..., None]).result[..., 0]
+    expected = (gradient * step).sum(1) / 2
+    k = (held.shape[1] - 1) // 4
+    others = longest.new_tensor([_LONGEST_POWER] * k + [_LONGEST_NOISE])
+    bound = torch.cat([longest.repeat_interleave(k), others])
+    return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound), expected
+
+
+def _chosen(condition: Tensor, one: Derivatives, other: Derivatives) -> Derivatives:
+    """``one`` in the scenes where the condition holds."""
+    return Derivatives(
+        torch.where(condition, one.value, other.value),
+        torch.where(condition[:, None], one.gradient, other.gradient),
+        torch.where(condition[:, None, None], one.information, other.information),
+    )

@@ -1,0 +1,251 @@
+"""What a suite ends with: tables, the report, and the slice that a rerun is compared with."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from risfast.evaluate.collected import Collected, collect
+from risfast.evaluate.groups import Edges, Group, groups_of
+from risfast.evaluate.methods import DEFAULT_METHODS, Methods
+from risfast.evaluate.records import ENVIRONMENT, ResultsFolder
+from risfast.evaluate.scenarios import SceneSet
+from risfast.evaluate.suite import SuiteConfig
+from risfast.evaluate.tables import (
+    Table,
+    frozen_rows,
+    group_rows,
+    headline_rows,
+    mismatch_rows,
+    scene_rows,
+    timing_rows,
+    write_csv,
+    write_parquet,
+)
+from risfast.io.durable import replace_file
+from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.report.page import Findings, latex_tables, report_html
+
+__all__ = ["FROZEN", "SUITE_JSON", "Outcome", "command_of", "finish"]
+
+FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
+_FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
+_EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code
+_EXPORTED_FIGURES = (
+    "scenes",
+    "f1",
+    "precision",
+    "recall",
+    "implied_recall",
+    "ghosts_per_scene",
+    "count_accuracy",
+    "median_xyz_pairs_m",
+    "error_over_bound",
+)
+
+Report = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was written.
+
+    Attributes
+    ----------
+    report : Path
+        The page.
+    tables : Path
+        The folder of tables.
+    exported : Path or None
+    notes : tuple of str
+        What a user should know.
+    headline : Table
+    """
+
+    report: Path
+    tables: Path
+    exported: Path | None
+    notes: tuple[str, ...]
+    headline: Table
+
+
+def command_of(config: SuiteConfig) -> str:
+    """The command line that repeats a suite.
+
+    Parameters
+    ----------
+    config : SuiteConfig
+
+    Returns
+    -------
+    str
+        Quoted for a shell: suite, scenes, snapshots and seed, and what else is not the default. Of a model folder only
+        the name is given, and none of the one that comes with the package; of a system and a setup not even that, for
+        the results hold them.
+    """
+    words = ["risfast", "evaluate", "--suite", config.suite, "--scenes", str(config.scenes)]
+    words += ["--snapshots", *map(str, config.snapshots), "--seed", str(config.seed)]
+    if config.methods != DEFAULT_METHODS:
+        words += ["--methods", *config.methods]
+    if config.model != DEFAULT_MODEL:
+        words += ["--model", "none" if config.model is None else config.model.name]
+    if config.system is not None:
+        words += ["--system", "system.toml"]
+    if config.setup is not None:
+        words += ["--setup", "setup.toml"]
+    if config.device != "cpu":
+        words += ["--device", config.device]
+    if config.transformer is not None:
+        words += ["--transformer", config.transformer.name]
+    if config.dcd_checkout is not None:
+        words += ["--dcd-checkout", config.dcd_checkout.name, "--dcd-weights", *(p.name for p in config.dcd_weights)]
+    return shlex.join(words)
+
+
+def finish(
+    config: SuiteConfig,
+    results: ResultsFolder,
+    *,
+    resamples: int = 1000,
+    export: Path | None = None,
+    report: Report | None = None,
+) -> Outcome:
+    """Make tables and the report from the records.
+
+    Parameters
+    ----------
+    config : SuiteConfig
+    results : ResultsFolder
+        With every record of it.
+    resamples : int
+        Of the bootstrap intervals.
+    export : Path, optional
+        A folder that small tables and ``suite.json`` (command, seed, environment) are copied to.
+    report : callable of (stage, done, total), optional
+
+    Returns
+    -------
+    Outcome
+
+    Raises
+    ------
+    FileFormatError
+        A record is missing or damaged.
+    OSError
+        The folder cannot be written.
+    """
+    tell = report or (lambda stage, done, total: None)
+    methods = config.build_methods()
+    sets = config.sets(methods)
+    tell("scoring", 0, 1)
+    collected = collect(results, sets, config.snapshots, methods.setup.tolerance)
+    groups = groups_of(
+        collected,
+        sets,
+        config.snapshots,
+        edges=Edges.of(config.nominal(methods)),
+        resamples=resamples,
+        report=lambda done, total: tell("tables", done, total),
+    )
+    made = _tables(collected, groups, sets, config.snapshots)
+    folder = results.folder / "tables"
+    folder.mkdir(exist_ok=True)
+    notes = (*_write_tables(folder, made), *failure_notes(collected))
+    tell("report", 0, 1)
+    findings = _findings(config, results, methods, sets, collected, groups, made)
+    for name, text in latex_tables(findings).items():
+        replace_file(folder / name, text.encode())
+    page = results.folder / "report.html"
+    replace_file(page, report_html(findings).encode())
+    if export is not None:
+        _export(export, made, config, results)
+    tell("report", 1, 1)
+    return Outcome(page, folder, export, notes, made["headline"])
+
+
+def failure_notes(collected: Collected) -> list[str]:
+    """Which methods failed on how many scenes.
+
+    Parameters
+    ----------
+    collected : Collected
+
+    Returns
+    -------
+    list of str
+        One sentence for each method that failed at all.
+    """
+    counts: dict[str, list[int]] = {}
+    for key, failed in collected.failures.items():
+        both = counts.setdefault(key.label, [0, 0])
+        both[0], both[1] = both[0] + failed, both[1] + len(collected.scores[key])
+    return [
+        f"{label} failed with an error on {failed} of {scenes} scenes, which count as scenes without estimates"
+        for label, (failed, scenes) in counts.items()
+        if failed
+    ]
+
+
+def _tables(
+    collected: Collected, groups: list[Group], sets: tuple[SceneSet, ...], snapshots: tuple[int, ...]
+) -> dict[str, Table]:
+    made = {
+        "headline": headline_rows(collected, groups),
+        "figures": group_rows(groups),
+        "mismatch": mismatch_rows(collected, sets, snapshots),
+        "timing": timing_rows(collected),
+        "scenes": scene_rows(collected),
+        "frozen": frozen_rows(collected, _FROZEN_METHODS),
+    }
+    return {name: rows for name, rows in made.items() if rows or name != "mismatch"}  # not every suite has any
+
+
+def _write_tables(folder: Path, made: Mapping[str, Table]) -> tuple[str, ...]:
+    for name, rows in made.items():
+        write_csv(folder / f"{name}.csv", rows)
+    if all([write_parquet(folder / f"{name}.parquet", rows) for name, rows in made.items()]):
+        return ()
+    return ("tables were written as CSV only: pip install pyarrow to have them as Parquet too",)
+
+
+def _findings(
+    config: SuiteConfig,
+    results: ResultsFolder,
+    methods: Methods,
+    sets: tuple[SceneSet, ...],
+    collected: Collected,
+    groups: list[Group],
+    made: Mapping[str, Table],
+) -> Findings:
+    return Findings(
+        command=command_of(config),
+        environment=json.loads((results.folder / ENVIRONMENT).read_bytes()),
+        sets=sets,
+        snapshots=config.snapshots,
+        seed=config.seed,
+        system=config.nominal(methods),
+        setup=methods.setup,
+        collected=collected,
+        groups=groups,
+        headline=made["headline"],
+        timing=made["timing"],
+        localizer=methods.localizer,
+        failures=tuple(failure_notes(collected)),
+    )
+
+
+def _export(folder: Path, made: Mapping[str, Table], config: SuiteConfig, results: ResultsFolder) -> None:
+    """Small tables, and what made them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (n for n in _EXPORTED if n in made):
+        write_csv(folder / f"{name}.csv", [row for row in made[name] if row.get("figure", "f1") in _EXPORTED_FIGURES])
+    described: dict[str, Any] = {
+        "command": command_of(config),
+        "config": results.config,
+        "environment": json.loads((results.folder / ENVIRONMENT).read_bytes()),
+    }
+    replace_file(folder / SUITE_JSON, (json.dumps(described, indent=1, sort_keys=True) + "\n").encode())

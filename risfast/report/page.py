@@ -1,0 +1,349 @@
+"""The report of a suite: one HTML page that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from risfast.evaluate.collected import Collected
+from risfast.evaluate.groups import Group
+from risfast.evaluate.scenarios import SceneSet
+from risfast.evaluate.tables import Table, mismatch_rows
+from risfast.io.toml_file import as_table
+from risfast.localize import Localizer
+from risfast.report import pictures, tables
+from risfast.report.charts import legend
+from risfast.report.style import BOUND, STYLE, series_of, title_of
+from risfast.setup import Setup, Tolerance
+from risfast.simulate.scenes import SystemConfig
+
+__all__ = ["Findings", "latex_tables", "report_html"]
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """All that the report shows.
+
+    Attributes
+    ----------
+    command : str
+        What made it.
+    environment : mapping
+        Of the results folder.
+    sets : sequence of SceneSet
+    snapshots : sequence of int
+    seed : int
+    system : SystemConfig
+        The nominal one.
+    setup : Setup
+        The problem of every method, with the gate of a hit.
+    collected : Collected
+    groups : sequence of Group
+    headline, timing : Table
+    localizer : Localizer
+        Whose covariance the spectra show.
+    failures : tuple of str
+        Which methods failed on how many scenes.
+    """
+
+    command: str
+    environment: Mapping[str, Any]
+    sets: Sequence[SceneSet]
+    snapshots: Sequence[int]
+    seed: int
+    system: SystemConfig
+    setup: Setup
+    collected: Collected
+    groups: Sequence[Group]
+    headline: Table
+    timing: Table
+    localizer: Localizer
+    failures: tuple[str, ...] = ()
+
+    @property
+    def blind(self) -> list[str]:
+        """Labels of the blind runs over the main set."""
+        return list(dict.fromkeys(g.label for g in self.groups if g.benchmark == "B1"))
+
+    def of(self, benchmark: str, length: int | None = None, variable: str = "all") -> list[Group]:
+        """Groups of one benchmark.
+
+        Parameters
+        ----------
+        benchmark : str
+            ``"B1"`` and so on, ``"robustness"``, ``"ablation"``.
+        length : int, optional
+            L; any by default.
+        variable : str
+            What the groups divide the scenes by, ``"all"`` for undivided.
+
+        Returns
+        -------
+        list of Group
+            In the order of the groups; empty where that benchmark was not run.
+        """
+        return [
+            g
+            for g in self.groups
+            if g.benchmark == benchmark and g.variable == variable and length in (None, g.snapshots)
+        ]
+
+
+def report_html(findings: Findings) -> str:
+    """The page.
+
+    Parameters
+    ----------
+    findings : Findings
+
+    Returns
+    -------
+    str
+        A whole HTML document.
+    """
+    parts = [
+        ("headline", "Headline figures", _headline(findings)),
+        ("errors", "Position errors", _errors(findings)),
+        ("methods", "All scenes, nothing told", _methods(findings)),
+        ("sweeps", "Over SNR, range, azimuth and number of sources", _sweeps(findings)),
+        ("map", "Number of sources against SNR", _map(findings)),
+        ("oracles", "What knowing more is worth", _oracles(findings)),
+        ("ablation", "What each stage brings", _ablation(findings)),
+        ("robustness", "When the system is not what it is taken for", _robustness(findings)),
+        ("timing", "Time", tables.timing_html(findings.timing)),
+        ("spectra", "Best, median and worst scene", _spectra(findings)),
+        ("latex", "LaTeX", _latex(findings)),
+        ("about", "How these figures are made", _about(findings)),
+    ]
+    shown = [(anchor, title, body) for anchor, title, body in parts if body]
+    links = "".join(f'<a href="#{anchor}">{html.escape(title)}</a>' for anchor, title, _ in shown)
+    sections = "".join(
+        f'<section id="{anchor}"><h2>{html.escape(title)}</h2>{body}</section>' for anchor, title, body in shown
+    )
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>risfast: evaluation</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>'
+        f"<header><h1>Source localisation against the bound and the baselines</h1>{_lead(findings)}"
+        f"<nav>{links}</nav></header>{sections}</main></body></html>\n"
+    )
+
+
+def _lead(findings: Findings) -> str:
+    main = findings.sets[0]
+    system, lengths = findings.system, " and ".join(str(length) for length in findings.snapshots)
+    return (
+        f'<p class="lead">{main.scenes} simulated scenes seen through a surface of {system.array.n_elements} elements '
+        f"by {system.n_antennas} antennas, with {lengths} snapshots. How many sources each method finds, how many "
+        "ghosts, and how far off: on the very same scenes, beside greedy maximum likelihood and the Cramér-Rao "
+        "bound.</p>"
+    )
+
+
+def _caption(text: str) -> str:
+    return f"<figcaption>{text}</figcaption>"
+
+
+def _figure(body: str, caption: str, labels: Sequence[str] | None = None) -> str:
+    """A card with a legend of the bound and of the methods."""
+    entries = "" if labels is None else legend([BOUND, *(series_of(label, i) for i, label in enumerate(labels))])
+    return f'<figure class="card">{body}{entries}{_caption(caption)}</figure>'
+
+
+def _headline(findings: Findings) -> str:
+    rows = "".join(
+        f"<h3>{length} snapshots</h3>{tables.headline_html(findings.headline, length)}" for length in findings.snapshots
+    )
+    return rows + "".join(f"<p>{html.escape(text)}.</p>" for text in findings.failures)
+
+
+def _errors(findings: Findings) -> str:
+    charts = [pictures.error_chart(findings.collected, length, findings.blind) for length in findings.snapshots]
+    caption = (
+        "Share of all true sources that have their estimate within a distance. Every true source counts, those that "
+        "nothing was paired with as infinitely far, so silence does not look like precision. Dashed: the share if "
+        "every source were found with Gaussian errors as large as its Cramér-Rao bound. An estimator that knows the "
+        "field of view can pass it at large errors, where the bound is wider than the room."
+    )
+    return _figure(f'<div class="row">{"".join(charts)}</div>', caption, findings.blind)
+
+
+def _methods(findings: Findings) -> str:
+    parts = []
+    for length in findings.snapshots:
+        implied = findings.of("B1", length)[0].figures["implied_recall"].value
+        caption = (
+            f"L = {length}, number of sources and noise power unknown. The bound implies a recall of {implied:.3f} on "
+            "these scenes; recall / implied compares with it. rms of hits / bound: root mean square distance of the "
+            "hits over that of the bound, for sources whose range bound is below 0.3 of the tolerance."
+        )
+        parts.append(f"<h3>{length} snapshots</h3>{tables.methods_html(findings.of('B1', length), caption)}")
+    return "".join(parts)
+
+
+def _sweeps(findings: Findings) -> str:
+    words = {
+        "B4": "F1 over SNR, with 95 % bootstrap intervals. Dashed: the recall that the bound implies on these scenes.",
+        "B5": "Recall over the true range. Range is nearly all of the error, and its bound grows as the square of the "
+        "range; the dashed line is the recall that it implies for the tolerance of a hit.",
+        "B6": "F1 over azimuth: true sources and estimates of the interval. Dashed: implied recall.",
+        "B3": "F1 over the number of sources in the scene. Dashed: implied recall.",
+    }
+    return "".join(
+        _figure(pictures.sweep_charts(findings.groups, benchmark, findings.snapshots), text, findings.blind)
+        for benchmark, text in words.items()
+    )
+
+
+def _map(findings: Findings) -> str:
+    rows = findings.of("B9", variable="sources")
+    if not rows:
+        return ""
+    labels = list(dict.fromkeys(g.label for g in rows))
+    scenes = int(rows[0].figures["scenes"].value)
+    parts = []
+    for length in findings.snapshots:
+        text = f"L = {length}: F1 at fixed number of sources and SNR, {scenes} scenes a cell, and the implied recall."
+        parts.append(_figure(pictures.map_charts(findings.groups, length), text))
+    two = pictures.map_lines(findings.groups, findings.snapshots)
+    parts.append(_figure(two, "F1 of scenes with two sources over SNR, from the map. Dashed: implied recall.", labels))
+    error = pictures.map_lines(findings.groups, findings.snapshots, findings.collected)
+    caption = (
+        "Median position error of all pairs of estimates and true sources, hits or not, at 10 dB. Dashed: the median "
+        "of Gaussian errors as large as the bound of these scenes."
+    )
+    parts.append(_figure(error, caption, labels))
+    return "".join(parts)
+
+
+def _oracles(findings: Findings) -> str:
+    if not findings.of("B7"):
+        return ""
+    parts = []
+    for length in findings.snapshots:
+        told = findings.of("B2", length)
+        scenes = int(told[0].figures["scenes"].value)
+        caption = (
+            f"L = {length}, the first {scenes} scenes: every method blind, and told the number of sources. Told K, "
+            "precision and recall are the same wherever a method reports exactly K."
+        )
+        parts.append(f"<h3>{length} snapshots: told the number of sources</h3>")
+        parts.append(tables.methods_html(told, caption, knowledge=True))
+        parts.append(f"<h3>{length} snapshots: told more and more</h3>{tables.oracle_html(findings.groups, length)}")
+    return "".join(parts)
+
+
+def _ablation(findings: Findings) -> str:
+    if not findings.of("ablation"):
+        return ""
+    return "".join(
+        f"<h3>{length} snapshots</h3>{tables.ablation_html(findings.groups, findings.timing, length)}"
+        for length in findings.snapshots
+    )
+
+
+def _robustness(findings: Findings) -> str:
+    if not findings.of("robustness"):
+        return ""
+    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
+    return "".join(
+        f"<h3>{length} snapshots</h3>{tables.robustness_html(findings.groups, findings.sets, length, bounds)}"
+        for length in findings.snapshots
+    )
+
+
+def _spectra(findings: Findings) -> str:
+    label = findings.blind[0]
+    parts = []
+    for length in findings.snapshots:
+        views = "".join(
+            pictures.spectrum_figure(
+                scene, findings.collected, findings.seed, findings.system, findings.setup, findings.localizer
+            )
+            for scene in pictures.typical_scenes(findings.collected, length, label)
+        )
+        whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
+        caption = (
+            f"L = {length}. Capon spectrum of the covariance of {whose}, maximum over the range planes, in dB below "
+            f"its peak. White circles: true sources with their ranges. Orange crosses: those of the {title_of(label)}. "
+            "Best, median and worst of all scenes by GOSPA."
+        )
+        parts.append(_figure(f'<div class="row triple">{views}</div>', caption))
+    return "".join(parts)
+
+
+def latex_tables(findings: Findings) -> dict[str, str]:
+    """Tables for a paper, by file name.
+
+    Parameters
+    ----------
+    findings : Findings
+
+    Returns
+    -------
+    dict of str to str
+        LaTeX, with booktabs.
+    """
+    found = {}
+    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
+    for length in findings.snapshots:
+        found[f"headline-L{length}.tex"] = tables.headline_latex(findings.headline, length)
+        caption = f"All scenes, number of sources unknown, L = {length}."
+        found[f"methods-L{length}.tex"] = tables.methods_latex(findings.of("B1", length), caption)
+        if findings.of("robustness", length):
+            text = tables.robustness_latex(findings.groups, findings.sets, length, bounds)
+            found[f"robustness-L{length}.tex"] = text
+    return found
+
+
+def _latex(findings: Findings) -> str:
+    return "".join(
+        f"<details><summary>{name}</summary><pre>{html.escape(text)}</pre></details>"
+        for name, text in latex_tables(findings).items()
+    )
+
+
+def _gate_text(gate: Tolerance) -> str:
+    both = (("azimuth", gate.azimuth_rad), ("elevation", gate.elevation_rad))
+    angles = [f"{math.degrees(value):.3g}° in {name}" for name, value in both]
+    if math.isinf(gate.range_m):
+        return f"{angles[0]} and {angles[1]}, whatever the range"
+    return f"{angles[0]}, {angles[1]} and {gate.range_m:.3g} m in range"
+
+
+def _scenes_text(system: SystemConfig) -> str:
+    snr, counts, ranges = system.snr_db, system.n_sources, system.range_m
+    power = "equal power" if system.gain == "equal" else "power falling as 1/r²"
+    bits = "continuous" if system.code_bits is None else f"{system.code_bits}-bit"
+    text = (
+        f"SNR uniform {snr[0]:g} … {snr[1]:g} dB, {counts[0]} to {counts[1]} sources of {power}, range uniform "
+        f"{ranges[0]:g} … {ranges[1]:g} m, Rician channel, {bits} codes ({', '.join(system.code_kinds)})"
+    )
+    return text.replace("-", "\u2212", 1) if snr[0] < 0 else text
+
+
+def _about(findings: Findings) -> str:
+    environment = findings.environment
+    facts = {
+        "command": f"<code>{html.escape(findings.command)}</code>",
+        "seed": str(findings.seed),
+        "versions": f"risfast {environment['risfast']}, torch {environment['torch']}, Python {environment['python']}",
+        "processor": f"{html.escape(str(environment['processor']))}, one thread a process",
+        "scenes": _scenes_text(findings.system),
+        "hit": f"within {_gate_text(findings.setup.tolerance)}, after the assignment with the least total distance "
+        "(Hungarian)",
+        "setup": f"<code>{html.escape(json.dumps(findings.setup.to_json()))}</code>",
+        "options": f"<code>{html.escape(json.dumps(as_table(findings.localizer.options)))}</code>",
+        "F1": "harmonic mean of precision and recall over all sources and estimates of the set",
+        "implied recall": "mean over the true sources of the chance that a Gaussian error with the covariance of the "
+        "stochastic Cramér-Rao bound is a hit; a reference, not a strict ceiling",
+        "intervals": "95 % percentile bootstrap over scenes; differences resample both methods together",
+        "GOSPA": "root mean square of the generalised optimal sub-pattern assignment metric, p = 2, cut-off "
+        "twice the tolerance of range (2 m where range is not scored)",
+    }
+    rows = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in facts.items())
+    return f'<div class="card"><dl>{rows}</dl></div>'

@@ -1,0 +1,366 @@
+"""Scenes kept in files: folders of memory-mapped arrays and a manifest that vouches for them.
+
+    FOLDER/manifest.json            setup, system, seed, counts, and the SHA-256 of every file
+    FOLDER/shard-00000/y.npy ...    one array a file, the scenes of the shard along its first axis
+
+A shard is written beside, synced, renamed and only then entered in the manifest, so that an interrupted set goes on
+where it stopped. Several processes share a set: each leaves the entries of its shards in files, which the first one
+moves into the manifest. Scene i of a set is scene i of :func:`risfast.simulate.generate_scenes`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from risfast import __version__
+from risfast.covariance import ls_covariance
+from risfast.errors import FileFormatError
+from risfast.io.durable import replace_file, sync_folder
+from risfast.setup import Setup
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.simulate.shard_manifest import (
+    MANIFEST,
+    SAMPLE_COVARIANCE,
+    SCENES_FORMAT,
+    ShardSpec,
+    file_digest,
+    read_manifest,
+    shard_name,
+    write_manifest,
+)
+from risfast.simulate.system_json import differing_fields, system_from_json, system_to_json
+
+__all__ = ["SCENES_FORMAT", "ShardSet", "ShardSpec", "write_shards"]
+
+_ARRAYS = tuple(f.name for f in fields(Scenes) if f.name not in ("config", "indices"))
+_POLL_S = 0.2
+_BATCH = 64  # scenes made at once: some 64 MB of the reference system
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Report = Callable[[int, int], None]
+
+
+def write_shards(
+    folder: Path,
+    spec: ShardSpec,
+    *,
+    device: torch.device | str = "cpu",
+    report: Report | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> None:
+    """Make a set of shards, or what is still missing of it.
+
+    Parameters
+    ----------
+    folder : Path
+        New, empty, or of the same set.
+    spec : ShardSpec
+        What the set holds.
+    device : device
+        Where the scenes are made.
+    report : callable of (scenes done, scenes of the set), optional
+        Called at the start, after each batch and at the end. Of several processes, the position in the set of the
+        scenes that this one is at.
+    rank, world : int
+        This process among several that were started together, on one machine or on a folder that all see: every
+        ``world``-th shard is its own. The first returns when the set is complete. A set that was interrupted may go on
+        with another number of processes.
+
+    Raises
+    ------
+    FileFormatError
+        The manifest in the folder, or an entry that waits for it, is damaged or of another format.
+    ValueError
+        The folder holds another set, or something else; or a rank outside [0, world).
+    OSError
+        The folder cannot be written, or the disk has no room for the set. The shards that were complete stay.
+    """
+    if not 0 <= rank < world:
+        raise ValueError(f"rank must lie in [0, {world}), got {rank}")
+    while rank and not (folder / MANIFEST).exists():  # the first process makes it, or says why it cannot
+        time.sleep(_POLL_S)
+    manifest = _open_for_writing(folder, spec)
+    ranges = spec.ranges()
+    if rank == 0:
+        for number in range(len(manifest["shards"])):  # entered by a run that was killed right then
+            _entry_file(folder, number).unlink(missing_ok=True)
+        _enter(folder, manifest, len(ranges))
+    for number in range(rank, len(ranges), world):
+        if number < len(manifest["shards"]) or _entry_file(folder, number).exists():
+            continue
+        if report:
+            report(ranges[number].start, spec.count)
+        entry = _write_shard(folder, number, ranges[number], spec, device, report)
+        replace_file(_entry_file(folder, number), json.dumps(entry).encode())
+        if rank == 0:
+            _enter(folder, manifest, len(ranges))
+    while rank == 0 and len(manifest["shards"]) < len(ranges):  # the others are still at theirs
+        time.sleep(_POLL_S)
+        _enter(folder, manifest, len(ranges))
+    if report:
+        report(spec.count, spec.count)
+
+
+def _entry_file(folder: Path, number: int) -> Path:
+    """Where the entry of a complete shard waits for the manifest."""
+    return folder / f".{shard_name(number)}.json"
+
+
+def _enter(folder: Path, manifest: dict[str, Any], total: int) -> None:
+    """Move into the manifest what waits for it, in the order of the shards."""
+    known = len(manifest["shards"])
+    while len(manifest["shards"]) < total and (path := _entry_file(folder, len(manifest["shards"]))).exists():
+        try:
+            manifest["shards"].append(json.loads(path.read_bytes()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{path}: damaged; delete it, and the shard is made again") from error
+    if len(manifest["shards"]) > known:
+        write_manifest(folder, manifest)
+    for number in range(known, len(manifest["shards"])):
+        _entry_file(folder, number).unlink(missing_ok=True)
+
+
+def _open_for_writing(folder: Path, spec: ShardSpec) -> dict[str, Any]:
+    if (folder / MANIFEST).exists():
+        manifest = read_manifest(folder)
+        changed = differing_fields(manifest["set"], spec.description())
+        if changed:
+            raise ValueError(
+                f"{folder} holds another set of shards ({', '.join(changed)} differ); choose another folder"
+            )
+        return manifest
+    if folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        raise ValueError(f"{folder} is not empty and holds no shards; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(folder).free, spec.size_bytes()
+    if needed > free:
+        raise OSError(f"{folder}: the set takes {needed / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB left")
+    manifest = {"version": __version__, "set": spec.description(), "shards": []}
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _write_shard(
+    folder: Path, number: int, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None
+) -> dict[str, Any]:
+    """Write one shard and return its entry of the manifest."""
+    beside, target = folder / f".{shard_name(number)}.tmp", folder / shard_name(number)
+    for left_behind in (beside, target):  # by a run that was killed before the manifest knew of it
+        if left_behind.exists():
+            shutil.rmtree(left_behind)
+    try:
+        beside.mkdir()
+        _fill(beside, indices, spec, device, report)
+        files = {}
+        for path in sorted(beside.iterdir()):
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": file_digest(path)}
+        sync_folder(beside)
+        beside.rename(target)
+        sync_folder(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise OSError(error.errno, f"cannot write shard {number}: {error.strerror}", str(target)) from error
+    return {"name": shard_name(number), "first": indices.start, "count": len(indices), "files": files}
+
+
+def _fill(folder: Path, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None) -> None:
+    """Make the scenes of a shard in batches and append each array to its file."""
+    names = spec.shapes(len(indices))
+    with ExitStack() as stack:  # closes every file, also where closing one fails for want of room
+        streams = {name: stack.enter_context((folder / f"{name}.npy").open("wb")) for name in names}
+        for name, (shape, dtype) in names.items():
+            header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(streams[name], header)
+        for start in range(indices.start, indices.stop, _BATCH):
+            part = generate_scenes(spec.system, spec.seed, range(start, min(start + _BATCH, indices.stop)), device)
+            for name, (_, dtype) in names.items():
+                values = _sample_covariance(part) if name == SAMPLE_COVARIANCE else getattr(part, name)
+                streams[name].write(np.ascontiguousarray(values.cpu().numpy(), dtype=dtype).tobytes())
+            if report:
+                report(start + len(part), spec.count)
+        for stream in streams.values():
+            stream.flush()
+            os.fsync(stream.fileno())
+
+
+def _sample_covariance(scenes: Scenes) -> Tensor:
+    return ls_covariance(scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power)
+
+
+class ShardSet:
+    """A complete set of shards, read through memory maps.
+
+    Parameters
+    ----------
+    folder : Path
+        As :func:`write_shards` made it.
+    system : SystemConfig or None
+        The system that the scenes are wanted for: refused where the set was made for another.
+    verify : bool
+        Whether to read every file once and compare its SHA-256 with the manifest. Sizes are always compared.
+
+    Attributes
+    ----------
+    system : SystemConfig
+    setup : Setup
+        The problem that the scenes pose.
+
+    Raises
+    ------
+    FileFormatError
+        The manifest or a file is missing, damaged or cut short, the set is not complete or of another format. The
+        message names the file.
+    ValueError
+        The set is of another system; the message names the fields that differ.
+    """
+
+    def __init__(self, folder: Path, system: SystemConfig | None = None, *, verify: bool = True) -> None:
+        self.folder = folder
+        manifest = read_manifest(folder)
+        try:
+            description = manifest["set"]
+            self.system, self.setup = system_from_json(description["system"]), Setup.from_json(description["setup"])
+            self.seed, self._count = int(description["seed"]), int(description["count"])
+            self.spec = ShardSpec(
+                self.system,
+                self.seed,
+                self._count,
+                int(description["shard_size"]),
+                bool(description[SAMPLE_COVARIANCE]),
+            )
+            entries = list(manifest["shards"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{folder / MANIFEST}: not the manifest of a set of shards: {error}") from error
+        own = self.system.setup
+        for name in ("array", "region", "wavefront", "sampling"):
+            if getattr(self.setup, name) != getattr(own, name):
+                raise FileFormatError(f"{folder / MANIFEST}: the {name} of the setup is not that of the system")
+        if system is not None:
+            changed = differing_fields(description["system"], system_to_json(system))
+            if changed:
+                raise ValueError(f"{folder} was made for another system: {', '.join(changed)} differ")
+        expected = [(shard_name(i), part.start, len(part)) for i, part in enumerate(self.spec.ranges())]
+        if [(e["name"], e["first"], e["count"]) for e in entries] != expected:
+            raise FileFormatError(
+                f"{folder / MANIFEST}: {len(entries)} of {len(expected)} shards are there; the command that began the "
+                "set completes it"
+            )
+        self._maps = [self._open(entry, verify) for entry in entries]
+
+    def _open(self, entry: Mapping[str, Any], verify: bool) -> dict[str, Array]:
+        maps: dict[str, Array] = {}
+        for name, (shape, dtype) in self.spec.shapes(entry["count"]).items():
+            path = self.folder / entry["name"] / f"{name}.npy"
+            claimed = entry["files"].get(path.name)
+            if claimed is None or not path.is_file():
+                raise FileFormatError(f"{path}: missing")
+            if path.stat().st_size != claimed["bytes"]:
+                raise FileFormatError(f"{path}: {path.stat().st_size} bytes, the manifest says {claimed['bytes']}")
+            if verify and file_digest(path) != claimed["sha256"]:
+                raise FileFormatError(f"{path}: damaged, or of another set: its checksum is not the manifest's")
+            try:
+                found = np.load(path, mmap_mode="r", allow_pickle=False)
+            except ValueError as error:
+                raise FileFormatError(f"{path}: {error}") from error
+            if found.shape != shape or found.dtype != np.dtype(dtype):
+                raise FileFormatError(f"{path}: {found.dtype} {found.shape}, expected {dtype} {shape}")
+            maps[name] = found
+        return maps
+
+    def __len__(self) -> int:
+        """Scenes of the set."""
+        return self._count
+
+    def _gather(self, name: str, indices: Tensor) -> Tensor:
+        """Rows of one array, in the order of ``indices``."""
+        shards = indices.numpy() // self.spec.shard_size
+        rows = indices.numpy() % self.spec.shard_size
+        shape, dtype = self.spec.shapes(len(rows))[name]
+        gathered = np.empty(shape, dtype=dtype)
+        for shard in np.unique(shards):
+            here = shards == shard
+            gathered[here] = self._maps[shard][name][rows[here]]
+        return torch.from_numpy(gathered)
+
+    def _checked(self, indices: Tensor) -> Tensor:
+        wanted = indices.cpu().long()
+        if wanted.numel() and not (int(wanted.min()) >= 0 and int(wanted.max()) < len(self)):
+            raise IndexError(f"indices must lie in 0 .. {len(self) - 1}, the scenes of {self.folder}")
+        return wanted
+
+    def scenes(self, indices: Tensor, device: torch.device | str = "cpu") -> Scenes:
+        """Some scenes of the set, in the order asked for.
+
+        Parameters
+        ----------
+        indices : int64 tensor, shape (B,)
+            Which, from 0; repeats are allowed.
+        device : device
+            Where they go.
+
+        Returns
+        -------
+        Scenes
+            In single precision.
+
+        Raises
+        ------
+        IndexError
+            The set has no such scene.
+        """
+        wanted = self._checked(indices)
+        arrays = {name: self._gather(name, wanted) for name in _ARRAYS}
+        return Scenes(config=self.system, indices=wanted, **arrays).to(device)
+
+    def sample_covariance(self, indices: Tensor) -> Tensor:
+        """Least-squares sample covariances of some scenes; see :func:`risfast.covariance.ls_covariance`.
+
+        Parameters
+        ----------
+        indices : int64 tensor, shape (B,)
+            Which scenes, from 0.
+
+        Returns
+        -------
+        complex64 tensor, shape (B, N, N), on the CPU
+
+        Raises
+        ------
+        ValueError
+            The set was made without them.
+        IndexError
+            The set has no such scene.
+        """
+        if not self.spec.sample_covariance:
+            raise ValueError(f"{self.folder} holds no sample covariances; make the set with them")
+        return self._gather(SAMPLE_COVARIANCE, self._checked(indices))
+
+    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Scenes]:
+        """All scenes in order.
+
+        Parameters
+        ----------
+        size : int
+            Scenes of a batch; the last may be smaller.
+        device : device
+            Where they go.
+
+        Yields
+        ------
+        Scenes
+        """
+        for start in range(0, len(self), size):
+            yield self.scenes(torch.arange(start, min(start + size, len(self))), device)

@@ -1,0 +1,165 @@
+"""A user's own system: from a TOML file, in degrees, or from a setup alone."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from risfast.errors import FileFormatError
+from risfast.geometry import SensorArray
+from risfast.io.guard import HELD_BYTES, file_head, megabytes
+from risfast.io.setup_file import read_setup
+from risfast.io.toml_file import from_table
+from risfast.setup import Setup
+from risfast.simulate.impairments import Impairments
+from risfast.simulate.system import Coherence, SystemConfig
+from risfast.steering import Wavefront
+
+__all__ = ["read_system", "system_of"]
+
+SYSTEM_FILE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _SystemFile:
+    """The keys of a system file; an interval that is left out is that of the setup."""
+
+    setup: str = ""
+    n_h: int = 12
+    n_v: int = 12
+    spacing_m: float = 0.15
+    wavelength_m: float = 0.3
+    n_antennas: int = 16
+    n_snapshots: int = 64
+    azimuth_deg: tuple[float, float] | None = None
+    elevation_deg: tuple[float, float] | None = None
+    range_m: tuple[float, float] | None = None
+    n_sources: tuple[int, int] = (1, 5)
+    snr_db: tuple[float, float] = (-5.0, 20.0)
+    code_kinds: tuple[str, ...] = ("dft", "random")
+    code_bits: int | None = 3
+    n_beams: int | None = None
+    rician_factor: tuple[float, float] = (0.5, 10.0)
+    gain: str = "equal"
+    min_separation_deg: float = 0.0
+    wavefront: Wavefront | None = None
+    impairments: Impairments = field(default_factory=Impairments)
+    coherence: Coherence = field(default_factory=Coherence)
+
+
+_ARRAY_KEYS = ("n_h", "n_v", "spacing_m", "wavelength_m")
+_SAME = (
+    *("n_antennas", "n_snapshots", "n_sources", "snr_db", "code_kinds", "code_bits", "n_beams", "rician_factor"),
+    *("gain", "impairments", "coherence"),
+)
+
+
+def read_system(path: str | Path) -> SystemConfig:
+    """Read a system and the distribution of its scenes from a TOML file.
+
+    Parameters
+    ----------
+    path : str or Path
+        Lengths in metres, angles in degrees; a key that is left out keeps its value of the reference system, an
+        interval of positions that of the setup::
+
+            format = 1
+            setup = "setup.toml"            # array, region and wavefront; beside this file unless absolute. Or:
+            n_h = 16                        # a rectangular surface, with n_v, spacing_m and wavelength_m
+            n_antennas = 8
+            n_snapshots = 40
+            azimuth_deg = [-50.0, 50.0]     # where sources are, with elevation_deg and range_m
+            n_sources = [1, 3]
+            snr_db = [0.0, 20.0]
+            code_kinds = ["random"]
+            code_bits = 2                   # "none" is continuous
+            rician_factor = [0.5, 10.0]
+
+            [impairments]                   # how far the true system is from this one
+            position_jitter_m = 0.001
+
+        The other keys are those of :class:`risfast.simulate.SystemConfig`: n_beams, gain, min_separation_deg, wavefront,
+        and the table coherence.
+
+    Returns
+    -------
+    SystemConfig
+
+    Raises
+    ------
+    FileFormatError
+        The file is missing, not TOML, of another format, holds an unknown key, or describes no system.
+    """
+    path = Path(path)
+    file_head(path)
+    if path.stat().st_size > HELD_BYTES // 8:
+        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no system")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+    found = table.pop("format", None)
+    if found != SYSTEM_FILE_FORMAT or isinstance(found, bool):
+        given = "the key format is missing" if found is None else f"format {found!r}"
+        raise FileFormatError(f"{path}: {given}, and this version reads systems with format = {SYSTEM_FILE_FORMAT}")
+    try:
+        given_keys = from_table(_SystemFile, table)
+        both = [key for key in _ARRAY_KEYS if key in table]
+        if given_keys.setup and both:
+            raise ValueError(f"setup and {both[0]} are both there; the array is that of the setup")
+        return _system(given_keys, path.parent)
+    except FileFormatError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
+def _system(keys: _SystemFile, beside: Path) -> SystemConfig:
+    if keys.setup:
+        base = system_of(read_setup(beside / keys.setup))
+    else:
+        base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
+    given = {name: getattr(keys, name) for name in _SAME}
+    for name in ("azimuth", "elevation"):
+        pair = getattr(keys, f"{name}_deg")
+        if pair is not None:
+            given[f"{name}_rad"] = (math.radians(pair[0]), math.radians(pair[1]))
+    for name in ("range_m", "wavefront"):
+        if getattr(keys, name) is not None:
+            given[name] = getattr(keys, name)
+    return replace(base, **given, min_separation_rad=math.radians(keys.min_separation_deg))
+
+
+def system_of(setup: Setup) -> SystemConfig:
+    """The reference distribution on the array and in the region of a setup.
+
+    Parameters
+    ----------
+    setup : Setup
+        Of a surface. Where its region has no end, sources reach to the Fraunhofer distance of the array, and at least
+        to twice the near end.
+
+    Returns
+    -------
+    SystemConfig
+
+    Raises
+    ------
+    ValueError
+        The array is sampled directly: there is nothing to simulate it with.
+    """
+    if setup.sampling != "surface":
+        raise ValueError(f"scenes are simulated through a surface only; the sampling of the setup is {setup.sampling}")
+    region = setup.region
+    near, far = region.range_m
+    if math.isinf(far):
+        far = max(setup.array.fraunhofer_distance_m, 2 * near)
+    return SystemConfig(
+        setup.array,
+        azimuth_rad=region.azimuth_rad,
+        elevation_rad=region.elevation_rad,
+        range_m=(near, far),
+        wavefront=setup.wavefront,
+    )
