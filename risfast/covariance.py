@@ -1,4 +1,4 @@
-"""Covariances: what a surface shows of them, estimates from snapshots, and the one builder of the effective covariance."""
+"""Covariances: what a surface shows of them, estimates from snapshots, and the one effective covariance."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor
 from risfast.errors import ShapeError
 
 __all__ = [
-    "SensingOperator",
-    "check_measurements",
     "LowRankFit",
+    "SensingOperator",
     "als_covariance",
     "als_fit",
+    "check_measurements",
     "covariance_from_factor",
     "effective_covariance",
     "ls_covariance",
@@ -43,21 +43,7 @@ class _Levels(NamedTuple):
 def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None:
     """Check that measurements (.., L, M), codes (.., L, N) and channel (.., M, N) belong together.
 
-    Parameters
-    ----------
-    y : complex tensor, shape (..., L, M), or None
-        None checks the codes and the channel alone.
-    codes : complex tensor, shape (..., L, N)
-        The code of each snapshot.
-    channel : complex tensor, shape (..., M, N)
-        H; batch dimensions broadcast.
-
-    Raises
-    ------
-    ShapeError
-        Sizes disagree; a transposed argument is recognised and named.
-    TypeError, ValueError
-        Not complex, different dtypes or devices, or NaN or infinite values.
+    y (..., L, M), codes (..., L, N), channel (..., M, N)
     """
     given = {"y": y, "codes": codes, "channel": channel}
     tensors = {name: t for name, t in given.items() if t is not None}
@@ -103,17 +89,7 @@ def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None
 class SensingOperator:
     """Phi_l = H diag(c_l) of every snapshot, applied without forming any of them.
 
-    Parameters
-    ----------
-    codes : complex tensor, shape (..., L, N)
-        Codes c_l; any modulus.
-    channel : complex tensor, shape (..., M, N)
-        H. Batch dimensions broadcast against those of ``codes``.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        See :func:`check_measurements`.
+    codes (..., L, N), channel (..., M, N)
     """
 
     def __init__(self, codes: Tensor, channel: Tensor) -> None:
@@ -124,19 +100,7 @@ class SensingOperator:
     def apply(self, x: Tensor) -> Tensor:
         """What the antennas see of what falls on the surface: y_l = H (c_l x_l).
 
-        Parameters
-        ----------
-        x : complex tensor, shape (..., L, N)
-            Field on the surface in each snapshot.
-
-        Returns
-        -------
-        complex tensor, shape (..., L, M)
-
-        Raises
-        ------
-        ShapeError
-            L or N is not that of the codes.
+        x (..., L, N) -> (..., L, M)
         """
         if x.shape[-2:] != self.codes.shape[-2:]:
             raise ShapeError(f"x must have shape (.., L, N) = {tuple(self.codes.shape)}, got {tuple(x.shape)}")
@@ -145,19 +109,7 @@ class SensingOperator:
     def adjoint(self, y: Tensor) -> Tensor:
         """The adjoint of :meth:`apply`: x_l = conj(c_l) (H^H y_l).
 
-        Parameters
-        ----------
-        y : complex tensor, shape (..., L, M)
-            Something at the antennas in each snapshot.
-
-        Returns
-        -------
-        complex tensor, shape (..., L, N)
-
-        Raises
-        ------
-        ShapeError
-            L or M is not that of the codes and the channel.
+        y (..., L, M) -> (..., L, N)
         """
         expected = (self.codes.shape[-2], self.channel.shape[-2])
         if y.shape[-2:] != expected:
@@ -167,19 +119,7 @@ class SensingOperator:
     def project(self, factor: Tensor) -> Tensor:
         """Phi_l F of a factor, for all snapshots at once.
 
-        Parameters
-        ----------
-        factor : complex tensor, shape (..., N, K)
-            F.
-
-        Returns
-        -------
-        complex tensor, shape (..., L, M, K)
-
-        Raises
-        ------
-        ShapeError
-            N is not that of the codes.
+        factor (..., N, K) -> (..., L, M, K)
         """
         if factor.shape[-2] != self.codes.shape[-1]:
             raise ShapeError(
@@ -193,10 +133,7 @@ class SensingOperator:
     def gram(self) -> Tensor:
         """Phi_l Phi_l^H = H diag(|c_l|^2) H^H.
 
-        Returns
-        -------
-        complex tensor, shape (..., L, M, M)
-            Exactly Hermitian.
+        -> (..., L, M, M)
         """
         m = self.channel.shape[-2]
         # sum_n |c_ln|^2 h_mn conj(h_m'n) is one GEMM over n
@@ -257,32 +194,10 @@ def ls_snapshots(
 ) -> Tensor:
     """Field on the surface in each snapshot by Tikhonov-regularised least squares.
 
-    x_l = argmin |y_l - Phi_l x|^2 + lambda |x|^2 = Phi_l^H (Phi_l Phi_l^H + lambda I)^-1 y_l: only M x M systems.
-
-    Parameters
-    ----------
-    y, codes, channel : complex tensors, shapes (..., L, M), (..., L, N), (..., M, N)
-        Measurements, codes (of any modulus) and channel, of one dtype; batch dimensions broadcast.
-    noise_power : float or real tensor, shape (...), or None
-        sigma^2. None takes the measurements to be 10 dB above the noise.
-    ridge : float or real tensor, shape (...), or None
-        lambda > 0. None is sigma^2 over the power per element that the measurements show, the ratio that makes x_l the
-        posterior mean of a white field, and at least 1e-6 of the mean eigenvalue of Phi_l Phi_l^H.
-
-    Returns
-    -------
-    complex tensor, shape (..., L, N)
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        See :func:`risfast.covariance.check_measurements`; a ridge or noise power out of range.
-
-    Notes
-    -----
-    A. E. Hoerl, R. W. Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 12,
-    1970.
+    y, codes, channel (..., L, M), (..., L, N), (..., M, N), noise_power (...), ridge (...) -> (..., L, N)
     """
+    # x_l = argmin |y_l - Phi_l x|^2 + lambda |x|^2 = Phi_l^H (Phi_l Phi_l^H + lambda I)^-1 y_l: only M x M systems. A.
+    # E. Hoerl, R. W. Kennard, "Ridge regression: biased estimation for nonorthogonal problems", Technometrics 12, 1970.
     check_measurements(y, codes, channel)
     operator = SensingOperator(codes, channel)
     gram = operator.gram()
@@ -361,17 +276,11 @@ def _mean_outer(x: Tensor) -> Tensor:
 
 
 class LowRankFit(NamedTuple):
-    """Result of :func:`als_fit`.
+    """Result of :func:`als_fit`."""
 
-    Attributes
-    ----------
-    factor : complex tensor, shape (..., N, r)
-        F with R = F F^H.
-    objective : real tensor, shape (..., iterations + 1)
-        The ridge objective before the first and after every iteration; it never rises beyond rounding.
-    """
-
-    factor: Tensor
+    factor: Tensor  # (..., N, r) F with R = F F^H
+    # (..., iterations + 1) The ridge objective before the first and after every iteration; it never rises beyond
+    # rounding
     objective: Tensor
 
 
@@ -423,43 +332,15 @@ def als_fit(
 ) -> LowRankFit:
     """Fit y_l = Phi_l F z_l with F (N, r) by alternating ridge regressions.
 
-    Minimises sum_l |y_l - Phi_l F z_l|^2 + sigma^2 sum_l |z_l|^2 + ridge |F|^2, exactly over the z_l (r x r systems),
-    then over F by conjugate gradients from where it stands, so that no step raises it. It starts from the r strongest
-    eigenvectors of :func:`ls_covariance` and uses no random numbers.
-
-    Parameters
-    ----------
-    y, codes, channel : complex tensors, shapes (..., L, M), (..., L, N), (..., M, N)
-        Measurements, codes (of any modulus) and channel, of one dtype; batch dimensions broadcast.
-    rank : int
-        r, from 1 to N.
-    noise_power : float or real tensor, shape (...), or None
-        sigma^2. None takes the measurements to be 10 dB above the noise; at least 1e-6 of the measured power is used.
-    ridge : float or real tensor, shape (...), or None
-        Weight of |F|^2, > 0. None is sigma^2 r over the power per element that the measurements show: the maximum a
-        posteriori fit for z_l ~ CN(0, I) and Gaussian F.
-    iterations, inner_iterations : int
-        Alternations, and steps of conjugate gradients in each. Few steps are best: more of them win nothing that
-        another alternation would not, and lose digits to rounding.
-
-    Returns
-    -------
-    LowRankFit
-        ``factor`` has the power of the symbols in it: F F^H = F' (mean_l z_l z_l^H) F'^H with the minimisers F', z_l.
-        Where they vanish (below 1e-3 of the measured power: nothing stands out of the noise), it is the start.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        See :func:`risfast.covariance.check_measurements`; a rank, count or weight out of range.
-
-    Notes
-    -----
-    Alternating minimisation of a low-rank matrix seen through linear maps: P. Jain, P. Netrapalli, S. Sanghavi,
-    "Low-rank matrix completion using alternating minimization", STOC 2013 (matrix sensing), here with ridges. An
-    unstructured factor has K (N + L) - K^2 unknowns against M L measurements: on the reference system the fit is
-    underdetermined from about K = 2 (L = 16) or K = 5 (L = 64), and the ridge decides the rest.
+    y, codes, channel (..., L, M), (..., L, N), (..., M, N), noise_power (...), ridge (...)
     """
+    # Minimises sum_l |y_l - Phi_l F z_l|^2 + sigma^2 sum_l |z_l|^2 + ridge |F|^2, exactly over the z_l (r x r systems),
+    # then over F by conjugate gradients from where it stands, so that no step raises it. It starts from the r strongest
+    # eigenvectors of :func:`ls_covariance` and uses no random numbers. Alternating minimisation of a low-rank matrix
+    # seen through linear maps: P. Jain, P. Netrapalli, S. Sanghavi, "Low-rank matrix completion using alternating
+    # minimization", STOC 2013 (matrix sensing), here with ridges. An unstructured factor has K (N + L) - K^2 unknowns
+    # against M L measurements: on the reference system the fit is underdetermined from about K = 2 (L = 16) or K = 5 (L
+    # = 64), and the ridge decides the rest.
     check_measurements(y, codes, channel)
     n = codes.shape[-1]
     if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= n:

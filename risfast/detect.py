@@ -155,22 +155,12 @@ def _grid_positions(grid: SearchGrid, index: Tensor) -> Tensor:
 
 
 class Peaks(NamedTuple):
-    """All refined peaks of the maps of B scenes, before any threshold, and what thresholds compare them with.
+    """All refined peaks of the maps of B scenes, before any threshold, and what thresholds compare them with."""
 
-    Attributes
-    ----------
-    position : float64 tensor, shape (B, C, 3)
-        Azimuth and elevation in radians, range in metres.
-    power : float64 tensor, shape (B, C)
-        Capon power, linear; 0 in padding.
-    median_db, mad_db : float64 tensors, shape (B,)
-        Median of the map in dB, and the median absolute deviation from it.
-    """
-
-    position: Tensor
-    power: Tensor
-    median_db: Tensor
-    mad_db: Tensor
+    position: Tensor  # (B, C, 3) Azimuth and elevation in radians, range in metres
+    power: Tensor  # (B, C) Capon power, linear; 0 in padding
+    median_db: Tensor  # (B,) Median of the map in dB, and the median absolute deviation from it
+    mad_db: Tensor  # (B,) Median of the map in dB, and the median absolute deviation from it
 
 
 class FixedDetections(NamedTuple):
@@ -234,11 +224,9 @@ def refined_peaks(
     method: str = "auto",
     options: DetectionOptions | None = None,
 ) -> Peaks:
-    """The first half of detection, and nearly all of its cost; thresholds and separations of the options play no part.
-
-    Arguments and errors are those of :func:`detect_fixed`; of the options ``candidates``, ``window``,
-    ``refine_points`` and ``range_margin`` are read.
-    """
+    """The first half of detection, and nearly all of its cost; thresholds and separations play no part."""
+    # Arguments and errors are those of :func:`detect_fixed`; of the options ``candidates``, ``window``,
+    # ``refine_points`` and ``range_margin`` are read.
     spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
@@ -272,10 +260,8 @@ def _with_grid(
 def choose_peaks(
     peaks: Peaks, setup: Setup | SensorArray, options: DetectionOptions, grid: SearchGrid
 ) -> FixedDetections:
-    """The second half of detection: thresholds on refined powers, and suppression of peaks that met.
-
-    ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.
-    """
+    """The second half of detection: thresholds on refined powers, and suppression of peaks that met."""
+    # ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.
     level = peaks.power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
     threshold = torch.maximum(level.amax(1) - options.max_db, peaks.median_db + options.prominence_db)
     if options.mad_z is not None:

@@ -74,15 +74,7 @@ def _axis_steps(values: Tensor) -> tuple[Tensor, int, float] | None:
 def find_lattice(positions_m: Tensor) -> Lattice | None:
     """Recognise a uniform planar (or linear) array parallel to the x-y plane, in any element order.
 
-    Parameters
-    ----------
-    positions_m : real tensor, shape (N, 3)
-        Element positions in metres.
-
-    Returns
-    -------
-    Lattice or None
-        None if the elements do not fill a uniform rectangular lattice with constant z = 0.
+    positions_m (N, 3)
     """
     positions = positions_m.detach().double().cpu()
     n = positions.shape[0]
@@ -434,10 +426,8 @@ class Region:
 
 
 def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
-    """Dimensions that the elements fill (1, 2 or 3), and the direction of the line or the normal of the plane [3].
-
-    The direction points to the right of a viewer on the z axis, the normal to the front (or right, or up).
-    """
+    """Dimensions that the elements fill (1, 2 or 3), and the direction of the line or the normal of the plane [3]."""
+    # The direction points to the right of a viewer on the z axis, the normal to the front (or right, or up).
     centred = positions_m - positions_m.mean(0)
     _, size, directions = torch.linalg.svd(centred, full_matrices=False)
     size = torch.cat([size, size.new_zeros(3 - len(size))]) if len(size) < 3 else size
@@ -581,14 +571,7 @@ def _symmetric_axis(count: int, limit: float) -> Tensor:
 def direction_cosines(azimuth: Tensor, elevation: Tensor) -> Tensor:
     """Unit vectors u = (sin az cos el, sin el, cos az cos el).
 
-    Parameters
-    ----------
-    azimuth, elevation : real tensors
-        Radians; broadcast against each other to (...).
-
-    Returns
-    -------
-    real tensor, shape (..., 3)
+    -> (..., 3)
     """
     azimuth, elevation = torch.broadcast_tensors(azimuth, elevation)
     cos_el = elevation.cos()

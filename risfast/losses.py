@@ -58,21 +58,7 @@ _LARGEST_COST = 1e30  # stands for a cost that is not finite: the assignment mus
 def check_sources(position: Tensor, mask: Tensor, name: str = "position") -> None:
     """Check that positions and their mask belong together.
 
-    Parameters
-    ----------
-    position : real tensor, shape (B, K, 3)
-        Azimuth, elevation (radians), range (metres); values are not looked at.
-    mask : bool tensor, shape (B, K)
-        True where there is a source.
-    name : str
-        What messages call ``position``.
-
-    Raises
-    ------
-    TypeError
-        ``position`` is not real floating-point, or ``mask`` not bool.
-    ShapeError
-        A shape is another.
+    position (B, K, 3), mask (B, K)
     """
     if not position.is_floating_point():
         raise TypeError(f"{name} must be a real floating-point tensor, got {position.dtype}")
@@ -97,16 +83,7 @@ def _check_prediction(predicted: Tensor, position: Tensor) -> None:
 def mean_over_sources(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over the last axis of what is not masked. Masked values are not looked at, not even for their gradient.
 
-    Parameters
-    ----------
-    values : real tensor, shape (..., K)
-    mask : bool tensor, shape (..., K)
-        True where there is a source.
-
-    Returns
-    -------
-    real tensor, shape (...)
-        0 where the mask is nowhere true.
+    values (..., K), mask (..., K) -> (...)
     """
     kept = torch.where(mask, values, torch.zeros_like(values))
     return kept.sum(-1) / mask.sum(-1).clamp_min(1)
@@ -122,28 +99,10 @@ def _orders(slots: int, sources: int) -> Tensor:
 def assign_sources(cost: Tensor, mask: Tensor) -> Tensor:
     """Give each true source a prediction of its own, at the least total cost.
 
-    Parameters
-    ----------
-    cost : real tensor, shape (B, P, K)
-        Cost of pairing prediction p with true source k, P >= K. No gradient flows through the assignment.
-    mask : bool tensor, shape (B, K)
-        True where there is a source.
-
-    Returns
-    -------
-    int64 tensor, shape (B, K)
-        Index of the prediction; -1 where masked.
-
-    Raises
-    ------
-    ShapeError
-        Fewer predictions than sources, or shapes that disagree.
-
-    Notes
-    -----
-    H. W. Kuhn, "The Hungarian method for the assignment problem", 1955, through
-    `scipy.optimize.linear_sum_assignment`; up to five predictions all orders are tried, without a loop over scenes.
+    cost (B, P, K), mask (B, K) -> (B, K)
     """
+    # H. W. Kuhn, "The Hungarian method for the assignment problem", 1955, through
+    # `scipy.optimize.linear_sum_assignment`; up to five predictions all orders are tried, without a loop over scenes.
     if cost.ndim != 3 or mask.shape != (cost.shape[0], cost.shape[2]):
         raise ShapeError(
             f"cost (B, P, K) and mask (B, K) must belong together, got {tuple(cost.shape)} and {tuple(mask.shape)}"
@@ -183,38 +142,11 @@ def position_huber(
 ) -> Tensor:
     """Huber loss of azimuth, elevation and log range after the best pairing of predictions with true sources.
 
-    For a pair, sum_c h(e_c / scale_c) with h(x) = x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond, e = (azimuth error
-    wrapped to +-pi, elevation error, ln(r / r_true)); then the mean over the
-    true sources. Predictions left over cost nothing.
-
-    Parameters
-    ----------
-    predicted : real tensor, shape (B, P, 3)
-        Azimuth, elevation (radians), range (metres; the logarithm is cut off below 1 mm); P >= K_max.
-    position : real tensor, shape (B, K_max, 3)
-        The true ones.
-    mask : bool tensor, shape (B, K_max)
-        True where there is a source.
-    scale : three positive floats
-        (radians, radians, natural logarithm) where the loss turns from quadratic to linear; a coordinate of infinite
-        scale does not count. The defaults are the tolerance of a hit of the reference system: 5 degrees, and 1 m at
-        5 m.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where every true source is predicted, and where there is none; 1 where, say, one coordinate of each is off by
-        1.5 of its scale.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Shapes or dtypes that do not belong together, fewer predictions than K_max, a scale that is not positive.
-
-    Notes
-    -----
-    P. J. Huber, "Robust estimation of a location parameter", 1964; pairing as in :func:`assign_sources`.
+    predicted (B, P, 3), position (B, K_max, 3), mask (B, K_max) -> (B,)
     """
+    # For a pair, sum_c h(e_c / scale_c) with h(x) = x^2 / 2 up to |x| = 1 and |x| - 1/2 beyond, e = (azimuth error
+    # wrapped to +-pi, elevation error, ln(r / r_true)); then the mean over the true sources. Predictions left over cost
+    # nothing. P. J. Huber, "Robust estimation of a location parameter", 1964; pairing as in :func:`assign_sources`.
     check_sources(position, mask)
     _check_prediction(predicted, position)
     if len(scale) != 3 or not all(s > 0 for s in scale):
@@ -238,34 +170,11 @@ def _with_log_range(position: Tensor) -> Tensor:
 def angle_chamfer(predicted: Tensor, position: Tensor, mask: Tensor, *, predicted_mask: Tensor | None = None) -> Tensor:
     """Chamfer distance between the directions of two sets of sources.
 
-    (mean over true of min over predicted + mean over predicted of min over true) / 2 of 1 - cos(angle between them).
-
-    Parameters
-    ----------
-    predicted : real tensor, shape (B, P, 3)
-        Azimuth, elevation in radians; the range is not looked at.
-    position : real tensor, shape (B, K_max, 3)
-        The true ones.
-    mask : bool tensor, shape (B, K_max)
-        True where there is a source.
-    predicted_mask : bool tensor, shape (B, P), optional
-        Which predictions count; all by default.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where each direction of one set is in the other, 1 where all are 90 degrees apart; 0 where a set is empty.
-
-    Raises
-    ------
-    ShapeError, TypeError
-        Shapes or dtypes that do not belong together.
-
-    Notes
-    -----
-    H. Fan, H. Su, L. Guibas, "A point set generation network for 3D object reconstruction", CVPR 2017. 1 - cos is taken
-    as half the squared chord, which is smooth where directions meet and knows no wrap.
+    predicted (B, P, 3), position (B, K_max, 3), mask (B, K_max), predicted_mask (B, P) -> (B,)
     """
+    # (mean over true of min over predicted + mean over predicted of min over true) / 2 of 1 - cos(angle between them).
+    # H. Fan, H. Su, L. Guibas, "A point set generation network for 3D object reconstruction", CVPR 2017. 1 - cos is
+    # taken as half the squared chord, which is smooth where directions meet and knows no wrap.
     check_sources(position, mask)
     _check_prediction(predicted, position)
     present = torch.ones(predicted.shape[:2], dtype=torch.bool, device=mask.device)
@@ -295,35 +204,11 @@ def _directions(position: Tensor, mask: Tensor) -> Tensor:
 def focal_heatmap(logits: Tensor, target: Tensor, *, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
     """Focal loss of a map against soft targets, summed over the cells, per unit of target.
 
-    With p = sigmoid(logit): sum_g alpha_t |t - p|^gamma (-t ln p - (1 - t) ln(1 - p)) / max(1, sum_g t), where
-    alpha_t = alpha t + (1 - alpha) (1 - t).
-
-    Parameters
-    ----------
-    logits : real tensor, shape (B, ...)
-        Before the sigmoid, where nothing can saturate.
-    target : real tensor of the same shape, in [0, 1]
-        See :func:`blob_heatmap`.
-    alpha : float in [0, 1]
-        Weight of what is a source; 1 - alpha goes to the background.
-    gamma : float, 0 or >= 1
-        How little cells count that are nearly right.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where p = t, for soft targets too (gamma > 0).
-
-    Raises
-    ------
-    ShapeError, ValueError
-        Shapes that differ, an option or a target out of its range.
-
-    Notes
-    -----
-    T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017; for targets between 0 and 1 in the form of
-    X. Li et al., "Generalized focal loss", NeurIPS 2020 (there without alpha).
+    logits (B, ...) -> (B,)
     """
+    # With p = sigmoid(logit): sum_g alpha_t |t - p|^gamma (-t ln p - (1 - t) ln(1 - p)) / max(1, sum_g t), where
+    # alpha_t = alpha t + (1 - alpha) (1 - t). T.-Y. Lin et al., "Focal loss for dense object detection", ICCV 2017; for
+    # targets between 0 and 1 in the form of X. Li et al., "Generalized focal loss", NeurIPS 2020 (there without alpha).
     if logits.shape != target.shape or logits.ndim < 2:
         raise ShapeError(
             f"logits and target must share a shape (B, ...), got {tuple(logits.shape)} and {tuple(target.shape)}"
@@ -350,34 +235,11 @@ def blob_heatmap(
 ) -> Tensor:
     """A Gaussian blob around the direction of each source, the largest where they overlap.
 
-    max_k exp(-(azimuth - azimuth_k)^2 / (2 sigma_az^2) - (elevation - elevation_k)^2 / (2 sigma_el^2)), with azimuth
-    differences wrapped to +-pi.
-
-    Parameters
-    ----------
-    position : real tensor, shape (B, K_max, 3)
-        Azimuth, elevation in radians; the range is not looked at.
-    mask : bool tensor, shape (B, K_max)
-        True where there is a source.
-    grid : SearchGrid
-        Its azimuth and elevation axes.
-    sigma_rad : pair of positive floats
-        Widths in radians; the default is one cell of the training grid in azimuth.
-
-    Returns
-    -------
-    real tensor, shape (B, G_az, G_el), in [0, 1]
-        In the dtype and on the device of ``position``; zero without sources.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Shapes or dtypes that do not belong together, a width that is not positive.
-
-    Notes
-    -----
-    The target of X. Zhou, D. Wang, P. Krähenbühl, "Objects as points", 2019, with widths in angle instead of in cells.
+    position (B, K_max, 3), mask (B, K_max) -> (B, G_az, G_el)
     """
+    # max_k exp(-(azimuth - azimuth_k)^2 / (2 sigma_az^2) - (elevation - elevation_k)^2 / (2 sigma_el^2)), with azimuth
+    # differences wrapped to +-pi. The target of X. Zhou, D. Wang, P. Krähenbühl, "Objects as points", 2019, with widths
+    # in angle instead of in cells.
     check_sources(position, mask)
     if len(sigma_rad) != 2 or not all(0 < s < math.inf for s in sigma_rad):
         raise ValueError(f"sigma_rad must be two positive widths in radians, got {sigma_rad!r}")
@@ -395,30 +257,11 @@ def blob_heatmap(
 def intensity_nll(log_intensity: Tensor, expected_counts: Tensor) -> Tensor:
     """Negative log-likelihood of a Poisson point process, above its least value for these counts.
 
-    sum_g exp(z_g) - t_g z_g - (t_g - t_g ln t_g): the likelihood of t_g sources where exp(z_g) are expected, less what
-    z = ln t attains (0 ln 0 = 0).
-
-    Parameters
-    ----------
-    log_intensity : real tensor, shape (B, G) or (B, ...)
-        z, the logarithm of the expected number of sources in each cell; -inf where none can be.
-    expected_counts : real tensor of the same shape, >= 0
-        t: 1 in the cell of each source, or its spread over several cells.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where exp(z) = t in every cell. Without sources, the number of sources that were expected.
-
-    Raises
-    ------
-    ShapeError, ValueError
-        Shapes that differ, a negative or NaN count.
-
-    Notes
-    -----
-    D. J. Daley, D. Vere-Jones, "An Introduction to the Theory of Point Processes", 2003, section 7.1.
+    log_intensity (B, G) or (B, ...) -> (B,)
     """
+    # sum_g exp(z_g) - t_g z_g - (t_g - t_g ln t_g): the likelihood of t_g sources where exp(z_g) are expected, less
+    # what z = ln t attains (0 ln 0 = 0). D. J. Daley, D. Vere-Jones, "An Introduction to the Theory of Point
+    # Processes", 2003, section 7.1.
     if log_intensity.shape != expected_counts.shape or log_intensity.ndim < 2:
         raise ShapeError(
             "log_intensity and expected_counts must share a shape (B, ...), got "
@@ -479,23 +322,7 @@ def covariance_nmse(
 ) -> Tensor:
     """Normalised squared error of a covariance: sum w |R - R_true|^2 / sum w |R_true|^2.
 
-    Parameters
-    ----------
-    covariance, target : complex tensors, shape (B, N, N)
-        As they are to be compared: both from :func:`risfast.covariance.effective_covariance` with the same options,
-        which is where trace, loading and shrinkage are settled.
-    diagonal_weight, off_diagonal_weight : float >= 0, not both 0
-        w on the diagonal and off it. The diagonal holds powers alone, the rest holds where they come from.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 at the target, 1 for the zero matrix; 0 where the weighted target is zero.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Shapes that disagree, not complex, a negative weight or two zeros.
+    covariance, target (B, N, N) -> (B,)
     """
     _check_matrices(covariance, target, ("covariance", "target"), square=True)
     if not (0 <= diagonal_weight < math.inf and 0 <= off_diagonal_weight < math.inf):
@@ -512,27 +339,10 @@ def covariance_nmse(
 def factor_nmse(F_hat: Tensor, F_true: Tensor) -> Tensor:
     """Normalised squared error of F F^H after both covariances are scaled to the same trace, without an N x N matrix.
 
-    With R = F F^H / ||F||_F^2: ||R_hat - R||^2 / ||R||^2, where ||R_hat||^2, ||R||^2 and <R_hat, R> are the squared
-    norms of the Gram matrices F_hat^H F_hat, F^H F and F_hat^H F.
-
-    Parameters
-    ----------
-    F_hat : complex tensor, shape (B, N, K_f)
-        Any K_f and any scale.
-    F_true : complex tensor, shape (B, N, K)
-        Columns sqrt(p_k) a_k; zero columns are absent sources.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 at the truth, 1 for a zero factor, up to 2 + for a prediction that shares nothing with it; 0 where F_true is
-        zero. Exact to some 1e-6 in complex64.
-
-    Raises
-    ------
-    ShapeError, TypeError
-        Shapes that disagree, or not complex.
+    F_hat (B, N, K_f), F_true (B, N, K) -> (B,)
     """
+    # With R = F F^H / ||F||_F^2: ||R_hat - R||^2 / ||R||^2, where ||R_hat||^2, ||R||^2 and <R_hat, R> are the squared
+    # norms of the Gram matrices F_hat^H F_hat, F^H F and F_hat^H F.
     _check_matrices(F_hat, F_true, ("F_hat", "F_true"), square=False)
     guess, truth = _unit_scale(F_hat), _unit_scale(F_true)
     trace_guess, trace_truth = _squared(guess).sum((1, 2)), _squared(truth).sum((1, 2))
@@ -546,33 +356,13 @@ def factor_nmse(F_hat: Tensor, F_true: Tensor) -> Tensor:
 def subspace_alignment(F_hat: Tensor, F_true: Tensor) -> Tensor:
     """Share of the predicted power outside the span of the true steering vectors: 1 - ||P F_hat||^2 / ||F_hat||^2.
 
-    P = A (A^H A)^-1 A^H projects on the true steering vectors, so that ||P F_hat||^2 = ||C^-1 A^H F_hat||^2 with the
-    K x K Cholesky factor C C^H = A^H A; nothing that is learned is decomposed.
-
-    Parameters
-    ----------
-    F_hat : complex tensor, shape (B, N, K_f)
-        Any K_f and any scale.
-    F_true : complex tensor, shape (B, N, K)
-        Columns proportional to the steering vectors of the true sources, of any power; zero columns are absent ones.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where F_hat lies in the span, 1 where it is orthogonal to it or zero; 0 where F_true is zero. Sources that
-        coincide span what one of them does.
-
-    Raises
-    ------
-    ShapeError, TypeError
-        Shapes that disagree, or not complex.
-
-    Notes
-    -----
-    The signal-subspace projector of R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE
-    Trans. AP 34, 1986 (MUSIC). A covariance that misses a source but adds nothing scores 0: it complements
-    :func:`factor_nmse`, it does not replace it.
+    F_hat (B, N, K_f), F_true (B, N, K) -> (B,)
     """
+    # P = A (A^H A)^-1 A^H projects on the true steering vectors, so that ||P F_hat||^2 = ||C^-1 A^H F_hat||^2 with the
+    # K x K Cholesky factor C C^H = A^H A; nothing that is learned is decomposed. The signal-subspace projector of R. O.
+    # Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986 (MUSIC). A
+    # covariance that misses a source but adds nothing scores 0: it complements :func:`factor_nmse`, it does not replace
+    # it.
     _check_matrices(F_hat, F_true, ("F_hat", "F_true"), square=False)
     guess = _unit_scale(F_hat)
     with torch.no_grad():
@@ -590,29 +380,12 @@ def subspace_alignment(F_hat: Tensor, F_true: Tensor) -> Tensor:
 def orthogonality(F_hat: Tensor) -> Tensor:
     """How far the columns of a factor are from orthogonal.
 
-    sum_{i != j} |f_i^H f_j|^2 / sum_{i != j} ||f_i||^2 ||f_j||^2.
-
-    Parameters
-    ----------
-    F_hat : complex tensor, shape (B, N, K_f)
-        Any K_f and any scale.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 for orthogonal columns, and where fewer than two carry power; 1 where all are parallel.
-
-    Raises
-    ------
-    ShapeError, TypeError
-        Not (B, N, K_f), or not complex.
-
-    Notes
-    -----
-    The double soft orthogonality of N. Bansal, X. Chen, Z. Wang, NeurIPS 2018, weighted by power, so that columns
-    without any need not point anywhere. The denominator is raised by 1e-6 of the squared trace, which bounds the
-    gradient where one column holds nearly all power.
+    F_hat (B, N, K_f) -> (B,)
     """
+    # sum_{i != j} |f_i^H f_j|^2 / sum_{i != j} ||f_i||^2 ||f_j||^2. The double soft orthogonality of N. Bansal, X.
+    # Chen, Z. Wang, NeurIPS 2018, weighted by power, so that columns without any need not point anywhere. The
+    # denominator is raised by 1e-6 of the squared trace, which bounds the gradient where one column holds nearly all
+    # power.
     _check_matrices(F_hat, F_hat, ("F_hat", "F_hat"), square=False)
     guess = _unit_scale(F_hat)
     gram = guess.mH @ guess
@@ -637,44 +410,12 @@ def capon_peak_contrast(
 ) -> Tensor:
     """Whether the Capon spectrum peaks at the true sources: max(0, 1 - contrast / margin), averaged.
 
-    The contrast is the Capon power at a true position over that at a point on a ring of directions around it, at the
-    true range, in dB. Points of a ring that come within half its smallest radius of another source are left out.
-
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        Effective covariance, Hermitian and positive semi-definite, element order as in ``array``.
-    array : PlanarArray
-        N elements.
-    position : real tensor, shape (B, K_max, 3)
-        True azimuth, elevation (radians), range (metres).
-    mask : bool tensor, shape (B, K_max)
-        True where there is a source.
-    loading : float > 0
-        Diagonal loading, relative to trace / N.
-    wavefront : {"spherical", "fresnel", "planar"}
-        See :func:`risfast.steering.steering_vectors`.
-    ring_rad : floats > 0
-        Radii of the rings in radians, eight points each.
-    margin_db : float > 0
-        Contrast that is enough.
-
-    Returns
-    -------
-    real tensor, shape (B,)
-        0 where every source stands ``margin_db`` above its rings, 1 for a flat spectrum (the identity, or zero), more
-        where a ring is above its source; 0 without sources.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Shapes or dtypes that do not belong together, an option out of its range.
-
-    Notes
-    -----
-    P = N / ||L^-1 a||^2 with one Cholesky factor a scene, R + delta I = L L^H, and all steering vectors as right-hand
-    sides. A matrix that is not positive definite gives NaN for its scene.
+    covariance (B, N, N), position (B, K_max, 3), mask (B, K_max) -> (B,)
     """
+    # The contrast is the Capon power at a true position over that at a point on a ring of directions around it, at the
+    # true range, in dB. Points of a ring that come within half its smallest radius of another source are left out. P =
+    # N / ||L^-1 a||^2 with one Cholesky factor a scene, R + delta I = L L^H, and all steering vectors as right-hand
+    # sides. A matrix that is not positive definite gives NaN for its scene.
     _check_matrices(covariance, covariance, ("covariance", "covariance"), square=True)
     check_sources(position, mask)
     if covariance.shape[1] != array.n_elements or len(position) != len(covariance):
@@ -717,22 +458,7 @@ def _rings(position: Tensor, mask: Tensor, ring_rad: Sequence[float]) -> tuple[T
 def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
     """Weighted sum of the terms, averaged over the batch: sum_i w_i mean_b term_i[b].
 
-    Parameters
-    ----------
-    terms : mapping of str to real tensor, shape (B,)
-        One number a scene each.
-    weights : mapping of str to float
-        One for each term, finite and >= 0; a term of weight 0 takes no part, whatever its value.
-
-    Returns
-    -------
-    real scalar tensor
-
-    Raises
-    ------
-    ShapeError, ValueError
-        Terms and weights that do not name the same, a negative weight, no weight above 0, terms of different shapes or
-        without scenes.
+    terms (B,)
     """
     if set(terms) != set(weights):
         raise ValueError(f"terms and weights must name the same, got {sorted(terms)} and {sorted(weights)}")
@@ -747,29 +473,12 @@ def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Ten
 
 @dataclass(frozen=True)
 class ObjectiveOptions:
-    """Weights of the terms.
+    """Weights of the terms."""
 
-    Parameters
-    ----------
-    nmse : float
-        Of the error of the trace-normalised covariance.
-    intensity : float
-        Of the Poisson negative log-likelihood of the true sources under the expected counts.
-    offset : float
-        Of the Huber loss of the direction offsets, in units of the spacing of atoms.
-    position : float
-        Of the permutation-invariant Huber loss of positions, for a backbone that predicts them.
-
-    Raises
-    ------
-    ValueError
-        A weight is negative.
-    """
-
-    nmse: float = 1.0
-    intensity: float = 0.05
-    offset: float = 0.1
-    position: float = 0.1
+    nmse: float = 1.0  # Of the error of the trace-normalised covariance
+    intensity: float = 0.05  # Of the Poisson negative log-likelihood of the true sources under the expected counts
+    offset: float = 0.1  # Of the Huber loss of the direction offsets, in units of the spacing of atoms
+    position: float = 0.1  # Of the permutation-invariant Huber loss of positions, for a backbone that predicts them
 
     def __post_init__(self) -> None:
         """Check the signs."""
@@ -779,30 +488,14 @@ class ObjectiveOptions:
 
 
 class Terms(NamedTuple):
-    """A loss and what it is made of.
+    """A loss and what it is made of."""
 
-    Attributes
-    ----------
-    total : real scalar tensor
-        The weighted sum, for the gradient.
-    parts : dict of str to real scalar tensor
-        Each term before its weight.
-    """
-
-    total: Tensor
-    parts: dict[str, Tensor]
+    total: Tensor  # The weighted sum, for the gradient
+    parts: dict[str, Tensor]  # Each term before its weight
 
 
 class BackboneObjective:
-    """The training loss of a backbone.
-
-    Parameters
-    ----------
-    options : ObjectiveOptions, optional
-        Weights of the terms.
-    cells : RangeCells or None
-        Of the backbone's head; without them only the covariance counts.
-    """
+    """The training loss of a backbone."""
 
     def __init__(self, options: ObjectiveOptions | None = None, cells: RangeCells | None = None) -> None:
         self.options, self.cells = options or ObjectiveOptions(), cells
@@ -829,11 +522,10 @@ def _scale(setup: Setup) -> tuple[float, float, float]:
 
 
 def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:
-    """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over
-    scenes of the mean over sources).
-
-    -log p = sum_g exp(z_g) - sum_k z_(cell of k), up to a constant: smallest where exp(z) is the expected count.
+    """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over scenes of the mean
+    over sources).
     """
+    # -log p = sum_g exp(z_g) - sum_k z_(cell of k), up to a constant: smallest where exp(z) is the expected count.
     target = cells.targets(scenes.position)
     z = log_intensity.float().flatten(1)
     here = scenes.mask.to(z.dtype)

@@ -317,10 +317,8 @@ _PARTS: dict[str, type] = {"region": Region, "tolerance": Tolerance}
 
 
 def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -> Tensor:
-    """``count`` values from end to end, float64; exactly antisymmetric where the ends are.
-
-    ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
-    """
+    """``count`` values from end to end, float64; exactly antisymmetric where the ends are."""
+    # ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
     if count <= 1 + closed or high == low:
         return torch.tensor([(low + high) / 2], dtype=torch.float64)
     if closed:
@@ -355,18 +353,7 @@ def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str,
 
 
 def array_to_json(array: SensorArray) -> dict[str, Any]:
-    """Description of an array that :func:`array_from_json` turns back into the same one, to the last bit.
-
-    Parameters
-    ----------
-    array : SensorArray
-
-    Returns
-    -------
-    dict
-        ``n_h``, ``n_v``, ``spacing_m``, ``wavelength_m`` of a centred rectangular array, or ``positions_m`` (N rows of
-        three numbers) and ``wavelength_m`` of any other.
-    """
+    """Description of an array that :func:`array_from_json` turns back into the same one, to the last bit."""
     lattice = array.lattice
     if lattice is not None:
         # the spacing that was asked for is the lattice's only up to rounding, so look for it among short decimals too
@@ -385,22 +372,7 @@ def array_to_json(array: SensorArray) -> dict[str, Any]:
 
 
 def array_from_json(description: Mapping[str, Any]) -> SensorArray:
-    """The array that :func:`array_to_json` described.
-
-    Parameters
-    ----------
-    description : mapping
-        As :func:`array_to_json` returns it.
-
-    Returns
-    -------
-    SensorArray
-
-    Raises
-    ------
-    ValueError, ShapeError
-        A key is missing or unknown, or the values make no array.
-    """
+    """The array that :func:`array_to_json` described."""
     if not isinstance(description, Mapping):
         raise ValueError(f"an array is described by a table, got {description!r}")
     given = set(description)

@@ -24,34 +24,13 @@ WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
 
 
 def check_wavefront(wavefront: str) -> None:
-    """Refuse a wavefront that is none of the known ones.
-
-    Parameters
-    ----------
-    wavefront : str
-
-    Raises
-    ------
-    ValueError
-        It is not one of :data:`WAVEFRONTS`.
-    """
+    """Refuse a wavefront that is none of the known ones."""
     if wavefront not in WAVEFRONTS:
         raise ValueError(f"wavefront must be one of {', '.join(WAVEFRONTS)}; got {wavefront!r}")
 
 
 def farthest(dtype: torch.dtype) -> float:
-    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different.
-
-    Parameters
-    ----------
-    dtype : torch.dtype
-        Real.
-
-    Returns
-    -------
-    float
-        In any unit of length.
-    """
+    """A range whose square a dtype still holds: so far out nothing bends, and infinity is no different."""
     return float(torch.finfo(dtype).max ** 0.45)
 
 
@@ -60,28 +39,10 @@ def steering_phase(
 ) -> Tensor:
     """Phase k (r - d_n) of each element, in the dtype of its inputs.
 
-    Parameters
-    ----------
-    positions_m : real tensor, shape (N, 3)
-        Element positions p_n in metres.
-    direction : real tensor, shape (..., 3)
-        Unit vectors u of the sources.
-    range_m : real tensor, shape (...)
-        Ranges r in metres; infinity is the far field, where every wavefront is planar.
-    wavenumber : float
-        k = 2 pi / wavelength in rad/m.
-    wavefront : {"spherical", "fresnel", "planar"}
-        See :func:`steering_vectors`.
-
-    Returns
-    -------
-    real tensor, shape (..., N), radians
-
-    Notes
-    -----
-    With d = |r u - p|, d - r = (|p|^2 - 2 r u.p) / (d + r). The naive difference d - r loses 4e-3 rad at 100 m in
-    float32; this form stays below 1e-5 rad.
+    positions_m (N, 3), direction (..., 3), range_m (...) -> (..., N)
     """
+    # With d = |r u - p|, d - r = (|p|^2 - 2 r u.p) / (d + r). The naive difference d - r loses 4e-3 rad at 100 m in
+    # float32; this form stays below 1e-5 rad.
     projection = direction @ positions_m.T  # u.p  [..., N]
     if wavefront == "planar":
         return wavenumber * projection
@@ -100,26 +61,10 @@ def steering_phase_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Phase of :func:`steering_phase` and its derivatives along (azimuth, elevation, 1/range).
 
-    Parameters
-    ----------
-    positions_m : real tensor, shape (N, 3)
-        Element positions p_n in metres.
-    azimuth_rad, elevation_rad, range_m : real tensors, shape (...)
-        Radians, radians and metres; the range may be infinite.
-    wavenumber, wavefront
-        As :func:`steering_phase` takes them.
-
-    Returns
-    -------
-    phase : real tensor, shape (..., N)
-    gradient : real tensor, shape (..., 3, N)
-        Radians per radian, radians per radian, and radian metres.
-
-    Notes
-    -----
-    With d^2 = r^2 - 2 r u.p + |p|^2: d_az = -r (du/daz).p / d, and k (r - d) changes with r as k (1 - (r - u.p) / d),
-    with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
+    positions_m (N, 3), azimuth_rad, elevation_rad, range_m (...) -> phase (..., N), gradient (..., 3, N)
     """
+    # With d^2 = r^2 - 2 r u.p + |p|^2: d_az = -r (du/daz).p / d, and k (r - d) changes with r as k (1 - (r - u.p) / d),
+    # with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
     direction = direction_cosines(azimuth_rad, elevation_rad)
     sin_az, cos_az = azimuth_rad.sin(), azimuth_rad.cos()
     sin_el, cos_el = elevation_rad.sin(), elevation_rad.cos()

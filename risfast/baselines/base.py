@@ -43,20 +43,7 @@ class Baseline(Protocol):
 def check_request(measurement: Measurement, array: SensorArray, n_sources: Tensor | None) -> None:
     """Check a request for B scenes before any work.
 
-    Parameters
-    ----------
-    measurement : Measurement
-        Of B scenes: complex ``y`` (B, L, M), ``codes`` (B, L, N), ``channel`` (B, M, N).
-    array : SensorArray
-        The surface, N elements.
-    n_sources : int tensor, shape (B,), or None
-        How many sources are asked for in each scene, >= 0.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        No batch axis, no snapshot, a channel for another array, values that are not finite, silence, or counts that
-        are not integers >= 0, one a scene.
+    n_sources (B,)
     """
     shapes = {name: tuple(getattr(measurement, name).shape) for name in ("y", "codes", "channel")}
     if any(len(shape) != 3 for shape in shapes.values()):
@@ -87,16 +74,7 @@ def check_request(measurement: Measurement, array: SensorArray, n_sources: Tenso
 def by_count(counts: Tensor, find: Callable[[Tensor, int], Sequence[Sources]]) -> list[Sources]:
     """Call ``find`` once for all scenes of equal count, and put the answers in order.
 
-    Parameters
-    ----------
-    counts : int64 tensor, shape (B,)
-        On the CPU; scenes of count 0 get no sources without a call.
-    find : callable of (int64 tensor of scene indices, int) to a sequence of Sources
-        The sources of those scenes, in their order.
-
-    Returns
-    -------
-    list of B Sources
+    counts (B,)
     """
     found = [Sources.empty()] * len(counts)
     for count in counts.unique().tolist():
@@ -112,28 +90,7 @@ def completed(
 ) -> Sources:
     """The ``count`` strongest of the sources found, and where there are fewer, the strongest points beside them.
 
-    Parameters
-    ----------
-    found : Sources
-        Strongest first.
-    count : int
-        Sources wanted, >= 0.
-    axes : three real tensors, shapes (G_az,), (G_el,), (G_r,)
-        Azimuths and elevations in radians and ranges in metres of the volume.
-    volume : real tensor, shape (G_az, G_el, G_r)
-        Powers of the points that fill up, linear; not looked at where ``found`` suffices.
-    separation : (float, float, float)
-        Closer than all of these in azimuth, elevation (radians) and range (metres) to a stronger source, a point is
-        taken only when no other is left.
-
-    Returns
-    -------
-    Sources
-
-    Raises
-    ------
-    ValueError
-        The volume has too few points.
+    axes (G_az,), (G_el,), (G_r,), volume (G_az, G_el, G_r)
     """
     found = found[:count]
     if len(found) == count:
@@ -169,17 +126,7 @@ def _near(grid: Tensor, position: Tensor, apart: Tensor) -> Tensor:
 
 
 def reported(found: Sequence[Sources], setup: Setup) -> list[Sources]:
-    """The sources as an answer: no range where waves are planar, and which lie on the edge of the region.
-
-    Parameters
-    ----------
-    found : sequence of Sources
-    setup : Setup
-
-    Returns
-    -------
-    list of Sources
-    """
+    """The sources as an answer: no range where waves are planar, and which lie on the edge of the region."""
     answers = []
     for sources in found:
         edge = setup.region.at_edge(sources.position).to(sources.azimuth.device)

@@ -31,26 +31,11 @@ _EVERY_DB = 300.0  # below the strongest: what no spectrum spans
 
 @dataclass(frozen=True)
 class CaponOptions:
-    """Options of the spectrum and of its peaks.
+    """Options of the spectrum and of its peaks."""
 
-    Attributes
-    ----------
-    loading : float
-        Diagonal loading relative to trace / N, > 0.
-    detection : DetectionOptions
-        Where the number of sources is not given.
-    grid : SearchGrid or None
-        None is that of the setup, :meth:`risfast.Setup.search_grid`.
-
-    Raises
-    ------
-    ValueError
-        The loading is not positive.
-    """
-
-    loading: float = 1e-2
-    detection: DetectionOptions = field(default_factory=DetectionOptions)
-    grid: SearchGrid | None = None
+    loading: float = 1e-2  # Diagonal loading relative to trace / N, > 0
+    detection: DetectionOptions = field(default_factory=DetectionOptions)  # Where the number of sources is not given
+    grid: SearchGrid | None = None  # None is that of the setup, :meth:`risfast.Setup.search_grid`
 
     def __post_init__(self) -> None:
         """Check the loading."""
@@ -59,19 +44,7 @@ class CaponOptions:
 
 
 def peaks_without_threshold(detection: DetectionOptions, count: int) -> DetectionOptions:
-    """Options that keep the ``count`` strongest separate peaks, whatever their height.
-
-    Parameters
-    ----------
-    detection : DetectionOptions
-        Where window, separation and refinement come from.
-    count : int
-        Peaks wanted; at least four times as many candidates are refined.
-
-    Returns
-    -------
-    DetectionOptions
-    """
+    """Options that keep the ``count`` strongest separate peaks, whatever their height."""
     candidates = max(detection.candidates, 4 * count)
     return replace(detection, max_db=_EVERY_DB, mad_z=None, prominence_db=0.0, max_sources=None, candidates=candidates)
 
@@ -79,26 +52,10 @@ def peaks_without_threshold(detection: DetectionOptions, count: int) -> Detectio
 def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sources: Tensor | None) -> list[Sources]:
     """Peaks of the Capon spectrum of a batch of covariances.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        As estimated; :func:`risfast.covariance.effective_covariance` normalises it here.
-    setup : Setup
-        Array of N elements, region and wavefront.
-    options : CaponOptions
-    n_sources : int64 tensor, shape (B,), or None
-        How many to report in each scene; None leaves that to ``options.detection``.
-
-    Returns
-    -------
-    list of B Sources
-        Strongest first; exactly ``n_sources`` of them where that is given, filled up by :func:`completed`.
-
-    Notes
-    -----
-    J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57, 1969, through
-    :func:`risfast.detect.detect_sources`. No gradient.
+    covariance (B, N, N), n_sources (B,)
     """
+    # J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57, 1969, through
+    # :func:`risfast.detect.detect_sources`. No gradient.
     with torch.no_grad():
         effective = effective_covariance(covariance)
         grid = options.grid if options.grid is not None else setup.search_grid()
@@ -126,13 +83,7 @@ def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sou
 
 
 class LsCapon:
-    """Capon spectrum of the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`.
-
-    Parameters
-    ----------
-    setup : Setup
-    options : CaponOptions, optional
-    """
+    """Capon spectrum of the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`."""
 
     def __init__(self, setup: Setup, options: CaponOptions | None = None) -> None:
         self.setup, self.options = setup, options or CaponOptions()
@@ -140,14 +91,7 @@ class LsCapon:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-
-        Returns
-        -------
-        list of B Sources
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         covariance = ls_covariance(
@@ -158,26 +102,11 @@ class LsCapon:
 
 @dataclass(frozen=True)
 class AlsCaponOptions:
-    """Options of :class:`AlsCapon`.
+    """Options of :class:`AlsCapon`."""
 
-    Attributes
-    ----------
-    rank : int
-        Of the covariance where the number of sources is not given, >= 1.
-    iterations : int
-        Of the alternating least squares, >= 1.
-    capon : CaponOptions
-        Of the spectrum.
-
-    Raises
-    ------
-    ValueError
-        A count is below 1.
-    """
-
-    rank: int = 5
-    iterations: int = 50
-    capon: CaponOptions = field(default_factory=CaponOptions)
+    rank: int = 5  # Of the covariance where the number of sources is not given, >= 1
+    iterations: int = 50  # Of the alternating least squares, >= 1
+    capon: CaponOptions = field(default_factory=CaponOptions)  # Of the spectrum
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -186,15 +115,9 @@ class AlsCaponOptions:
 
 
 class AlsCapon:
-    """Capon spectrum of the low-rank covariance of :func:`risfast.covariance.als_covariance`.
+    """Capon spectrum of the low-rank covariance of :func:`risfast.covariance.als_covariance`."""
 
-    Its rank is the number of sources where that is given.
-
-    Parameters
-    ----------
-    setup : Setup
-    options : AlsCaponOptions, optional
-    """
+    # Its rank is the number of sources where that is given.
 
     def __init__(self, setup: Setup, options: AlsCaponOptions | None = None) -> None:
         self.setup, self.options = setup, options or AlsCaponOptions()
@@ -202,15 +125,7 @@ class AlsCapon:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-            Is the rank of each covariance too, within 1 .. N.
-
-        Returns
-        -------
-        list of B Sources
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         n = self.setup.array.n_elements
@@ -235,12 +150,7 @@ class AlsCapon:
 class TrueCapon:
     """Capon spectrum of the true covariance: an oracle, which says what the read-out costs and nothing of the data.
 
-    Parameters
-    ----------
-    setup : Setup
-    options : CaponOptions, optional
-    truth : complex tensor, shape (B, N, N), optional
-        Covariances of the scenes that :meth:`localize` is asked for, such as ``scenes.true_covariance()``.
+    truth (B, N, N)
     """
 
     def __init__(self, setup: Setup, options: CaponOptions | None = None, truth: Tensor | None = None) -> None:
@@ -249,34 +159,14 @@ class TrueCapon:
     def with_truth(self, truth: Tensor) -> TrueCapon:
         """The same for other scenes.
 
-        Parameters
-        ----------
-        truth : complex tensor, shape (B, N, N)
-            Covariances of those scenes.
-
-        Returns
-        -------
-        TrueCapon
+        truth (B, N, N)
         """
         return TrueCapon(self.setup, self.options, truth)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`. The measurements are only counted.
 
-        Parameters
-        ----------
-        measurement : Measurement
-            Of the scenes of the truth, in its order.
-        n_sources : int64 tensor, shape (B,), or None
-
-        Returns
-        -------
-        list of B Sources
-
-        Raises
-        ------
-        ValueError
-            There is no truth, or it is of another number of scenes.
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         if self.truth is None or len(self.truth) != len(measurement):
@@ -289,33 +179,15 @@ class TrueCapon:
 
 @dataclass(frozen=True)
 class TransformerCaponOptions:
-    """Options of :class:`TransformerCapon`.
+    """Options of :class:`TransformerCapon`."""
 
-    Attributes
-    ----------
-    n_antennas : int
-        M, for a network that is made here.
-    seed : int
-        Of its parameters.
-    capon : CaponOptions
-        Of the spectrum.
-    """
-
-    n_antennas: int = 16
-    seed: int = 0
-    capon: CaponOptions = field(default_factory=CaponOptions)
+    n_antennas: int = 16  # M, for a network that is made here
+    seed: int = 0  # Of its parameters
+    capon: CaponOptions = field(default_factory=CaponOptions)  # Of the spectrum
 
 
 class TransformerCapon:
-    """Capon spectrum of the covariance that the transformer backbone predicts.
-
-    Parameters
-    ----------
-    setup : Setup
-    options : TransformerCaponOptions, optional
-    backbone : nn.Module, optional
-        A trained :class:`risfast.models.transformer.TransformerBackbone`; without it, one with fresh parameters.
-    """
+    """Capon spectrum of the covariance that the transformer backbone predicts."""
 
     def __init__(
         self,
@@ -335,15 +207,7 @@ class TransformerCapon:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-            M and N as the network was made for.
-        n_sources : int64 tensor, shape (B,), or None
-
-        Returns
-        -------
-        list of B Sources
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         if len(measurement) == 0:

@@ -52,20 +52,11 @@ _LOCK = threading.Lock()  # sys.modules and sys.path are the interpreter's
 
 @dataclass(frozen=True)
 class Checkout:
-    """Classes of a checkout.
+    """Classes of a checkout."""
 
-    Attributes
-    ----------
-    folder : Path
-        Where it lies.
-    fingerprint : str
-        SHA-256 over the names and contents of its Python files.
-    classes : dict of str to class
-        ``SystemModel``, ``SystemModelParams``, ``SubspaceNet``, ``DCDMUSIC``, ``RMSPELoss``, ``CartesianLoss``.
-    """
-
-    folder: Path
-    fingerprint: str
+    folder: Path  # Where it lies
+    fingerprint: str  # SHA-256 over the names and contents of its Python files
+    # ``SystemModel``, ``SystemModelParams``, ``SubspaceNet``, ``DCDMUSIC``, ``RMSPELoss``, ``CartesianLoss``
     classes: dict[str, Any]
 
 
@@ -168,12 +159,7 @@ def _isolated(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
-    """Run code of others: nothing printed or warned, random numbers and the settings of torch as before.
-
-    Yields
-    ------
-    None
-    """
+    """Run code of others: nothing printed or warned, random numbers and the settings of torch as before."""
     cuda = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     numbers, legacy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the state that others may seed
     settings = _settings()
@@ -219,21 +205,7 @@ def _restore(settings: dict[str, Any]) -> None:
 
 
 def system_model(checkout: Checkout, n_elements: int, n_snapshots: int, *, centred: bool) -> Any:
-    """Their system model of a near-field linear array, in wavelengths.
-
-    Parameters
-    ----------
-    checkout : Checkout
-    n_elements, n_snapshots : int
-        N and T.
-    centred : bool
-        Whether angle and range are those from the centre of the array; theirs are from its first element.
-
-    Returns
-    -------
-    SystemModel
-        Of the checkout, for any number of sources.
-    """
+    """Their system model of a near-field linear array, in wavelengths."""
     parameters = checkout.classes["SystemModelParams"]()
     for name, value in {"N": n_elements, "M": None, "T": n_snapshots, "field_type": "Near"}.items():
         parameters.set_parameter(name, value)
@@ -246,17 +218,7 @@ def system_model(checkout: Checkout, n_elements: int, n_snapshots: int, *, centr
 def second_order_wavefront(positions: Tensor, angle: Tensor, distance: Tensor) -> Tensor:
     """Steering vectors of a linear array with the phase of a spherical wavefront to second order.
 
-    Parameters
-    ----------
-    positions : real tensor, shape (N,)
-        Along the array, from the point that angle and distance are measured at, in wavelengths.
-    angle, distance : real tensors, shape (P,)
-        From broadside in radians, and in wavelengths.
-
-    Returns
-    -------
-    complex128 tensor, shape (N, P)
-        exp(j 2 pi (x sin angle - (x cos angle)^2 / (2 distance))), in the sign of risfast.
+    positions (N,), angle, distance (P,) -> (N, P)
     """
     x = positions.double()[:, None]
     phase = x * angle.double().sin() - (x * angle.double().cos()).square() / (2 * distance.double())

@@ -39,37 +39,18 @@ _SEED = 0
 
 @dataclass(frozen=True)
 class LineOptions:
-    """What a network is built for; lengths in wavelengths, elements half a wavelength apart.
+    """What a network is built for; lengths in wavelengths, elements half a wavelength apart."""
 
-    Attributes
-    ----------
-    method : {"nf_subspacenet", "dcd_music"}
-        SubspaceNet with MUSIC over angle and range, or the cascade of angles and ranges.
-    n_elements : int
-        N of the line, >= 3.
-    n_snapshots : int
-        T that the network is fed, > N.
-    lags : int
-        Lags of the autocorrelation that it looks at, in 1 .. T - 1. Sources that are white in time have none but the
-        first.
-    near, far : float
-        Ranges that MUSIC searches, 0 < near < far; used where ``centred``.
-    centred : bool
-        Whether angle and range are those from the centre of the line. Weights from the checkout's own training are
-        about the first element, and search its own ranges.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    method: str = "nf_subspacenet"
-    n_elements: int = 12
-    n_snapshots: int = 64
+    method: str = "nf_subspacenet"  # SubspaceNet with MUSIC over angle and range, or the cascade of angles and ranges
+    n_elements: int = 12  # N of the line, >= 3
+    n_snapshots: int = 64  # T that the network is fed, > N
+    # Lags of the autocorrelation that it looks at, in 1 .. T - 1. Sources that are white in time have none but the
+    # first
     lags: int = 1
-    near: float = 0.5 / 0.3
-    far: float = 10 / 0.3
+    near: float = 0.5 / 0.3  # Ranges that MUSIC searches, 0 < near < far; used where ``centred``
+    far: float = 10 / 0.3  # Ranges that MUSIC searches, 0 < near < far; used where ``centred``
+    # Whether angle and range are those from the centre of the line. Weights from the checkout's own training are about
+    # the first element, and search its own ranges
     centred: bool = True
 
     def __post_init__(self) -> None:
@@ -87,35 +68,15 @@ class LineOptions:
 
 
 class Weights(NamedTuple):
-    """Trained weights.
+    """Trained weights."""
 
-    Attributes
-    ----------
-    options : LineOptions
-        Of the network that they fit.
-    state : dict of str to Tensor
-    sha256 : str
-        Of the file.
-    """
-
-    options: LineOptions
+    options: LineOptions  # Of the network that they fit
     state: dict[str, Tensor]
-    sha256: str
+    sha256: str  # Of the file
 
 
 def build_network(checkout: Checkout, options: LineOptions) -> nn.Module:
-    """A network of the checkout with fresh parameters, from the current random state.
-
-    Parameters
-    ----------
-    checkout : Checkout
-    options : LineOptions
-
-    Returns
-    -------
-    nn.Module
-        Their ``SubspaceNet`` or ``DCDMUSIC``, on the CPU.
-    """
+    """A network of the checkout with fresh parameters, from the current random state."""
     o = options
     system = system_model(checkout, o.n_elements, o.n_snapshots, centred=o.centred)
     if o.method == "dcd_music":
@@ -136,23 +97,7 @@ def build_network(checkout: Checkout, options: LineOptions) -> nn.Module:
 def snapshots_of(covariance: Tensor, n_snapshots: int) -> Tensor:
     """Snapshots of zero mean whose sample covariance is a given one.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        Hermitian, positive semi-definite.
-    n_snapshots : int
-        T > N.
-
-    Returns
-    -------
-    complex128 tensor, shape (B, N, T)
-        X with X 1 = 0 and X X^H / (T - 1) = R: the root of R times rows that are orthonormal to each other and to 1,
-        drawn once and for all.
-
-    Raises
-    ------
-    ShapeError
-        Too few snapshots.
+    covariance (B, N, N) -> (B, N, T)
     """
     n = covariance.shape[-1]
     if n_snapshots <= n:
@@ -167,37 +112,14 @@ def snapshots_of(covariance: Tensor, n_snapshots: int) -> Tensor:
 
 
 def about_the_centre(angle: Tensor, distance: Tensor, n_elements: int) -> tuple[Tensor, Tensor]:
-    """Angle and range from the centre of a line, given those from its first element.
-
-    Parameters
-    ----------
-    angle, distance : real tensors
-        From broadside in radians, and in wavelengths.
-    n_elements : int
-        N, half a wavelength apart; the first stands at the negative end.
-
-    Returns
-    -------
-    angle, distance : float64 tensors
-    """
+    """Angle and range from the centre of a line, given those from its first element."""
     along = distance.double() * angle.double().sin() - (n_elements - 1) / 2 * SPACING_WAVELENGTHS
     across = distance.double() * angle.double().cos()
     return torch.atan2(along, across), torch.hypot(along, across)
 
 
 class LineNetwork:
-    """A trained network of the checkout, from covariances of a line to angles and ranges.
-
-    Parameters
-    ----------
-    checkout : Checkout
-    weights : Weights
-
-    Raises
-    ------
-    FileFormatError
-        The weights do not fit the network.
-    """
+    """A trained network of the checkout, from covariances of a line to angles and ranges."""
 
     def __init__(self, checkout: Checkout, weights: Weights) -> None:
         self.options = weights.options
@@ -212,37 +134,14 @@ class LineNetwork:
     def counts(self, covariance: Tensor) -> Tensor:
         """How many sources the network sees: eigenvalues of its surrogate covariance above its learned threshold.
 
-        Parameters
-        ----------
-        covariance : complex tensor, shape (B, N, N)
-            Of a line, element order along it, in the sign of risfast.
-
-        Returns
-        -------
-        int64 tensor, shape (B,)
-            From 1 to :data:`MOST_SOURCES`.
+        covariance (B, N, N) -> (B,)
         """
         return self._run(covariance, 1)[2].long().clamp(1, MOST_SOURCES)
 
     def locate(self, covariance: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Angles and ranges of as many sources.
 
-        Parameters
-        ----------
-        covariance : complex tensor, shape (B, N, N)
-            As for :meth:`counts`.
-        count : int
-            From 1 to :data:`MOST_SOURCES`.
-
-        Returns
-        -------
-        angle, distance : float64 tensors, shape (B, count)
-            From the centre: radians from broadside, and wavelengths.
-
-        Raises
-        ------
-        ValueError
-            ``count`` is out of its range.
+        covariance (B, N, N) -> angle, distance (B, count)
         """
         if not 1 <= count <= MOST_SOURCES:
             raise ValueError(f"n_sources must lie in 1 .. {MOST_SOURCES}, got {count}")
@@ -265,21 +164,7 @@ class LineNetwork:
 
 
 def write_weights(path: Path, network: nn.Module, options: LineOptions, made_by: dict[str, Any]) -> None:
-    """Write weights with what rebuilds their network, as safetensors.
-
-    Parameters
-    ----------
-    path : Path
-    network : nn.Module
-    options : LineOptions
-    made_by : dict
-        JSON values: how they were trained.
-
-    Raises
-    ------
-    OSError
-        The file cannot be written.
-    """
+    """Write weights with what rebuilds their network, as safetensors."""
     from safetensors.torch import save  # noqa: PLC0415 - only where a file is written
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -288,22 +173,7 @@ def write_weights(path: Path, network: nn.Module, options: LineOptions, made_by:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read weights that :func:`write_weights` wrote, or a state that the checkout's own training saved with torch.
-
-    Parameters
-    ----------
-    path : Path
-        Nothing but tensors is unpickled.
-
-    Returns
-    -------
-    Weights
-
-    Raises
-    ------
-    FileFormatError
-        The file is missing, or neither of the two.
-    """
+    """Read weights that :func:`write_weights` wrote, or a state that the checkout's own training saved with torch."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:

@@ -32,52 +32,23 @@ _MILESTONES = 3  # halvings of the learning rate
 
 
 class LineScenes(NamedTuple):
-    """Snapshots of a line, and where the sources are.
+    """Snapshots of a line, and where the sources are."""
 
-    Attributes
-    ----------
-    snapshots : complex128 tensor, shape (B, N, T)
-        In the sign of risfast, of unit mean power.
-    angle, distance : float64 tensors, shape (B, K)
-        From the centre: radians from broadside, and wavelengths.
-    """
-
-    snapshots: Tensor
-    angle: Tensor
-    distance: Tensor
+    snapshots: Tensor  # (B, N, T) In the sign of risfast, of unit mean power
+    angle: Tensor  # (B, K) From the centre: radians from broadside, and wavelengths
+    distance: Tensor  # (B, K) From the centre: radians from broadside, and wavelengths
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """Options of the training.
+    """Options of the training."""
 
-    Attributes
-    ----------
-    steps : int
-        Batches; the cascade takes half of them for angles, a quarter for ranges and a quarter for both.
-    batch : int
-        Scenes of one number of sources each.
-    learning_rate : float
-        Of Adam at the start; halved three times.
-    snr_db : (float, float)
-        Of each scene, uniform.
-    angle_rad : float
-        Sources lie within this of broadside.
-    seed : int
-        Of parameters and scenes.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    steps: int = 3000
-    batch: int = 16
-    learning_rate: float = 2e-3
-    snr_db: tuple[float, float] = (-5.0, 30.0)
-    angle_rad: float = math.radians(60)
-    seed: int = 0
+    steps: int = 3000  # Batches; the cascade takes half of them for angles, a quarter for ranges and a quarter for both
+    batch: int = 16  # Scenes of one number of sources each
+    learning_rate: float = 2e-3  # Of Adam at the start; halved three times
+    snr_db: tuple[float, float] = (-5.0, 30.0)  # Of each scene, uniform
+    angle_rad: float = math.radians(60)  # Sources lie within this of broadside
+    seed: int = 0  # Of parameters and scenes
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -94,23 +65,7 @@ class TrainOptions:
 def draw_line_scenes(
     line: LineOptions, options: TrainOptions, count: int, n_sources: int, generator: torch.Generator
 ) -> LineScenes:
-    """Scenes of a line with exact spherical wavefronts and white Gaussian sources of equal power.
-
-    Parameters
-    ----------
-    line : LineOptions
-        N, T and the ranges.
-    options : TrainOptions
-        Angles and SNR: power of the sources at an element over that of the noise.
-    count, n_sources : int
-        B and K.
-    generator : torch.Generator
-        On the CPU.
-
-    Returns
-    -------
-    LineScenes
-    """
+    """Scenes of a line with exact spherical wavefronts and white Gaussian sources of equal power."""
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
         return low + (high - low) * torch.rand(*shape, dtype=torch.float64, generator=generator)
@@ -134,27 +89,7 @@ def train_network(
     options: TrainOptions,
     report: Callable[[int, int, float], None] | None = None,
 ) -> nn.Module:
-    """Train a network of the checkout.
-
-    Parameters
-    ----------
-    checkout : Checkout
-    line : LineOptions
-        Centred.
-    options : TrainOptions
-    report : callable of (step, steps, loss), optional
-        The loss of a scene: radians while only angles are trained, wavelengths afterwards.
-
-    Returns
-    -------
-    nn.Module
-        In ``eval`` mode.
-
-    Raises
-    ------
-    ValueError
-        The line is not centred.
-    """
+    """Train a network of the checkout."""
     if not line.centred:
         raise ValueError("training is for angles and ranges from the centre: centred must be True")
     generator = torch.Generator().manual_seed(options.seed)
@@ -266,18 +201,7 @@ def _train_to_file(command: TrainCommand, tell: Callable[[int, int, float], None
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line.
-
-    Parameters
-    ----------
-    arguments : list of str, optional
-        Those of the process by default.
-
-    Returns
-    -------
-    int
-        0, or 1 after a message about what is wrong.
-    """
+    """The command line."""
     import tyro  # noqa: PLC0415 - only the command needs it
 
     command = tyro.cli(TrainCommand, prog="python -m risfast.baselines.dcd_train", args=arguments)

@@ -36,35 +36,15 @@ _SPARE_PEAKS = 4  # directions beyond the number of sources: two sources may sha
 
 @dataclass(frozen=True)
 class DecoupledMusicOptions:
-    """Options of :class:`DecoupledMusic`.
+    """Options of :class:`DecoupledMusic`."""
 
-    Attributes
-    ----------
-    n_phases : int
-        Points of the direction spectrum along each axis of the lattice, >= 8.
-    n_ranges : int
-        Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3.
-    share : float in (0, 1]
-        Side of the smoothed part, relative to that of the lattice.
-    criterion : {"mdl", "aic"}
-        Of the number of sources, where it is not given.
-    max_sources : int
-        Largest number that the criterion may choose.
-    directions : {"joint", "separate"}
-        Whether both phase steps of a direction are searched together, over ``n_phases`` squared points, or each
-        along its own side of the lattice, over ``n_phases`` each, and then paired.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    n_phases: int = 128
-    n_ranges: int = 200
-    share: float = 2 / 3
-    criterion: str = "mdl"
-    max_sources: int = 8
+    n_phases: int = 128  # Points of the direction spectrum along each axis of the lattice, >= 8
+    n_ranges: int = 200  # Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3
+    share: float = 2 / 3  # Side of the smoothed part, relative to that of the lattice
+    criterion: str = "mdl"  # Of the number of sources, where it is not given
+    max_sources: int = 8  # Largest number that the criterion may choose
+    # Whether both phase steps of a direction are searched together, over ``n_phases`` squared points, or each along its
+    # own side of the lattice, over ``n_phases`` each, and then paired
     directions: str = "joint"
 
     def __post_init__(self) -> None:
@@ -90,28 +70,14 @@ class _Candidate(NamedTuple):
 
 
 class DecoupledMusic:
-    """Decoupled MUSIC on the least-squares covariance.
+    """Decoupled MUSIC on the least-squares covariance."""
 
-    Parameters
-    ----------
-    setup : Setup
-        Of a uniform planar lattice of at least 2 x 2 elements.
-    options : DecoupledMusicOptions, optional
-
-    Raises
-    ------
-    ValueError
-        The array is not such a lattice.
-
-    Notes
-    -----
-    After P. Ramezani, A. Kosasih, E. Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
-    localization", 2024; parts of the lattice are averaged as in T.-J. Shan, M. Wax, T. Kailath, "On spatial smoothing
-    for direction-of-arrival estimation of coherent signals", IEEE Trans. ASSP 33, 1985. With more than a quarter of a
-    wavelength between elements the doubled spacing has aliases: each direction that they leave within the region is
-    swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
-    the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
-    """
+    # After P. Ramezani, A. Kosasih, E. Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
+    # localization", 2024; parts of the lattice are averaged as in T.-J. Shan, M. Wax, T. Kailath, "On spatial smoothing
+    # for direction-of-arrival estimation of coherent signals", IEEE Trans. ASSP 33, 1985. With more than a quarter of a
+    # wavelength between elements the doubled spacing has aliases: each direction that they leave within the region is
+    # swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
+    # the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
 
     def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
         array = setup.array
@@ -125,21 +91,7 @@ class DecoupledMusic:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-            At most :attr:`most_sources` each.
-
-        Returns
-        -------
-        list of B Sources
-            As :meth:`of_covariance` gives them.
-
-        Raises
-        ------
-        ValueError
-            More sources than the smoothing can tell apart.
+        n_sources (B,)
         """
         o = self.options
         most = min(o.max_sources, self.most_sources)
@@ -165,22 +117,7 @@ class DecoupledMusic:
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each of a batch of covariances.
 
-        Parameters
-        ----------
-        covariance : complex tensor, shape (B, N, N)
-            Element order as in the array.
-        count : int
-            From 1 to :attr:`most_sources`.
-
-        Returns
-        -------
-        list of B Sources
-            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all.
-
-        Raises
-        ------
-        ValueError
-            ``count`` is out of its range, or fewer directions lie in the region.
+        covariance (B, N, N)
         """
         if not 1 <= count <= self.most_sources:
             raise ValueError(f"n_sources must lie in 1 .. {self.most_sources} for this lattice, got {count}")
@@ -258,10 +195,8 @@ class DecoupledMusic:
         return torch.stack([inside.roll((i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1)]).any(0)
 
     def _aliases(self, phase: Tensor) -> Tensor:
-        """(azimuth, elevation) (J, 2) in the region that have a pair of phase steps.
-
-        A source at the edge may come out beyond it: by one point, and by the two that a maximum climbs at most.
-        """
+        """(azimuth, elevation) (J, 2) in the region that have a pair of phase steps."""
+        # A source at the edge may come out beyond it: by one point, and by the two that a maximum climbs at most.
         margin = 3 * max(self.setup.array.wavelength_m / (2 * s) for s in self._spacings) / self.options.n_phases
         x = self._cosines(phase[0], self._spacings[0])
         y = self._cosines(phase[1], self._spacings[1])
@@ -293,26 +228,13 @@ class DecoupledMusic:
 
 @dataclass(frozen=True)
 class SeparableMusicOptions(DecoupledMusicOptions):
-    """Those of :class:`DecoupledMusic` with the two angles apart as well.
+    """Those of :class:`DecoupledMusic` with the two angles apart as well."""
 
-    Attributes
-    ----------
-    directions : {"separate", "joint"}
-        As :class:`DecoupledMusicOptions` has it, with the other default.
-    """
-
-    directions: str = "separate"
+    directions: str = "separate"  # As :class:`DecoupledMusicOptions` has it, with the other default
 
 
 class SeparableMusic(DecoupledMusic):
-    """Decoupled MUSIC with the two angles apart as well.
-
-    Parameters
-    ----------
-    setup : Setup
-        Of a uniform planar lattice of at least 2 x 2 elements.
-    options : SeparableMusicOptions, optional
-    """
+    """Decoupled MUSIC with the two angles apart as well."""
 
     def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
         super().__init__(setup, options or SeparableMusicOptions())

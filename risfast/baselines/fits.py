@@ -29,37 +29,21 @@ def _coordinates(axes: AtomAxes) -> tuple[Tensor, Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SblOptions:
-    """Options of :class:`Sbl`.
+    """Options of :class:`Sbl`."""
 
-    Attributes
-    ----------
-    steps : int
-        Majorise-minimise steps.
-    axes : AtomAxes or None
-        Where atoms stand; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup.
-    detection : PowerDetection
-        How their powers are read out; its thresholds are not used where the number of sources is given.
-    """
-
-    steps: int = 30
-    axes: AtomAxes | None = None
+    steps: int = 30  # Majorise-minimise steps
+    axes: AtomAxes | None = None  # Where atoms stand; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup
+    # How their powers are read out; its thresholds are not used where the number of sources is given
     detection: PowerDetection = field(default_factory=PowerDetection)
 
 
 class Sbl:
-    """Sparse Bayesian learning by majorise-minimise steps on a grid of atoms; the peaks of their powers.
+    """Sparse Bayesian learning by majorise-minimise steps on a grid of atoms; the peaks of their powers."""
 
-    Parameters
-    ----------
-    setup : Setup
-    options : SblOptions, optional
-
-    Notes
-    -----
-    M. E. Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1, 2001; the step p <- p sqrt(n /
-    d) is that of P. Gerstoft, C. F. Mecklenbräuker, A. Xenaki, S. Nannuru, "Multisnapshot sparse Bayesian learning for
-    DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see ``risfast.models.fit``.
-    """
+    # M. E. Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1, 2001; the step p <- p sqrt(n /
+    # d) is that of P. Gerstoft, C. F. Mecklenbräuker, A. Xenaki, S. Nannuru, "Multisnapshot sparse Bayesian learning
+    # for DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see
+    # ``risfast.models.fit``.
 
     def __init__(self, setup: Setup, options: SblOptions | None = None) -> None:
         self.setup, self.options = setup, options or SblOptions()
@@ -69,14 +53,7 @@ class Sbl:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-
-        Returns
-        -------
-        list of B Sources
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         if len(measurement) == 0:
@@ -98,36 +75,21 @@ class Sbl:
 
 @dataclass(frozen=True)
 class GreedyMlOptions:
-    """Options of :class:`GreedyMl`.
+    """Options of :class:`GreedyMl`."""
 
-    Attributes
-    ----------
-    polish : PolishOptions
-        Births, moves and the penalty of a source.
-    axes : AtomAxes or None
-        Where new sources are looked for; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup.
-    """
-
+    # Births, moves and the penalty of a source
     polish: PolishOptions = field(default_factory=lambda: PolishOptions(births=8))
+    # Where new sources are looked for; None is :meth:`risfast.models.atoms.AtomAxes.of` the setup
     axes: AtomAxes | None = None
 
 
 class GreedyMl:
-    """Greedy maximum likelihood: sources are born one after the other while the penalised likelihood rises.
+    """Greedy maximum likelihood: sources are born one after the other while the penalised likelihood rises."""
 
-    With the number of sources given, births without a penalty or the removals that cost the least likelihood follow
-    until there are so many.
-
-    Parameters
-    ----------
-    setup : Setup
-    options : GreedyMlOptions, optional
-
-    Notes
-    -----
-    The likelihood is the stochastic one of ``risfast.localize.likelihood``, y_l ~ CN(0, Phi_l A P A^H Phi_l^H + sigma^2 I);
-    births, joint moves and the penalty are those of :func:`risfast.localize.polish.polish_sources`, started from no source.
-    """
+    # With the number of sources given, births without a penalty or the removals that cost the least likelihood follow
+    # until there are so many. The likelihood is the stochastic one of ``risfast.localize.likelihood``, y_l ~ CN(0,
+    # Phi_l A P A^H Phi_l^H + sigma^2 I); births, joint moves and the penalty are those of
+    # :func:`risfast.localize.polish.polish_sources`, started from no source.
 
     def __init__(self, setup: Setup, options: GreedyMlOptions | None = None) -> None:
         self.setup, self.options = setup, options or GreedyMlOptions()
@@ -136,14 +98,7 @@ class GreedyMl:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-
-        Returns
-        -------
-        list of B Sources
+        n_sources (B,)
         """
         check_request(measurement, self.setup.array, n_sources)
         with torch.no_grad():

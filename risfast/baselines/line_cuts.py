@@ -25,38 +25,14 @@ _SWEEP = 64  # ranges of the sweep that tells pairs, uniform in 1/range
 
 
 class LineSources(NamedTuple):
-    """What was found along a line, in no particular order.
+    """What was found along a line, in no particular order."""
 
-    Attributes
-    ----------
-    angle : real tensor, shape (K,)
-        From broadside, radians.
-    range_m : real tensor, shape (K,)
-        From the centre, metres.
-    """
-
-    angle: Tensor
-    range_m: Tensor
+    angle: Tensor  # (K,) From broadside, radians
+    range_m: Tensor  # (K,) From the centre, metres
 
 
 def square_lattice(array: SensorArray, n_elements: int) -> Lattice:
-    """The lattice of a surface whose rows and columns are lines of ``n_elements`` at half a wavelength.
-
-    Parameters
-    ----------
-    array : SensorArray
-    n_elements : int
-        Of a line.
-
-    Returns
-    -------
-    Lattice
-
-    Raises
-    ------
-    ValueError
-        The array is no such lattice, or is not centred on the origin.
-    """
+    """The lattice of a surface whose rows and columns are lines of ``n_elements`` at half a wavelength."""
     lattice = array.lattice
     if lattice is None or (lattice.n_h, lattice.n_v) != (n_elements, n_elements):
         raise ValueError(f"array must be a lattice of {n_elements} x {n_elements} elements, got {array!r}")
@@ -73,18 +49,7 @@ def square_lattice(array: SensorArray, n_elements: int) -> Lattice:
 def central_cuts(covariance: Tensor, lattice: Lattice) -> tuple[Tensor, Tensor]:
     """Covariances of the central row and of the central column.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        Of the surface, element order as in the array.
-    lattice : Lattice
-
-    Returns
-    -------
-    horizontal : complex tensor, shape (B, n_h, n_h)
-        Elements by rising x; with an even number of rows the mean of the two beside the centre.
-    vertical : complex tensor, shape (B, n_v, n_v)
-        The same by rising y.
+    covariance (B, N, N) -> horizontal (B, n_h, n_h), vertical (B, n_v, n_v)
     """
     order = torch.tensor(lattice.order, device=covariance.device)
     n_h, n_v = lattice.n_h, lattice.n_v

@@ -28,32 +28,11 @@ LOADING = 1e-5
 def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", most: int | None = None) -> Tensor:
     """Number of sources from the eigenvalues of sample covariances.
 
-    Parameters
-    ----------
-    eigenvalues : real tensor, shape (B, n)
-        In any order; those below 1e-12 of the largest count as that.
-    n_samples : int
-        T, the samples behind each covariance.
-    criterion : {"mdl", "aic"}
-        Minimum description length, or Akaike's information criterion.
-    most : int, optional
-        Largest number considered; at most n - 1.
-
-    Returns
-    -------
-    int64 tensor, shape (B,)
-
-    Raises
-    ------
-    ValueError
-        An unknown criterion, or no sample.
-
-    Notes
-    -----
-    M. Wax, T. Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k with
-    the least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2 for MDL
-    and k (2n - k) for AIC.
+    eigenvalues (B, n) -> (B,)
     """
+    # M. Wax, T. Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k
+    # with the least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2
+    # for MDL and k (2n - k) for AIC.
     if criterion not in CRITERIA:
         raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
     if n_samples < 1:
@@ -75,29 +54,13 @@ def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", mos
 
 @dataclass(frozen=True)
 class MusicOptions:
-    """Options of :class:`LsMusic`.
+    """Options of :class:`LsMusic`."""
 
-    Attributes
-    ----------
-    criterion : {"mdl", "aic"}
-        Of the number of sources, where it is not given.
-    max_sources : int
-        Largest number that the criterion may choose, >= 1.
-    detection : DetectionOptions
-        Candidates, refinement and separation of peaks; its thresholds are not used.
-    grid : SearchGrid or None
-        None is that of the setup, :meth:`risfast.Setup.search_grid`.
-
-    Raises
-    ------
-    ValueError
-        An unknown criterion, or a count below 1.
-    """
-
-    criterion: str = "mdl"
-    max_sources: int = 8
+    criterion: str = "mdl"  # Of the number of sources, where it is not given
+    max_sources: int = 8  # Largest number that the criterion may choose, >= 1
+    # Candidates, refinement and separation of peaks; its thresholds are not used
     detection: DetectionOptions = field(default_factory=DetectionOptions)
-    grid: SearchGrid | None = None
+    grid: SearchGrid | None = None  # None is that of the setup, :meth:`risfast.Setup.search_grid`
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -110,24 +73,10 @@ class MusicOptions:
 def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: int) -> Tensor:
     """:func:`model_order` of covariances made of L fields of N elements.
 
-    min(N, L) of their eigenvalues can differ from zero: with fewer fields than elements the fields take the part of the
-    channels and the elements that of the samples.
-
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        Hermitian.
-    n_snapshots : int
-        L.
-    criterion : {"mdl", "aic"}
-        See :func:`model_order`.
-    most : int
-        Largest number considered.
-
-    Returns
-    -------
-    int64 tensor, shape (B,)
+    covariance (B, N, N) -> (B,)
     """
+    # min(N, L) of their eigenvalues can differ from zero: with fewer fields than elements the fields take the part of
+    # the channels and the elements that of the samples.
     n = covariance.shape[-1]
     value = torch.linalg.eigvalsh(covariance.to(torch.complex128))[:, -min(n, n_snapshots) :]
     return model_order(value, max(n, n_snapshots), criterion, most)
@@ -136,34 +85,17 @@ def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: i
 def leading(covariance: Tensor, count: int) -> Tensor:
     """The leading eigenvectors of covariances, computed in complex128.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        Hermitian.
-    count : int
-        Eigenvectors, 1 .. N.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, count)
-        Orthonormal columns by rising eigenvalue, in the dtype of ``covariance``.
+    covariance (B, N, N) -> (B, N, count)
     """
     return torch.linalg.eigh(covariance.to(torch.complex128)).eigenvectors[..., -count:].to(covariance.dtype)
 
 
 class LsMusic:
-    """MUSIC on the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`.
+    """MUSIC on the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`."""
 
-    Parameters
-    ----------
-    setup : Setup
-    options : MusicOptions, optional
-
-    Notes
-    -----
-    R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986. The spectrum is
-    that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the grid.
-    """
+    # R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986. The spectrum
+    # is that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the
+    # grid.
 
     def __init__(self, setup: Setup, options: MusicOptions | None = None) -> None:
         self.setup, self.options = setup, options or MusicOptions()
@@ -171,20 +103,7 @@ class LsMusic:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-            Each below N.
-
-        Returns
-        -------
-        list of B Sources
-
-        Raises
-        ------
-        ValueError
-            As many sources as elements, or more.
+        n_sources (B,)
         """
         o = self.options
         return by_subspace(measurement, self.setup.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
@@ -192,17 +111,7 @@ class LsMusic:
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """The strongest peaks of the MUSIC spectra of a batch of covariances.
 
-        Parameters
-        ----------
-        covariance : complex tensor, shape (B, N, N)
-            Hermitian, element order as in the array.
-        count : int
-            Sources of each, 1 .. N - 1; the dimension of the signal subspace.
-
-        Returns
-        -------
-        list of B Sources
-            Exactly ``count`` each, filled up by :func:`risfast.baselines.base.completed`.
+        covariance (B, N, N)
         """
         o, setup = self.options, self.setup
         grid = o.grid if o.grid is not None else setup.search_grid()
@@ -231,29 +140,7 @@ def by_subspace(
 ) -> list[Sources]:
     """Sources from the least-squares covariances of B scenes, all those of equal count together.
 
-    Parameters
-    ----------
-    measurement : Measurement
-        Of B scenes.
-    array : SensorArray
-        N elements.
-    n_sources : int64 tensor, shape (B,), or None
-        Where None, the criterion chooses.
-    criterion : str
-        One of :data:`CRITERIA`.
-    most : int
-        Largest number that it may choose.
-    find : callable of (complex tensor (b, N, N), int) to a list of b Sources
-        From covariances and their count.
-
-    Returns
-    -------
-    list of B Sources
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        As :func:`risfast.baselines.base.check_request` and :func:`check_subspace`.
+    n_sources (B,)
     """
     check_request(measurement, array, n_sources)
     if len(measurement) == 0:
@@ -271,17 +158,7 @@ def by_subspace(
 def check_subspace(counts: Tensor, array: SensorArray) -> None:
     """Refuse a signal subspace that would leave no noise.
 
-    Parameters
-    ----------
-    counts : int64 tensor, shape (B,)
-        Sources of each scene.
-    array : SensorArray
-        N elements.
-
-    Raises
-    ------
-    ValueError
-        A count is N or more.
+    counts (B,)
     """
     if len(counts) and int(counts.max()) >= array.n_elements:
         raise ValueError(

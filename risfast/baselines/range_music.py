@@ -23,29 +23,13 @@ __all__ = ["RangeMusic", "RangeMusicOptions"]
 
 @dataclass(frozen=True)
 class RangeMusicOptions:
-    """Options of :class:`RangeMusic`.
+    """Options of :class:`RangeMusic`."""
 
-    Attributes
-    ----------
-    criterion : {"mdl", "aic"}
-        Of the number of sources, where it is not given.
-    max_sources : int
-        Largest number that the criterion may choose, >= 1.
-    detection : DetectionOptions
-        Candidates, refinement and separation of directions; its thresholds are not used.
-    n_ranges : int
-        Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3.
-
-    Raises
-    ------
-    ValueError
-        An unknown criterion, or a count out of its range.
-    """
-
-    criterion: str = "mdl"
-    max_sources: int = 8
+    criterion: str = "mdl"  # Of the number of sources, where it is not given
+    max_sources: int = 8  # Largest number that the criterion may choose, >= 1
+    # Candidates, refinement and separation of directions; its thresholds are not used
     detection: DetectionOptions = field(default_factory=DetectionOptions)
-    n_ranges: int = 200
+    n_ranges: int = 200  # Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -56,20 +40,11 @@ class RangeMusicOptions:
 
 
 class RangeMusic:
-    """MUSIC in direction with plane waves, then in range, on the least-squares covariance.
+    """MUSIC in direction with plane waves, then in range, on the least-squares covariance."""
 
-    Parameters
-    ----------
-    setup : Setup
-        Array of N elements.
-    options : RangeMusicOptions, optional
-
-    Notes
-    -----
-    What a far-field direction finder leads to. It searches one plane of directions instead of a volume; but the
-    wavefront of a source nearer than the Fraunhofer distance 2 D^2 / wavelength bends over the aperture D, and its peak
-    in the plane-wave spectrum is broad, or split.
-    """
+    # What a far-field direction finder leads to. It searches one plane of directions instead of a volume; but the
+    # wavefront of a source nearer than the Fraunhofer distance 2 D^2 / wavelength bends over the aperture D, and its
+    # peak in the plane-wave spectrum is broad, or split.
 
     def __init__(self, setup: Setup, options: RangeMusicOptions | None = None) -> None:
         self.setup, self.options = setup, options or RangeMusicOptions()
@@ -79,20 +54,7 @@ class RangeMusic:
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
 
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-            Each below N.
-
-        Returns
-        -------
-        list of B Sources
-
-        Raises
-        ------
-        ValueError
-            As many sources as elements, or more.
+        n_sources (B,)
         """
         o = self.options
         return by_subspace(measurement, self.setup.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
@@ -100,17 +62,7 @@ class RangeMusic:
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each of a batch of covariances.
 
-        Parameters
-        ----------
-        covariance : complex tensor, shape (B, N, N)
-            Hermitian, element order as in the array.
-        count : int
-            Sources of each, 1 .. N - 1; the dimension of the signal subspace.
-
-        Returns
-        -------
-        list of B Sources
-            Deepest null first. ``power`` is the mean power of an element over ``count``, the same for all.
+        covariance (B, N, N)
         """
         o, far = self.options, self._far
         grid = far.search_grid()

@@ -15,35 +15,15 @@ __all__ = ["RangeSweep"]
 
 @dataclass(frozen=True)
 class RangeSweep:
-    """MUSIC along rays, over the ranges of a setup.
+    """MUSIC along rays, over the ranges of a setup."""
 
-    Attributes
-    ----------
-    setup : Setup
-        Array of N elements.
-    n_points : int
-        Points of a sweep, uniform in 1/range; a second one of as many is made around the best.
-    """
-
-    setup: Setup
-    n_points: int
+    setup: Setup  # Array of N elements
+    n_points: int  # Points of a sweep, uniform in 1/range; a second one of as many is made around the best
 
     def deepest(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
         """Deepest null in one direction.
 
-        Parameters
-        ----------
-        subspace : complex128 tensor, shape (K, N)
-            U^H of the signal subspace.
-        azimuth, elevation : float
-            Radians.
-
-        Returns
-        -------
-        null : float
-            (N - ||U^H a||^2) / N, from 0 to 1.
-        range_m : float
-            Where it is.
+        subspace (K, N)
         """
         inverse = torch.linspace(*self.setup.region.inverse_range, self.n_points, dtype=torch.float64)
         null = self._null(subspace, azimuth, elevation, 1 / inverse)

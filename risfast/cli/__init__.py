@@ -58,19 +58,7 @@ class UsageError(ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Parameters
-    ----------
-    argv : sequence of str, optional
-        Arguments without the program's name; those of the process by default.
-
-    Returns
-    -------
-    int
-        Exit status: 0 if all went well, 2 after an error, which stands on stderr in one line; 130 if interrupted.
-        Commands that judge something end with 1 where the judgement is no.
-    """
+    """Run one command."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     before = 0
     while before < len(arguments) and arguments[before] in _COMMON:
@@ -141,25 +129,7 @@ def _close(progress: Any) -> None:
 
 
 def parse(command: str, arguments: Sequence[str]) -> Any:
-    """The options of a command; None where only its help was asked for, which is printed.
-
-    Parameters
-    ----------
-    command : str
-        One of :data:`COMMANDS`.
-    arguments : sequence of str
-        Those behind it.
-
-    Returns
-    -------
-    dataclass or None
-        The command's ``Options``.
-
-    Raises
-    ------
-    UsageError
-        They cannot be understood, or do not fit together.
-    """
+    """The options of a command; None where only its help was asked for, which is printed."""
     import tyro  # noqa: PLC0415
 
     from risfast.cli.options import option_registry  # noqa: PLC0415
@@ -196,10 +166,8 @@ def _description(command: str, module: Any) -> str:
 
 
 def _one_line(box: str) -> str:
-    """What tyro writes into a box, in one line: the message, and the options that are near.
-
-    The title stands in the frame; where the terminal knows no frames, in a part of its own.
-    """
+    """What tyro writes into a box, in one line: the message, and the options that are near."""
+    # The title stands in the frame; where the terminal knows no frames, in a part of its own.
     lines = [line.strip("│| ") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     parts = [" ".join(part.split()) for part in re.split(r"\n[─-]{9,}\n", "\n".join(lines))]
     parts = parts if "╭" in box else parts[1:] or parts

@@ -54,41 +54,16 @@ _OPTIONAL = {
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """One thing that was looked at."""
 
-    Parameters
-    ----------
-    name : str
-        What.
-    status : {"well", "warn", "fail"}
-        ``fail``: something that should work here does not; ``warn``: good to know.
-    found : str
-        What was found, with its figures.
-    mend : str
-        What to do about it; empty if there is nothing to do.
-    """
-
-    name: str
-    status: str
-    found: str
-    mend: str = ""
+    name: str  # What
+    status: str  # ``fail``: something that should work here does not; ``warn``: good to know
+    found: str  # What was found, with its figures
+    mend: str = ""  # What to do about it; empty if there is nothing to do
 
 
 def examine(folder: Path, device: str | None = None) -> list[Check]:
-    """Look at versions, devices, operators, speed and disk.
-
-    Parameters
-    ----------
-    folder : Path
-        Where results are to be written; a file is written there and removed.
-    device : str or None
-        Device to look at, as torch spells it; by default the CPU and the first GPU, if there is one.
-
-    Returns
-    -------
-    list of Check
-        In the order in which they were made. A check that cannot be made is a failed one.
-    """
+    """Look at versions, devices, operators, speed and disk."""
     checks = [*_versions(), _threads(), *_devices(device)]
     for name in [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
         if not any(check.status == "fail" and check.name == f"device {name}" for check in checks):

@@ -130,18 +130,7 @@ _SHORT = {
 
 
 def outcome_text(outcome: Outcome) -> str:
-    """The headline figures, and where everything is.
-
-    Parameters
-    ----------
-    outcome : Outcome
-        Of :func:`risfast.report.outcome.finish`.
-
-    Returns
-    -------
-    str
-        Lines of a table, paths, and notes.
-    """
+    """The headline figures, and where everything is."""
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):
         own = [row for row in outcome.headline if row["snapshots"] == length]

@@ -146,11 +146,9 @@ def option_names(kind: type[Any], prefix: str = "", root: str = "") -> Iterator[
 
 
 def in_options(message: str, names: Mapping[str, str]) -> str:
-    """A message of the library in the words of the command line: ``max_sources must`` becomes ``--max-sources must``.
-
-    What is certainly an option: a name at the start of the message, with a dot (optimiser.lr), before ``=``, or where
-    the message says what to give. Elsewhere it may be a variable in a file.
-    """
+    """A message of the library in the words of the command line: ``max_sources`` becomes ``--max-sources``."""
+    # What is certainly an option: a name at the start of the message, with a dot (optimiser.lr), before ``=``, or where
+    # the message says what to give. Elsewhere it may be a variable in a file.
     every, dotted = _one_of(names), _one_of(name for name in names if "." in name)
     message = re.sub(
         rf"{_ALONE}({every})=({_VALUE})?", lambda m: f"{names[m[1]]} {_typed(m[2] or '')}".rstrip(), message

@@ -279,10 +279,8 @@ def _box_probability(covariance: Tensor, mean: Tensor | None = None) -> Tensor:
 
 
 def _ordered_factor(covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """Cholesky factors [J, 3, 3] in the order [J, 3] that leaves the least sharp steps to the numerical integrals.
-
-    The coordinate with the widest conditional distribution goes last, of the others the wider one second.
-    """
+    """Cholesky factors [J, 3, 3] in the order [J, 3] that leaves the least sharp steps to the numerical integrals."""
+    # The coordinate with the widest conditional distribution goes last, of the others the wider one second.
     size = covariance.diagonal(dim1=1, dim2=2).sum(1)
     floor = _LEAST_WIDTH**2 + 1e-13 * size
     regular = covariance + floor[:, None, None] * torch.eye(3, dtype=torch.float64)

@@ -21,138 +21,61 @@ _DRAWS = 50  # Gaussian errors for each source
 
 
 class Key(NamedTuple):
-    """Names one run.
+    """Names one run."""
 
-    Attributes
-    ----------
-    scene_set : str
-        Name of the set of scenes.
-    cell : int
-        Of the set, from 0.
-    snapshots : int
-        L.
-    label : str
-        Of the run, as :class:`risfast.evaluate.scenarios.Run` spells it, or ``truth``.
-    """
-
-    scene_set: str
-    cell: int
-    snapshots: int
-    label: str
+    scene_set: str  # Name of the set of scenes
+    cell: int  # Of the set, from 0
+    snapshots: int  # L
+    label: str  # Of the run, as :class:`risfast.evaluate.scenarios.Run` spells it, or ``truth``
 
 
 class Timing(NamedTuple):
-    """Seconds a scene, one number for each chunk.
+    """Seconds a scene, one number for each chunk."""
 
-    Attributes
-    ----------
-    total : float64 array, shape (C,)
-    stages : dict of str to float64 array, shape (C,)
-    """
-
-    total: Array
-    stages: dict[str, Array]
+    total: Array  # (C,)
+    stages: dict[str, Array]  # (C,)
 
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """The answer and the bound of S scenes of one cell.
+    """The answer and the bound of S scenes of one cell."""
 
-    Attributes
-    ----------
-    snr_db : float64 array, shape (S,)
-    count : int64 array, shape (S,)
-    position : float64 array, shape (T, 3)
-        Sources of all scenes, one after the other.
-    covariance : float64 array, shape (T, 3, 3)
-    position_m, implied : float64 arrays, shape (T,)
-        Position bound in metres, and implied recall.
-    """
-
-    snr_db: Array
-    count: Array
-    position: Array
-    covariance: Array
-    position_m: Array
-    implied: Array
+    snr_db: Array  # (S,)
+    count: Array  # (S,)
+    position: Array  # (T, 3) Sources of all scenes, one after the other
+    covariance: Array  # (T, 3, 3)
+    position_m: Array  # (T,) Position bound in metres, and implied recall
+    implied: Array  # (T,) Position bound in metres, and implied recall
 
     def first(self, scenes: int) -> Truth:
-        """The first so many scenes.
-
-        Parameters
-        ----------
-        scenes : int
-            How many, at most S.
-
-        Returns
-        -------
-        Truth
-            With the sources of those scenes.
-        """
+        """The first so many scenes."""
         sources = int(self.count[:scenes].sum())
         values = {f.name: getattr(self, f.name)[:sources] for f in fields(self)}
         return Truth(**{**values, "snr_db": self.snr_db[:scenes], "count": self.count[:scenes]})
 
 
 class Mismatched(NamedTuple):
-    """The misspecified bound of the sources of one cell, one after the other; NaN where it is not known.
+    """The misspecified bound of the sources of one cell, one after the other; NaN where it is not known."""
 
-    Attributes
-    ----------
-    position_m, implied : float64 arrays, shape (T,)
-        Position bound in metres, bias included, and implied recall.
-    """
-
-    position_m: Array
-    implied: Array
+    position_m: Array  # (T,) Position bound in metres, bias included, and implied recall
+    implied: Array  # (T,) Position bound in metres, bias included, and implied recall
 
 
 @dataclass(frozen=True, eq=False)
 class Collected:
-    """All runs of a suite.
+    """All runs of a suite."""
 
-    Attributes
-    ----------
-    truth : dict
-        By (set, cell, L).
-    scores : dict of Key to Scores
-    estimates : dict of Key to list of float64 arrays, shape (K, 5)
-        Azimuth, elevation, range, power, confidence of each scene's sources.
-    timing : dict of Key to Timing
-    failures : dict of Key to int
-        Scenes that a method gave up with an error; they count as scenes without estimates.
-    mismatched : dict
-        By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there
-        was this bound have none.
-    """
-
-    truth: dict[tuple[str, int, int], Truth]
+    truth: dict[tuple[str, int, int], Truth]  # By (set, cell, L)
     scores: dict[Key, Scores]
-    estimates: dict[Key, list[Array]]
+    estimates: dict[Key, list[Array]]  # (K, 5) Azimuth, elevation, range, power, confidence of each scene's sources
     timing: dict[Key, Timing]
-    failures: dict[Key, int]
+    failures: dict[Key, int]  # Scenes that a method gave up with an error; they count as scenes without estimates
+    # By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there was
+    # this bound have none
     mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
 
     def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
-        """Scores of the sources and the estimates of an interval of azimuth; all scenes stay.
-
-        Parameters
-        ----------
-        key : Key
-            Of a run.
-        low, high : float
-            low <= azimuth < high, radians.
-
-        Returns
-        -------
-        Scores
-            Marked as partial.
-
-        Raises
-        ------
-        KeyError
-            There is no such run.
-        """
+        """Scores of the sources and the estimates of an interval of azimuth; all scenes stay."""
         scores = self.scores[key]
         own = np.concatenate([*(rows[:, 0] for rows in self.estimates[key]), np.zeros(0)])
         true = scores.source_position[:, 0]
@@ -168,27 +91,7 @@ class Collected:
 def collect(
     results: ResultsFolder, sets: Sequence[SceneSet], snapshots: Sequence[int], tolerance: Tolerance
 ) -> Collected:
-    """Read every record and score it.
-
-    Parameters
-    ----------
-    results : ResultsFolder
-        With every record of the sets.
-    sets : sequence of SceneSet
-    snapshots : sequence of int
-        Each L that was run.
-    tolerance : Tolerance
-        The gate of a hit.
-
-    Returns
-    -------
-    Collected
-
-    Raises
-    ------
-    FileFormatError
-        A record is missing or damaged.
-    """
+    """Read every record and score it."""
     chunks: dict[Key, list[dict[str, Array]]] = {}
     for task in tasks_of(sets, snapshots):
         for label in task.labels:
@@ -252,15 +155,7 @@ def _timing(parts: Sequence[dict[str, Array]]) -> Timing:
 def bound_errors(truth: Truth, seed: int = 0) -> Array:
     """Distances that Gaussian errors as large as the bound would have.
 
-    Parameters
-    ----------
-    truth : Truth
-    seed : int
-
-    Returns
-    -------
-    float64 array, shape (T, D)
-        In metres; infinite where the bound is.
+    -> (T, D)
     """
     count = len(truth.position)
     known = np.isfinite(truth.covariance.sum((1, 2)))  # infinite variances stand alone, so no sum hides them

@@ -45,19 +45,11 @@ TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS co
 
 
 class Answer(NamedTuple):
-    """What a method made of B scenes.
-
-    Attributes
-    ----------
-    sources : list of B Sources
-    covariance : complex tensor, shape (B, N, N)
-        The effective covariance that its spectrum is drawn from.
-    position_covariance : list of B float64 tensors, shape (K, 3, 3), or None
-        Of each source's (azimuth, elevation, range) in radians and metres, where the method says how sure it is.
-    """
+    """What a method made of B scenes."""
 
     sources: list[Sources]
-    covariance: Tensor
+    covariance: Tensor  # (B, N, N) The effective covariance that its spectrum is drawn from
+    # (K, 3, 3) Of each source's (azimuth, elevation, range) in radians and metres, where the method says how sure it is
     position_covariance: list[Tensor] | None = None
 
 
@@ -65,81 +57,38 @@ Method = Callable[[Scenes], Answer]
 
 
 class MethodRun(NamedTuple):
-    """One method on all scenes.
+    """One method on all scenes."""
 
-    Attributes
-    ----------
-    found : list of list of Sources
-        By batch, one each scene.
-    shown : Answer
-        Of the scene that is drawn alone, B = 1.
-    seconds : float
-        Wall time of all scenes.
-    """
-
-    found: list[list[Sources]]
-    shown: Answer
-    seconds: float
+    found: list[list[Sources]]  # By batch, one each scene
+    shown: Answer  # Of the scene that is drawn alone, B = 1
+    seconds: float  # Wall time of all scenes
 
 
 class MethodScore(NamedTuple):
-    """How one method did.
-
-    Attributes
-    ----------
-    name : str
-    matches : list of Match
-        One per scene.
-    figures : dict of str to Interval
-        Every figure of :data:`risfast.evaluate.figures.FIGURES` with its 95 % interval over the scenes.
-    ms_per_scene : float
-        Wall time in milliseconds, from the measurements (of the first Capon row: from the covariance) to the sources.
-    """
+    """How one method did."""
 
     name: str
-    matches: list[Match]
+    matches: list[Match]  # One per scene
+    # Every figure of :data:`risfast.evaluate.figures.FIGURES` with its 95 % interval over the scenes
     figures: dict[str, Interval]
+    # Wall time in milliseconds, from the measurements (of the first Capon row: from the covariance) to the sources
     ms_per_scene: float
 
 
 class BoundReference(NamedTuple):
-    """What unbiased estimators that reach the Cramér-Rao bound would do on the same scenes.
+    """What unbiased estimators that reach the Cramér-Rao bound would do on the same scenes."""
 
-    Attributes
-    ----------
-    implied_recall : Interval
-        Mean over the sources of the chance that an error as large as the bound is a hit, with its 95 % interval.
-    median_xyz_m : float
-        Median position error in metres.
-    error_m : float64 array, shape (T, D)
-        D random position errors of each of the T sources in metres, Gaussian with the bound's covariance.
-    """
-
+    # Mean over the sources of the chance that an error as large as the bound is a hit, with its 95 % interval
     implied_recall: Interval
-    median_xyz_m: float
+    median_xyz_m: float  # Median position error in metres
+    # (T, D) D random position errors of each of the T sources in metres, Gaussian with the bound's covariance
     error_m: Array
 
 
 def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, Method]:
-    """The localizer, and Capon on covariances of three kinds.
-
-    Parameters
-    ----------
-    localizer : Localizer
-        For the setup of the scenes, on their device.
-    grid : SearchGrid
-        Of Capon.
-
-    Returns
-    -------
-    dict of str to callable
-        By name, the localizer first.
-
-    Notes
-    -----
-    None is told how many sources there are. The localizer estimates the noise; the sample covariances are told it. The
-    rank of ALS is the most sources that the system allows.
-    """
+    """The localizer, and Capon on covariances of three kinds."""
+    # None is told how many sources there are. The localizer estimates the noise; the sample covariances are told it.
+    # The rank of ALS is the most sources that the system allows.
 
     def localized(scenes: Scenes) -> Answer:
         measurement = pipeline.measure(scenes, localizer.options)
@@ -171,23 +120,7 @@ def _alternating_least_squares(scenes: Scenes) -> Tensor:
 
 
 def run_method(method: Method, parts: Sequence[Scenes], shown: int, report: Callable[[int], None]) -> MethodRun:
-    """One method on every scene.
-
-    Parameters
-    ----------
-    method : callable
-        From :func:`demo_methods`.
-    parts : sequence of Scenes
-        Batches, at least one scene.
-    shown : int
-        Index of a scene, counted over all batches.
-    report : callable of int
-        Told after each batch how many scenes are done.
-
-    Returns
-    -------
-    MethodRun
-    """
+    """One method on every scene."""
     found: list[list[Sources]] = []
     kept: list[Answer] = []
     seconds, done = 0.0, 0
@@ -219,35 +152,13 @@ def _synchronise(device: torch.device) -> None:
 def true_positions(parts: Sequence[Scenes]) -> list[Tensor]:
     """The true sources of every scene.
 
-    Parameters
-    ----------
-    parts : sequence of Scenes
-
-    Returns
-    -------
-    list of real tensors, shape (K, 3)
-        Azimuth, elevation, range in radians and metres, on the CPU.
+    -> (K, 3)
     """
     return [part.position[b][part.mask[b]].cpu() for part in parts for b in range(len(part))]
 
 
 def score_run(name: str, run: MethodRun, parts: Sequence[Scenes], bounds: Sequence[SourceBound]) -> MethodScore:
-    """Match and score what a method found.
-
-    Parameters
-    ----------
-    name : str
-        Of the method.
-    run : MethodRun
-    parts : sequence of Scenes
-        The same batches.
-    bounds : sequence of SourceBound
-        Of each batch.
-
-    Returns
-    -------
-    MethodScore
-    """
+    """Match and score what a method found."""
     scored = [score_scenes(f, p, bound=b) for f, p, b in zip(run.found, parts, bounds, strict=True)]
     flat = [sources for part in run.found for sources in part]
     gate = parts[0].config.setup.tolerance
@@ -256,20 +167,7 @@ def score_run(name: str, run: MethodRun, parts: Sequence[Scenes], bounds: Sequen
 
 
 def bound_reference(parts: Sequence[Scenes], bounds: Sequence[SourceBound], implied: Interval) -> BoundReference:
-    """The bound over all scenes, in the figures that methods are compared by.
-
-    Parameters
-    ----------
-    parts : sequence of Scenes
-    bounds : sequence of SourceBound
-        Of each batch.
-    implied : Interval
-        The figure ``implied_recall`` of any method on these scenes.
-
-    Returns
-    -------
-    BoundReference
-    """
+    """The bound over all scenes, in the figures that methods are compared by."""
 
     def sources(rows: Sequence[Tensor]) -> Array:
         """Of the true sources of all batches, one after the other."""

@@ -16,35 +16,15 @@ SEEDS = 2**32
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Options of the demo.
+    """Options of the demo."""
 
-    Parameters
-    ----------
-    scenes : int
-        Number of scenes, >= 1.
-    seed : int in [0, 2^32)
-        The same seed gives the same scenes; the shipped checkpoint was trained on none of them.
-    snapshots : int
-        L of each scene, >= 1.
-    grid : {"reference", "training"}
-        Whether the grid of Capon, and of the pictures, is as dense as for localisation or as for training.
-    output : Path
-        Folder for the pictures; made if it is not there.
-    device : str
-        Where everything is computed.
-
-    Raises
-    ------
-    ValueError
-        A count is below 1, the seed is out of its range, or the grid is unknown.
-    """
-
-    scenes: int = 60
-    seed: int = 0
-    snapshots: int = 64
+    scenes: int = 60  # Number of scenes, >= 1
+    seed: int = 0  # The same seed gives the same scenes; the shipped checkpoint was trained on none of them
+    snapshots: int = 64  # L of each scene, >= 1
+    # Whether the grid of Capon, and of the pictures, is as dense as for localisation or as for training
     grid: str = "reference"
-    output: Path = Path("risfast-demo")
-    device: str = "cpu"
+    output: Path = Path("risfast-demo")  # Folder for the pictures; made if it is not there
+    device: str = "cpu"  # Where everything is computed
 
     def __post_init__(self) -> None:
         """Check the counts, the seed and the grid."""

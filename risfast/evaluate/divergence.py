@@ -32,38 +32,21 @@ _FARTHEST = 1e3  # times the farthest source: beyond, waves are plane, and the r
 
 @dataclass(frozen=True, eq=False)
 class Expected:
-    """The expected log-likelihood of B scenes and its derivatives along the parameters of :meth:`SourceState.moved`.
+    """The expected log-likelihood of B scenes and its derivatives along the parameters of :meth:`SourceState.moved`."""
 
-    Rows and columns of sources that do not exist are zero.
+    # Rows and columns of sources that do not exist are zero.
 
-    Attributes
-    ----------
-    value : float64 tensor, shape (B,)
-        Natural logarithm, without the constant -L M log(pi); NaN where a covariance R_l is not definite.
-    gradient : float64 tensor, shape (B, P)
-    hessian : float64 tensor, shape (B, P, P)
-        Expected second derivatives; minus the information where the model is right.
-    score : float64 tensor, shape (B, P, P)
-        Covariance of the gradient of the log-likelihood of snapshots; the information where the model is right.
-    """
-
+    # (B,) Natural logarithm, without the constant -L M log(pi); NaN where a covariance R_l is not definite
     value: Tensor
-    gradient: Tensor
-    hessian: Tensor
+    gradient: Tensor  # (B, P)
+    hessian: Tensor  # (B, P, P) Expected second derivatives; minus the information where the model is right
+    # (B, P, P) Covariance of the gradient of the log-likelihood of snapshots; the information where the model is right
     score: Tensor
 
     def take(self, scenes: Tensor) -> Expected:
         """Some of the scenes, by their indices.
 
-        Parameters
-        ----------
-        scenes : int64 tensor, shape (b,)
-            Which, from 0.
-
-        Returns
-        -------
-        Expected
-            Of b scenes, in that order.
+        scenes (b,)
         """
         return Expected(*(getattr(self, f.name)[scenes] for f in fields(self)))
 
@@ -71,14 +54,7 @@ class Expected:
 class Divergence:
     """An assumed likelihood under another truth.
 
-    Parameters
-    ----------
-    likelihood : Likelihood
-        The assumed sensing operators, array and wavefront of B scenes; the snapshots do not matter.
-    factor : complex128 tensor, shape (B, L, M, J)
-        F_l of the true covariances S_l = F_l F_l^H + sigma^2 I.
-    noise : float64 tensor, shape (B,)
-        The true sigma^2.
+    factor (B, L, M, J), noise (B,)
     """
 
     def __init__(self, likelihood: Likelihood, factor: Tensor, noise: Tensor) -> None:
@@ -91,23 +67,10 @@ class Divergence:
         return Divergence(self.likelihood[scenes], self.factor[scenes], self.noise[scenes])
 
     def expected(self, state: SourceState) -> Expected:
-        """The expected log-likelihood and its derivatives.
-
-        Parameters
-        ----------
-        state : SourceState
-            Of B scenes.
-
-        Returns
-        -------
-        Expected
-
-        Notes
-        -----
-        With Q = R^-1, T = Q S Q and W = T - Q: the gradient is tr(W dR_i), the score covariance B is
-        tr(dR_i T dR_j T), and the Hessian -B + tr(dR_i W dR_j W) + tr(W dR_ij), each summed over the snapshots.
-        Whitened by R = C C^H, T becomes Z = C^-1 S C^-H, Q becomes I, and the identity becomes N = C^-1 C^-H.
-        """
+        """The expected log-likelihood and its derivatives."""
+        # With Q = R^-1, T = Q S Q and W = T - Q: the gradient is tr(W dR_i), the score covariance B is tr(dR_i T dR_j
+        # T), and the Hessian -B + tr(dR_i W dR_j W) + tr(W dR_ij), each summed over the snapshots. Whitened by R = C
+        # C^H, T becomes Z = C^-1 S C^-H, Q becomes I, and the identity becomes N = C^-1 C^-H.
         k = state.mask.shape[1]
         p = torch.where(state.mask, state.power, 0.0)
         columns = self.likelihood.seen(state.position, derivatives=True)  # b and its derivatives  [B, L, M, 4, K]
@@ -140,10 +103,8 @@ class Divergence:
         return Expected(value, gradient[:, order], hessian[:, order][:, :, order], score[:, order][:, :, order])
 
     def _bends(self, state: SourceState, excess: Tensor) -> Tensor:
-        """sum_l 2 Re(b^H W d_ce b) [B, 3, 3, K] of the second derivatives of b, for W b [B, L, M, K].
-
-        The sum of Phi^H W b stands against the second derivatives of the steering vectors themselves.
-        """
+        """sum_l 2 Re(b^H W d_ce b) [B, 3, 3, K] of the second derivatives of b, for W b [B, L, M, K]."""
+        # The sum of Phi^H W b stands against the second derivatives of the steering vectors themselves.
         phi, array = self.likelihood.phi, self.likelihood.array
         back = (phi.flatten(1, 2).mT @ excess.flatten(1, 2).conj().to(phi.dtype)).mT.to(torch.complex128)  # [B, K, N]
         positions = array.positions_m.to(back.device)
@@ -175,21 +136,18 @@ def _inverse_factor(response: Tensor, power: Tensor, noise: Tensor) -> tuple[Ten
 
 
 def _pairs(gram: Tensor) -> Tensor:
-    """sum_l tr(E_i X E_j X) [B, 4 K, 4 K] of E = d b^H + b d^H, from the Gram matrices of X [B, L, 4, K, 4, K].
-
-    d is b or one of its derivatives. Of the four terms, d_i b_i^H X d_j b_j^H X gives (b_i^H X d_j)(b_j^H X d_i), and
-    so on; two are the conjugates of the others.
-    """
+    """sum_l tr(E_i X E_j X) [B, 4 K, 4 K] of E = d b^H + b d^H, from the Gram matrices of X [B, L, 4, K, 4, K]."""
+    # d is b or one of its derivatives. Of the four terms, d_i b_i^H X d_j b_j^H X gives (b_i^H X d_j)(b_j^H X d_i), and
+    # so on; two are the conjugates of the others.
     across = torch.einsum("bliej,blcij->bciej", gram[:, :, 0], gram[:, :, :, :, 0].conj())
     along = (gram * gram[:, :, :1, :, :1].conj()).sum(1)
     return 2 * (across + along).real.flatten(3).flatten(1, 2)
 
 
 def _curvature(own: Tensor, bent: Tensor) -> Tensor:
-    """tr(W dR_ij) / p [B, 4, 4, K] of second derivatives of one source, the log power first.
-
-    Along two coordinates dR_ij = p (d_ij b b^H + d_i b d_j b^H + ..); along the log power every derivative comes again.
-    """
+    """tr(W dR_ij) / p [B, 4, 4, K] of second derivatives of one source, the log power first."""
+    # Along two coordinates dR_ij = p (d_ij b b^H + d_i b d_j b^H + ..); along the log power every derivative comes
+    # again.
     result = 2 * own
     result[:, 0, 0] = own[:, 0, 0]
     result[:, 1:, 1:] += bent
@@ -215,46 +173,19 @@ def _bordered(block: Tensor, edge: Tensor, corner: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Minimum:
-    """The parameters of B scenes of which the model diverges least from the truth.
+    """The parameters of B scenes of which the model diverges least from the truth."""
 
-    Attributes
-    ----------
-    state : SourceState
-        The pseudo-true sources and noise.
-    expected : Expected
-        There.
-    free : bool tensor, shape (B, P)
-        False for an inverse range that ended at its limit: the wave is best taken for plane.
-    converged : bool tensor, shape (B,)
-        Whether the search has come to an end.
-    """
-
-    state: SourceState
-    expected: Expected
-    free: Tensor
-    converged: Tensor
+    state: SourceState  # The pseudo-true sources and noise
+    expected: Expected  # There
+    free: Tensor  # (B, P) False for an inverse range that ended at its limit: the wave is best taken for plane
+    converged: Tensor  # (B,) Whether the search has come to an end
 
 
 def nearest(divergence: Divergence, state: SourceState) -> Minimum:
-    """The minimum of the divergence that lies downhill of a state.
-
-    Parameters
-    ----------
-    divergence : Divergence
-        Of B scenes.
-    state : SourceState
-        Where to start: the truth, for the pseudo-true parameters.
-
-    Returns
-    -------
-    Minimum
-
-    Notes
-    -----
-    Newton's method on the expected log-likelihood, with the absolute values of the eigenvalues of the Hessian, so that
-    it leaves saddle points, and with damping that grows after a step that would lower the value (J. Nocedal and S. J.
-    Wright, Numerical Optimization, 2006, section 3.4).
-    """
+    """The minimum of the divergence that lies downhill of a state."""
+    # Newton's method on the expected log-likelihood, with the absolute values of the eigenvalues of the Hessian, so
+    # that it leaves saddle points, and with damping that grows after a step that would lower the value (J. Nocedal and
+    # S. J. Wright, Numerical Optimization, 2006, section 3.4).
     at = divergence.expected(state)
     floor = torch.where(state.mask, state.position[..., 2], torch.inf).amin(1) / _FARTHEST
     floor = torch.where(floor.isfinite(), floor, 0.0)  # a scene without sources

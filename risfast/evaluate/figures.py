@@ -56,84 +56,32 @@ _PARTS = ("azimuth", "elevation", "range", "xyz")
 
 
 class Interval(NamedTuple):
-    """A figure and its bootstrap interval; NaN where it does not exist.
+    """A figure and its bootstrap interval; NaN where it does not exist."""
 
-    Attributes
-    ----------
-    value : float
-        The figure of all scenes.
-    low, high : float
-        Ends of the interval.
-    """
-
-    value: float
-    low: float
-    high: float
+    value: float  # The figure of all scenes
+    low: float  # Ends of the interval
+    high: float  # Ends of the interval
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table.
+    """One row of a table."""
 
-    Attributes
-    ----------
-    low, high : float
-        The interval of the variable that the row is for: low <= variable < high.
-    figures : dict of str to Interval
-        All of :data:`FIGURES`.
-    """
-
-    low: float
-    high: float
-    figures: dict[str, Interval]
+    low: float  # The interval of the variable that the row is for: low <= variable < high
+    high: float  # The interval of the variable that the row is for: low <= variable < high
+    figures: dict[str, Interval]  # All of :data:`FIGURES`
 
 
 def figures(scores: Scores) -> dict[str, float]:
-    """All figures of a set of scenes.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of S scenes; S may be 0.
-
-    Returns
-    -------
-    dict of str to float
-        The keys of :data:`FIGURES`, in their order.
-    """
+    """All figures of a set of scenes."""
     once = _resampled(scores, np.ones((1, len(scores))))
     return {name: float(values[0]) for name, values in once.items()}
 
 
 def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0) -> dict[str, Interval]:
-    """All figures with percentile intervals over resampled scenes.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of S scenes.
-    resamples : int
-        Times that S scenes are drawn with replacement, >= 1.
-    level : float in (0, 1)
-        Of the intervals.
-    seed : int
-        The intervals are a function of the scores and this.
-
-    Returns
-    -------
-    dict of str to Interval
-        The keys of :data:`FIGURES`.
-
-    Raises
-    ------
-    ValueError
-        ``resamples`` below 1 or a level outside (0, 1).
-
-    Notes
-    -----
-    B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979. Resamples in which a figure
-    does not exist are left out of its interval.
-    """
+    """All figures with percentile intervals over resampled scenes."""
+    # B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7, 1979. Resamples in which a figure
+    # does not exist are left out of its interval.
     weights = _weights(len(scores), resamples, level, seed)
     value, spread = figures(scores), _resampled(scores, weights)
     return {name: _interval(value[name], spread[name], level) for name in FIGURES}
@@ -142,25 +90,7 @@ def bootstrap(scores: Scores, *, resamples: int = 1000, level: float = 0.95, see
 def bootstrap_difference(
     one: Scores, other: Scores, *, resamples: int = 1000, level: float = 0.95, seed: int = 0
 ) -> dict[str, Interval]:
-    """Figures of ``one`` less those of ``other`` on the same scenes, resampled together.
-
-    Parameters
-    ----------
-    one, other : Scores
-        Of the same scenes.
-    resamples, level, seed
-        As :func:`bootstrap` takes them.
-
-    Returns
-    -------
-    dict of str to Interval
-        The keys of :data:`FIGURES`.
-
-    Raises
-    ------
-    ValueError
-        The two are not of the same scenes.
-    """
+    """Figures of ``one`` less those of ``other`` on the same scenes, resampled together."""
     if len(one) != len(other) or not np.array_equal(one.n_true, other.n_true):
         raise ValueError("one and other must be of the same scenes: their counts of true sources differ")
     if not (one.partial or other.partial or np.array_equal(one.source_position, other.source_position)):
@@ -182,30 +112,7 @@ def table(
     level: float = 0.95,
     seed: int = 0,
 ) -> list[Row]:
-    """Figures by number of sources, by SNR or by range.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of S scenes.
-    variable : {"sources", "snr_db", "range_m"}
-        Of scenes: their true number of sources, their SNR. Of sources and estimates: their range; see
-        :meth:`Scores.in_range`.
-    edges : sequence of float, increasing
-        Row i is for edges[i] <= variable < edges[i + 1].
-    resamples, level, seed
-        As :func:`bootstrap` takes them.
-
-    Returns
-    -------
-    list of Row
-        One fewer than edges.
-
-    Raises
-    ------
-    ValueError
-        An unknown variable, or edges that do not increase.
-    """
+    """Figures by number of sources, by SNR or by range."""
     cuts = np.asarray(edges, dtype=float)
     if cuts.ndim != 1 or len(cuts) < 2 or not (np.diff(cuts) > 0).all():
         raise ValueError(f"edges must be at least two increasing numbers, got {list(edges)}")

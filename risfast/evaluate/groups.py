@@ -44,20 +44,13 @@ LOUD_DB = 5.0
 
 @dataclass(frozen=True)
 class Edges:
-    """Intervals that the main set is cut into, of SNR, range and azimuth; the defaults are of the reference system.
+    """Intervals that the main set is cut into, of SNR, range and azimuth; the defaults are of the reference system."""
 
-    Attributes
-    ----------
-    snr_db, range_m, azimuth_deg : tuple of float
-        Increasing; empty where the value is fixed.
-    near_m : float
-        Sources up to here are near.
-    """
-
-    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
-    range_m: tuple[float, ...] = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)
+    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)  # Increasing; empty where the value is fixed
+    range_m: tuple[float, ...] = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)  # Increasing; empty where the value is fixed
+    # Increasing; empty where the value is fixed
     azimuth_deg: tuple[float, ...] = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0)
-    near_m: float = 5.0
+    near_m: float = 5.0  # Sources up to here are near
 
     @classmethod
     def of(cls, system: SystemConfig) -> Edges:
@@ -84,35 +77,19 @@ def _equal(usual: tuple[float, ...], interval: tuple[float, ...]) -> tuple[float
 
 @dataclass(frozen=True)
 class Group:
-    """Figures of one method over some scenes or sources.
+    """Figures of one method over some scenes or sources."""
 
-    Attributes
-    ----------
-    benchmark : str
-        B1 .. B9, ablation or robustness; ``headline`` for the groups that only the headline table needs.
-    scene_set, label : str
-    snapshots : int
-    variable : str
-        What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own.
-    low, high : float
-        low <= variable < high; NaN where there is no interval.
-    figures : dict of str to Interval
-    difference : dict of str to Interval or None
-        From greedy ML with the same knowledge on the same scenes; of an ablation, from the localizer.
-    second : (float, float)
-        The same interval of the SNR in a map of two variables.
-    """
-
-    benchmark: str
+    benchmark: str  # B1 .. B9, ablation or robustness; ``headline`` for the groups that only the headline table needs
     scene_set: str
     label: str
     snapshots: int
-    variable: str
-    low: float
-    high: float
+    variable: str  # What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own
+    low: float  # low <= variable < high; NaN where there is no interval
+    high: float  # low <= variable < high; NaN where there is no interval
     figures: dict[str, Interval]
+    # From greedy ML with the same knowledge on the same scenes; of an ablation, from the localizer
     difference: dict[str, Interval] | None
-    second: tuple[float, float] = (math.nan, math.nan)
+    second: tuple[float, float] = (math.nan, math.nan)  # The same interval of the SNR in a map of two variables
 
     @property
     def method(self) -> str:
@@ -195,23 +172,7 @@ def groups_of(
     resamples: int = 1000,
     report: Report | None = None,
 ) -> list[Group]:
-    """Every group of every benchmark that the records allow.
-
-    Parameters
-    ----------
-    collected : Collected
-    sets : sequence of SceneSet
-    snapshots : sequence of int
-    edges : Edges, optional
-        Of the nominal system; by default those of the reference system.
-    resamples : int
-        Of the bootstrap.
-    report : callable of (done, total), optional
-
-    Returns
-    -------
-    list of Group
-    """
+    """Every group of every benchmark that the records allow."""
     jobs = list(_jobs(collected, sets, snapshots, edges or Edges()))
     groups = []
     for number, (key, cut) in enumerate(jobs):

@@ -143,21 +143,7 @@ def _positions(values: Any, name: str, *, estimated: bool) -> Array:
 def pair_distances(estimated: Any, true: Any, *, range_scored: bool = True) -> tuple[Array, Array]:
     """How far every estimate is from every true source, for pairing, and which of these are distances of two points.
 
-    Parameters
-    ----------
-    estimated, true : real array_like, shapes (Ke, 3) and (Kt, 3)
-        As :func:`match` takes them.
-    range_scored : bool
-        Whether the ranges of the estimates count where they are finite.
-
-    Returns
-    -------
-    cost : float64 array, shape (Ke, Kt)
-        Metres, always finite. Between two points their distance; from a direction without a range, the distance of
-        the true source from the ray; to a true source at infinity, the angle times the largest finite range of the
-        scene (1 m where there is none).
-    points : bool array, shape (Ke, Kt)
-        Whether both are points.
+    estimated, true (Ke, 3) and (Kt, 3) -> cost (Ke, Kt), points (Ke, Kt)
     """
     e, t = _positions(estimated, "estimated", estimated=True), _positions(true, "true", estimated=False)
     points = np.isfinite(e[:, None, 2]) & np.isfinite(t[None, :, 2])

@@ -67,20 +67,11 @@ _ROUNDING = 1e-9  # of ends of regions
 
 
 class Found(NamedTuple):
-    """What a method found in some scenes.
-
-    Attributes
-    ----------
-    sources : list of B Sources
-    seconds : float
-        Wall time of all of them.
-    stages : dict of str to float
-        Wall time of each stage, where the method tells.
-    """
+    """What a method found in some scenes."""
 
     sources: list[Sources]
-    seconds: float
-    stages: dict[str, float]
+    seconds: float  # Wall time of all of them
+    stages: dict[str, float]  # Wall time of each stage, where the method tells
 
 
 class Method(Protocol):
@@ -89,18 +80,7 @@ class Method(Protocol):
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         """Find the sources of some scenes.
 
-        Parameters
-        ----------
-        scenes : Scenes
-            B of them; only oracles look at the answer in them.
-        measurement : Measurement
-            Of the same scenes, with what the method is told of the noise.
-        n_sources : int64 tensor, shape (B,), or None
-            K of each scene, where the method is told.
-
-        Returns
-        -------
-        Found
+        n_sources (B,)
         """
         ...
 
@@ -108,24 +88,7 @@ class Method(Protocol):
 def measurement_of(scenes: Scenes, knowledge: str) -> tuple[Measurement, Tensor | None]:
     """What a method with some knowledge is given.
 
-    Parameters
-    ----------
-    scenes : Scenes
-        B of them.
-    knowledge : str
-        One of :data:`risfast.evaluate.scenarios.KNOWLEDGE`.
-
-    Returns
-    -------
-    measurement : Measurement
-        With the noise power where it is known.
-    n_sources : int64 tensor, shape (B,), or None
-        K of each scene where it is known.
-
-    Raises
-    ------
-    ValueError
-        An unknown knowledge.
+    -> n_sources (B,)
     """
     if knowledge not in KNOWLEDGE:
         raise ValueError(f"knowledge must be one of {', '.join(KNOWLEDGE)}; got {knowledge!r}")
@@ -185,30 +148,7 @@ class _FromTruth:
 
 
 class Methods:
-    """Makes methods by name and keeps them.
-
-    Parameters
-    ----------
-    model : Path or None
-        Model folder of the localizer; None is the classical fit, which needs no training.
-    setup : Setup, optional
-        The problem; by default that of the model.
-    device : str
-        Of the localizer and its variants; baselines stay on the CPU.
-    transformer : Path or None
-        Model folder of the transformer backbone.
-    dcd_checkout : Path or None
-        Checkout that :data:`CHECKOUT_METHODS` run.
-    dcd_weights : tuple of Path
-        Their weights; each file says which method it is for.
-
-    Raises
-    ------
-    FileFormatError
-        The model folder cannot be read.
-    ValueError
-        Neither a model nor a setup, or a model of another array or wavefront.
-    """
+    """Makes methods by name and keeps them."""
 
     def __init__(
         self,
@@ -251,21 +191,7 @@ class Methods:
                 )
 
     def check(self, names: tuple[str, ...]) -> None:
-        """Refuse what cannot be made, before any work.
-
-        Parameters
-        ----------
-        names : tuple of str
-            Of methods.
-
-        Raises
-        ------
-        ValueError
-            An unknown or repeated name, the transformer without its model, or a checkout or weights that are missing,
-            not what they should be, or not asked for.
-        RuntimeError
-            The checkout imports a package that is not installed.
-        """
+        """Refuse what cannot be made, before any work."""
         for name in names:
             if name not in METHODS and name not in CHECKOUT_METHODS:
                 known = ", ".join((*METHODS, *CHECKOUT_METHODS))
@@ -301,23 +227,7 @@ class Methods:
         return variant.classical, variant.of(PipelineOptions() if variant.classical else options)
 
     def identity(self, name: str) -> dict[str, Any]:
-        """What a method's results depend on besides the scenes, as JSON values.
-
-        Parameters
-        ----------
-        name : str
-            One of :data:`METHODS`.
-
-        Returns
-        -------
-        dict
-            JSON values: setup and checksum of the weights where there are any, options, and the calibration.
-
-        Raises
-        ------
-        FileFormatError, ValueError
-            The model folder cannot be read.
-        """
+        """What a method's results depend on besides the scenes, as JSON values."""
         if name in ("localizer", "localizer_raw", *VARIANTS):
             classical, options = self._on_path(name)
             if classical or self._model is None:

@@ -91,25 +91,7 @@ class MismatchedBound:
 def true_responses(scenes: Scenes, seed: int | None = None) -> tuple[Tensor, SourceState]:
     """What the antennas really see of the sources of simulated scenes, impairments and coherence included.
 
-    Parameters
-    ----------
-    scenes : Scenes
-        B scenes.
-    seed : int, optional
-        The one they were generated with: impairments and the phases of coherent sources are drawn from it. Scenes that
-        have neither do not need it.
-
-    Returns
-    -------
-    factor : complex128 tensor, shape (B, L, M, J)
-        F_l with S_l = F_l F_l^H + sigma^2 I. J is K, or K + 1 for scenes that may hold coherent sources.
-    state : SourceState
-        The true sources and sigma^2, as :func:`risfast.evaluate.bounds.true_state` gives them.
-
-    Raises
-    ------
-    ValueError
-        The scenes need a seed.
+    -> factor (B, L, M, J)
     """
     config, state = scenes.config, true_state(scenes)
     coherent = config.coherence.probability > 0 and bool(scenes.coherent.any())
@@ -133,10 +115,8 @@ def true_responses(scenes: Scenes, seed: int | None = None) -> tuple[Tensor, Sou
 
 
 def _with_common(columns: Tensor, scenes: Scenes, draws: SceneRandom) -> Tensor:
-    """Columns [B, K + 1, N] of what each source sends alone, and of what the coherent ones send together.
-
-    The symbols are those of :func:`risfast.simulate.channels.source_symbols`.
-    """
+    """Columns [B, K + 1, N] of what each source sends alone, and of what the coherent ones send together."""
+    # The symbols are those of :func:`risfast.simulate.channels.source_symbols`.
     share = torch.where(scenes.coherent, scenes.config.coherence.correlation, 0.0).double()
     turn = 2 * torch.pi * draws.uniform(Stream.COHERENT_PHASE, (share.shape[1], 1))[..., 0]
     common = (torch.polar(share.sqrt(), turn)[..., None] * columns).sum(1, keepdim=True)
@@ -257,10 +237,8 @@ def mismatched_cramer_rao_bound(likelihood: Likelihood, state: SourceState, fact
 
 
 def _sandwich(at: Expected, free: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A^-1 B A^-1 of the positions [B, K, 3, 3], which of them are not determined, and where -A has no negative part.
-
-    Parameters that are not free stay as they are.
-    """
+    """A^-1 B A^-1 of the positions [B, K, 3, 3], which are not determined, and where -A has no negative part."""
+    # Parameters that are not free stay as they are.
     both = free[:, :, None] & free[:, None]
     curvature = torch.where(both, -at.hessian, 0.0).nan_to_num(nan=0.0)
     diagonal = curvature.diagonal(dim1=1, dim2=2)

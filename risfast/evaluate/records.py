@@ -33,25 +33,14 @@ _APPEAR_S = 60.0  # how long other processes wait until the first one has opened
 
 
 class Place(NamedTuple):
-    """Where a record belongs.
-
-    Attributes
-    ----------
-    scene_set : str
-    cell : int
-    snapshots : int
-    label : str
-        Of the run, or ``truth``.
-    start, stop : int
-        Scenes of the cell.
-    """
+    """Where a record belongs."""
 
     scene_set: str
     cell: int
     snapshots: int
-    label: str
-    start: int
-    stop: int
+    label: str  # Of the run, or ``truth``
+    start: int  # Scenes of the cell
+    stop: int  # Scenes of the cell
 
     @property
     def file(self) -> Path:
@@ -61,36 +50,13 @@ class Place(NamedTuple):
 
 
 class ResultsFolder:
-    """config.json, environment.json, records, and what a run ends with.
-
-    Parameters
-    ----------
-    folder : Path
-    config : mapping
-        JSON values that the results depend on. Under ``methods`` it holds the identity of each method: methods may be
-        added to a folder, for they do not touch each other.
-    """
+    """config.json, environment.json, records, and what a run ends with."""
 
     def __init__(self, folder: Path, config: Mapping[str, Any]) -> None:
         self.folder, self.config = folder, json.loads(json.dumps(config))
 
     def open(self, *, leads: bool = True) -> None:
-        """Make the folder, or check that it holds these very results.
-
-        Parameters
-        ----------
-        leads : bool
-            Whether this process makes the folder; the others wait for it.
-
-        Raises
-        ------
-        ValueError
-            It holds results of another configuration, or something else.
-        FileFormatError
-            Its configuration cannot be read.
-        OSError
-            It cannot be made or written.
-        """
+        """Make the folder, or check that it holds these very results."""
         path = self.folder / CONFIG
         if not leads:
             self._wait_for(path)
@@ -129,33 +95,11 @@ class ResultsFolder:
         return here
 
     def has(self, place: Place) -> bool:
-        """Whether this record is there.
-
-        Parameters
-        ----------
-        place : Place
-
-        Returns
-        -------
-        bool
-        """
+        """Whether this record is there."""
         return (self.folder / RECORDS / place.file).is_file()
 
     def write(self, place: Place, values: Mapping[str, Array]) -> None:
-        """Write one record, whole or not at all.
-
-        Parameters
-        ----------
-        place : Place
-            Kept inside the record too.
-        values : mapping of str to array
-            Numbers, Booleans or texts; nothing that would have to be pickled.
-
-        Raises
-        ------
-        OSError
-            The disk is full, or the folder cannot be written.
-        """
+        """Write one record, whole or not at all."""
         path = self.folder / RECORDS / place.file
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
@@ -163,22 +107,7 @@ class ResultsFolder:
         replace_file(path, buffer.getvalue())
 
     def read(self, place: Place) -> dict[str, Array]:
-        """One record.
-
-        Parameters
-        ----------
-        place : Place
-
-        Returns
-        -------
-        dict of str to array
-            As :meth:`write` was given them.
-
-        Raises
-        ------
-        FileFormatError
-            It is missing, damaged, or that of another place.
-        """
+        """One record."""
         path = self.folder / RECORDS / place.file
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

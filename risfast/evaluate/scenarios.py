@@ -47,20 +47,11 @@ _CENTRES_DEG = (-45.0, -22.5, 0.0, 22.5, 45.0)
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one knowledge over the first scenes of each cell of a set.
-
-    Attributes
-    ----------
-    method : str
-    knowledge : str
-        One of :data:`KNOWLEDGE`.
-    scenes : int
-        A multiple of :data:`CHUNK`, or all of the cell.
-    """
+    """One method with one knowledge over the first scenes of each cell of a set."""
 
     method: str
-    knowledge: str
-    scenes: int
+    knowledge: str  # One of :data:`KNOWLEDGE`
+    scenes: int  # A multiple of :data:`CHUNK`, or all of the cell
 
     @property
     def label(self) -> str:
@@ -70,24 +61,12 @@ class Run:
 
 @dataclass(frozen=True)
 class SceneSet:
-    """Scenes of one or several distributions.
-
-    Attributes
-    ----------
-    name : str
-    title : str
-        For tables and the report.
-    cells : tuple of SystemConfig
-        The distributions; their ``n_snapshots`` is replaced by that of the run.
-    scenes : int
-        Of each cell.
-    runs : tuple of Run
-    """
+    """Scenes of one or several distributions."""
 
     name: str
-    title: str
-    cells: tuple[SystemConfig, ...]
-    scenes: int
+    title: str  # For tables and the report
+    cells: tuple[SystemConfig, ...]  # The distributions; their ``n_snapshots`` is replaced by that of the run
+    scenes: int  # Of each cell
     runs: tuple[Run, ...]
 
 
@@ -103,30 +82,7 @@ def _chosen(names: Sequence[str], methods: Sequence[str]) -> tuple[str, ...]:
 def scene_sets(
     suite: str, scenes: int, methods: Sequence[str], system: SystemConfig | None = None
 ) -> tuple[SceneSet, ...]:
-    """The sets of a suite.
-
-    Parameters
-    ----------
-    suite : str
-        One of :data:`SUITES`.
-    scenes : int
-        Of the main set. Oracles and the ablation see the first half of it, each mismatch a quarter, each cell of the
-        map of SNR and number of sources a twenty-fifth.
-    methods : sequence of str
-        For the main set, in the order of the tables.
-    system : SystemConfig, optional
-        The nominal system; the reference system by default.
-
-    Returns
-    -------
-    tuple of SceneSet
-        The main set is always the first.
-
-    Raises
-    ------
-    ValueError
-        An unknown suite, no scenes, or no methods.
-    """
+    """The sets of a suite."""
     if suite not in SUITES:
         raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {suite!r}")
     if scenes < 1:

@@ -39,19 +39,10 @@ _POLL_S = 0.5
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; rates are NaN where they are not known yet.
+    """Where a run stands; rates are NaN where they are not known yet."""
 
-    Attributes
-    ----------
-    done, total : int
-        Scenes that have gone through a method, counted once for each method.
-    per_s : float
-    seconds_left : float
-    note : str
-    """
-
-    done: int
-    total: int
+    done: int  # Scenes that have gone through a method, counted once for each method
+    total: int  # Scenes that have gone through a method, counted once for each method
     per_s: float
     seconds_left: float
     note: str = ""
@@ -61,28 +52,7 @@ Report = Callable[[Progress], None]
 
 
 def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: bool = True) -> ResultsFolder:
-    """The results folder of a configuration.
-
-    Parameters
-    ----------
-    config : SuiteConfig
-    folder : Path
-        Made if need be.
-    methods : Methods
-        Whose identities the folder keeps.
-    leads : bool
-        Whether this process makes the folder; the others wait for it.
-
-    Returns
-    -------
-    ResultsFolder
-        Open.
-
-    Raises
-    ------
-    ValueError
-        It holds other results; see :meth:`risfast.evaluate.records.ResultsFolder.open`.
-    """
+    """The results folder of a configuration."""
     names = dict.fromkeys(run.method for scene_set in config.sets(methods) for run in scene_set.runs)
     described = {
         "format": _FORMAT,
@@ -109,33 +79,7 @@ def run_suite(
     world: int = 1,
     report: Report | None = None,
 ) -> ResultsFolder:
-    """Make every record that the folder lacks.
-
-    Parameters
-    ----------
-    config : SuiteConfig
-    folder : Path
-        Made if need be; one that was interrupted goes on.
-    workers : int
-        Processes that this one starts, each with one thread; with 1 the work is done here.
-    rank, world : int
-        This process among several that were started together: every ``world``-th chunk is its own. The first returns
-        when all are through.
-    report : callable of Progress, optional
-
-    Returns
-    -------
-    ResultsFolder
-
-    Raises
-    ------
-    ValueError
-        An option is out of its range, or the folder holds something else.
-    OSError
-        The folder cannot be written.
-    RuntimeError
-        A worker was killed.
-    """
+    """Make every record that the folder lacks."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     if not 0 <= rank < world:

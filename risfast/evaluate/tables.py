@@ -49,17 +49,7 @@ HEADLINE = {
 
 
 def group_rows(groups: Sequence[Group]) -> Table:
-    """One row for each group and figure.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-
-    Returns
-    -------
-    Table
-        Each figure with its interval, and the difference of the group with its own; NaN where there is none.
-    """
+    """One row for each group and figure."""
     rows = []
     for group in groups:
         for name in KEPT:
@@ -89,18 +79,7 @@ def group_rows(groups: Sequence[Group]) -> Table:
 
 
 def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
-    """The headline table: figures of every blind method, and what the bound would give on the same scenes.
-
-    Parameters
-    ----------
-    collected : Collected
-    groups : sequence of Group
-
-    Returns
-    -------
-    Table
-        With a row for each of :data:`HEADLINE`, L and method, and one for the time in milliseconds.
-    """
+    """The headline table: figures of every blind method, and what the bound would give on the same scenes."""
     rows: Table = []
     chosen = {(g.snapshots, g.label, g.variable): g for g in groups if (g.benchmark, g.variable) in _WHOLE}
     blind = list(dict.fromkeys((g.snapshots, g.label) for g in groups if g.benchmark == "B1"))
@@ -154,22 +133,7 @@ def _headline(length: int, name: str, title: str, label: str, value: Interval, b
 
 
 def mismatch_rows(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Table:
-    """Bounds of every mismatched set: that of the nominal system, and the one that knows the mismatch.
-
-    Parameters
-    ----------
-    collected : Collected
-    sets : sequence of SceneSet
-        Those of the suite; the main set, and what is made of it, have no mismatch.
-    snapshots : sequence of int
-
-    Returns
-    -------
-    Table
-        Recall that each bound implies, a mean over the sources, and the median of each in metres. NaN where the true
-        system is the nominal one, or the records have no other bound. For each L, the first row is the nominal system
-        on the same number of scenes.
-    """
+    """Bounds of every mismatched set: that of the nominal system, and the one that knows the mismatch."""
     mismatched = [s for s in sets if s.name not in ("main", "map", "ablation")]
     rows = []
     for length in snapshots if mismatched else ():
@@ -205,17 +169,7 @@ def _or_nan(of: Callable[[Array], Any], values: Array) -> float:
 
 
 def timing_rows(collected: Collected) -> Table:
-    """Milliseconds a scene of every run and stage, main set and ablation: median and quartiles over the chunks.
-
-    Parameters
-    ----------
-    collected : Collected
-
-    Returns
-    -------
-    Table
-        NaN where no chunk tells a time.
-    """
+    """Milliseconds a scene of every run and stage, main set and ablation: median and quartiles over the chunks."""
     rows = []
     for key, timing in collected.timing.items():
         if key.scene_set not in ("main", "ablation"):
@@ -247,17 +201,7 @@ def _quartiles(values: Array) -> Interval:
 
 
 def scene_rows(collected: Collected) -> Table:
-    """One row for each run and scene of the main set.
-
-    Parameters
-    ----------
-    collected : Collected
-
-    Returns
-    -------
-    Table
-        GOSPA in metres, p = 2.
-    """
+    """One row for each run and scene of the main set."""
     rows: Table = []
     for key, scores in collected.scores.items():
         if key.scene_set != "main":
@@ -281,19 +225,7 @@ def scene_rows(collected: Collected) -> Table:
 
 
 def frozen_rows(collected: Collected, methods: Sequence[str]) -> Table:
-    """Every estimate of the first scenes of the main set, blind: what a rerun has to find again.
-
-    Parameters
-    ----------
-    collected : Collected
-    methods : sequence of str
-        Whose estimates are kept.
-
-    Returns
-    -------
-    Table
-        Angles in degrees and ranges in metres, six digits after the point.
-    """
+    """Every estimate of the first scenes of the main set, blind: what a rerun has to find again."""
     rows = []
     for key, estimates in collected.estimates.items():
         if key.scene_set != "main" or key.label not in methods:
@@ -322,20 +254,7 @@ def _cell(value: Any) -> Any:
 
 
 def write_csv(path: Path, rows: Table) -> None:
-    """Write a table, whole or not at all; columns are those of its first row.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced if it is there.
-    rows : Table
-        Numbers get six significant digits; NaN becomes an empty cell.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written.
-    """
+    """Write a table, whole or not at all; columns are those of its first row."""
     text = io.StringIO()
     if rows:
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -345,25 +264,7 @@ def write_csv(path: Path, rows: Table) -> None:
 
 
 def write_parquet(path: Path, rows: Table) -> bool:
-    """Write a table as Parquet; False where pyarrow is not installed.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced if it is there.
-    rows : Table
-        In full precision.
-
-    Returns
-    -------
-    bool
-        False where pyarrow is not installed, and nothing is written.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written.
-    """
+    """Write a table as Parquet; False where pyarrow is not installed."""
     try:
         pyarrow = importlib.import_module("pyarrow")  # optional, and without types
         parquet = importlib.import_module("pyarrow.parquet")

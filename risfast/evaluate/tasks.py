@@ -22,54 +22,25 @@ TRUTH = "truth"  # the record that holds the answer and the bound
 
 @dataclass(frozen=True)
 class SuiteConfig:
-    """What the results of a suite depend on.
+    """What the results of a suite depend on."""
 
-    Parameters
-    ----------
-    suite : str
-        One of :data:`risfast.evaluate.scenarios.SUITES`.
-    scenes : int
-        Of the main set; the others follow from it.
-    snapshots : tuple of int
-        L, each at least 1.
-    methods : tuple of str
-        Among :data:`risfast.evaluate.methods.METHODS` and ``CHECKOUT_METHODS``.
-    seed : int
-        Of the scenes. The default is none that training, validation or test of the trainer uses.
-    model : Path or None
-        Model folder of the localizer; None is the classical fit, which needs no training.
-    system : SystemConfig or None
-        What is simulated; by default the reference distribution on the array and in the region of the setup.
-    setup : Setup or None
-        The problem: region, wavefront and tolerance of every method and every score. By default that of the system,
-        and without one that of the model.
-    device : str
-        Of the localizer.
-    transformer : Path or None
-        Model folder of the transformer backbone.
-    dcd_checkout : Path or None
-        Checkout that :data:`risfast.evaluate.methods.CHECKOUT_METHODS` run.
-    dcd_weights : tuple of Path
-        Their weights.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range, or system and setup contradict each other.
-    """
-
-    suite: str = "all"
-    scenes: int = 1000
-    snapshots: tuple[int, ...] = (64, 16)
+    suite: str = "all"  # One of :data:`risfast.evaluate.scenarios.SUITES`
+    scenes: int = 1000  # Of the main set; the others follow from it
+    snapshots: tuple[int, ...] = (64, 16)  # L, each at least 1
+    # Among :data:`risfast.evaluate.methods.METHODS` and ``CHECKOUT_METHODS``
     methods: tuple[str, ...] = DEFAULT_METHODS
-    seed: int = 0x6576616C
+    seed: int = 0x6576616C  # Of the scenes. The default is none that training, validation or test of the trainer uses
+    # Model folder of the localizer; None is the classical fit, which needs no training
     model: Path | None = DEFAULT_MODEL
+    # What is simulated; by default the reference distribution on the array and in the region of the setup
     system: SystemConfig | None = None
+    # The problem: region, wavefront and tolerance of every method and every score. By default that of the system, and
+    # without one that of the model
     setup: Setup | None = None
-    device: str = "cpu"
-    transformer: Path | None = None
-    dcd_checkout: Path | None = None
-    dcd_weights: tuple[Path, ...] = ()
+    device: str = "cpu"  # Of the localizer
+    transformer: Path | None = None  # Model folder of the transformer backbone
+    dcd_checkout: Path | None = None  # Checkout that :data:`risfast.evaluate.methods.CHECKOUT_METHODS` run
+    dcd_weights: tuple[Path, ...] = ()  # Their weights
 
     def __post_init__(self) -> None:
         """Check every value that needs no file."""
@@ -90,18 +61,7 @@ class SuiteConfig:
                     raise ValueError(f"system and setup contradict each other: {name} is {one} and {other}")
 
     def build_methods(self) -> Methods:
-        """What makes the methods, from the files that this names.
-
-        Returns
-        -------
-        methods : Methods
-            Made of nothing yet.
-
-        Raises
-        ------
-        FileFormatError
-            The model folder cannot be read.
-        """
+        """What makes the methods, from the files that this names."""
         setup = self.setup
         if setup is None and self.system is not None:
             setup = self.system.setup
@@ -114,50 +74,22 @@ class SuiteConfig:
         return self.system or system_of(methods.setup)
 
     def sets(self, methods: Methods) -> tuple[SceneSet, ...]:
-        """The scenes and the runs over them, for the problem of the methods.
-
-        Parameters
-        ----------
-        methods : Methods
-            Made of the same model.
-
-        Returns
-        -------
-        tuple of SceneSet
-        """
+        """The scenes and the runs over them, for the problem of the methods."""
         return scene_sets(self.suite, self.scenes, self.methods, self.nominal(methods))
 
 
 class Task(NamedTuple):
-    """One chunk of scenes with everything that runs over it.
-
-    Attributes
-    ----------
-    scene_set : str
-    cell, snapshots, start, stop : int
-    labels : tuple of str
-        Of the runs; the truth comes first.
-    """
+    """One chunk of scenes with everything that runs over it."""
 
     scene_set: str
     cell: int
     snapshots: int
     start: int
     stop: int
-    labels: tuple[str, ...]
+    labels: tuple[str, ...]  # Of the runs; the truth comes first
 
     def place(self, label: str) -> Place:
-        """Where the record of one run belongs.
-
-        Parameters
-        ----------
-        label : str
-            Of the run, or :data:`TRUTH`.
-
-        Returns
-        -------
-        Place
-        """
+        """Where the record of one run belongs."""
         return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
 
     @property
@@ -167,19 +99,7 @@ class Task(NamedTuple):
 
 
 def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
-    """Every chunk of every set, in the order of the sets.
-
-    Parameters
-    ----------
-    sets : sequence of SceneSet
-    snapshots : sequence of int
-        Each L that is run.
-
-    Returns
-    -------
-    list of Task
-        Of at most :data:`risfast.evaluate.scenarios.CHUNK` scenes each.
-    """
+    """Every chunk of every set, in the order of the sets."""
     tasks = []
     for scene_set in sets:
         for length in snapshots:

@@ -14,20 +14,12 @@ __all__ = ["VARIANTS", "Variant"]
 
 @dataclass(frozen=True)
 class Variant:
-    """One change to the localizer of a model.
+    """One change to the localizer of a model."""
 
-    Parameters
-    ----------
-    title : str
-        For tables.
-    changes : mapping
-        Options of :class:`risfast.localize.PipelineOptions` that differ, by their names with dots.
-    classical : bool
-        Whether the sparse covariance fit without any training stands in for the model, with the default options.
-    """
-
-    title: str
+    title: str  # For tables
+    # Options of :class:`risfast.localize.PipelineOptions` that differ, by their names with dots
     changes: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the sparse covariance fit without any training stands in for the model, with the default options
     classical: bool = False
 
     def of(self, options: PipelineOptions) -> PipelineOptions:

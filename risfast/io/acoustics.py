@@ -19,18 +19,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_acoular(path: Path, options: ReadOptions) -> Found:
-    """Samples in time as acoular's ``WriteH5`` stores them; positions come from the caller.
-
-    Parameters
-    ----------
-    path : Path
-    options : ReadOptions
-        Of its fields only ``time_data`` counts.
-
-    Returns
-    -------
-    Found
-    """
+    """Samples in time as acoular's ``WriteH5`` stores them; positions come from the caller."""
     file_head(path)
     container = Hdf5Container(path)
     name = options.fields.get("time_data", "time_data")
@@ -76,21 +65,9 @@ def _attribute(container: Hdf5Container, name: str, attribute: str) -> float | N
 
 
 def read_benchmark(path: Path, options: ReadOptions) -> Found:
-    """Cross-spectral matrices or samples of the AIAA array methods benchmark.
-
-    "Array Methods HDF5 File Definitions", revision 2.4, 2016: matrices (N, N, F), positions (N, 3). The matrix is
-    ``csmReal + fftSign j csmImaginary``, as acoular reads it: fftSign is the sign in the exponent of the transform.
-
-    Parameters
-    ----------
-    path : Path
-    options : ReadOptions
-        ``frequency_hz`` chooses among several.
-
-    Returns
-    -------
-    Found
-    """
+    """Cross-spectral matrices or samples of the AIAA array methods benchmark."""
+    # "Array Methods HDF5 File Definitions", revision 2.4, 2016: matrices (N, N, F), positions (N, 3). The matrix is
+    # ``csmReal + fftSign j csmImaginary``, as acoular reads it: fftSign is the sign in the exponent of the transform.
     file_head(path)
     container = Hdf5Container(path)
     holds = container.holds
@@ -147,22 +124,7 @@ def _read_matrix(container: Hdf5Container, found: Found, options: ReadOptions) -
 def choose_frequency(path: Path, frequencies: Array, wanted: float | None) -> int:
     """Index of the frequency that was asked for; it must be one of the file's, or next to it.
 
-    Parameters
-    ----------
-    path : Path
-        For errors.
-    frequencies : real array, shape (F,), hertz
-        In any order.
-    wanted : float or None, hertz
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    FileFormatError
-        There are none, several and none was asked for, or all are far from the one that was.
+    frequencies (F,)
     """
     if not len(frequencies) or not np.isfinite(frequencies).all():
         raise FileFormatError(f"{path}: the frequencies of the file are missing or not finite")

@@ -12,18 +12,7 @@ __all__ = ["finite_json", "replace_file", "sync_folder", "write_synced"]
 
 
 def finite_json(value: Any) -> Any:
-    """The same value with None in place of NaN and infinities, which JSON cannot hold.
-
-    Parameters
-    ----------
-    value : mapping, list, tuple, float or other JSON value
-        May be nested.
-
-    Returns
-    -------
-    dict, list, float or None
-        Keys become str and tuples lists; what is none of these is returned as it is.
-    """
+    """The same value with None in place of NaN and infinities, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {str(name): finite_json(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -34,20 +23,7 @@ def finite_json(value: Any) -> Any:
 
 
 def write_synced(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk.
-
-    Parameters
-    ----------
-    path : Path
-        Replaced where it exists.
-    data : bytes
-        The whole content.
-
-    Raises
-    ------
-    OSError
-        The disk is full, or the file cannot be written.
-    """
+    """Write a file and wait until it is on the disk."""
     with path.open("wb") as stream:
         stream.write(data)
         stream.flush()
@@ -55,20 +31,7 @@ def write_synced(path: Path, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a file beside, sync it, and rename it into its place.
-
-    Parameters
-    ----------
-    path : Path
-        Its folder exists; ``.NAME.tmp`` in it is used on the way.
-    data : bytes
-        The whole content.
-
-    Raises
-    ------
-    OSError
-        As :func:`write_synced`; what was at ``path`` is still there.
-    """
+    """Write a file beside, sync it, and rename it into its place."""
     beside = path.with_name(f".{path.name}.tmp")
     try:
         write_synced(beside, data)
@@ -81,17 +44,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until renames inside a folder are on the disk; on systems that are not POSIX nothing is done.
-
-    Parameters
-    ----------
-    folder : Path
-
-    Raises
-    ------
-    OSError
-        The folder cannot be opened.
-    """
+    """Wait until renames inside a folder are on the disk; on systems that are not POSIX nothing is done."""
     if os.name != "posix":  # other systems cannot open a folder
         return
     descriptor = os.open(folder, os.O_RDONLY)

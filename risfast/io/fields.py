@@ -33,32 +33,19 @@ SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's defaul
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What the caller knows better than the file, or what the file does not say; see :func:`risfast.simulate.read`.
+    """What the caller knows better than the file, or what the file does not say; see :func:`risfast.simulate.read`."""
 
-    Parameters
-    ----------
-    format, fields, setup, positions_m, wavelength_m, frequency_hz, speed_m_s
-        As :func:`risfast.simulate.read` takes them.
-    sample_rate_hz, polarization, block_size, flagged
-        As :func:`risfast.simulate.read` takes them.
-
-    Raises
-    ------
-    ValueError
-        A number that is not positive or not finite, an index below zero, or both a setup and positions.
-    """
-
-    format: str | None = None
-    fields: Mapping[str, str] = field(default_factory=dict)
-    setup: Setup | SensorArray | str | Path | None = None
-    positions_m: Any = None
-    wavelength_m: float | None = None
-    frequency_hz: float | None = None
-    speed_m_s: float | None = None
-    sample_rate_hz: float | None = None
-    polarization: str | None = None
-    block_size: int = 256
-    flagged: Iterable[int] = ()
+    format: str | None = None  # As :func:`risfast.simulate.read` takes them
+    fields: Mapping[str, str] = field(default_factory=dict)  # As :func:`risfast.simulate.read` takes them
+    setup: Setup | SensorArray | str | Path | None = None  # As :func:`risfast.simulate.read` takes them
+    positions_m: Any = None  # As :func:`risfast.simulate.read` takes them
+    wavelength_m: float | None = None  # As :func:`risfast.simulate.read` takes them
+    frequency_hz: float | None = None  # As :func:`risfast.simulate.read` takes them
+    speed_m_s: float | None = None  # As :func:`risfast.simulate.read` takes them
+    sample_rate_hz: float | None = None  # As :func:`risfast.simulate.read` takes them
+    polarization: str | None = None  # As :func:`risfast.simulate.read` takes them
+    block_size: int = 256  # As :func:`risfast.simulate.read` takes them
+    flagged: Iterable[int] = ()  # As :func:`risfast.simulate.read` takes them
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before any file is opened."""
@@ -82,47 +69,15 @@ def _is_real(value: Any) -> bool:
 
 @dataclass(eq=False)
 class Found:
-    """What a reader found. Positions are (N, 3) in metres, or None; times and covariances still unchecked.
-
-    Attributes
-    ----------
-    path : Path
-    format : str
-        For people.
-    holds : mapping of str to tuple of int
-        Everything in the file with its shape.
-    covariance : array or None
-        (N, N), (B, N, N), or with pages last.
-    snapshots, time_data : Snapshots or None
-        Rows of complex samples at one frequency; rows of samples in time.
-    batch : array or None
-        Snapshots of several scenes, three axes, in place of ``snapshots``.
-    sample_rate_hz, wavelength_m, frequency_hz, speed_m_s : float or None
-    chosen : bool
-        Whether ``frequency_hz`` is the one of the file's that comes nearest to what was asked for.
-    positions_m : real array or None
-    codes, channel : array or None
-    setup : Setup or None
-        That the file itself describes.
-    names : dict
-        From field to its name in the file.
-    pages_last : bool
-        Whether a batch may come with its matrices last, as in MATLAB.
-    details : dict of str
-    notes : list of str
-        As in :class:`risfast.io.Provenance`.
-    flagged : list of Flagged
-        What the file itself marks.
-    element_names : list of str or None
-    """
+    """What a reader found. Positions are (N, 3) in metres, or None; times and covariances still unchecked."""
 
     path: Path
-    format: str
-    holds: Mapping[str, tuple[int, ...]]
-    covariance: Array | None = None
-    snapshots: Snapshots | None = None
-    time_data: Snapshots | None = None
-    batch: Array | None = None
+    format: str  # For people
+    holds: Mapping[str, tuple[int, ...]]  # Everything in the file with its shape
+    covariance: Array | None = None  # (N, N), (B, N, N), or with pages last
+    snapshots: Snapshots | None = None  # Rows of complex samples at one frequency; rows of samples in time
+    time_data: Snapshots | None = None  # Rows of complex samples at one frequency; rows of samples in time
+    batch: Array | None = None  # Snapshots of several scenes, three axes, in place of ``snapshots``
     sample_rate_hz: float | None = None
     positions_m: Array | None = None
     wavelength_m: float | None = None
@@ -131,26 +86,16 @@ class Found:
     speed_m_s: float | None = None
     codes: Array | None = None
     channel: Array | None = None
-    setup: Setup | None = None
+    setup: Setup | None = None  # That the file itself describes
     names: dict[str, str] = field(default_factory=dict)  # field -> name in the file
-    pages_last: bool = False
+    pages_last: bool = False  # Whether a batch may come with its matrices last, as in MATLAB
     details: dict[str, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    flagged: list[Flagged] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # As in :class:`risfast.io.Provenance`
+    flagged: list[Flagged] = field(default_factory=list)  # What the file itself marks
     element_names: list[str] | None = None
 
     def name(self, what: str) -> str:
-        """What the file calls a field.
-
-        Parameters
-        ----------
-        what : str
-            A field.
-
-        Returns
-        -------
-        str
-        """
+        """What the file calls a field."""
         return self.names.get(what, what)
 
     def inventory(self) -> str:
@@ -161,23 +106,7 @@ class Found:
 
 
 def assemble(found: Found, options: ReadOptions) -> Recording:
-    """Check everything and put it together; see :func:`risfast.simulate.read` for the errors.
-
-    Parameters
-    ----------
-    found : Found
-        Notes are added to it.
-    options : ReadOptions
-
-    Returns
-    -------
-    Recording
-
-    Raises
-    ------
-    FileFormatError
-        A field is missing, or is not what it should be.
-    """
+    """Check everything and put it together; see :func:`risfast.simulate.read` for the errors."""
     given = _parts(found, options)
     _check_sampling(found, given)
     positions = _positions(found, options, given)

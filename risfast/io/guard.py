@@ -66,22 +66,7 @@ PARSER_ERRORS = (
 
 
 def file_head(path: Path) -> bytes:
-    """The first bytes of a file that is there, readable and not empty.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    bytes
-        At most 2056: enough to tell what the file holds.
-
-    Raises
-    ------
-    FileFormatError
-        There is no such file, it is a folder, cannot be opened, or is empty.
-    """
+    """The first bytes of a file that is there, readable and not empty."""
     if not path.exists():
         raise FileFormatError(f"{path}: there is no such file")
     if not path.is_file():
@@ -97,17 +82,7 @@ def file_head(path: Path) -> bytes:
 
 
 def content_of(path: Path) -> str:
-    """What the first bytes of a file say, whatever its name says.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    str
-        "HDF5", "MATLAB", "NumPy zip", or words for people.
-    """
+    """What the first bytes of a file say, whatever its name says."""
     head = file_head(path)
     if any(head[at : at + 8] == _HDF5_SIGNATURE for at in _HDF5_OFFSETS):
         return "HDF5"
@@ -124,25 +99,7 @@ def content_of(path: Path) -> str:
 
 @contextmanager
 def parsing(path: Path, kind: str, name: str | None = None) -> Iterator[None]:
-    """Turn whatever a parser throws at damaged input into one FileFormatError that names the file and the field.
-
-    Parameters
-    ----------
-    path : Path
-    kind : str
-        What the file should be.
-    name : str or None
-        The variable in it.
-
-    Yields
-    ------
-    None
-
-    Raises
-    ------
-    FileFormatError
-        In place of any of :data:`PARSER_ERRORS`.
-    """
+    """Turn whatever a parser throws at damaged input into one FileFormatError that names the file and the field."""
     try:
         yield
     except FileFormatError:
@@ -161,26 +118,7 @@ def parsing(path: Path, kind: str, name: str | None = None) -> Iterator[None]:
 
 
 def need(module: str, what: str, extra: str) -> ModuleType:
-    """An optional dependency, or an error that says which it is and how to install it.
-
-    Parameters
-    ----------
-    module : str
-        Dotted name.
-    what : str
-        What needs it.
-    extra : str
-        The extra of risfast that brings it.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    FileFormatError
-        It is not installed.
-    """
+    """An optional dependency, or an error that says which it is and how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -192,49 +130,17 @@ def need(module: str, what: str, extra: str) -> ModuleType:
 
 
 def megabytes(count: int) -> str:
-    """A number of bytes for people.
-
-    Parameters
-    ----------
-    count : int
-
-    Returns
-    -------
-    str
-    """
+    """A number of bytes for people."""
     return f"{count / 1e6:,.1f} MB"
 
 
 def shape_text(shape: Sequence[int]) -> str:
-    """(16, 64) as 16 x 64.
-
-    Parameters
-    ----------
-    shape : sequence of int
-
-    Returns
-    -------
-    str
-    """
+    """(16, 64) as 16 x 64."""
     return " x ".join(map(str, shape)) or "a single number"
 
 
 def check_held(path: Path, name: str, shape: Sequence[int], itemsize: int) -> None:
-    """Refuse to hold more than :data:`HELD_BYTES`, whatever a header declares, before anything is allocated.
-
-    Parameters
-    ----------
-    path : Path
-    name : str
-    shape : sequence of int
-    itemsize : int
-        Bytes of a number.
-
-    Raises
-    ------
-    FileFormatError
-        It is more.
-    """
+    """Refuse to hold more than :data:`HELD_BYTES`, whatever a header declares, before anything is allocated."""
     size = itemsize
     for side in shape:
         size *= int(side)  # Python integers: declared sizes may pass 2^63

@@ -25,19 +25,7 @@ _COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
 
 
 def check_dataset(path: Path, name: str, dataset: Any) -> None:
-    """Refuse a dataset that lives in other files, declares more than the file can hold, or has giant chunks.
-
-    Parameters
-    ----------
-    path : Path
-    name : str
-    dataset : h5py.Dataset
-
-    Raises
-    ------
-    FileFormatError
-        It is any of these.
-    """
+    """Refuse a dataset that lives in other files, declares more than the file can hold, or has giant chunks."""
     if dataset.external or dataset.is_virtual:
         raise FileFormatError(
             f"{path}: {name!r} keeps its data in other files, which are never opened from within a file; "
@@ -63,18 +51,7 @@ def check_dataset(path: Path, name: str, dataset: Any) -> None:
 
 
 def as_numbers(values: Array) -> Array:
-    """Complex numbers from the records that MATLAB and others make of them.
-
-    Parameters
-    ----------
-    values : array
-        Of any type.
-
-    Returns
-    -------
-    array
-        The same, if there are no such records in it.
-    """
+    """Complex numbers from the records that MATLAB and others make of them."""
     if values.dtype.names in _COMPLEX_RECORDS:
         real, imaginary = (values[field] for field in values.dtype.names)
         if real.dtype.kind in "iuf" and imaginary.dtype.kind in "iuf":
@@ -86,12 +63,7 @@ def as_numbers(values: Array) -> Array:
 
 
 class Hdf5Container:
-    """The datasets of an HDF5 file by name, as far as they are reached without leaving the file.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """The datasets of an HDF5 file by name, as far as they are reached without leaving the file."""
 
     kind = _KIND
 
@@ -128,17 +100,7 @@ class Hdf5Container:
         return dict(self._shapes)
 
     def attributes(self, name: str) -> dict[str, Any]:
-        """The attributes of a group or dataset; none if it is not there.
-
-        Parameters
-        ----------
-        name : str
-            ``/`` is the file.
-
-        Returns
-        -------
-        dict
-        """
+        """The attributes of a group or dataset; none if it is not there."""
         import h5py  # noqa: PLC0415
 
         with self.file() as file:
@@ -150,18 +112,7 @@ class Hdf5Container:
             return {key: value for key, value in place.attrs.items() if not isinstance(value, h5py.Empty)}
 
     def load(self, name: str) -> Array:
-        """The whole dataset, if it may be held in memory.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        array
-            As MATLAB shows it, if MATLAB wrote it.
-        """
+        """The whole dataset, if it may be held in memory."""
         with self.file() as file:
             dataset = file[name]
             if "MATLAB_empty" in dataset.attrs:
@@ -172,17 +123,7 @@ class Hdf5Container:
         return values.T if name in self._turned else values
 
     def load_text(self, name: str) -> str:
-        """A short text; empty if the dataset holds something else.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        str
-        """
+        """A short text; empty if the dataset holds something else."""
         with self.file() as file:
             dataset = file[name]
             if dataset.shape != () or dataset.dtype.itemsize > _LONGEST_TEXT:
@@ -192,19 +133,7 @@ class Hdf5Container:
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
     def load_part(self, name: str, part: tuple[Any, ...]) -> Array:
-        """A slice of a dataset, in the file's own order of axes.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-        part : tuple of slice and int
-            One for each axis.
-
-        Returns
-        -------
-        array
-        """
+        """A slice of a dataset, in the file's own order of axes."""
         with self.file() as file:
             dataset = file[name]
             self._check_plain(name, dataset)
@@ -223,18 +152,7 @@ class Hdf5Container:
         check_dataset(self.path, name, dataset)
 
     def rows(self, name: str) -> Snapshots | None:
-        """A 2D dataset of numbers in blocks.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        Snapshots or None
-            None if it is no 2D dataset of numbers.
-        """
+        """A 2D dataset of numbers in blocks."""
         if len(self._shapes[name]) != 2:
             return None
         with self.file() as file:

@@ -120,12 +120,7 @@ class _Element:
 
 
 class Mat5Container:
-    """The numeric variables of a MATLAB file of version 5 to 7 by name.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """The numeric variables of a MATLAB file of version 5 to 7 by name."""
 
     kind = _KIND
     pages_last = True
@@ -174,22 +169,7 @@ class Mat5Container:
         return {name: variable.shape for name, (_, variable) in self._places.items()}
 
     def load(self, name: str) -> Array:
-        """The whole array, if it is one of numbers and may be held in memory.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        array
-
-        Raises
-        ------
-        FileFormatError
-            It is something else, damaged, or too large.
-        """
+        """The whole array, if it is one of numbers and may be held in memory."""
         at, variable = self._places[name]
         if variable.type_code not in _NUMERIC:
             what = _OTHER.get(variable.type_code, f"class {variable.type_code}")
@@ -216,15 +196,5 @@ class Mat5Container:
         return values.reshape(variable.shape, order="F")
 
     def rows(self, name: str) -> Snapshots | None:
-        """Never: MATLAB stores columns, so a row is not in one place.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        None
-        """
+        """Never: MATLAB stores columns, so a row is not in one place."""
         return None

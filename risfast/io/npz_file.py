@@ -36,12 +36,7 @@ class _Member:
 
 
 class NpzContainer:
-    """The arrays of an .npz file by name.
-
-    Parameters
-    ----------
-    path : Path
-    """
+    """The arrays of an .npz file by name."""
 
     kind = _KIND
     pages_last = False
@@ -89,17 +84,7 @@ class NpzContainer:
             yield stream
 
     def load(self, name: str) -> Array:
-        """The whole array, if it may be held in memory.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        array
-        """
+        """The whole array, if it may be held in memory."""
         member = self._members[name]
         check_held(self.path, name, member.shape, member.dtype.itemsize)
         with parsing(self.path, _KIND, name), self._open(member) as stream:
@@ -108,18 +93,7 @@ class NpzContainer:
         return values
 
     def rows(self, name: str) -> Snapshots | None:
-        """A 2D array in blocks, where it is stored row by row and not compressed.
-
-        Parameters
-        ----------
-        name : str
-            One of ``holds``.
-
-        Returns
-        -------
-        Snapshots or None
-            None if it cannot be read in blocks.
-        """
+        """A 2D array in blocks, where it is stored row by row and not compressed."""
         member = self._members[name]
         plain = member.dtype.kind in "fc" and member.dtype.itemsize <= 16 and member.dtype.itemsize >= 4
         if member.info.compress_type != zipfile.ZIP_STORED or member.fortran or len(member.shape) != 2 or not plain:

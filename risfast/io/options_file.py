@@ -48,18 +48,7 @@ def read_options(path: str | Path) -> PipelineOptions:
 
 
 def read_options_as(default: T, path: str | Path) -> T:
-    """Options of the class of ``default``, any frozen dataclass; see :func:`read_options` for the file and the errors.
-
-    Parameters
-    ----------
-    default : dataclass
-        What a key that is left out is taken from.
-    path : str or Path
-
-    Returns
-    -------
-    dataclass of the same class
-    """
+    """Options of the class of ``default``, any frozen dataclass; file and errors are those of :func:`read_options`."""
     path = Path(path)
     file_head(path)
     if path.stat().st_size > HELD_BYTES // 8:

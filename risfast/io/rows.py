@@ -26,33 +26,9 @@ def raw_snapshots(
     stored: np.dtype[Any],
     convert: Callable[[Array], Array],
 ) -> Snapshots:
-    """Rows of ``width`` stored numbers each, from byte ``offset`` on.
-
-    Plain reads into a buffer rather than a memory map: pages of a map count as memory of the process for as long as the
-    system likes, a buffer is there once.
-
-    Parameters
-    ----------
-    path : Path
-    offset : int
-        First byte of the first row.
-    shape : (int, int)
-        L and C after ``convert``.
-    width : int
-        Stored numbers in a row.
-    stored : numpy dtype
-    convert : callable
-        From stored numbers (rows, width) to what comes out (rows, C).
-
-    Returns
-    -------
-    Snapshots
-
-    Raises
-    ------
-    FileFormatError
-        The file is shorter than that, now or when it is read.
-    """
+    """Rows of ``width`` stored numbers each, from byte ``offset`` on."""
+    # Plain reads into a buffer rather than a memory map: pages of a map count as memory of the process for as long as
+    # the system likes, a buffer is there once.
     row = width * stored.itemsize
     needed, there = offset + shape[0] * row, path.stat().st_size
     if needed > there:

@@ -24,24 +24,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 def layout(shapes: Shapes, n_elements: int, *, pages_last: bool) -> tuple[int, dict[str, bool]] | None:
-    """Axis of the scenes, and which fields must be transposed for all to fit together; None if they cannot.
-
-    Where both axes fit, as where the sides are equal, the one with fewer fields to transpose is meant, else the first.
-
-    Parameters
-    ----------
-    shapes : mapping of str to tuple of int
-        Of snapshots (three axes), and where they are there codes and channel (two or three).
-    n_elements : int
-        N.
-    pages_last : bool
-        Whether the scenes may be on the last axis.
-
-    Returns
-    -------
-    (int, dict of str to bool), or None
-        0 or -1, and the fields.
-    """
+    """Axis of the scenes, and which fields must be transposed for all to fit together; None if they cannot."""
+    # Where both axes fit, as where the sides are equal, the one with fewer fields to transpose is meant, else the
+    # first.
     axes = (0, -1) if pages_last else (0,)
     fitting = [(axis, turned) for axis in axes if (turned := _turned(shapes, n_elements, axis)) is not None]
     return min(fitting, key=lambda choice: sum(choice[1].values()), default=None)
@@ -73,26 +58,7 @@ def _turned(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | Non
 
 
 def arrange(found: Found, n_elements: int) -> tuple[int, Snapshots, Tensor | None, Tensor | None]:
-    """Number of scenes, their snapshots one after the other, codes and channel with the scene first.
-
-    Parameters
-    ----------
-    found : Found
-        With a ``batch``; notes are added to it.
-    n_elements : int
-        N.
-
-    Returns
-    -------
-    scenes : int
-    snapshots : Snapshots
-    codes, channel : complex tensor or None
-
-    Raises
-    ------
-    FileFormatError
-        The parts do not belong together, are real, empty or not finite.
-    """
+    """Number of scenes, their snapshots one after the other, codes and channel with the scene first."""
     given = {"snapshots": found.batch, "codes": found.codes, "channel": found.channel}
     values = {
         name: as_complex(value, found.path, found.name(name)) for name, value in given.items() if value is not None

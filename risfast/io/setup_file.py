@@ -35,21 +35,14 @@ _EXACT_DIGITS = 17  # a number with more digits than a double needs is converted
 
 @dataclass(frozen=True)
 class SetupParts:
-    """What a setup file says; None is what it leaves out.
-
-    Attributes
-    ----------
-    array : SensorArray
-    region, wavefront, sampling, speed_m_s, tolerance
-        As in :class:`risfast.setup.Setup`, or None.
-    """
+    """What a setup file says; None is what it leaves out."""
 
     array: SensorArray
-    region: Region | None = None
-    wavefront: Wavefront | None = None
-    sampling: Sampling | None = None
-    speed_m_s: float | None = None
-    tolerance: Tolerance | None = None
+    region: Region | None = None  # As in :class:`risfast.setup.Setup`, or None
+    wavefront: Wavefront | None = None  # As in :class:`risfast.setup.Setup`, or None
+    sampling: Sampling | None = None  # As in :class:`risfast.setup.Setup`, or None
+    speed_m_s: float | None = None  # As in :class:`risfast.setup.Setup`, or None
+    tolerance: Tolerance | None = None  # As in :class:`risfast.setup.Setup`, or None
 
     def setup(self, **changes: Any) -> Setup:
         """The setup, with some fields in place of the file's; what is left out takes the defaults of a setup."""
@@ -112,16 +105,7 @@ def read_setup(path: str | Path) -> Setup:
 
 
 def read_setup_parts(path: str | Path) -> SetupParts:
-    """What a setup file says, and what it does not; see :func:`read_setup` for the format and the errors.
-
-    Parameters
-    ----------
-    path : str or Path
-
-    Returns
-    -------
-    SetupParts
-    """
+    """What a setup file says, and what it does not; see :func:`read_setup` for the format and the errors."""
     path = Path(path)
     file_head(path)
     if path.stat().st_size > HELD_BYTES // 8:

@@ -54,26 +54,8 @@ class _Samples:
 
 
 def read_sigmf(path: Path, options: ReadOptions) -> Found:
-    """Metadata, and the samples in blocks; see :func:`risfast.simulate.read`.
-
-    Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
-
-    Parameters
-    ----------
-    path : Path
-        Of the metadata or of the samples.
-    options : ReadOptions
-        ``frequency_hz`` off the centre asks for Welch's covariance.
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    FileFormatError
-        Metadata that are wrong, samples that are missing, cut off or elsewhere.
-    """
+    """Metadata, and the samples in blocks; see :func:`risfast.simulate.read`."""
+    # Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
     if path.suffix == ".sigmf":
         raise FileFormatError(f"{path}: this is a SigMF archive; unpack it (tar -xf) and give the .sigmf-meta file")
     meta, data = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")

@@ -22,24 +22,7 @@ NONE = "none"  # TOML has no null
 
 
 def as_table(config: Any, *, complete: bool = False) -> dict[str, Any]:
-    """A dataclass and all inside it as plain tables, lists, numbers, booleans and strings.
-
-    Parameters
-    ----------
-    config : dataclass
-    complete : bool
-        Whether a field that is None by default is written too.
-
-    Returns
-    -------
-    dict of str to value
-        None is "none", or is left out where it is the default and not ``complete``.
-
-    Raises
-    ------
-    ValueError
-        None in a list or a mapping: TOML could not say so.
-    """
+    """A dataclass and all inside it as plain tables, lists, numbers, booleans and strings."""
     table: dict[str, Any] = {}
     for item in fields(config):
         value = getattr(config, item.name)
@@ -65,27 +48,7 @@ def _plain(value: Any, name: str, complete: bool) -> Any:
 
 
 def from_table(kind: type[T], table: Mapping[str, Any], where: str = "", *, base: T | None = None) -> T:
-    """The dataclass ``kind`` from the tables that :func:`as_table` made; fields that are not there keep their default.
-
-    Parameters
-    ----------
-    kind : dataclass type
-    table : mapping of str to value
-    where : str
-        Put before the names of keys in messages.
-    base : kind, optional
-        Where fields that are not there come from, in place of the defaults of their class; then all tables must be
-        there.
-
-    Returns
-    -------
-    kind
-
-    Raises
-    ------
-    ValueError
-        A key is unknown, a value has the wrong type, or the dataclass refuses it. The message names the key.
-    """
+    """The dataclass ``kind`` from the tables that :func:`as_table` made; missing fields keep their default."""
     renewed = getattr(kind, "renewed", None)  # of a class that has lost fields since files were written
     if renewed is not None:
         table = renewed(table)
@@ -151,41 +114,12 @@ def _typed(hint: Any, value: Any, where: str, base: Any = None) -> Any:
 
 
 def to_toml(config: Any) -> str:
-    """The text of a TOML file.
-
-    Parameters
-    ----------
-    config : dataclass
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    ValueError
-        As :func:`as_table`.
-    """
+    """The text of a TOML file."""
     return tomli_w.dumps(as_table(config))
 
 
 def read_toml(kind: type[T], path: Path) -> T:
-    """The dataclass in a TOML file.
-
-    Parameters
-    ----------
-    kind : dataclass type
-    path : Path
-
-    Returns
-    -------
-    kind
-
-    Raises
-    ------
-    FileFormatError
-        The file is not TOML, or does not hold what the dataclass wants.
-    """
+    """The dataclass in a TOML file."""
     try:
         return from_table(kind, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:

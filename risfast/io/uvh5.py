@@ -46,25 +46,8 @@ class _Chosen:
 
 
 def read_uvh5(path: Path, options: ReadOptions) -> Found:
-    """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`.
-
-    Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
-
-    Parameters
-    ----------
-    path : Path
-    options : ReadOptions
-        ``frequency_hz`` and ``polarization`` choose among several.
-
-    Returns
-    -------
-    Found
-
-    Raises
-    ------
-    FileFormatError
-        The file is not complete, not to be trusted, or phased to a source.
-    """
+    """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`."""
+    # Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
     file_head(path)
     container = Hdf5Container(path)
     holds = container.holds

@@ -52,23 +52,7 @@ _LEAST_DEVIATION, _MOST_DEVIATION = 1e-4, 1e2  # tolerances
 def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup: Setup, snapshots: int) -> list[Tensor]:
     """What is known about each source that a polish ended with.
 
-    Parameters
-    ----------
-    polished : Polished
-        Of B scenes.
-    found : SourceMap
-        The backbone's map of expected counts, of the same scenes.
-    cells : RangeCells
-        Of the map.
-    setup : Setup
-        Of the scenes: lengths are in its wavelengths and tolerances.
-    snapshots : int
-        L.
-
-    Returns
-    -------
-    list of B float64 tensors, shape (K, len(FEATURES))
-        In the order of :data:`FEATURES`.
+    -> (K, len(FEATURES)
     """
     most = max((len(s) for s in polished.sources), default=0)
     # A range that is not determined counts as the farthest, in a region without end as that of the farthest cell.
@@ -112,21 +96,9 @@ def hit_features(polished: Polished, found: SourceMap, cells: RangeCells, setup:
 
 @dataclass(frozen=True)
 class HitModel:
-    """Logistic regression of whether a source is within the tolerance of a true one.
+    """Logistic regression of whether a source is within the tolerance of a true one."""
 
-    Parameters
-    ----------
-    weights : tuple of float
-        One for each of :data:`FEATURES`.
-    bias : float
-
-    Raises
-    ------
-    ValueError
-        Another number of weights than of features, or a value that is not finite.
-    """
-
-    weights: tuple[float, ...]
+    weights: tuple[float, ...]  # One for each of :data:`FEATURES`
     bias: float
 
     def __post_init__(self) -> None:
@@ -139,38 +111,15 @@ class HitModel:
     def probability(self, features: Tensor) -> Tensor:
         """Probability of a hit.
 
-        Parameters
-        ----------
-        features : float64 tensor, shape (K, len(FEATURES))
-
-        Returns
-        -------
-        float64 tensor, shape (K,)
+        features (K, len(FEATURES) -> (K,)
         """
         return torch.sigmoid(features @ torch.tensor(self.weights, dtype=torch.float64) + self.bias)
 
     def decide(self, polished: Polished, features: Sequence[Tensor], least: float) -> Polished:
-        """Keep the sources that are probable enough.
-
-        Parameters
-        ----------
-        polished : Polished
-        features : sequence of B tensors
-            From :func:`hit_features`.
-        least : float
-            Least probability of a source that is kept.
-
-        Returns
-        -------
-        Polished
-            ``confidence`` of its sources is the probability of a hit.
-
-        Notes
-        -----
-        What maximises the expected F1 of many scenes is to report all that is more probable than half of the F1 that
-        is reached so (Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
-        ECML PKDD 2014).
-        """
+        """Keep the sources that are probable enough."""
+        # What maximises the expected F1 of many scenes is to report all that is more probable than half of the F1 that
+        # is reached so (Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
+        # ECML PKDD 2014).
         sources, covariance, gain, mass = [], [], [], []
         for i, rows in enumerate(features):
             probability = self.probability(rows)
@@ -182,35 +131,13 @@ class HitModel:
         return polished._replace(sources=sources, covariance=covariance, gain=gain, range_mass=mass)
 
     def save(self, folder: Path, fitted: dict[str, Any]) -> None:
-        """Write ``confidence.json`` into a model folder.
-
-        Parameters
-        ----------
-        folder : Path
-        fitted : dict
-            What it was fitted on; kept beside the weights.
-        """
+        """Write ``confidence.json`` into a model folder."""
         content = {"features": list(FEATURES), "weights": list(self.weights), "bias": self.bias, "fitted": fitted}
         replace_file(folder / CONFIDENCE_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def load(folder: Path) -> HitModel | None:
-        """Read ``confidence.json`` of a model folder.
-
-        Parameters
-        ----------
-        folder : Path
-
-        Returns
-        -------
-        HitModel or None
-            None where the folder has none.
-
-        Raises
-        ------
-        FileFormatError
-            The file is damaged, or of other features.
-        """
+        """Read ``confidence.json`` of a model folder."""
         path = folder / CONFIDENCE_FILE
         if not path.is_file():
             return None

@@ -19,33 +19,20 @@ from risfast.models.base import Measurement
 from risfast.steering import check_wavefront, direction_cosines, steering_phase, steering_phase_gradient
 
 __all__ = [
+    "SINGULAR",
+    "UNBOUNDED",
     "Derivatives",
     "Likelihood",
-    "SINGULAR",
     "SourceState",
-    "UNBOUNDED",
     "coordinate_covariance",
     "squared_magnitude",
 ]
 
 
 def squared_magnitude(values: Tensor) -> Tensor:
-    """|z|^2 = Re(z)^2 + Im(z)^2, elementwise.
-
-    Parameters
-    ----------
-    values : complex tensor
-
-    Returns
-    -------
-    real tensor
-        Of the same shape.
-
-    Notes
-    -----
-    ``abs().square()`` takes a guarded square root of every element first: on a processor that is six to ten times the
-    work.
-    """
+    """|z|^2 = Re(z)^2 + Im(z)^2, elementwise."""
+    # ``abs().square()`` takes a guarded square root of every element first: on a processor that is six to ten times the
+    # work.
     return values.real.square() + values.imag.square()
 
 
@@ -171,20 +158,11 @@ UNBOUNDED = 1e-9
 def coordinate_covariance(information: Tensor, k: int) -> Tensor:
     """Covariances of the coordinates of each source.
 
-    Parameters
-    ----------
-    information : float64 tensor, shape (B, 4 K + 1, 4 K + 1)
-        Of the parameters of :meth:`risfast.localize.likelihood.SourceState.moved`.
-    k : int
-        K.
-
-    Returns
-    -------
-    float64 tensor, shape (B, K, 3, 3)
-        Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance
-        with the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE
-        Trans. SP 49, 2001).
+    information (B, 4 K + 1, 4 K + 1) -> (B, K, 3, 3)
     """
+    # Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance with
+    # the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE Trans. SP
+    # 49, 2001).
     diagonal = information.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     scaled = information * scale[:, :, None] * scale[:, None]
@@ -490,10 +468,8 @@ class Likelihood:
 
     @staticmethod
     def _information(rows: Tensor, inner: Tensor) -> Tensor:
-        """Fisher information of positions and log powers [B, 4 K, 4 K].
-
-        Of s_i^H R^-1 (s_j, ds_j) [B, L, K, 4, K] and ds_i^H R^-1 ds_j [B, L, 3, K, 3, K].
-        """
+        """Fisher information of positions and log powers [B, 4 K, 4 K]."""
+        # Of s_i^H R^-1 (s_j, ds_j) [B, L, K, 4, K] and ds_i^H R^-1 ds_j [B, L, 3, K, 3, K].
         between, right = rows[:, :, :, 0], rows[:, :, :, 1:]
         # Angles and ranges: 2 Re[(s_i^H ds_j)(s_j^H ds_i) + (s_i^H s_j)(ds_j^H ds_i)].
         swapped = right.permute(0, 1, 3, 4, 2)  # [c of i, i, j]: s_j^H d_c s_i

@@ -18,32 +18,7 @@ __all__ = ["direct_measurement", "measurement_from"]
 def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Measurement:
     """Check, batch and convert.
 
-    Parameters
-    ----------
-    y : complex array or tensor, shape (L, M) or (B, L, M)
-        Snapshots of the M antennas.
-    codes : complex array or tensor, shape (L, N) or (B, L, N)
-        Phase code of the surface in each snapshot.
-    channel : complex array or tensor, shape (M, N) or (B, M, N)
-        From the surface to the antennas.
-    noise_power : float, real array of shape () or (B,), or None
-        sigma^2, linear; None where it is not known.
-
-    Returns
-    -------
-    Measurement
-        Of B scenes; one scene becomes a batch of one.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Shapes that do not belong together, values that are not complex or not finite, a scene of zeros, no snapshot, or
-        a noise power that is not positive.
-
-    Warns
-    -----
-    UserWarning
-        A noise power above three times what was received.
+    y (L, M) or (B, L, M), codes (L, N) or (B, L, N), channel (M, N) or (B, M, N), noise_power () or (B,)
     """
     tensors = {"y": _tensor(y, "y"), "codes": _tensor(codes, "codes"), "channel": _tensor(channel, "channel")}
     ranks = {name: t.ndim for name, t in tensors.items()}

@@ -151,8 +151,8 @@ class DecisionOptions:
     Parameters
     ----------
     least_confidence : float in [0, 1)
-        Least probability of a hit, where the model comes with a calibration of it (:mod:`risfast.localize.confidence`); without
-        one, or at 0, the penalty of the polish decides alone.
+        Least probability of a hit, where the model comes with a calibration of it
+        (:mod:`risfast.localize.confidence`); without one, or at 0, the penalty of the polish decides alone.
     max_sources : int or None
         Report at most so many, the strongest.
 
@@ -307,10 +307,8 @@ def estimate(parts: Parts, measurement: Measurement) -> CovarianceEstimate:
 
 
 def effective(found: CovarianceEstimate, measurement: Measurement | None, options: PipelineOptions) -> Tensor:
-    """The covariance of the map, complex (B, N, N), of trace N.
-
-    ``measurement`` is needed where the options blend its sample covariance in, or shrink by its SNR.
-    """
+    """The covariance of the map, complex (B, N, N), of trace N."""
+    # ``measurement`` is needed where the options blend its sample covariance in, or shrink by its SNR.
     matrix, sample, snr_db = covariance_from_factor(found.factor), None, None
     if measurement is not None and (options.map.blend or options.map.shrinkage):
         noise = found.noise_power if measurement.noise_power is None else measurement.noise_power
@@ -356,10 +354,8 @@ def candidates(
     options: PipelineOptions,
     peaks: Peaks | None = None,
 ) -> tuple[list[Sources], tuple[tuple[str, ...], ...]]:
-    """Where the polish starts, or what is reported without one; and why refined maps were not believed.
-
-    ``peaks`` are those of :func:`map_peaks`, where they are cached from options that differ in thresholds alone.
-    """
+    """Where the polish starts, or what is reported without one; and why refined maps were not believed."""
+    # ``peaks`` are those of :func:`map_peaks`, where they are cached from options that differ in thresholds alone.
     chosen = options.candidates
     refused: tuple[tuple[str, ...], ...] = ()
     if chosen.source == "own":
@@ -435,11 +431,9 @@ def decide(
     options: PipelineOptions,
     n_sources: Tensor | None = None,
 ) -> Polished:
-    """What is reported of the polished sources, with calibrated probabilities where the model has them.
-
-    ``n_sources`` [B] is how many there are, where that is known: as many of the most probable, and where the polish
-    found fewer, more sources of the likelihood without a penalty.
-    """
+    """What is reported of the polished sources, with calibrated probabilities where the model has them."""
+    # ``n_sources`` [B] is how many there are, where that is known: as many of the most probable, and where the polish
+    # found fewer, more sources of the likelihood without a penalty.
     least = 0.0 if n_sources is not None else options.decision.least_confidence
     decided = _calibrated(parts, measurement, polished, found, least)
     most = options.decision.max_sources

@@ -29,29 +29,8 @@ _ALIKE = 0.8  # squared correlation of two responses from which on they may be o
 
 
 def merge_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
-    """Make one of two sources that look alike to the antennas, where the penalised likelihood prefers it.
-
-    Parameters
-    ----------
-    likelihood : Likelihood
-        Of B scenes.
-    point : Point
-        Where the ascent ended.
-    box : Box
-    penalty : float
-        What a source has to be worth, in units of the log-likelihood.
-    iterations : int
-        Most scoring steps after each change.
-
-    Returns
-    -------
-    Point
-        Its penalised likelihood is never lower.
-
-    Notes
-    -----
-    Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
-    """
+    """Make one of two sources that look alike to the antennas, where the penalised likelihood prefers it."""
+    # Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
     open_scenes = torch.arange(len(point.value), device=point.value.device)
     for _ in range(point.state.mask.shape[1] - 1):
         here = point.take(open_scenes)
@@ -93,25 +72,7 @@ def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Ten
 
 
 def bury_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
-    """Take away, one after the other, sources that the penalised likelihood does without.
-
-    Parameters
-    ----------
-    likelihood : Likelihood
-        Of B scenes.
-    point : Point
-        Where the ascent ended.
-    box : Box
-    penalty : float
-        What a source has to be worth, in units of the log-likelihood.
-    iterations : int
-        Most scoring steps after each change.
-
-    Returns
-    -------
-    Point
-        Its penalised likelihood is never lower.
-    """
+    """Take away, one after the other, sources that the penalised likelihood does without."""
     open_scenes = torch.arange(len(point.value), device=point.value.device)
     for _ in range(point.state.mask.shape[1]):
         part = likelihood[open_scenes]
@@ -359,11 +320,9 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
 
 
 def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor]:
-    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64.
-
-    With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of
-    sum_l Phi_l^H R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
-    """
+    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64."""
+    # With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of sum_l Phi_l^H
+    # R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
     dtype = likelihood.phi.dtype
     # Times sigma^2, which it is divided by in the end, so that 32 bits hold it whatever the units.
     root = state.noise.sqrt()[:, None, None, None]
@@ -428,10 +387,8 @@ def _without_fixed(information: Tensor, k: int, box: Box) -> Tensor:
 
 
 def _in_range(position: Tensor, blocks: Tensor, determined: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions [B, K, 3] and covariances [B, K, 3, 3] in range from those in 1/range.
-
-    A range that is not determined is NaN, and its deviation infinite, as is that of a source in the far field.
-    """
+    """Positions [B, K, 3] and covariances [B, K, 3, 3] in range from those in 1/range."""
+    # A range that is not determined is NaN, and its deviation infinite, as is that of a source in the far field.
     r = 1 / position[..., 2]
     finite = determined & r.isfinite()
     scale = torch.stack([torch.ones_like(r), torch.ones_like(r), torch.where(finite, -r.square(), 0.0)], -1)
@@ -443,10 +400,9 @@ def _in_range(position: Tensor, blocks: Tensor, determined: Tensor) -> tuple[Ten
 def _confidence(
     gain: Tensor, covariance: Tensor, mass: Tensor, determined: Tensor, setup: Setup, penalty: float
 ) -> Tensor:
-    """Probability of each source's lying within the tolerance of a true one [B, K].
-
-    The odds that it is there at all are those of the penalised likelihood (Schwarz's approximation of a Bayes factor).
-    """
+    """Probability of each source's lying within the tolerance of a true one [B, K]."""
+    # The odds that it is there at all are those of the penalised likelihood (Schwarz's approximation of a Bayes
+    # factor).
     there = torch.sigmoid(gain - penalty)
     deviation = covariance.diagonal(dim1=2, dim2=3)[..., :2].clamp_min(0).sqrt()
     limits = deviation.new_tensor(setup.tolerance.limits[:2])
@@ -464,14 +420,12 @@ def _range_posterior(
     setup: Setup,
     options: PolishOptions,
 ) -> tuple[SourceState, Tensor, Tensor]:
-    """Move each source along its ridge to where its range most probably is.
-
-    Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
-    sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
-    mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
-    that with the most mass within a factor; so it is where the points are too far apart to see the tolerance. Returns
-    the state, that mass, and whether the range is determined, [B, K] both.
-    """
+    """Move each source along its ridge to where its range most probably is."""
+    # Along the ridge the direction follows range as the Fisher information says; the power is profiled out; the other
+    # sources stay. In a region that ends, the prior is uniform in range and the range is that with the most posterior
+    # mass within the tolerance; in one that reaches to the far field, the prior is uniform in 1/range, and the range is
+    # that with the most mass within a factor; so it is where the points are too far apart to see the tolerance. Returns
+    # the state, that mass, and whether the range is determined, [B, K] both.
     count = state.mask.shape[1]
     position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
     determined = state.mask.clone()

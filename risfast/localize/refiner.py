@@ -47,36 +47,18 @@ _LOWEST_LOG = -12.0  # of an expected count: what lies below is as good as none
 
 @dataclass(frozen=True)
 class RefinedOptions:
-    """How maps are made and read.
+    """How maps are made and read."""
 
-    Parameters
-    ----------
-    maps : tuple of str
-        What the refiner is shown, in this order: "capon", the Capon power on the grid in dB, always first; "intensity",
-        the logarithm of the number of sources that the backbone itself expects in each direction.
-    floor_db : float
-        Of the Capon map; see :func:`risfast.models.refiner.spectrum_map_db`.
-    loading : float
-        Of the Capon power.
-    threshold : float in [0, 1]
-        Least value of the refined map at a source.
-    candidates : int
-        Most sources of a scene.
-    separation_rad, separation_m : float
-        Two sources closer than this in azimuth, elevation and range are one; None is half the tolerance of the setup.
-
-    Raises
-    ------
-    ValueError
-        An unknown map, or a value out of its range.
-    """
-
+    # What the refiner is shown, in this order: "capon", the Capon power on the grid in dB, always first; "intensity",
+    # the logarithm of the number of sources that the backbone itself expects in each direction
     maps: tuple[str, ...] = ("capon",)
-    floor_db: float = -40.0
-    loading: float = 1e-2
-    threshold: float = 0.3
-    candidates: int = 8
+    floor_db: float = -40.0  # Of the Capon map; see :func:`risfast.models.refiner.spectrum_map_db`
+    loading: float = 1e-2  # Of the Capon power
+    threshold: float = 0.3  # Least value of the refined map at a source
+    candidates: int = 8  # Most sources of a scene
+    # Two sources closer than this in azimuth, elevation and range are one; None is half the tolerance of the setup
     separation_rad: float = math.radians(1.0)
+    # Two sources closer than this in azimuth, elevation and range are one; None is half the tolerance of the setup
     separation_m: float | None = None
 
     def __post_init__(self) -> None:
@@ -96,63 +78,25 @@ class RefinedOptions:
 
 @dataclass(frozen=True)
 class RefinerInput:
-    """What the refiner takes of B scenes.
+    """What the refiner takes of B scenes."""
 
-    Attributes
-    ----------
-    maps : float32 tensor, shape (B, C, G_az, G_el)
-    plane : int tensor, shape (B, G_az, G_el)
-        The range plane that the Capon power is highest in.
-    """
-
-    maps: Tensor
-    plane: Tensor
+    maps: Tensor  # (B, C, G_az, G_el)
+    plane: Tensor  # (B, G_az, G_el) The range plane that the Capon power is highest in
 
 
 @dataclass(frozen=True)
 class Refiner:
-    """A refiner's network with all that it takes to go from an estimate to sources.
-
-    Parameters
-    ----------
-    network : SpectrumRefiner
-    grid : SearchGrid
-        Of its maps.
-    reading : RefinedOptions
-        How maps are made and read.
-    limits : GuardOptions
-        What a refined map must look like to be believed: finite, spread, not saturated, with a plausible number of
-        peaks.
-    """
+    """A refiner's network with all that it takes to go from an estimate to sources."""
 
     network: SpectrumRefiner
-    grid: SearchGrid
-    reading: RefinedOptions = field(default_factory=RefinedOptions)
+    grid: SearchGrid  # Of its maps
+    reading: RefinedOptions = field(default_factory=RefinedOptions)  # How maps are made and read
+    # What a refined map must look like to be believed: finite, spread, not saturated, with a plausible number of peaks
     limits: GuardOptions = field(default_factory=GuardOptions)
 
 
 def build_refiner(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
-    """Make a refiner for a model folder; the network itself needs no setup.
-
-    Parameters
-    ----------
-    name : str
-        ``"refiner"``: the only one.
-    setup : Setup
-        Not looked at; a model folder builds every network with one.
-    options : dict, optional
-        Fields of :class:`risfast.models.refiner.RefinerOptions`.
-
-    Returns
-    -------
-    nn.Module
-        A :class:`risfast.models.refiner.SpectrumRefiner` with fresh weights.
-
-    Raises
-    ------
-    ValueError
-        The name is not "refiner", or an option is unknown.
-    """
+    """Make a refiner for a model folder; the network itself needs no setup."""
     if name != "refiner":
         raise ValueError(f"expected a refiner, got {name!r}")
     try:
@@ -168,27 +112,7 @@ def estimate_maps(
     grid: SearchGrid,
     options: RefinedOptions | None = None,
 ) -> RefinerInput:
-    """The maps that the refiner takes, from a backbone's estimate.
-
-    Parameters
-    ----------
-    estimate : CovarianceEstimate
-        Of ``backbone``, whose atoms say where its cells are.
-    backbone : nn.Module
-    setup : Setup
-    grid : SearchGrid
-        Of the maps.
-    options : RefinedOptions, optional
-
-    Returns
-    -------
-    RefinerInput
-
-    Raises
-    ------
-    ValueError
-        The intensity is asked for and the backbone expects no counts.
-    """
+    """The maps that the refiner takes, from a backbone's estimate."""
     chosen = options or RefinedOptions()
     spectrum = mvdr_spectrum_lowrank(
         estimate.factor, setup.array, grid, loading=chosen.loading, wavefront=setup.wavefront
@@ -226,21 +150,7 @@ def refined_sources(
 ) -> tuple[list[Sources], GuardResult]:
     """Sources by way of the refined maps; none where the guard does not believe a map.
 
-    Parameters
-    ----------
-    refiner : Refiner
-    given : RefinerInput
-        From :func:`estimate_maps`.
-    factor : complex tensor, shape (B, N, K_f)
-        Of the same estimate.
-    setup : Setup
-
-    Returns
-    -------
-    sources : list of Sources
-        One a scene; the confidence is the value of the refined map.
-    verdict : GuardResult
-        What the guard says of each map. Where it is not ``ok``, the pipeline takes the Capon peaks.
+    factor (B, N, K_f)
     """
     chosen, grid, array = refiner.reading, refiner.grid, setup.array
     refined = refiner.network(given.maps).float()
@@ -276,27 +186,7 @@ def refined_sources(
 def load_helpful_refiner(
     folder: Path | str, backbone_card: dict[str, Any], setup: Setup, device: torch.device | str = "cpu"
 ) -> Refiner | None:
-    """A refiner from its model folder, where its own test says that it helps.
-
-    Parameters
-    ----------
-    folder : Path
-        That a training of a refiner ended with.
-    backbone_card : dict
-        Of the backbone, as :func:`risfast.models.files.load_model` gives it.
-    setup : Setup
-    device : device
-
-    Returns
-    -------
-    Refiner or None
-        None where the card does not say ``"helps": true``: detection is better without it.
-
-    Raises
-    ------
-    FileFormatError, ValueError
-        A file is missing or damaged, or the refiner was trained for another setup or behind another backbone.
-    """
+    """A refiner from its model folder, where its own test says that it helps."""
     from risfast.models.files import load_model, read_card  # noqa: PLC0415 - safetensors only where a file is read
 
     path = Path(folder)

@@ -26,25 +26,14 @@ _HOPE = 5.0
 
 @dataclass(frozen=True)
 class Box:
-    """Where sources may be.
+    """Where sources may be."""
 
-    Attributes
-    ----------
-    low, high : float64 tensors, shape (3,)
-        Bounds of (azimuth, elevation, 1/range).
-    longest : float64 tensor, shape (3,)
-        Longest step of the same.
-    full_circle : bool
-        Whether azimuth goes round.
-    least_power, least_noise : float64 tensors, shape (B,)
-    """
-
-    low: Tensor
-    high: Tensor
-    longest: Tensor
-    full_circle: bool
-    least_power: Tensor
-    least_noise: Tensor
+    low: Tensor  # (3,) Bounds of (azimuth, elevation, 1/range)
+    high: Tensor  # (3,) Bounds of (azimuth, elevation, 1/range)
+    longest: Tensor  # (3,) Longest step of the same
+    full_circle: bool  # Whether azimuth goes round
+    least_power: Tensor  # (B,)
+    least_noise: Tensor  # (B,)
 
     @classmethod
     def of(cls, setup: Setup, least_power: Tensor, least_noise: Tensor) -> Box:
@@ -64,18 +53,7 @@ class Box:
         return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
 
     def clamp(self, state: SourceState) -> SourceState:
-        """The nearest state inside.
-
-        Parameters
-        ----------
-        state : SourceState
-            Of B scenes.
-
-        Returns
-        -------
-        SourceState
-            Each coordinate, power and noise moved to the nearest bound that it passes.
-        """
+        """The nearest state inside."""
         position = state.position
         if self.full_circle:
             middle = (self.low[0] + self.high[0]) / 2
@@ -91,48 +69,22 @@ class Box:
 
 @dataclass(frozen=True)
 class Point:
-    """States of B scenes with their log-likelihoods.
+    """States of B scenes with their log-likelihoods."""
 
-    Attributes
-    ----------
-    state : SourceState
-        Of B scenes.
-    value : float64 tensor, shape (B,)
-        As :meth:`risfast.localize.likelihood.Likelihood.value` gives it.
-    """
-
-    state: SourceState
-    value: Tensor
+    state: SourceState  # Of B scenes
+    value: Tensor  # (B,) As :meth:`risfast.localize.likelihood.Likelihood.value` gives it
 
     def take(self, scenes: Tensor) -> Point:
         """Some of the scenes, by their indices.
 
-        Parameters
-        ----------
-        scenes : int64 tensor, shape (b,)
-            Which, from 0.
-
-        Returns
-        -------
-        Point
-            Of b scenes, in that order.
+        scenes (b,)
         """
         return Point(self.state.take(scenes), self.value[scenes])
 
     def put(self, scenes: Tensor, other: Point) -> Point:
         """A copy with some of the scenes, by their indices, taken from ``other``.
 
-        Parameters
-        ----------
-        scenes : int64 tensor, shape (b,)
-            Which, from 0; none twice.
-        other : Point
-            Of b scenes, in the order of ``scenes``.
-
-        Returns
-        -------
-        Point
-            Of B scenes.
+        scenes (b,)
         """
         return Point(
             SourceState(
@@ -148,31 +100,13 @@ class Point:
 def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
     """Climb the likelihood of each scene; a step that does not raise it is not taken.
 
-    Parameters
-    ----------
-    likelihood : Likelihood
-        Of B scenes.
-    state : SourceState
-        Where to start, inside the box.
-    box : Box
-    iterations : int
-        Most steps; scenes that gain less than 0.01 in one, or can expect to, are done.
-    goal : float64 tensor, shape (B,), optional
-        A log-likelihood below which the answer is of no use: a scene that several times the expected gain would leave
-        below it stops where it is.
-
-    Returns
-    -------
-    Point
-
-    Notes
-    -----
-    Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
-    that was taken and ten times as large after one that was not. Coordinates at a bound that the gradient points out
-    of stay there, and the others move as if they were known. The expected gain is half the product of step and
-    gradient.
-    D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM 11(2), 1963.
+    goal (B,)
     """
+    # Fisher scoring with Levenberg-Marquardt damping: (F + lambda diag F) step = gradient, lambda a fifth after a step
+    # that was taken and ten times as large after one that was not. Coordinates at a bound that the gradient points out
+    # of stay there, and the others move as if they were known. The expected gain is half the product of step and
+    # gradient. D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM
+    # 11(2), 1963.
     used = state.mask.any(0).nonzero()[:, 0]
     inner = state.columns(used)
     active = torch.arange(len(state.noise), device=state.noise.device)

@@ -253,11 +253,9 @@ def _significant(values: Tensor, n_atoms: int) -> Tensor:
 
 
 def _packed(block: Tensor, hermitian: bool) -> Tensor:
-    """Block [b, n, m] as real numbers [b, entries] whose inner product is Re tr(A^H B).
-
-    A Hermitian one needs n^2: its real part is symmetric and its imaginary part antisymmetric, so their sum holds both,
-    and products of the one with the other add up to nothing.
-    """
+    """Block [b, n, m] as real numbers [b, entries] whose inner product is Re tr(A^H B)."""
+    # A Hermitian one needs n^2: its real part is symmetric and its imaginary part antisymmetric, so their sum holds
+    # both, and products of the one with the other add up to nothing.
     if hermitian:
         return (block.real + block.imag).flatten(1)
     return torch.view_as_real(block).flatten(1)
@@ -280,21 +278,11 @@ def _times_transposed(few: Tensor, matrix: Tensor) -> Tensor:
 
 
 class AtomGrid(nn.Module):
-    """Analysis and synthesis on a grid of atoms, for matrices in the mirror basis of the array.
+    """Analysis and synthesis on a grid of atoms, for matrices in the mirror basis of the array."""
 
-    Parameters
-    ----------
-    setup : Setup
-        Array of N elements, wavefront and region.
-    axes : AtomAxes, optional
-        By default :meth:`AtomAxes.of` the setup.
-
-    Notes
-    -----
-    All matrices are in the basis of :class:`risfast.ops.domain.MirrorBasis`: multiply sensing operators by it once
-    (:meth:`transform`). float32 throughout; the maps drop singular values below 1e-3 of the largest,
-    on grids of more than 3750 atoms below 1e-3 of the largest that so many would have.
-    """
+    # All matrices are in the basis of :class:`risfast.ops.domain.MirrorBasis`: multiply sensing operators by it once
+    # (:meth:`transform`). float32 throughout; the maps drop singular values below 1e-3 of the largest, on grids of more
+    # than 3750 atoms below 1e-3 of the largest that so many would have.
 
     characters: Tensor
 
@@ -326,30 +314,14 @@ class AtomGrid(nn.Module):
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors in the mirror basis: for a sensing operator whose rows they are, Phi T.
 
-        Parameters
-        ----------
-        vectors : real or complex tensor, shape (..., N)
-            Over the elements of the array.
-
-        Returns
-        -------
-        tensor, shape (..., N)
-            Of the same dtype, in the order of the mirror classes.
+        vectors (..., N) -> (..., N)
         """
         return self._nodes.domain.mirror.transform(vectors)
 
     def synthesis(self, power: Tensor) -> Tensor:
         """sum_g p_g a_g a_g^H.
 
-        Parameters
-        ----------
-        power : float32 tensor, shape (B, G_az, G_el, G_r)
-            p, of either sign.
-
-        Returns
-        -------
-        complex64 tensor, shape (B, N, N)
-            Hermitian, in the mirror basis.
+        power (B, G_az, G_el, G_r) -> (B, N, N)
         """
         images = self._nodes.from_box(power.permute(0, 3, 1, 2))
         by_family = torch.einsum("fi,ibg->fbg", self.characters, images)
@@ -379,15 +351,7 @@ class AtomGrid(nn.Module):
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: of four equal classes 5/8.
 
-        Parameters
-        ----------
-        left, right : complex tensors, shape (B, J, N)
-            In the mirror basis.
-
-        Returns
-        -------
-        complex tensor, shape (B, N, N)
-            What lies below the blocks of the diagonal, one for each mirror class, is zero.
+        left, right (B, J, N) -> (B, N, N)
         """
         edges = self._nodes.offsets
         rows = []
@@ -400,14 +364,7 @@ class AtomGrid(nn.Module):
     def analysis(self, matrix: Tensor) -> Tensor:
         """a_g^H Q a_g for every atom, the adjoint of :meth:`synthesis`.
 
-        Parameters
-        ----------
-        matrix : complex64 tensor, shape (B, N, N)
-            Q, Hermitian, in the mirror basis; only its blocks on and above the diagonal are looked at.
-
-        Returns
-        -------
-        float32 tensor, shape (B, G_az, G_el, G_r)
+        matrix (B, N, N) -> (B, G_az, G_el, G_r)
         """
         offsets = self._nodes.offsets
         by_family = []

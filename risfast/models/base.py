@@ -135,18 +135,7 @@ class Backbone(Protocol):
     """A ``torch.nn.Module`` from measurements to a covariance."""
 
     def forward(self, measurement: Measurement) -> CovarianceEstimate:
-        """Estimate the covariance that the surface receives, for each scene.
-
-        Parameters
-        ----------
-        measurement : Measurement
-            B scenes.
-
-        Returns
-        -------
-        CovarianceEstimate
-            Its ``factor`` is (B, N, K_f).
-        """
+        """Estimate the covariance that the surface receives, for each scene."""
         ...
 
     def __call__(self, measurement: Measurement) -> CovarianceEstimate:

@@ -15,37 +15,20 @@ _FAR = 1e6  # nearest ranges that a single atom of a region without end stands a
 
 
 class CellTargets(NamedTuple):
-    """Where the true sources of a batch fall.
+    """Where the true sources of a batch fall."""
 
-    Attributes
-    ----------
-    cell : int64 tensor, shape (B, K)
-        Flat index of the cell in (azimuth, elevation, range cell).
-    offset : real tensor, shape (B, K, 2)
-        Position of the source relative to its atom, in spacings of the axes' coordinates, within +-1/2.
-    """
-
-    cell: Tensor
+    cell: Tensor  # (B, K) Flat index of the cell in (azimuth, elevation, range cell)
+    # (B, K, 2) Position of the source relative to its atom, in spacings of the axes' coordinates, within +-1/2
     offset: Tensor
 
 
 class RangeCells(nn.Module):
     """Each atom's interval of 1/range, divided into cells of equal length in range.
 
-    Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for.
-
-    Parameters
-    ----------
-    axes : AtomAxes
-        The grid of atoms.
-    per_atom : int
-        Cells of each atom, >= 1.
-
-    Attributes
-    ----------
-    edges, centres : float64 tensors, shapes (cells + 1,) and (cells,)
-        Of all cells, metres, increasing.
+    edges, centres (cells + 1,) and (cells,)
     """
+
+    # Far out a step of 1/range is metres long: the cells resolve there what a tolerance in metres asks for.
 
     edges: Tensor
     centres: Tensor
@@ -75,14 +58,7 @@ class RangeCells(nn.Module):
     def targets(self, position: Tensor) -> CellTargets:
         """Cells that sources fall in; those outside the grid go to the nearest cell.
 
-        Parameters
-        ----------
-        position : real tensor, shape (B, K, 3)
-            Azimuth, elevation (radians), range (metres).
-
-        Returns
-        -------
-        CellTargets
+        position (B, K, 3)
         """
         position = position.double()
         n_az, n_el, _ = self.axes.shape

@@ -29,26 +29,11 @@ _FAR_FIELD = 1e-300  # 1/range that is none: differences of infinite ranges are 
 
 @dataclass(frozen=True)
 class MapDetection:
-    """Options of :func:`sources_of_map`.
+    """Options of :func:`sources_of_map`."""
 
-    Parameters
-    ----------
-    threshold : float in (0, 1]
-        Least expected number of sources within the tolerance of a reported one.
-    max_sources : int
-        Most sources reported in a scene.
-    cells : int
-        Strongest cells of a scene that are looked at.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    threshold: float = 0.3
-    max_sources: int = 10
-    cells: int = 512
+    threshold: float = 0.3  # Least expected number of sources within the tolerance of a reported one
+    max_sources: int = 10  # Most sources reported in a scene
+    cells: int = 512  # Strongest cells of a scene that are looked at
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -63,23 +48,7 @@ def sources_of_map(
 ) -> list[Sources]:
     """Report the sources that a map of expected counts speaks for.
 
-    Parameters
-    ----------
-    found : SourceMap
-        Of B scenes.
-    power : real tensor, shape (B, G_az, G_el, G_r)
-        Powers of the atoms, linear.
-    cells : RangeCells
-        Those of the map.
-    tolerance : Tolerance
-        Half-widths of the box that a source is looked for in.
-    options : MapDetection, optional
-
-    Returns
-    -------
-    list of B Sources
-        Strongest confidence first: ``confidence`` is the expected number of sources within the tolerance, at most 1;
-        ``power`` the sum over the atoms there.
+    power (B, G_az, G_el, G_r)
     """
     options = options or MapDetection()
     position, counts = _strongest(found, cells, options.cells)
@@ -98,23 +67,7 @@ def counts_near(
 ) -> tuple[Tensor, Tensor]:
     """Expected number of sources of a map around given points.
 
-    Parameters
-    ----------
-    found : SourceMap
-        Of B scenes.
-    position : real tensor, shape (B, K, 3)
-        (azimuth, elevation, range) in radians and metres.
-    cells : RangeCells
-    tolerance : Tolerance
-    options : MapDetection, optional
-        Its ``cells`` are used.
-
-    Returns
-    -------
-    within : float64 tensor, shape (B, K)
-        Expected number within the tolerance in azimuth, elevation and range.
-    toward : float64 tensor, shape (B, K)
-        The same at any range.
+    position (B, K, 3) -> within (B, K), toward (B, K)
     """
     options = options or MapDetection()
     places, counts = _strongest(found, cells, options.cells)
@@ -140,10 +93,8 @@ def _round(azimuth: Tensor) -> Tensor:
 def _peaks(
     position: Tensor, counts: Tensor, tolerance: Tolerance, options: MapDetection, circle: bool
 ) -> tuple[Tensor, Tensor]:
-    """Where sources are reported [B, max_sources, 3], and the expected number in the tolerance there.
-
-    Masses fall from one to the next; what comes after one below the threshold is left at zero.
-    """
+    """Where sources are reported [B, max_sources, 3], and the expected number in the tolerance there."""
+    # Masses fall from one to the next; what comes after one below the threshold is left at zero.
     near, window = _windows(position, tolerance, circle)
     # 32 bits hold a sum of expected counts to 1e-6; the windows are read once for every source.
     weight = window.float()
@@ -225,23 +176,10 @@ def _reported(
 
 @dataclass(frozen=True)
 class PowerDetection:
-    """Options of :func:`sources_of_power`.
+    """Options of :func:`sources_of_power`."""
 
-    Parameters
-    ----------
-    max_db : float
-        How far below the strongest a source may be.
-    max_sources : int
-        Most sources reported in a scene.
-
-    Raises
-    ------
-    ValueError
-        A value is out of its range.
-    """
-
-    max_db: float = 10.0
-    max_sources: int = 10
+    max_db: float = 10.0  # How far below the strongest a source may be
+    max_sources: int = 10  # Most sources reported in a scene
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -256,24 +194,10 @@ def sources_of_power(
 ) -> list[Sources]:
     """Peaks of the powers of atoms: the read-out of a sparse covariance fit.
 
-    A peak stands for the 3 x 3 x 3 atoms around it: its power is their sum, and its position their centroid in
-    the coordinates of the axes and 1/range.
-
-    Parameters
-    ----------
-    power : real tensor, shape (B, G_az, G_el, G_r)
-        Powers of the atoms, linear, >= 0.
-    axes : AtomAxes
-        Where the atoms stand.
-    tolerance : Tolerance
-        A weaker peak within all three of these of a stronger one is part of it.
-    options : PowerDetection, optional
-
-    Returns
-    -------
-    list of B Sources
-        Strongest first; what their confidence is, the powers do not say.
+    power (B, G_az, G_el, G_r)
     """
+    # A peak stands for the 3 x 3 x 3 atoms around it: its power is their sum, and its position their centroid in the
+    # coordinates of the axes and 1/range.
     options = options or PowerDetection()
     power = power.detach().double()
     b = len(power)

@@ -38,28 +38,7 @@ def save_model(
     options: Mapping[str, Any],
     card: Mapping[str, Any],
 ) -> None:
-    """Write a model folder; each file appears whole, the card last.
-
-    Parameters
-    ----------
-    folder : Path
-        Made if need be.
-    name : str
-        Name of the module's kind, such as "unrolled".
-    weights : mapping of str to Tensor
-        Its state.
-    setup : Setup
-        The problem that it was made for.
-    options : mapping
-        What rebuilds the module, as JSON values.
-    card : mapping
-        JSON values: data, time, device, metrics. NaN and infinities become null.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written.
-    """
+    """Write a model folder; each file appears whole, the card last."""
     folder.mkdir(parents=True, exist_ok=True)
     data = save({key: value.detach().cpu().contiguous() for key, value in weights.items()})
     content = {
@@ -76,24 +55,7 @@ def save_model(
 
 
 def read_card(folder: Path) -> dict[str, Any]:
-    """The card of a model folder.
-
-    Parameters
-    ----------
-    folder : Path
-        As :func:`save_model` made it.
-
-    Returns
-    -------
-    dict
-        ``name``, ``options``, ``setup`` (JSON), ``sha256`` (of the weights) and what was saved with them. A card of an
-        earlier version comes with the setup of the system that it was trained on.
-
-    Raises
-    ------
-    FileFormatError
-        It is missing, not a card, or of another format.
-    """
+    """The card of a model folder."""
     path = folder / MODEL_CARD
     try:
         card = json.loads(path.read_bytes())
@@ -136,30 +98,7 @@ def _degrees(pair: Sequence[float] | None) -> tuple[float, ...]:
 def load_model(
     folder: Path, build: Build, device: torch.device | str = "cpu", setup: Setup | None = None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Read a model folder.
-
-    Parameters
-    ----------
-    folder : Path
-        As :func:`save_model` made it.
-    build : callable
-        Makes the module: ``risfast.models.build_backbone`` or its like.
-    device : device
-        Where it goes.
-    setup : Setup or None
-        The problem it shall work for: refused where array, region or wavefront are not the model's own.
-
-    Returns
-    -------
-    module : nn.Module
-        In ``eval`` mode.
-    card : dict
-
-    Raises
-    ------
-    FileFormatError, ValueError
-        A file is missing or damaged, or the weights or the array do not fit.
-    """
+    """Read a model folder."""
     card = read_card(folder)
     try:
         own = Setup.from_json(card["setup"])
@@ -188,22 +127,7 @@ def load_model(
 
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Put weights into a module.
-
-    Parameters
-    ----------
-    module : nn.Module
-        Its state is replaced.
-    weights : mapping of str to Tensor
-        All of its state, by name.
-    origin : str
-        Where the weights come from, for messages.
-
-    Raises
-    ------
-    ValueError
-        Names or shapes are not the module's; the message names ``origin`` and the first of them.
-    """
+    """Put weights into a module."""
     own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
     given = {name: tuple(value.shape) for name, value in weights.items()}
     if own != given:

@@ -24,27 +24,17 @@ _JITTER = 2e-2  # of the mean of the diagonal
 
 
 class Statistics(NamedTuple):
-    """Numerators and denominators of the step.
+    """Numerators and denominators of the step."""
 
-    Attributes
-    ----------
-    numerator, denominator : real tensors, shape (B, G_az, G_el, G_r)
-        n and d.
-    noise_numerator, noise_denominator : real tensors, shape (B,)
-        sum_l |R_l^-1 y_l|^2 and sum_l tr R_l^-1.
-    """
-
-    numerator: Tensor
-    denominator: Tensor
-    noise_numerator: Tensor
-    noise_denominator: Tensor
+    numerator: Tensor  # (B, G_az, G_el, G_r) n and d
+    denominator: Tensor  # (B, G_az, G_el, G_r) n and d
+    noise_numerator: Tensor  # (B,) sum_l |R_l^-1 y_l|^2 and sum_l tr R_l^-1
+    noise_denominator: Tensor  # (B,) sum_l |R_l^-1 y_l|^2 and sum_l tr R_l^-1
 
 
 def _seen(phi: Tensor, matrix: Tensor) -> Tensor:
-    """Phi_l X Phi_l^H [B, L, M, M] of Phi [B, L, M, N] and X [B, N, N].
-
-    As the conjugate of conj(Phi_l X) Phi_l^T, in place: a batch of products would first copy all of Phi^H.
-    """
+    """Phi_l X Phi_l^H [B, L, M, M] of Phi [B, L, M, N] and X [B, N, N]."""
+    # As the conjugate of conj(Phi_l X) Phi_l^T, in place: a batch of products would first copy all of Phi^H.
     left = (phi.flatten(1, 2) @ matrix).view_as(phi)
     return (left.conj_physical_() @ phi.mT).conj_physical_()
 
@@ -55,31 +45,15 @@ def _spread(phi: Tensor, matrix: Tensor, atoms: AtomGrid) -> Tensor:
 
 
 def matched(phi: Tensor, u: Tensor) -> Tensor:
-    """Every snapshot's vector seen from the surface, Phi_l^H u_l.
-
-    As a row from the left: a batch of products with a column is many times slower.
-
-    Parameters
-    ----------
-    phi : Tensor
-        Operators of the snapshots [B, L, M, N], complex.
-    u : Tensor
-        Vectors at the receiver [B, L, M], complex.
-
-    Returns
-    -------
-    Tensor
-        Phi_l^H u_l [B, L, N], complex.
-    """
+    """Every snapshot's vector seen from the surface, Phi_l^H u_l."""
+    # As a row from the left: a batch of products with a column is many times slower.
     return (u.conj()[:, :, None] @ phi)[:, :, 0].conj_physical()
 
 
 def _factor(r: Tensor) -> Tensor:
-    """Cholesky factors of R_l [B, L, M, M]; what the rounding of the atom maps made indefinite is loaded first.
-
-    The maps hold 60 dB of the strongest direction of the whole grid: where noise lies further below the sources than
-    that, R_l can have a negative eigenvalue, which then says how much loading it takes.
-    """
+    """Cholesky factors of R_l [B, L, M, M]; what the rounding of the atom maps made indefinite is loaded first."""
+    # The maps hold 60 dB of the strongest direction of the whole grid: where noise lies further below the sources than
+    # that, R_l can have a negative eigenvalue, which then says how much loading it takes.
     factor, info = torch.linalg.cholesky_ex(r)
     failed = info > 0
     if not bool(failed.any()):
@@ -136,24 +110,8 @@ class _StatisticsFunction(torch.autograd.Function):
 def statistics(power: Tensor, noise: Tensor, y: Tensor, phi: Tensor, atoms: AtomGrid) -> Statistics:
     """Numerators and denominators of a step of the fit, differentiable in the powers and the noise.
 
-    Parameters
-    ----------
-    power : real tensor, shape (B, G_az, G_el, G_r)
-        p >= 0.
-    noise : real tensor, shape (B,)
-        sigma^2 > 0, large enough for R_l to have a Cholesky factor in complex64.
-    y : complex64 tensor, shape (B, L, M)
-    phi : complex64 tensor, shape (B, L, M, N)
-        Sensing operators in the mirror basis of ``atoms``.
-    atoms : AtomGrid
-
-    Returns
-    -------
-    Statistics
-
-    Notes
-    -----
-    The step is that of sparse Bayesian learning by majorise-minimise (square root of the fixed-point ratio), which
-    never lowers the likelihood. Cost a scene and pass: three maps of the atom grid and 13 L M N^2 flops.
+    power (B, G_az, G_el, G_r), noise (B,), y (B, L, M), phi (B, L, M, N)
     """
+    # The step is that of sparse Bayesian learning by majorise-minimise (square root of the fixed-point ratio), which
+    # never lowers the likelihood. Cost a scene and pass: three maps of the atom grid and 13 L M N^2 flops.
     return Statistics(*_StatisticsFunction.apply(power, noise, y, phi, atoms))

@@ -70,14 +70,10 @@ class TransformerOptions:
 
 @dataclass(frozen=True)
 class TransformerEstimate(CovarianceEstimate):
-    """A covariance, and the positions that the auxiliary heads predict.
+    """A covariance, and the positions that the auxiliary heads predict."""
 
-    Attributes
-    ----------
-    positions : real tensor, shape (B, max_sources, 3), or None
-        Azimuth, elevation (radians), range (metres), in no order; they say nothing of how many sources there are.
-    """
-
+    # (B, max_sources, 3) Azimuth, elevation (radians), range (metres), in no order; they say nothing of how many
+    # sources there are
     positions: Tensor | None = None
 
 

@@ -114,10 +114,9 @@ class _Scaled(NamedTuple):
 
 
 class _Convolution(nn.Conv3d):
-    """A convolution over the map whose time does not jump for a single scene.
+    """A convolution over the map whose time does not jump for a single scene."""
 
-    For a batch of one and a small map torch leaves oneDNN for a kernel of its own, which is five times slower here.
-    """
+    # For a batch of one and a small map torch leaves oneDNN for a kernel of its own, which is five times slower here.
 
     def forward(self, input: Tensor) -> Tensor:
         """[B, C, ...] to [B, C', ...]."""

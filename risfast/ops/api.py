@@ -32,25 +32,7 @@ __all__ = [
 
 
 def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:
-    """Check the options that every operator takes, and say how many bytes it may work in.
-
-    Parameters
-    ----------
-    wavefront : {"spherical", "fresnel", "planar"}
-    method : {"auto", "dense", "chebyshev", "lag"}
-    byte_budget : int or None
-        Bytes; None is the default of 256 MiB.
-    precision : {"auto", "ieee", "tf32x3", "tf32"}
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    ValueError
-        An unknown word, or a budget that is no integer or below 1 MiB.
-    """
+    """Check the options that every operator takes, and say how many bytes it may work in."""
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_option(method, "method", METHODS)
     checks.check_option(precision, "precision", PRECISIONS)
@@ -63,35 +45,14 @@ def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precisi
 def geometry_arguments(
     array: PlanarArray, axes: tuple[Tensor, Tensor, Tensor], wavefront: str, method: str, budget: int, precision: str
 ) -> Any:
-    """The arguments that describe array, points and method, in the order of every op's schema.
-
-    Parameters
-    ----------
-    array : PlanarArray
-    axes : three float64 CPU tensors
-        Azimuths, elevations (radians) and ranges (metres).
-    wavefront, method, precision : str
-    budget : int
-        Bytes.
-
-    Returns
-    -------
-    tuple
-        See ``Geometry`` in ``risfast.ops.register_common``.
-    """
+    """The arguments that describe array, points and method, in the order of every op's schema."""
     return (array.positions_m, *axes, array.wavenumber, wavefront, method, budget, precision)
 
 
 def axes_of(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
     """The three axes of a grid.
 
-    Parameters
-    ----------
-    grid : SearchGrid
-
-    Returns
-    -------
-    tuple of three float64 tensors, shapes (G_az,), (G_el,), (G_r,)
+    -> (G_az,), (G_el,), (G_r,)
     """
     return grid.azimuth_rad, grid.elevation_rad, grid.range_m
 

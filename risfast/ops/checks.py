@@ -32,72 +32,25 @@ _HERMITIAN_TOLERANCE = {torch.complex64: 1e-4, torch.complex128: 1e-9}
 
 
 def check_array(array: Any) -> None:
-    """``array`` is a PlanarArray.
-
-    Parameters
-    ----------
-    array : object
-
-    Raises
-    ------
-    TypeError
-        It is something else.
-    """
+    """``array`` is a PlanarArray."""
     if not isinstance(array, PlanarArray):
         raise TypeError(f"array must be a risfast.geometry.SensorArray, got {type(array).__name__}")
 
 
 def check_grid(grid: Any) -> None:
-    """``grid`` is a SearchGrid.
-
-    Parameters
-    ----------
-    grid : object
-
-    Raises
-    ------
-    TypeError
-        It is something else.
-    """
+    """``grid`` is a SearchGrid."""
     if not isinstance(grid, SearchGrid):
         raise TypeError(f"grid must be a risfast.geometry.SearchGrid, got {type(grid).__name__}")
 
 
 def check_option(value: Any, name: str, allowed: Sequence[str]) -> None:
-    """``value`` is one of the allowed words.
-
-    Parameters
-    ----------
-    value : object
-    name : str
-        What messages call it.
-    allowed : sequence of str
-
-    Raises
-    ------
-    ValueError
-        It is none of them.
-    """
+    """``value`` is one of the allowed words."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 def check_loading(loading: Any, minimum_open: bool) -> None:
-    """``loading`` is a finite number, >= 0 or > 0.
-
-    Parameters
-    ----------
-    loading : object
-    minimum_open : bool
-        Whether 0 is refused too.
-
-    Raises
-    ------
-    TypeError
-        It is no number.
-    ValueError
-        It is negative, infinite or NaN, or 0 where that is refused.
-    """
+    """``loading`` is a finite number, >= 0 or > 0."""
     if not isinstance(loading, int | float) or isinstance(loading, bool):
         raise TypeError(f"loading must be a number, got {type(loading).__name__}")
     # A chain of comparisons refuses NaN too, and can be traced by torch.compile.
@@ -107,21 +60,7 @@ def check_loading(loading: Any, minimum_open: bool) -> None:
 
 
 def check_complex(value: Any, name: str) -> None:
-    """``value`` is a complex64 or complex128 tensor on a device that the operators compute on.
-
-    Parameters
-    ----------
-    value : object
-    name : str
-        What messages call it.
-
-    Raises
-    ------
-    TypeError
-        It is no tensor, or of another dtype.
-    ValueError
-        As :func:`check_device`.
-    """
+    """``value`` is a complex64 or complex128 tensor on a device that the operators compute on."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor")
     if value.dtype not in (torch.complex64, torch.complex128):
@@ -132,19 +71,7 @@ def check_complex(value: Any, name: str) -> None:
 
 
 def check_device(value: Tensor, name: str) -> None:
-    """``value`` is where the operators compute ("meta" carries shapes only and is let through).
-
-    Parameters
-    ----------
-    value : tensor
-    name : str
-        What messages call it.
-
-    Raises
-    ------
-    ValueError
-        It is on a device that is neither a CPU nor a CUDA GPU.
-    """
+    """``value`` is where the operators compute ("meta" carries shapes only and is let through)."""
     if value.device.type not in ("cpu", "cuda", "meta"):
         raise ValueError(
             f"{name} is on {value.device}; the operators compute on the CPU and on CUDA devices, pass {name}.cpu()"
@@ -152,23 +79,7 @@ def check_device(value: Tensor, name: str) -> None:
 
 
 def check_matrix(matrix: Tensor, name: str, n: int, square: bool) -> None:
-    """``matrix`` has a row for each element; a transposed one is recognised.
-
-    Parameters
-    ----------
-    matrix : tensor
-    name : str
-        What messages call it.
-    n : int
-        Elements N.
-    square : bool
-        Whether it must be (B, N, N) or (N, N); if not, any number K >= 1 of columns will do.
-
-    Raises
-    ------
-    ShapeError
-        It has another shape.
-    """
+    """``matrix`` has a row for each element; a transposed one is recognised."""
     wanted = f"(B, {n}, {n}) or ({n}, {n})" if square else f"(B, {n}, K) or ({n}, K)"
     if matrix.ndim not in (2, 3):
         raise ShapeError(f"{name} must have shape {wanted}, got {tuple(matrix.shape)}")
@@ -188,17 +99,7 @@ def check_matrix(matrix: Tensor, name: str, n: int, square: bool) -> None:
 def check_finite(values: Tensor, name: str) -> None:
     """No NaN and no infinity.
 
-    Parameters
-    ----------
-    values : real or complex tensor, shape (B, ...)
-        On a GPU the check waits for the device.
-    name : str
-        What messages call them.
-
-    Raises
-    ------
-    ValueError
-        A value is not finite; the message names the first such scene.
+    values (B, ...)
     """
     real = torch.view_as_real(values.resolve_conj()) if values.is_complex() else values
     # A sum is finite only if every term is, and is many times faster than isfinite; it overflows rarely, then look.
@@ -210,19 +111,7 @@ def check_finite(values: Tensor, name: str) -> None:
 def check_hermitian(matrix: Tensor, name: str, mend: str = "") -> None:
     """Hermitian to rounding.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N)
-        Looked at in slices that stay small beside it.
-    name : str
-        What messages call it.
-    mend : str
-        What messages end in.
-
-    Raises
-    ------
-    ValueError
-        max |Q - Q^H| exceeds 1e-4 (complex64) or 1e-9 (complex128) of max |Q| in a scene; the message names the first.
+    matrix (B, N, N)
     """
     step = max(1, _SLICE_BYTES // max(matrix[:1].numel() * matrix.element_size(), 1))
     for first in range(0, matrix.shape[0], step):
@@ -241,16 +130,7 @@ def check_hermitian(matrix: Tensor, name: str, mend: str = "") -> None:
 def check_covariance_values(covariance: Tensor, name: str) -> None:
     """Finite, Hermitian to rounding, of positive trace.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-    name : str
-        What messages call it.
-
-    Raises
-    ------
-    ValueError
-        It is not; the message names the first such scene.
+    covariance (B, N, N)
     """
     check_finite(covariance, name)
     check_hermitian(covariance, name)

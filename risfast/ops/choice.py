@@ -47,36 +47,16 @@ _COPY_FLOPS = 40.0  # the same for one value written and read again
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a plan, beside the domain; from :func:`request_of`.
+    """What decides a plan, beside the domain; from :func:`request_of`."""
 
-    Parameters
-    ----------
-    operation : str
-        One of :data:`OPERATIONS`.
-    method : str
-        One of :data:`METHODS`.
-    batch : int
-        Scenes B.
-    n_elements : int
-        N.
-    rank : int or None
-        Columns K of a factor; None for a full matrix.
-    dtype : torch.complex64 or torch.complex128
-        Of the matrix.
-    loading : float
-        delta = loading * trace / N, for Capon alone.
-    byte_budget : int
-        Working memory in bytes.
-    """
-
-    operation: str
-    method: str
-    batch: int
-    n_elements: int
-    rank: int | None
-    dtype: torch.dtype
-    loading: float
-    byte_budget: int
+    operation: str  # One of :data:`OPERATIONS`
+    method: str  # One of :data:`METHODS`
+    batch: int  # Scenes B
+    n_elements: int  # N
+    rank: int | None  # Columns K of a factor; None for a full matrix
+    dtype: torch.dtype  # Of the matrix
+    loading: float  # delta = loading * trace / N, for Capon alone
+    byte_budget: int  # Working memory in bytes
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -85,11 +65,9 @@ class Request:
 
     @property
     def tolerance(self) -> float:
-        """Interpolation error of a phase difference, rms over pairs, that the operation can bear.
-
-        Capon: beside a lone source (I - a a^H / N) / delta has off-diagonals of 1 / (N delta), all in phase; with
-        delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
-        """
+        """Interpolation error of a phase difference, rms over pairs, that the operation can bear."""
+        # Capon: beside a lone source (I - a a^H / N) / delta has off-diagonals of 1 / (N delta), all in phase; with
+        # delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
         if self.operation in ("mvdr", "mvdr_lowrank"):
             looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
             relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
@@ -137,19 +115,7 @@ def _lag_cost(domain: Domain, n_h: int, n_v: int, request: Request) -> float:
 
 
 def require_lag(lattice: Lattice | None, wavefront: str) -> None:
-    """Refuse the lag method where it does not hold.
-
-    Parameters
-    ----------
-    lattice : Lattice or None
-        That of the array; None if it has none.
-    wavefront : {"spherical", "fresnel", "planar"}
-
-    Raises
-    ------
-    ValueError
-        The array fills no lattice, or the wavefront is spherical.
-    """
+    """Refuse the lag method where it does not hold."""
     if lattice is None:
         raise ValueError(
             "method='lag' needs a uniform planar array (a full rectangular lattice at z = 0); array is irregular. Use "
@@ -163,28 +129,7 @@ def require_lag(lattice: Lattice | None, wavefront: str) -> None:
 
 
 def choose(domain: Domain, request: Request) -> tuple[str, str, BoxNodes | None, float]:
-    """The cheapest method that holds, or the one that is asked for.
-
-    Parameters
-    ----------
-    domain : Domain
-        Array, wavefront and points.
-    request : Request
-
-    Returns
-    -------
-    method : {"dense", "chebyshev", "lag"}
-    reason : str
-    nodes : BoxNodes or None
-        Those of the chebyshev method.
-    flops : float
-        Floating-point operations of a call.
-
-    Raises
-    ------
-    ValueError
-        The method that is asked for does not hold for the array, wavefront or points.
-    """
+    """The cheapest method that holds, or the one that is asked for."""
     lattice = find_lattice(domain.positions)
     if request.method == "lag":
         require_lag(lattice, domain.wavefront)
@@ -234,20 +179,7 @@ def choose(domain: Domain, request: Request) -> tuple[str, str, BoxNodes | None,
 
 
 def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> float:
-    """Error of a result against exact arithmetic: its rounding, plus what interpolation adds.
-
-    Parameters
-    ----------
-    method : {"dense", "chebyshev", "lag"}
-    nodes : BoxNodes or None
-        Those of the chebyshev method, with the error measured on them.
-    request : Request
-
-    Returns
-    -------
-    float
-        dB, at the strongest possible peak.
-    """
+    """Error of a result against exact arithmetic: its rounding, plus what interpolation adds."""
     rounding = torch.finfo(request.dtype).eps * 10 / math.log(10)
     if request.compute_dtype == torch.complex64:
         rounding *= 16
@@ -264,17 +196,7 @@ def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> 
 
 
 def table_budget(request: Request) -> int:
-    """What the tables of one plan may take: half the byte budget, and at most half of what is kept of all plans.
-
-    Parameters
-    ----------
-    request : Request
-
-    Returns
-    -------
-    int
-        Bytes.
-    """
+    """What the tables of one plan may take: half the byte budget, and at most half of what is kept of all plans."""
     return min(request.byte_budget // 2, KEPT_BYTES // 2)
 
 
@@ -288,24 +210,7 @@ def request_of(
     loading: float,
     byte_budget: int,
 ) -> Request:
-    """Check the options of a request and put them together.
-
-    Parameters
-    ----------
-    operation, method, batch, n_elements, rank, dtype, loading, byte_budget
-        See :class:`Request`.
-
-    Returns
-    -------
-    Request
-
-    Raises
-    ------
-    ValueError
-        An unknown operation or method, or a budget below 1 MiB.
-    TypeError
-        ``dtype`` is not complex64 or complex128.
-    """
+    """Check the options of a request and put them together."""
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {operation!r}")
     if method not in METHODS:

@@ -15,46 +15,19 @@ __all__ = ["Denominator", "denominator"]
 
 
 class Denominator(NamedTuple):
-    """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``.
+    """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``."""
 
-    It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
+    # It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
 
-    Attributes
-    ----------
-    matrix : complex128 tensor, shape (B, N, N) or (B, N, K)
-        Q, or W.
-    factored : bool
-        Which of the two.
-    scale : float64 tensor, shape (B, 1)
-        N times the mean power of an element, or N delta.
-    """
-
-    matrix: Tensor
-    factored: bool
-    scale: Tensor
+    matrix: Tensor  # (B, N, N) Q, or W
+    factored: bool  # Which of the two
+    scale: Tensor  # (B, 1) N times the mean power of an element, or N delta
 
 
 def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
     """The form of a covariance or of a factor, with the checks of :func:`risfast.ops.refinement.refine_peaks`.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N) or (B, N, K)
-        Covariance R, or with ``factored`` a factor F of R = F F^H.
-    factored : bool
-        Whether ``matrix`` is a factor.
-    loading : float
-        delta = loading * trace(R) / N.
-
-    Returns
-    -------
-    Denominator
-
-    Raises
-    ------
-    ValueError
-        On the CPU: the matrix is not finite, not Hermitian, without a positive trace, indefinite, or singular without
-        loading. On a GPU such a scene comes out as NaN.
+    matrix (B, N, N) or (B, N, K)
     """
     n = matrix.shape[-2]
     if checks_values(matrix.device):

@@ -22,19 +22,7 @@ _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns
 def steering(coordinates: Tensor, positions: Tensor, wavenumber: float, wavefront: str) -> Tensor:
     """Steering vectors at (azimuth, elevation, 1/range), in the precision of coordinates and positions.
 
-    Parameters
-    ----------
-    coordinates : real tensor, shape (..., 3)
-        Radians, radians and 1/m.
-    positions : real tensor, shape (N, 3)
-        Elements in metres.
-    wavenumber : float
-        rad/m.
-    wavefront : {"spherical", "fresnel", "planar"}
-
-    Returns
-    -------
-    complex tensor, shape (..., N)
+    coordinates (..., 3), positions (N, 3) -> (..., N)
     """
     direction = direction_cosines(coordinates[..., 0], coordinates[..., 1])
     phase = steering_phase(positions, direction, 1 / coordinates[..., 2], wavenumber, wavefront)
@@ -44,18 +32,7 @@ def steering(coordinates: Tensor, positions: Tensor, wavenumber: float, wavefron
 def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
     """The quadratic form a^H Q a, or N - ||W^H a||^2.
 
-    Parameters
-    ----------
-    a : complex tensor, shape (g, N)
-        Steering vectors.
-    matrix : complex tensor, shape (N, N) or (N, K)
-        Hermitian Q, or W.
-    factored : bool
-        Whether it is W.
-
-    Returns
-    -------
-    real tensor, shape (g,)
+    a (g, N), matrix (N, N) or (N, K) -> (g,)
     """
     if factored:
         product = torch.view_as_real(a.conj().resolve_conj() @ matrix)
@@ -65,11 +42,9 @@ def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
 
 
 def bending(positions: Tensor) -> Tensor:
-    """Twice the range times the path [N] by which curvature delays each element, |p|^2 - (u.p)^2.
-
-    For the direction u, broadside or along an axis, that spreads it most: a ring about the origin, seen from afar
-    along its own normal, would have none.
-    """
+    """Twice the range times the path [N] by which curvature delays each element, |p|^2 - (u.p)^2."""
+    # For the direction u, broadside or along an axis, that spreads it most: a ring about the origin, seen from afar
+    # along its own normal, would have none.
     squares = positions.square()
     across = squares.sum(1, keepdim=True) - torch.cat([torch.zeros_like(squares[:, :1]), squares], 1)
     return across[:, across.std(0, correction=0).argmax()]
@@ -78,17 +53,7 @@ def bending(positions: Tensor) -> Tensor:
 def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
     """Steps that turn the phases over the array by about 0.35 rad rms.
 
-    Parameters
-    ----------
-    positions : float64 tensor, shape (N, 3)
-        Elements in metres.
-    wavenumber : float
-        rad/m.
-
-    Returns
-    -------
-    float64 tensor, shape (3,)
-        In (azimuth, elevation, 1/range): radians, radians, 1/m.
+    positions (N, 3) -> (3,)
     """
     centred = positions - positions.mean(0)
     spread = torch.stack(
@@ -141,32 +106,9 @@ def descend(
 ) -> tuple[Tensor, Tensor]:
     """Newton steps on local quadratic models of the form; never uphill, never out of the box.
 
-    The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
-
-    Parameters
-    ----------
-    point : real tensor, shape (C, 3)
-        Start, in (azimuth, elevation, 1/range).
-    step : real tensor, shape (C, 3)
-        Arms of the stencil; multiplied by ``shrink`` after each iteration.
-    low, high : real tensors, shape (C, 3) or (1, 3)
-        The box.
-    matrix, factored
-        As :func:`form` takes them.
-    geometry : Geometry
-        In the precision of ``point``.
-    iterations : int
-        Newton steps.
-    shrink : float
-        Factor of the arms from one step to the next.
-
-    Returns
-    -------
-    point : real tensor, shape (C, 3)
-        Where the descent ended.
-    value : real tensor, shape (C,)
-        The form there.
+    point (C, 3), step (C, 3), low, high (C, 3) or (1, 3) -> point (C, 3), value (C,)
     """
+    # The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
     positions, wavenumber, wavefront = geometry
 
     def at(coordinates: Tensor) -> Tensor:

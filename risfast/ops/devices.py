@@ -15,20 +15,7 @@ _MODES = ("0", "1", "interpret")
 
 
 def triton_mode() -> str:
-    """What the environment variable ``RISFAST_TRITON`` says.
-
-    Returns
-    -------
-    {"1", "0", "interpret"}
-        ``1`` (the default): CUDA tensors go to the Triton kernels. ``0``: CUDA tensors go to the plain torch
-        implementation, on their device; it waits for the host and cannot be captured. ``interpret``: CPU tensors go to
-        the functions that serve CUDA tensors, in Triton's interpreter (TRITON_INTERPRET=1); for tests only.
-
-    Raises
-    ------
-    ValueError
-        It says anything else.
-    """
+    """What the environment variable ``RISFAST_TRITON`` says."""
     mode = os.environ.get("RISFAST_TRITON", "1")
     if mode not in _MODES:
         raise ValueError(f"the environment variable RISFAST_TRITON must be one of {', '.join(_MODES)}; got {mode!r}")
@@ -36,55 +23,18 @@ def triton_mode() -> str:
 
 
 def serves_kernels(tensor: Tensor) -> bool:
-    """Whether an operator on this tensor runs the kernels of a GPU.
-
-    Parameters
-    ----------
-    tensor : Tensor
-        The first argument of the operator.
-
-    Returns
-    -------
-    bool
-
-    Raises
-    ------
-    ValueError
-        As :func:`triton_mode`.
-    """
+    """Whether an operator on this tensor runs the kernels of a GPU."""
     mode = triton_mode()
     return mode == "interpret" if tensor.device.type == "cpu" else tensor.device.type == "cuda" and mode == "1"
 
 
 def checks_values(device: torch.device) -> bool:
-    """Whether values (NaN, Hermitian, definite) are looked at before the work.
-
-    Always on the CPU. On a GPU the host would have to wait for the answer: only where the environment variable
-    ``RISFAST_CHECK_VALUES`` is 1; without it an invalid scene comes out as NaN and leaves the others alone.
-
-    Parameters
-    ----------
-    device : torch.device
-        That the operator computes on.
-
-    Returns
-    -------
-    bool
-    """
+    """Whether values (NaN, Hermitian, definite) are looked at before the work."""
+    # Always on the CPU. On a GPU the host would have to wait for the answer: only where the environment variable
+    # ``RISFAST_CHECK_VALUES`` is 1; without it an invalid scene comes out as NaN and leaves the others alone.
     return device.type == "cpu" or os.environ.get("RISFAST_CHECK_VALUES", "0") == "1"
 
 
 def on_host(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Where plans are made: new tensors are on the CPU, also while plain torch computes on another device.
-
-    Parameters
-    ----------
-    device : torch.device
-        That plain torch computes on.
-
-    Returns
-    -------
-    context manager
-        Within it ``torch.empty`` and the like make CPU tensors.
-    """
+    """Where plans are made: new tensors are on the CPU, also while plain torch computes on another device."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu")

@@ -21,40 +21,15 @@ _MIRROR_TOLERANCE = 1e-13
 def adjoint_of(matrix: Tensor) -> Tensor:
     """Conjugate transpose with the conjugation carried out.
 
-    Inside a custom op under compilation the lazy conjugation of ``.mH`` is not honoured and would be lost.
-
-    Parameters
-    ----------
-    matrix : complex tensor, shape (..., N, K)
-
-    Returns
-    -------
-    complex tensor, shape (..., K, N)
+    matrix (..., N, K) -> (..., K, N)
     """
+    # Inside a custom op under compilation the lazy conjugation of ``.mH`` is not honoured and would be lost.
     return matrix.mT.conj().resolve_conj()
 
 
 @dataclass(frozen=True, eq=False)
 class Domain:
-    """Array, wavefront and the points to evaluate; every tensor is float64 on the CPU.
-
-    Parameters
-    ----------
-    positions : tensor, shape (N, 3)
-        Elements in metres.
-    wavenumber : float
-        rad/m.
-    wavefront : {"spherical", "fresnel", "planar"}
-    azimuth, elevation, range : tensors, shapes (G_az,), (G_el,), (G_r,), or (G,) each
-        Radians, radians and metres.
-    box : bool
-        Whether the three axes span a grid, or are the coordinates of a list of points.
-
-    Attributes
-    ----------
-    mirror : MirrorBasis
-        The symmetries that array and axes share.
-    """
+    """Array, wavefront and the points to evaluate; every tensor is float64 on the CPU."""
 
     positions: Tensor  # [N, 3] m
     wavenumber: float  # rad/m
@@ -62,8 +37,8 @@ class Domain:
     azimuth: Tensor  # [G_az] or [G], rad
     elevation: Tensor  # [G_el] or [G], rad
     range: Tensor  # [G_r] or [G], m
-    box: bool
-    mirror: MirrorBasis = field(init=False)
+    box: bool  # Whether the three axes span a grid, or are the coordinates of a list of points
+    mirror: MirrorBasis = field(init=False)  # The symmetries that array and axes share
 
     def __post_init__(self) -> None:
         """Find the mirror symmetries that array and axes share."""
@@ -85,14 +60,7 @@ class Domain:
     def steering(self, azimuth: Tensor, elevation: Tensor, range_m: Tensor) -> Tensor:
         """Steering vectors at coordinates that broadcast against each other.
 
-        Parameters
-        ----------
-        azimuth, elevation, range_m : float64 tensors
-            Radians, radians and metres; broadcast to (...).
-
-        Returns
-        -------
-        complex128 tensor, shape (..., N)
+        -> (..., N)
         """
         azimuth, elevation, range_m = torch.broadcast_tensors(azimuth, elevation, range_m)
         direction = direction_cosines(azimuth, elevation)
@@ -104,59 +72,31 @@ class Domain:
 def antisymmetric(axis: Tensor) -> bool:
     """Whether an angular axis is its own mirror image, to far less than any phase that matters.
 
-    Parameters
-    ----------
-    axis : float64 tensor, shape (G,)
-        Radians.
-
-    Returns
-    -------
-    bool
-        axis[i] = -axis[G - 1 - i] to 1e-12.
+    axis (G,)
     """
     return bool((axis + axis.flip(0)).abs().max() <= 1e-12)
 
 
 @dataclass(frozen=True, eq=False)
 class MirrorBasis:
-    """Real orthogonal change of element basis that splits steering vectors by their mirror symmetry.
+    """Real orthogonal change of element basis that splits steering vectors by their mirror symmetry."""
 
-    Where an array maps onto itself under x -> -x, the steering vector at -azimuth is that at +azimuth with its
-    elements permuted, so its even part is the same and its odd part changes sign. With both mirrors, four classes
-    (even-even, odd-even, even-odd, odd-odd in azimuth and elevation) serve the four mirror images of a point at once:
-    a quarter of the steering vectors, and a quarter of the multiplications by any matrix.
+    # Where an array maps onto itself under x -> -x, the steering vector at -azimuth is that at +azimuth with its
+    # elements permuted, so its even part is the same and its odd part changes sign. With both mirrors, four classes
+    # (even-even, odd-even, even-odd, odd-odd in azimuth and elevation) serve the four mirror images of a point at once:
+    # a quarter of the steering vectors, and a quarter of the multiplications by any matrix.
 
-    Attributes
-    ----------
-    orbits : int64 tensor, shape (n_orbits, 4)
-        Each row: an element and its images under x -> -x, y -> -y and both.
-    scale : float64 tensor, shape (4, n_orbits)
-        Normalisation of the orbit's combination in each class; 0 where the class does not hold it.
-    sizes : tuple of 4 ints
-        Elements of the basis in each class; they add up to N.
-    flips : (bool, bool)
-        Whether azimuth and elevation are mirrored.
-    """
-
-    orbits: Tensor
+    orbits: Tensor  # (n_orbits, 4) Each row: an element and its images under x -> -x, y -> -y and both
+    # (4, n_orbits) Normalisation of the orbit's combination in each class; 0 where the class does not hold it
     scale: Tensor
-    sizes: tuple[int, int, int, int]
-    flips: tuple[bool, bool]
+    sizes: tuple[int, int, int, int]  # Elements of the basis in each class; they add up to N
+    flips: tuple[bool, bool]  # Whether azimuth and elevation are mirrored
 
     @classmethod
     def find(cls, positions: Tensor, azimuth_flip: bool, elevation_flip: bool) -> MirrorBasis:
         """Basis for the mirrors that an array has among those asked for.
 
-        Parameters
-        ----------
-        positions : float64 tensor, shape (N, 3)
-            Elements in metres.
-        azimuth_flip, elevation_flip : bool
-            Which of x -> -x and y -> -y are asked for.
-
-        Returns
-        -------
-        MirrorBasis
+        positions (N, 3)
         """
         n = positions.shape[0]
         identity = torch.arange(n)
@@ -198,13 +138,7 @@ class MirrorBasis:
     def split(self, vectors: Tensor) -> list[Tensor]:
         """Coordinates of vectors in each of the four classes.
 
-        Parameters
-        ----------
-        vectors : real or complex tensor, shape (..., N)
-
-        Returns
-        -------
-        list of four tensors, shapes (..., size) with the ``sizes`` of the classes
+        vectors (..., N) -> (..., size)
         """
         if self.trivial:
             empty = vectors[..., :0]
@@ -222,39 +156,21 @@ class MirrorBasis:
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors in the basis, T^T v, classes one after the other.
 
-        Parameters
-        ----------
-        vectors : real or complex tensor, shape (..., N)
-
-        Returns
-        -------
-        tensor of the same shape and dtype
+        vectors (..., N)
         """
         return vectors if self.trivial else torch.cat(self.split(vectors), -1)
 
     def transform_matrix(self, matrix: Tensor) -> Tensor:
         """Matrices in the basis, T^T M T.
 
-        Parameters
-        ----------
-        matrix : real or complex tensor, shape (..., N, N)
-
-        Returns
-        -------
-        tensor of the same shape and dtype
+        matrix (..., N, N)
         """
         return matrix if self.trivial else self.transform(self.transform(matrix).mT).mT
 
     def restore_matrix(self, matrix: Tensor) -> Tensor:
         """Matrices out of the basis, T M T^T: the inverse of :meth:`transform_matrix`.
 
-        Parameters
-        ----------
-        matrix : real or complex tensor, shape (..., N, N)
-
-        Returns
-        -------
-        tensor of the same shape and dtype
+        matrix (..., N, N)
         """
         if self.trivial:
             return matrix
@@ -291,21 +207,7 @@ def domain_of(
 ) -> Domain:
     """The domain with given contents: equal boxes give the same object, so that its plans are found again.
 
-    Parameters
-    ----------
-    positions : real tensor, shape (N, 3)
-        Elements in metres.
-    axes : three real tensors
-        Azimuths, elevations (radians) and ranges (metres); see :class:`Domain`.
-    wavenumber : float
-        rad/m.
-    wavefront : {"spherical", "fresnel", "planar"}
-    box : bool
-        Whether the axes span a grid.
-
-    Returns
-    -------
-    Domain
+    positions (N, 3)
     """
     tensors = (positions, *axes)
     blobs = tuple(t.detach().to("cpu", torch.float64).contiguous().numpy().tobytes() for t in tensors)

@@ -25,30 +25,12 @@ CPU = torch.device("cpu")
 
 @lru_cache(maxsize=64)
 def cached_nodes(domain: Domain, tolerance: float) -> BoxNodes:
-    """:func:`risfast.ops.interpolation.box_nodes` of a domain on the CPU, kept.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box.
-    tolerance : float
-        As :func:`risfast.ops.interpolation.box_nodes` takes it.
-
-    Returns
-    -------
-    BoxNodes
-    """
+    """:func:`risfast.ops.interpolation.box_nodes` of a domain on the CPU, kept."""
     return box_nodes(domain, tolerance)
 
 
 class EvaluatorCache:
-    """The evaluators used last, whose tables cost more to make than many a call; bounded in bytes.
-
-    Parameters
-    ----------
-    most_bytes : int
-        Of all tables; the latest evaluator is kept whatever it takes.
-    """
+    """The evaluators used last, whose tables cost more to make than many a call; bounded in bytes."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -65,28 +47,7 @@ class EvaluatorCache:
         table_budget: int,
         device: torch.device = CPU,
     ) -> Evaluator:
-        """The evaluator, made if it is not held.
-
-        Parameters
-        ----------
-        domain : Domain
-            Array, wavefront and points.
-        method : {"dense", "chebyshev", "lag"}
-        tolerance : float
-            Interpolation error, for the chebyshev method.
-        dtype : torch.complex64 or torch.complex128
-            Of the computation.
-        values_per_slab : int
-            Map values held at once.
-        table_budget : int
-            Largest tables that are stored, in bytes; larger ones are made anew in every call.
-        device : torch.device
-            Where it computes.
-
-        Returns
-        -------
-        Evaluator
-        """
+        """The evaluator, made if it is not held."""
         key = (
             domain,
             method,
@@ -135,21 +96,7 @@ def _nodes_on_device(nodes: BoxNodes, device: torch.device) -> BoxNodes:
 
 
 def points_on(domain: Domain, dtype: torch.dtype, device: torch.device) -> DensePoints:
-    """Dense evaluation of a list of points, on a device; it is not kept.
-
-    Parameters
-    ----------
-    domain : Domain
-        A list of points.
-    dtype : torch.complex64 or torch.complex128
-        Of the computation.
-    device : torch.device
-        Where it computes.
-
-    Returns
-    -------
-    DensePoints
-    """
+    """Dense evaluation of a list of points, on a device; it is not kept."""
     return DensePoints(_on_device(domain, device), dtype)
 
 
@@ -180,16 +127,7 @@ def _new_evaluator(
 
 
 def held_bytes(evaluator: Evaluator) -> int:
-    """Bytes of the tables that an evaluator keeps.
-
-    Parameters
-    ----------
-    evaluator : Evaluator
-
-    Returns
-    -------
-    int
-    """
+    """Bytes of the tables that an evaluator keeps."""
     if isinstance(evaluator, LagBox):
         return LagEvaluator.stored_bytes(evaluator.domain, evaluator.lag.lattice) if evaluator.lag.kept else 0
     return evaluator.nodes.kept_bytes if isinstance(evaluator, ChebyshevBox) else 0

@@ -19,84 +19,39 @@ __all__ = ["ChebyshevBox", "DenseBox", "DensePoints", "Evaluator", "LagBox", "Op
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile belongs in the box, and how its last two axes run.
+    """Where a tile belongs in the box, and how its last two axes run."""
 
-    The lag method makes elevation the outer axis (``elevation_first``) and, in mirror images, lets it run backwards
-    (``reverse``); turning the map after a reduction is cheaper than turning the volume.
+    # The lag method makes elevation the outer axis (``elevation_first``) and, in mirror images, lets it run backwards
+    # (``reverse``); turning the map after a reduction is cheaper than turning the volume.
 
-    Attributes
-    ----------
-    azimuth, elevation : slice
-        Of the box.
-    elevation_first : bool
-        Whether the tile's last two axes are (elevation, azimuth).
-    reverse : bool
-        Whether its elevations run backwards.
-    """
-
-    azimuth: slice
-    elevation: slice
-    elevation_first: bool = False
-    reverse: bool = False
+    azimuth: slice  # Of the box
+    elevation: slice  # Of the box
+    elevation_first: bool = False  # Whether the tile's last two axes are (elevation, azimuth)
+    reverse: bool = False  # Whether its elevations run backwards
 
     def oriented(self, values: Tensor) -> Tensor:
-        """Values of a tile as they belong into the box.
-
-        Parameters
-        ----------
-        values : tensor, last two axes (azimuth, elevation), or (elevation, azimuth) where ``elevation_first``
-
-        Returns
-        -------
-        tensor, last two axes (azimuth, elevation), a view where it can be
-        """
+        """Values of a tile as they belong into the box."""
         turned = values.mT if self.elevation_first else values
         return turned.flip(-1) if self.reverse else turned
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Values of part of a box, one mirror image after the other.
+    """Values of part of a box, one mirror image after the other."""
 
-    Attributes
-    ----------
-    q : real tensor, shape (images * b, R, ...)
-        a^H Q a on R range planes.
-    places : tuple of Place
-        One for each image.
-    """
-
-    q: Tensor
-    places: tuple[Place, ...]
+    q: Tensor  # (images * b, R, ...) a^H Q a on R range planes
+    places: tuple[Place, ...]  # One for each image
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A batch of Hermitian matrices Q.
+    """A batch of Hermitian matrices Q."""
 
-    Attributes
-    ----------
-    matrix : complex tensor, shape (b, r, N) or (b, N, N)
-        Rows X of Q = X^H X, or Q itself.
-    kind : {"rows", "hermitian"}
-        Which of the two.
-    """
-
-    matrix: Tensor
-    kind: str
+    matrix: Tensor  # (b, r, N) Rows X of Q = X^H X, or Q itself
+    kind: str  # Which of the two
 
     def prepared(self, domain: Domain, dtype: torch.dtype) -> Operand:
-        """The same in the mirror basis of a domain and in another dtype.
-
-        Parameters
-        ----------
-        domain : Domain
-        dtype : torch.complex64 or torch.complex128
-
-        Returns
-        -------
-        Operand
-        """
+        """The same in the mirror basis of a domain and in another dtype."""
         matrix, mirror = self.matrix.to(dtype), domain.mirror
         return Operand(
             mirror.transform_matrix(matrix) if self.kind == "hermitian" else mirror.transform(matrix), self.kind
@@ -109,41 +64,18 @@ class Operand:
 
 
 class Evaluator(Protocol):
-    """What a method offers.
-
-    Attributes
-    ----------
-    domain : Domain
-        What it evaluates.
-    """
+    """What a method offers."""
 
     domain: Domain
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Yield q = a^H Q a for tiles that cover the box (or the list, as one azimuth axis).
-
-        Parameters
-        ----------
-        operand : Operand
-            b matrices, in the order of the elements.
-
-        Yields
-        ------
-        Tile
-        """
+        """Yield q = a^H Q a for tiles that cover the box (or the list, as one azimuth axis)."""
         ...
 
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis: sum_g p_g a_g a_g^H.
 
-        Parameters
-        ----------
-        weights : real tensor, shape (b, G_az, G_el, R) of a box, (b, G) of a list of points
-            p.
-
-        Returns
-        -------
-        complex tensor, shape (b, N, N), Hermitian
+        weights (b, G_az, G_el, R) -> (b, N, N)
         """
         ...
 
@@ -156,62 +88,27 @@ def _values(points: NodeSet | PointSet, operand: Operand, low: int, high: int) -
 
 
 class DensePoints:
-    """Dense evaluation of a list of points, in tiles.
-
-    Parameters
-    ----------
-    domain : Domain
-        A list of points.
-    dtype : torch.complex64 or torch.complex128
-        Of the computation.
-    """
+    """Dense evaluation of a list of points, in tiles."""
 
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
         self.domain = domain
         self.points = PointSet(domain, dtype)
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """One tile: all points, as an azimuth axis.
-
-        Parameters
-        ----------
-        operand : Operand
-            b matrices.
-
-        Yields
-        ------
-        Tile
-            ``q`` (b, 1, G, 1).
-        """
+        """One tile: all points, as an azimuth axis."""
         q = _values(self.points, operand.prepared(self.domain, self.points.dtype), 0, self.points.count)[0]  # [b, G]
         yield Tile(q[:, None, :, None], (Place(slice(None), slice(None)),))
 
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
 
-        Parameters
-        ----------
-        weights : real tensor, shape (b, G)
-
-        Returns
-        -------
-        complex tensor, shape (b, N, N), Hermitian
+        weights (b, G) -> (b, N, N)
         """
         return outer_products(self.points, weights[None].to(self.points.dtype.to_real()))
 
 
 class DenseBox:
-    """Dense evaluation of a box: steering vectors made on the fly, a slab of azimuths at a time.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box.
-    dtype : torch.complex64 or torch.complex128
-        Of the computation.
-    slab_values : int
-        Map values held at once.
-    """
+    """Dense evaluation of a box: steering vectors made on the fly, a slab of azimuths at a time."""
 
     def __init__(self, domain: Domain, dtype: torch.dtype, slab_values: int) -> None:
         self.domain = domain
@@ -219,18 +116,7 @@ class DenseBox:
         self.slab_values = slab_values
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Slabs of azimuths, and of their mirror images.
-
-        Parameters
-        ----------
-        operand : Operand
-            b matrices.
-
-        Yields
-        ------
-        Tile
-            ``q`` (b, R, azimuths, G_el).
-        """
+        """Slabs of azimuths, and of their mirror images."""
         nodes, axis = self.nodes, self.nodes.azimuth
         operand = operand.prepared(self.domain, nodes.dtype)
         step = max(1, self.slab_values // max(4 * operand.matrix.shape[0] * nodes.columns, 1))
@@ -246,34 +132,14 @@ class DenseBox:
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
 
-        Parameters
-        ----------
-        weights : real tensor, shape (b, G_az, G_el, R)
-
-        Returns
-        -------
-        complex tensor, shape (b, N, N), Hermitian
+        weights (b, G_az, G_el, R) -> (b, N, N)
         """
         images = self.nodes.from_box(weights.permute(0, 3, 1, 2).to(self.nodes.dtype.to_real()))
         return self.domain.mirror.restore_matrix(outer_products(self.nodes, images))
 
 
 class ChebyshevBox:
-    """Dense evaluation on Chebyshev nodes, and two small real matrix products to interpolate.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box.
-    nodes : BoxNodes
-        Its nodes and interpolation matrices.
-    dtype : torch.complex64 or torch.complex128
-        Of the computation.
-    slab_values : int
-        Map values held at once.
-    keep : bool
-        Whether the steering vectors at the nodes are stored.
-    """
+    """Dense evaluation on Chebyshev nodes, and two small real matrix products to interpolate."""
 
     def __init__(self, domain: Domain, nodes: BoxNodes, dtype: torch.dtype, slab_values: int, keep: bool) -> None:
         self.domain, self.layout = domain, nodes
@@ -284,18 +150,7 @@ class ChebyshevBox:
         self.elevation = None if nodes.elevation.matrix is None else nodes.elevation.matrix.mT.to(real).contiguous()
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Slabs of azimuths.
-
-        Parameters
-        ----------
-        operand : Operand
-            b matrices.
-
-        Yields
-        ------
-        Tile
-            ``q`` (b, R, azimuths, G_el).
-        """
+        """Slabs of azimuths."""
         nodes = self.nodes
         operand = operand.prepared(self.domain, nodes.dtype)
         upper, lower = nodes.to_box(_values(nodes, operand, 0, nodes.count), 0, nodes.azimuth.half)
@@ -314,13 +169,7 @@ class ChebyshevBox:
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
 
-        Parameters
-        ----------
-        weights : real tensor, shape (b, G_az, G_el, R)
-
-        Returns
-        -------
-        complex tensor, shape (b, N, N), Hermitian
+        weights (b, G_az, G_el, R) -> (b, N, N)
         """
         p = weights.permute(0, 3, 1, 2).to(self.nodes.dtype.to_real())
         if self.elevation is not None:
@@ -331,33 +180,14 @@ class ChebyshevBox:
 
 
 class LagBox:
-    """The lag method behind the common interface.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box for a uniform planar array, with the fresnel or the planar wavefront.
-    keep : bool
-        Whether the cosine and sine tables are stored.
-    """
+    """The lag method behind the common interface."""
 
     def __init__(self, domain: Domain, keep: bool) -> None:
         self.domain = domain
         self.lag = LagEvaluator(domain, keep)
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Slabs of elevations.
-
-        Parameters
-        ----------
-        operand : Operand
-            b matrices.
-
-        Yields
-        ------
-        Tile
-            ``q`` (images * b, R, elevations, G_az).
-        """
+        """Slabs of elevations."""
         axis = self.lag.elevation
         first = axis.count - axis.half
         for low, high, q in self.lag.tiles(operand.hermitian()):
@@ -368,12 +198,6 @@ class LagBox:
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
 
-        Parameters
-        ----------
-        weights : real tensor, shape (b, G_az, G_el, R)
-
-        Returns
-        -------
-        complex128 tensor, shape (b, N, N), Hermitian
+        weights (b, G_az, G_el, R) -> (b, N, N)
         """
         return self.lag.adjoint(weights.to(torch.float64))

@@ -28,22 +28,7 @@ def fine_grid_minimum(
 ) -> Tensor:
     """Point of the fine grid with the smallest form in each of C boxes, in float32.
 
-    Parameters
-    ----------
-    low, high : float64 tensors, shape (C, 3)
-        Corners in (azimuth, elevation, 1/range).
-    matrix, factored
-        As :func:`risfast.ops.descent.form` takes them.
-    points : list of 3 int
-        Points of the fine grid along each; 1 leaves an axis at its centre.
-    counts : list of 3 int
-        Chebyshev nodes along each.
-    geometry : Geometry
-
-    Returns
-    -------
-    float64 tensor, shape (C, 3)
-        In (azimuth, elevation, 1/range).
+    low, high (C, 3) -> (C, 3)
     """
     positions, wavenumber, wavefront = geometry
     positions = positions.float()

@@ -24,25 +24,11 @@ _GROWTH = 1.2  # factor by which an axis that fails its check grows
 def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> int:
     """Chebyshev nodes that interpolate a family of exponentials exp(j c x) on [-1, 1] to an rms error.
 
-    Parameters
-    ----------
-    half_bandwidths : float64 tensor, shape (P,)
-        The values of c in the family, in radians.
-    tolerance : float
-        Largest error of the interpolants, root mean square over the family, relative to their amplitude of 1.
-    most : int
-        Answer where more would be needed.
-
-    Returns
-    -------
-    int
-
-    Notes
-    -----
-    By Jacobi-Anger, exp(j c x) = sum_n eps_n j^n J_n(c) T_n(x); interpolation at n Chebyshev nodes aliases what lies
-    beyond, so its error is at most 4 sum_{m >= n} |J_m(c)| (L. N. Trefethen, "Approximation theory and approximation
-    practice", 2013, ch. 4).
+    half_bandwidths (P,)
     """
+    # By Jacobi-Anger, exp(j c x) = sum_n eps_n j^n J_n(c) T_n(x); interpolation at n Chebyshev nodes aliases what lies
+    # beyond, so its error is at most 4 sum_{m >= n} |J_m(c)| (L. N. Trefethen, "Approximation theory and approximation
+    # practice", 2013, ch. 4).
     largest = float(half_bandwidths.abs().max())
     if largest == 0:
         return 1
@@ -62,17 +48,7 @@ def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> i
 def chebyshev_nodes(low: float, high: float, count: int) -> Tensor:
     """Chebyshev nodes of the first kind on [low, high].
 
-    Parameters
-    ----------
-    low, high : float
-        Ends of the interval.
-    count : int
-        Nodes, >= 1.
-
-    Returns
-    -------
-    float64 tensor, shape (count,)
-        Ascending; exactly antisymmetric on a symmetric interval.
+    -> (count,)
     """
     angle = math.pi * (torch.arange(count, dtype=torch.float64) * 2 + 1 - count) / (2 * count)
     return (high + low) / 2 + (high - low) / 2 * angle.sin()
@@ -81,24 +57,10 @@ def chebyshev_nodes(low: float, high: float, count: int) -> Tensor:
 def interpolation_matrix(nodes: Tensor, low: float, high: float, points: Tensor) -> Tensor:
     """Matrix from values at Chebyshev nodes of the first kind to values at points.
 
-    Parameters
-    ----------
-    nodes : float64 tensor, shape (n,)
-        From :func:`chebyshev_nodes`.
-    low, high : float
-        The interval of the nodes.
-    points : float64 tensor, shape (G,)
-        Within the interval.
-
-    Returns
-    -------
-    float64 tensor, shape (G, n)
-
-    Notes
-    -----
-    Barycentric formula of the second kind, with weights (-1)^k sin(theta_k): J.-P. Berrut, L. N. Trefethen,
-    "Barycentric Lagrange interpolation", SIAM Review 46, 2004, eq. 4.2.
+    nodes (n,), points (G,) -> (G, n)
     """
+    # Barycentric formula of the second kind, with weights (-1)^k sin(theta_k): J.-P. Berrut, L. N. Trefethen,
+    # "Barycentric Lagrange interpolation", SIAM Review 46, 2004, eq. 4.2.
     count = nodes.numel()
     if count == 1:
         return torch.ones(points.numel(), 1, dtype=torch.float64)
@@ -114,18 +76,10 @@ def interpolation_matrix(nodes: Tensor, low: float, high: float, points: Tensor)
 
 @dataclass(frozen=True, eq=False)
 class AxisNodes:
-    """Nodes along one axis.
+    """Nodes along one axis."""
 
-    Attributes
-    ----------
-    nodes : float64 tensor, shape (n,)
-        In the unit of the axis.
-    matrix : float64 tensor, shape (G, n), or None
-        Interpolates from the nodes to the axis; None where the nodes are the axis itself.
-    """
-
-    nodes: Tensor
-    matrix: Tensor | None
+    nodes: Tensor  # (n,) In the unit of the axis
+    matrix: Tensor | None  # (G, n) Interpolates from the nodes to the axis; None where the nodes are the axis itself
 
     @property
     def count(self) -> int:
@@ -145,28 +99,17 @@ def _axis_nodes(axis: Tensor, count: int) -> AxisNodes:
 
 @dataclass(frozen=True, eq=False)
 class BoxNodes:
-    """Nodes over (azimuth, elevation), the same on every range plane.
+    """Nodes over (azimuth, elevation), the same on every range plane."""
 
-    Attributes
-    ----------
-    azimuth, elevation : AxisNodes
-        Along each axis.
-    checked_error : float
-        Interpolation error of a phase difference, rms over pairs of elements, measured when the nodes were chosen;
-        relative to its amplitude.
-    """
-
-    azimuth: AxisNodes
-    elevation: AxisNodes
+    azimuth: AxisNodes  # Along each axis
+    elevation: AxisNodes  # Along each axis
     checked_error: float  # of a phase difference at random points, relative to its amplitude
 
 
 def _half_bandwidths(domain: Domain) -> tuple[Tensor, Tensor]:
-    """Phase, in radians, that each pair of elements turns through over half of each axis, as seen from afar.
-
-    Azimuth moves a source parallel to the x-z plane, so only that part of a pair's separation counts; elevation turns
-    the vertical part fully and the rest by the sine of the elevation.
-    """
+    """Phase, in radians, that each pair of elements turns through over half of each axis, as seen from afar."""
+    # Azimuth moves a source parallel to the x-z plane, so only that part of a pair's separation counts; elevation turns
+    # the vertical part fully and the rest by the sine of the elevation.
     p = domain.positions
     n = domain.n_elements
     index = torch.triu_indices(n, n, 0)
@@ -180,10 +123,8 @@ def _half_bandwidths(domain: Domain) -> tuple[Tensor, Tensor]:
 
 
 def _hard_directions(domain: Domain) -> tuple[Tensor, Tensor]:
-    """Grid indices (azimuth, elevation) nearest to the elements that come closest to a range plane.
-
-    A phase bends hardest where the source passes close to an element.
-    """
+    """Grid indices (azimuth, elevation) nearest to the elements that come closest to a range plane."""
+    # A phase bends hardest where the source passes close to an element.
     spherical = cartesian_to_spherical(domain.positions)
     inside = torch.ones(len(spherical), dtype=torch.bool)
     for axis, angle in ((domain.azimuth, spherical[:, 0]), (domain.elevation, spherical[:, 1])):
@@ -233,21 +174,7 @@ def _measured_errors(domain: Domain, azimuth: AxisNodes, elevation: AxisNodes) -
 
 
 def box_nodes(domain: Domain, tolerance: float) -> BoxNodes:
-    """Choose nodes by the a-priori rule, then check them at random points and grow an axis that fails.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box.
-    tolerance : float
-        Interpolation error of the phase differences exp(j k (d_m - d_n)), rms over pairs of elements. The error of
-        a quadratic form is at most N ||Q||_F times this, and about ||Q||_F times this for phases that don't conspire.
-
-    Returns
-    -------
-    BoxNodes
-        An axis that would need as many nodes as it has points is left as it is (and is then exact).
-    """
+    """Choose nodes by the a-priori rule, then check them at random points and grow an axis that fails."""
     c_az, c_el = _half_bandwidths(domain)
     count_az = bessel_node_count(c_az, tolerance, domain.azimuth.numel())
     count_el = bessel_node_count(c_el, tolerance, domain.elevation.numel())

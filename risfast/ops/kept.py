@@ -19,17 +19,7 @@ _KEPT_BYTES = 256 << 20
 
 
 def bytes_of(tables: Any) -> int:
-    """Bytes of the tensors in tables.
-
-    Parameters
-    ----------
-    tables : tensor, tuple or dataclass
-        The latter two of such, nested at will; anything else counts nothing.
-
-    Returns
-    -------
-    int
-    """
+    """Bytes of the tensors in tables."""
     if isinstance(tables, Tensor):
         return tables.numel() * tables.element_size()
     if isinstance(tables, tuple):
@@ -40,13 +30,7 @@ def bytes_of(tables: Any) -> int:
 
 
 class KeptTables:
-    """The tables used last, bounded in bytes. Those that a CUDA graph was captured with stay until ``clear``.
-
-    Parameters
-    ----------
-    most_bytes : int
-        Of all tables together; the latest are kept whatever they take.
-    """
+    """The tables used last, bounded in bytes. Those that a CUDA graph was captured with stay until ``clear``."""
 
     def __init__(self, most_bytes: int) -> None:
         self.most_bytes = most_bytes
@@ -55,25 +39,7 @@ class KeptTables:
         self._lock = Lock()
 
     def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """What is kept for the key, built if nothing is.
-
-        Parameters
-        ----------
-        key : hashable
-            Equal for equal tables.
-        build : callable of nothing
-            Makes them.
-
-        Returns
-        -------
-        object
-            As ``build`` returned it.
-
-        Raises
-        ------
-        RuntimeError
-            They would have to be built while a CUDA graph is captured.
-        """
+        """What is kept for the key, built if nothing is."""
         capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         with self._lock:
             found = self._held.get(key, self._captured.get(key))
@@ -107,18 +73,7 @@ on_clear(kept_tables.clear)
 
 
 def constant_on(values: Tensor, device: torch.device) -> Tensor:
-    """A CPU tensor on a device; copied there once for equal contents, because a copy waits for the host.
-
-    Parameters
-    ----------
-    values : tensor on the CPU, or already on ``device``
-        Small: its contents are the key.
-    device : torch.device
-
-    Returns
-    -------
-    tensor on ``device``
-    """
+    """A CPU tensor on a device; copied there once for equal contents, because a copy waits for the host."""
     if values.device == device:
         return values
     key = ("constant", values.numpy().tobytes(), values.shape, values.dtype, device)

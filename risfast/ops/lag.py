@@ -26,15 +26,7 @@ COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed
 
 
 class LagEvaluator:
-    """Evaluates Hermitian forms on a box, and their adjoint, in float64.
-
-    Parameters
-    ----------
-    domain : Domain
-        A box for a uniform planar array, with the fresnel or the planar wavefront.
-    keep : bool
-        Whether the cosine and sine tables are stored; if not, they are made anew in every tile.
-    """
+    """Evaluates Hermitian forms on a box, and their adjoint, in float64."""
 
     def __init__(self, domain: Domain, keep: bool) -> None:
         lattice = find_lattice(domain.positions)
@@ -63,18 +55,7 @@ class LagEvaluator:
 
     @staticmethod
     def stored_bytes(domain: Domain, lattice: Lattice) -> int:
-        """Bytes that ``keep`` costs.
-
-        Parameters
-        ----------
-        domain : Domain
-        lattice : Lattice
-            That of its array.
-
-        Returns
-        -------
-        int
-        """
+        """Bytes that ``keep`` costs."""
         half_el = HalfAxis(domain.elevation, antisymmetric(domain.elevation)).half
         return 16 * half_el * domain.azimuth.numel() * lattice.n_h
 
@@ -94,28 +75,14 @@ class LagEvaluator:
     def tables(self, low: int, high: int) -> Tensor:
         """Cosines, then sines, of k D_h spacing sin(az) cos(el).
 
-        Parameters
-        ----------
-        low, high : int
-            Elevations low .. high - 1 of the half axis.
-
-        Returns
-        -------
-        float64 tensor, shape (high - low, 2 n_h, G_az)
+        -> (high - low, 2 n_h, G_az)
         """
         return self._tables(low, high) if self._kept is None else self._kept[low:high]
 
     def coefficients(self, matrix: Tensor) -> Tensor:
         """The coefficients C_D(r) for D_h >= 0, doubled where D_h > 0.
 
-        Parameters
-        ----------
-        matrix : complex128 tensor, shape (b, N, N)
-            Hermitian Q, in the array's own order.
-
-        Returns
-        -------
-        complex128 tensor, shape (b, R, n_h, 2 n_v - 1)
+        matrix (b, N, N) -> (b, R, n_h, 2 n_v - 1)
         """
         n_h, n_v = self.lattice.n_h, self.lattice.n_v
         q = matrix[:, self.order[:, None], self.order].reshape(-1, n_h, n_v, n_h, n_v)
@@ -149,19 +116,9 @@ class LagEvaluator:
     def tiles(self, matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
         """Values of the form, a few elevations at a time.
 
-        Where elevation is mirrored, the second image holds the negative elevations, running outwards.
-
-        Parameters
-        ----------
-        matrix : complex128 tensor, shape (b, N, N)
-            Hermitian Q.
-
-        Yields
-        ------
-        low, high : int
-            Elevations of the half axis.
-        q : float64 tensor, shape (images * b, R, high - low, G_az)
+        matrix (b, N, N) -> q (images * b, R, high - low, G_az)
         """
+        # Where elevation is mirrored, the second image holds the negative elevations, running outwards.
         c = self.coefficients(matrix)
         b, r, n_h, _ = c.shape
         images = [c @ self.vertical]  # [b, R, n_h, half G_el]
@@ -178,14 +135,7 @@ class LagEvaluator:
     def adjoint(self, weights: Tensor) -> Tensor:
         """sum_g p_g a_g a_g^H, in the array's own order.
 
-        Parameters
-        ----------
-        weights : float64 tensor, shape (b, G_az, G_el, R)
-            p.
-
-        Returns
-        -------
-        complex128 tensor, shape (b, N, N), exactly Hermitian
+        weights (b, G_az, G_el, R) -> (b, N, N)
         """
         b, r = weights.shape[0], weights.shape[3]
         n_h = self.lattice.n_h

@@ -25,12 +25,7 @@ CHARACTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 class HalfAxis:
     """The half of an axis that has to be computed: all of it, or the part at or above zero where it is mirrored.
 
-    Parameters
-    ----------
-    axis : float64 tensor, shape (G,)
-        Radians, ascending.
-    mirrored : bool
-        Whether it is its own mirror image, and half of it will do.
+    axis (G,)
     """
 
     def __init__(self, axis: Tensor, mirrored: bool) -> None:
@@ -40,38 +35,14 @@ class HalfAxis:
         self.values = axis[self.count - self.half :]
 
     def unfold(self, upper: Tensor, lower: Tensor, dim: int) -> Tensor:
-        """The whole axis from values at the half and at its mirror image; the centre is taken from the half.
-
-        Parameters
-        ----------
-        upper, lower : tensors, ``half`` entries along ``dim``
-            Values at the half, and at its image, running outwards; the latter are not looked at without a mirror.
-        dim : int
-            Of the axis.
-
-        Returns
-        -------
-        tensor, ``count`` entries along ``dim``
-        """
+        """The whole axis from values at the half and at its mirror image; the centre is taken from the half."""
         if not self.mirrored:
             return upper
         image = lower.narrow(dim, self.count % 2, self.count - self.half).flip(dim)
         return torch.cat([image, upper], dim)
 
     def fold(self, whole: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-        """Adjoint of :meth:`unfold`.
-
-        Parameters
-        ----------
-        whole : tensor, ``count`` entries along ``dim``
-        dim : int
-            Of the axis.
-
-        Returns
-        -------
-        tuple of two tensors, ``half`` entries along ``dim``
-            What comes back to the half and to its image.
-        """
+        """Adjoint of :meth:`unfold`."""
         upper = whole.narrow(dim, self.count - self.half, self.half)
         if not self.mirrored:
             return upper, torch.zeros_like(upper)
@@ -82,15 +53,7 @@ class HalfAxis:
 
 
 class PointSet:
-    """A list of points without symmetry.
-
-    Parameters
-    ----------
-    domain : Domain
-        A list of G points.
-    dtype : torch.complex64 or torch.complex128
-        Of the steering vectors.
-    """
+    """A list of points without symmetry."""
 
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
         self.domain, self.dtype = domain, dtype
@@ -101,33 +64,14 @@ class PointSet:
     def steering(self, low: int, high: int) -> Tensor:
         """Steering vectors of some points.
 
-        Parameters
-        ----------
-        low, high : int
-            Points low .. high - 1.
-
-        Returns
-        -------
-        complex tensor, shape (high - low, N)
+        -> (high - low, N)
         """
         d = self.domain
         return d.steering(d.azimuth[low:high], d.elevation[low:high], d.range[low:high]).to(self.dtype)
 
 
 class NodeSet:
-    """Nodes over azimuth x elevation on every range plane, flattened in the order (azimuth, range, elevation).
-
-    Parameters
-    ----------
-    domain : Domain
-        A box; its ranges are those of the planes.
-    azimuth, elevation : float64 tensors, 1D
-        Nodes, mirrored where the domain is.
-    dtype : torch.complex64 or torch.complex128
-        Of the steering vectors.
-    keep : bool
-        Whether the steering vectors are stored; if not, they are made anew in every tile.
-    """
+    """Nodes over azimuth x elevation on every range plane, flattened in the order (azimuth, range, elevation)."""
 
     def __init__(self, domain: Domain, azimuth: Tensor, elevation: Tensor, dtype: torch.dtype, keep: bool) -> None:
         self.domain, self.dtype = domain, dtype
@@ -141,19 +85,7 @@ class NodeSet:
 
     @staticmethod
     def stored_bytes(domain: Domain, n_azimuth: int, n_elevation: int, dtype: torch.dtype) -> int:
-        """Bytes that ``keep`` costs.
-
-        Parameters
-        ----------
-        domain : Domain
-        n_azimuth, n_elevation : int
-            Nodes of the whole axes.
-        dtype : torch.complex64 or torch.complex128
-
-        Returns
-        -------
-        int
-        """
+        """Bytes that ``keep`` costs."""
         flips = domain.mirror.flips
         half = [(n + 1) // 2 if flip else n for n, flip in zip((n_azimuth, n_elevation), flips, strict=True)]
         return half[0] * half[1] * domain.range.numel() * domain.n_elements * dtype.itemsize
@@ -181,31 +113,14 @@ class NodeSet:
     def steering(self, low: int, high: int) -> Tensor:
         """Steering vectors of some nodes, in the mirror basis.
 
-        Parameters
-        ----------
-        low, high : int
-            Nodes low .. high - 1.
-
-        Returns
-        -------
-        complex tensor, shape (high - low, N)
+        -> (high - low, N)
         """
         return self._make(low, high) if self._kept is None else self._kept[low:high]
 
     def to_box(self, images: Tensor, azimuth_low: int, azimuth_high: int) -> tuple[Tensor, Tensor]:
         """Values at some azimuths of the half axis as part of the box: there, and at their mirror images.
 
-        Parameters
-        ----------
-        images : real tensor, shape (images, b, g)
-            At the nodes of those azimuths, one image after the other.
-        azimuth_low, azimuth_high : int
-            Azimuths low .. high - 1 of the half axis.
-
-        Returns
-        -------
-        upper, lower : real tensors, shape (b, R, azimuth_high - azimuth_low, G_el)
-            The second runs from the outermost image inwards, as the axis does; empty where azimuth has no mirror.
+        images (images, b, g) -> upper, lower (b, R, azimuth_high - azimuth_low, G_el)
         """
         shape = (*images.shape[:2], azimuth_high - azimuth_low, self.domain.range.numel(), self.elevation.half)
         v = images.reshape(shape).transpose(2, 3)
@@ -218,13 +133,7 @@ class NodeSet:
     def from_box(self, values: Tensor) -> Tensor:
         """Adjoint of :meth:`to_box` over all azimuths.
 
-        Parameters
-        ----------
-        values : real tensor, shape (b, R, n_azimuth, n_elevation)
-
-        Returns
-        -------
-        real tensor, shape (images, b, count)
+        values (b, R, n_azimuth, n_elevation) -> (images, b, count)
         """
         if self.images == 1:
             return values.transpose(1, 2).reshape(1, values.shape[0], self.count)
@@ -254,17 +163,7 @@ def _characters(points: NodeSet | PointSet, dtype: torch.dtype) -> Tensor:
 def sum_of_squares(points: NodeSet | PointSet, rows: Tensor, low: int, high: int) -> Tensor:
     """||X a_g||^2 for some points and all their images.
 
-    Parameters
-    ----------
-    points : NodeSet or PointSet
-    rows : complex tensor, shape (b, r, N)
-        X in the mirror basis and the dtype of ``points``.
-    low, high : int
-        Points low .. high - 1.
-
-    Returns
-    -------
-    real tensor, shape (images, b, high - low)
+    rows (b, r, N) -> (images, b, high - low)
     """
     b, r, n = rows.shape
     real = rows.real.dtype
@@ -285,23 +184,10 @@ def sum_of_squares(points: NodeSet | PointSet, rows: Tensor, low: int, high: int
 def hermitian_form(points: NodeSet | PointSet, matrix: Tensor, low: int, high: int) -> Tensor:
     """Re a_g^H Q a_g for some points and all their images.
 
-    Parameters
-    ----------
-    points : NodeSet or PointSet
-    matrix : complex tensor, shape (b, N, N)
-        Hermitian Q in the mirror basis and the dtype of ``points``.
-    low, high : int
-        Points low .. high - 1.
-
-    Returns
-    -------
-    real tensor, shape (images, b, high - low)
-
-    Notes
-    -----
-    Of the blocks Q_st between classes only s <= t are multiplied; the others are their conjugates. The sign of a block
-    in an image is that of class s xor t.
+    matrix (b, N, N) -> (images, b, high - low)
     """
+    # Of the blocks Q_st between classes only s <= t are multiplied; the others are their conjugates. The sign of a
+    # block in an image is that of class s xor t.
     b, n = matrix.shape[:2]
     classes = _class_ranges(points)
     blocks = [matrix[:, :stop, start:stop].permute(2, 0, 1).reshape(stop - start, -1) for _, start, stop in classes]
@@ -327,15 +213,7 @@ def hermitian_form(points: NodeSet | PointSet, matrix: Tensor, low: int, high: i
 def outer_products(points: NodeSet | PointSet, weights: Tensor) -> Tensor:
     """sum_g p_g a_g a_g^H over all points and their images, the adjoint of :func:`hermitian_form`.
 
-    Parameters
-    ----------
-    points : NodeSet or PointSet
-    weights : real tensor, shape (images, b, count)
-        p_g of every point and image.
-
-    Returns
-    -------
-    complex tensor, shape (b, N, N), exactly Hermitian, in the mirror basis
+    weights (images, b, count) -> (b, N, N)
     """
     b = weights.shape[1]
     n = points.offsets[-1]

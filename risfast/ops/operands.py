@@ -33,16 +33,7 @@ def _refuse_indefinite(lifted: Tensor, rounding: float, first: int) -> None:
 def check_definite(covariance: Tensor, first: int = 0) -> None:
     """Refuse covariances that are indefinite beyond their rounding.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (b, N, N)
-    first : int
-        Number of the first scene, for messages.
-
-    Raises
-    ------
-    ValueError
-        One of them is.
+    covariance (b, N, N)
     """
     r, diagonal, mean, rounding = _hermitian(covariance)
     diagonal.add_(rounding * mean)
@@ -52,23 +43,7 @@ def check_definite(covariance: Tensor, first: int = 0) -> None:
 def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tensor:
     """Lower Cholesky factor of (R + R^H)/2 + delta I, delta = loading tr(R)/N.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (b, N, N)
-        R.
-    loading : float
-        >= 0.
-    first : int
-        Number of the first scene, for messages.
-
-    Returns
-    -------
-    complex128 tensor, shape (b, N, N)
-
-    Raises
-    ------
-    ValueError
-        R is indefinite beyond the rounding of its dtype, or singular without loading.
+    covariance (b, N, N) -> (b, N, N)
     """
     r, diagonal, mean, rounding = _hermitian(covariance)
     if loading <= rounding:
@@ -90,39 +65,16 @@ def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tenso
 
 
 def capon_operand(covariance: Tensor, loading: float, first: int = 0) -> Operand:
-    """Operand with q = a^H (R + delta I)^-1 a.
-
-    The inverse is complex128 whatever R is: in float64 the form loses nothing that matters, in complex64 the inverse
-    alone costs 0.014 dB.
-
-    Parameters
-    ----------
-    covariance, loading, first
-        As :func:`loaded_cholesky` takes them.
-
-    Returns
-    -------
-    Operand
-
-    Raises
-    ------
-    ValueError
-        As :func:`loaded_cholesky`.
-    """
+    """Operand with q = a^H (R + delta I)^-1 a."""
+    # The inverse is complex128 whatever R is: in float64 the form loses nothing that matters, in complex64 the inverse
+    # alone costs 0.014 dB.
     return Operand(torch.cholesky_inverse(loaded_cholesky(covariance, loading, first)), "hermitian")
 
 
 def mean_power(factor: Tensor) -> Tensor:
     """Power of an element, tr(F F^H)/N.
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (b, N, K)
-        F.
-
-    Returns
-    -------
-    float64 tensor, shape (b,)
+    factor (b, N, K) -> (b,)
     """
     return torch.view_as_real(factor.resolve_conj()).double().square().sum((1, 2, 3)) / factor.shape[1]
 
@@ -130,38 +82,15 @@ def mean_power(factor: Tensor) -> Tensor:
 def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
     """W with (F F^H + delta I)^-1 = (I - W W^H) / delta.
 
-    W = F C^-H with C C^H = F^H F + delta I: a K x K Cholesky factor, no division by small singular values.
-
-    Parameters
-    ----------
-    factor : complex tensor, shape (b, N, K)
-        F.
-    delta : float64 tensor, shape (b,)
-        > 0.
-
-    Returns
-    -------
-    complex128 tensor, shape (b, N, K)
-
-    Notes
-    -----
-    M. A. Woodbury, "Inverting modified matrices", Statistical Research Group, Princeton, 1950.
+    factor (b, N, K), delta (b,) -> (b, N, K)
     """
+    # W = F C^-H with C C^H = F^H F + delta I: a K x K Cholesky factor, no division by small singular values. M. A.
+    # Woodbury, "Inverting modified matrices", Statistical Research Group, Princeton, 1950.
     f = factor.to(torch.complex128)
     gram = adjoint_of(f) @ f + delta[:, None, None] * torch.eye(f.shape[-1], dtype=torch.complex128)
     return adjoint_of(torch.linalg.solve_triangular(torch.linalg.cholesky(gram), adjoint_of(f), upper=False))
 
 
 def lowrank_operand(factor: Tensor, delta: Tensor) -> Operand:
-    """Operand with q = a^H W W^H a, so that N - q = delta a^H (F F^H + delta I)^-1 a.
-
-    Parameters
-    ----------
-    factor, delta
-        As :func:`woodbury_factor` takes them.
-
-    Returns
-    -------
-    Operand
-    """
+    """Operand with q = a^H W W^H a, so that N - q = delta a^H (F F^H + delta I)^-1 a."""
     return Operand(adjoint_of(woodbury_factor(factor, delta)), "rows")

@@ -66,11 +66,9 @@ def _at(address: Array, axis: _Axis) -> Array:
 
 
 def _local_candidates(flat: Array, axes: list[_Axis], floor: float) -> Array:
-    """Addresses of the points above the floor that hold the rule against their direct neighbours along each axis.
-
-    One comparison x[i] >= x[i + step] along an axis serves both ends: where it is true the later point is beaten (an
-    equal value of lower index comes before it), where it is false the earlier one is.
-    """
+    """Addresses of the points above the floor that hold the rule against their direct neighbours along each axis."""
+    # One comparison x[i] >= x[i + step] along an axis serves both ends: where it is true the later point is beaten (an
+    # equal value of lower index comes before it), where it is false the earlier one is.
     standing = np.ones(flat.size, bool)
     not_less = np.empty(flat.size, bool)
     for axis in axes:
@@ -123,10 +121,9 @@ def _unbeaten(flat: Array, axes: list[_Axis], address: Array) -> Array:
 
 
 def _scene_maxima(array: Array, axes: list[_Axis], k: int, floor: float) -> tuple[Array, Array, Array, Array]:
-    """Scene, rank, linear index and value of the k best maxima of each scene.
-
-    Windows are looked at in rounds of falling value; a scene is done when it has k, for whatever comes later is lower.
-    """
+    """Scene, rank, linear index and value of the k best maxima of each scene."""
+    # Windows are looked at in rounds of falling value; a scene is done when it has k, for whatever comes later is
+    # lower.
     flat, scenes, scene_size = array.reshape(-1), len(array), array[0].size
     reject_nan(bool(np.isnan(flat.max())))
     nearest = [axis._replace(reach=min(axis.reach, 1)) for axis in axes]
@@ -160,21 +157,6 @@ def local_maxima_cpu(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The CPU kernel of :func:`risfast.ops.local_maxima_3d`: group scenes, find their maxima, write the first k of
     each.
-
-    Parameters
-    ----------
-    volume, window, k, threshold
-        As :func:`risfast.ops.peaks_reference.local_maxima_3d_reference` takes them.
-
-    Returns
-    -------
-    index, value, count : tensors
-        As it returns them, to the last bit.
-
-    Raises
-    ------
-    ValueError
-        The volume holds NaN.
     """
     batch, sizes = volume.shape[0], volume.shape[1:]
     index = torch.full((batch, k, 3), -1, dtype=torch.int64)
@@ -206,11 +188,10 @@ def _near(these: Array, those: Array, limits: Array, wrap_azimuth: bool) -> Arra
 
 
 def _suppress(position: Array, order: Array, present: Array, limits: Array, k: int, wrap_azimuth: bool) -> Array:
-    """Greedy suppression of some scenes by tiles of candidates in falling order: index [B, k].
-
-    Within a tile, "kept unless a better kept one is near" is applied to all candidates at once until nothing changes.
-    Its only fixed point is the greedy answer, and it is there after as many steps as the longest chain of suppressions.
-    """
+    """Greedy suppression of some scenes by tiles of candidates in falling order: index [B, k]."""
+    # Within a tile, "kept unless a better kept one is near" is applied to all candidates at once until nothing changes.
+    # Its only fixed point is the greedy answer, and it is there after as many steps as the longest chain of
+    # suppressions.
     batch, k = order.shape[0], min(k, order.shape[1])
     tile = max(_SHORTEST_TILE, min(_LONGEST_TILE, math.isqrt(_TILE_PAIRS // max(batch, 1))))
     index = np.full((batch, k), -1, np.int64)
@@ -243,23 +224,7 @@ def _suppress(position: Array, order: Array, present: Array, limits: Array, k: i
 def nms_cpu(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:
-    """The CPU kernel of :func:`risfast.ops.nms_3d`: rank the candidates, then suppress group by group of scenes.
-
-    Parameters
-    ----------
-    position, score, separation, k, wrap_azimuth
-        As :func:`risfast.ops.peaks_reference.nms_3d_reference` takes them.
-
-    Returns
-    -------
-    index, count : int64 tensors
-        As it returns them.
-
-    Raises
-    ------
-    ValueError
-        A score is NaN, or a present candidate is nowhere.
-    """
+    """The CPU kernel of :func:`risfast.ops.nms_3d`: rank the candidates, then suppress group by group of scenes."""
     points, value = position.detach().numpy(), score.detach().numpy()
     absent = value == -math.inf
     placed = np.isfinite(points[..., :2]).all(2) & (points[..., 2] > -math.inf)

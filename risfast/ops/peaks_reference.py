@@ -21,18 +21,7 @@ __all__ = [
 
 
 def reject_nan(found: bool) -> None:
-    """Refuse a volume that holds NaN.
-
-    Parameters
-    ----------
-    found : bool
-        Whether it does.
-
-    Raises
-    ------
-    ValueError
-        It does.
-    """
+    """Refuse a volume that holds NaN."""
     if found:
         raise ValueError(
             "volume must not hold NaN, which has no order; replace NaN by -inf (never a maximum) "
@@ -41,18 +30,7 @@ def reject_nan(found: bool) -> None:
 
 
 def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
-    """Refuse candidates that cannot be ranked or placed.
-
-    Parameters
-    ----------
-    nan_score, bad_position : bool
-        Whether a score is NaN, and whether a present candidate is nowhere.
-
-    Raises
-    ------
-    ValueError
-        One of the two holds.
-    """
+    """Refuse candidates that cannot be ranked or placed."""
     if nan_score:
         raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
     if bad_position:
@@ -74,37 +52,11 @@ def local_maxima_3d_reference(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Local maxima by comparing every point with every point of its window.
 
-    Parameters
-    ----------
-    volume : float32 or float64 tensor, shape (B, G_az, G_el, G_r), any strides
-        Without NaN. Points at -inf are never maxima.
-    window : sequence of 3 odd ints
-        Window sizes in points; the window is clipped at the border of the volume.
-    k : int
-        Slots per scene, >= 1.
-    threshold : float or None
-        Rounded to the dtype of ``volume``; values at or below it are never maxima.
-
-    Returns
-    -------
-    index : int64 tensor, shape (B, k, 3)
-        (azimuth, elevation, range), padded with -1.
-    value : tensor of the dtype of ``volume``, shape (B, k)
-        Padded with -inf.
-    count : int64 tensor, shape (B,)
-        Filled slots. The maxima come by descending value, ties by the lowest linear index.
-
-    Raises
-    ------
-    ValueError
-        The volume holds NaN.
-
-    Notes
-    -----
-    A point p is kept iff no point q of its clipped window has value(q) > value(p), or value(q) = value(p) and a lower
-    linear index (i_az G_el + i_el) G_r + i_r. With the index broken down over the axes, q comes before p exactly if
-    the first non-zero of its offsets is negative.
+    volume (B, G_az, G_el, G_r) -> index (B, k, 3), value (B, k), count (B,)
     """
+    # A point p is kept iff no point q of its clipped window has value(q) > value(p), or value(q) = value(p) and a lower
+    # linear index (i_az G_el + i_el) G_r + i_r. With the index broken down over the axes, q comes before p exactly if
+    # the first non-zero of its offsets is negative.
     reject_nan(bool(volume.isnan().any()))
     floor = torch.tensor(-math.inf if threshold is None else threshold, dtype=torch.float64).to(volume)
     kept = (volume > -math.inf) & (volume > floor)
@@ -140,37 +92,11 @@ def nms_3d_reference(
 ) -> tuple[Tensor, Tensor]:
     """Greedy non-maximum suppression, one kept candidate per step.
 
-    Parameters
-    ----------
-    position : float32 or float64 tensor, shape (B, P, 3)
-        Azimuth and elevation in radians, range in metres, which may be infinite.
-    score : float32 or float64 tensor, shape (B, P)
-        -inf marks an absent candidate.
-    separation : sequence of 3 floats
-        Half sizes of the suppression box in radians, radians and metres, rounded to the dtype of ``position``.
-    k : int
-        Slots per scene, >= 1.
-    wrap_azimuth : bool
-        Measure azimuth differences around the circle.
-
-    Returns
-    -------
-    index : int64 tensor, shape (B, k)
-        Into the candidates, padded with -1.
-    count : int64 tensor, shape (B,)
-        Filled slots.
-
-    Raises
-    ------
-    ValueError
-        A score is NaN, or a present candidate is nowhere: NaN or infinite, a range of +inf apart.
-
-    Notes
-    -----
-    Each step keeps the best candidate that is left (ties to the lowest index), then drops every candidate within
-    ``separation`` of it (inclusive) in all three coordinates, itself included. Two infinite ranges are equal, and
-    infinitely far from any other.
+    position (B, P, 3), score (B, P) -> index (B, k), count (B,)
     """
+    # Each step keeps the best candidate that is left (ties to the lowest index), then drops every candidate within
+    # ``separation`` of it (inclusive) in all three coordinates, itself included. Two infinite ranges are equal, and
+    # infinitely far from any other.
     present = score > -math.inf
     placed = position[..., :2].isfinite().all(-1) & (position[..., 2] > -math.inf)
     reject_bad_candidates(bool(score.isnan().any()), bool((~placed & present).any()))

@@ -34,18 +34,7 @@ def _no_gradient(count: int) -> Any:
 def local_maxima_op(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Local maxima as a torch custom op.
-
-    Parameters
-    ----------
-    volume, window, k, threshold
-        As :func:`risfast.ops.peaks_reference.local_maxima_3d_reference` takes them.
-
-    Returns
-    -------
-    index, value, count : tensors
-        As it returns them.
-    """
+    """Local maxima as a torch custom op."""
     return local_maxima_3d_reference(volume, window, k, threshold)
 
 
@@ -78,18 +67,7 @@ def _local_maxima_vmap(
 def nms_op(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:
-    """Greedy suppression as a torch custom op.
-
-    Parameters
-    ----------
-    position, score, separation, k, wrap_azimuth
-        As :func:`risfast.ops.peaks_reference.nms_3d_reference` takes them.
-
-    Returns
-    -------
-    index, count : int64 tensors
-        As it returns them.
-    """
+    """Greedy suppression as a torch custom op."""
     return nms_3d_reference(position, score, separation, k, wrap_azimuth)
 
 

@@ -126,13 +126,7 @@ _forget: list[Callable[[], None]] = []  # what else keeps tables
 
 
 def on_clear(forget: Callable[[], None]) -> None:
-    """Have :func:`clear_plans` call something else too.
-
-    Parameters
-    ----------
-    forget : callable of nothing
-        Frees what another module keeps.
-    """
+    """Have :func:`clear_plans` call something else too."""
     _forget.append(forget)
 
 
@@ -146,45 +140,12 @@ def clear_plans() -> None:
 
 
 def plan_of(domain: Domain, request: Request) -> Plan:
-    """Choose a method and its tiles; the plan stays for the next call on an equal box.
-
-    Parameters
-    ----------
-    domain : Domain
-    request : Request
-
-    Returns
-    -------
-    Plan
-
-    Raises
-    ------
-    ValueError
-        The method that is asked for does not hold here.
-    """
+    """Choose a method and its tiles; the plan stays for the next call on an equal box."""
     return _cached_plan(domain, request) if domain.box else _new_plan(domain, request)
 
 
 def make_plan(domain: Domain, request: Request, device: torch.device = CPU) -> tuple[Plan, Evaluator]:
-    """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box.
-
-    Parameters
-    ----------
-    domain : Domain
-    request : Request
-    device : torch.device
-        Where the evaluator computes.
-
-    Returns
-    -------
-    plan : Plan
-    evaluator : Evaluator
-
-    Raises
-    ------
-    ValueError
-        As :func:`plan_of`.
-    """
+    """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box."""
     made = plan_of(domain, request)
     if not domain.box:
         return made, points_on(domain, request.compute_dtype, device)

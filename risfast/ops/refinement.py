@@ -43,18 +43,10 @@ _WALK_STEPS = 8
 
 
 class Refined(NamedTuple):
-    """Peaks after refinement.
+    """Peaks after refinement."""
 
-    Attributes
-    ----------
-    position : float64 tensor, shape (B, C, 3)
-        Azimuth, elevation (radians) and range (metres).
-    power : float64 tensor, shape (B, C)
-        Capon power there.
-    """
-
-    position: Tensor
-    power: Tensor
+    position: Tensor  # (B, C, 3) Azimuth, elevation (radians) and range (metres)
+    power: Tensor  # (B, C) Capon power there
 
 
 def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,30 +74,7 @@ def refine_torch(
 ) -> tuple[Tensor, Tensor]:
     """Smallest form, a^H Q a or N - ||W^H a||^2, in each of C boxes a scene.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N) or (B, N, K)
-        Hermitian Q, or W.
-    factored : bool
-        Whether it is W.
-    low, high : float64 tensors, shape (B, C, 3)
-        Corners in (azimuth, elevation, 1/range): radians, radians and 1/m.
-    points : list of 3 int
-        Fine grid along each.
-    positions : float64 tensor, shape (N, 3)
-        Elements in metres.
-    wavenumber : float
-        rad/m.
-    wavefront : {"spherical", "fresnel", "planar"}
-    widest : sequence of 3 float, optional
-        Half sizes that no box exceeds, for devices that would have to wait for them; plain torch looks for itself.
-
-    Returns
-    -------
-    point : float64 tensor, shape (B, C, 3)
-        (azimuth, elevation, range).
-    value : float64 tensor, shape (B, C)
-        The form there.
+    matrix (B, N, N) or (B, N, K), low, high (B, C, 3), positions (N, 3) -> point (B, C, 3), value (B, C)
     """
     b, c = low.shape[:2]
     point, value = torch.empty(b, c, 3, dtype=torch.float64), torch.empty(b, c, dtype=torch.float64)
@@ -153,21 +122,7 @@ def walk_torch(
 ) -> Tensor:
     """Descend from each of C points a scene, in float32, without leaving the bounds beyond rounding.
 
-    Parameters
-    ----------
-    matrix, factored, positions, wavenumber, wavefront
-        As :func:`refine_torch` takes them.
-    start : float64 tensor, shape (B, C, 3)
-        (azimuth, elevation, 1/range).
-    low, high : float64 tensors, shape (3,)
-        Bounds, in the same coordinates.
-    spacing : list of 3 float
-        Arms of the stencil.
-
-    Returns
-    -------
-    float64 tensor, shape (B, C, 3)
-        Where each walk ended, in (azimuth, elevation, 1/range).
+    start (B, C, 3), low, high (3,) -> (B, C, 3)
     """
     point = torch.empty_like(start, memory_format=torch.contiguous_format)
     low, high = low.to(start.device), high.to(start.device)
@@ -207,30 +162,11 @@ def walk_peaks(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Walk candidates of a coarse grid towards the peaks they belong to, and put boxes around where they end.
 
-    A near-field source between two range planes shows up on them at angles several degrees off. The denominator of the
-    Capon power is smooth over a radian of phase, so a few Newton steps of that size lead from there to the source.
-
-    Parameters
-    ----------
-    matrix, array, factored, loading, wavefront
-        As for :func:`refine_peaks`; ``matrix`` (B, N, N) or (B, N, K).
-    position : float64 tensor, shape (B, C, 3)
-        Candidates: azimuth, elevation (radians), range (metres; it may be infinite).
-    low, high : float64 tensors, shape (3,)
-        Bounds of the walk, in the same coordinates.
-    circle_from : float, optional
-        Azimuth is a circle without bounds, and where a walk ends is counted from here to a turn later, in radians.
-
-    Returns
-    -------
-    position, low, high : float64 tensors, shape (B, C, 3)
-        Where each walk ended, and the corners of a box around it for :func:`refine_peaks`.
-
-    Raises
-    ------
-    ValueError
-        As :func:`refine_peaks` for the matrix.
+    position (B, C, 3), low, high (3,) -> position, low, high (B, C, 3)
     """
+    # A near-field source between two range planes shows up on them at angles several degrees off. The denominator of
+    # the Capon power is smooth over a radian of phase, so a few Newton steps of that size lead from there to the
+    # source.
     return walk_from(denominator(matrix, factored, loading), array, position, low, high, wavefront, circle_from)
 
 
@@ -245,24 +181,7 @@ def walk_from(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """:func:`walk_peaks` on a denominator that is there already.
 
-    Parameters
-    ----------
-    form : Denominator
-        Of B scenes.
-    array : PlanarArray
-        N elements.
-    position : float64 tensor, shape (B, C, 3)
-        Candidates: azimuth, elevation (radians), range (metres; it may be infinite).
-    low, high : float64 tensors, shape (3,), on the CPU
-        Bounds of the walk, in the same coordinates.
-    wavefront : {"spherical", "fresnel", "planar"}
-    circle_from : float, optional
-        As :func:`walk_peaks` takes it.
-
-    Returns
-    -------
-    position, low, high : float64 tensors, shape (B, C, 3)
-        As :func:`walk_peaks`.
+    position (B, C, 3), low, high (3,) -> position, low, high (B, C, 3)
     """
     lowest, highest, arms = _walk_box(array, low, high)
     if circle_from is not None:
@@ -290,17 +209,7 @@ def _walk_box(array: PlanarArray, low: Tensor, high: Tensor) -> tuple[Tensor, Te
 def widest_after_walk(array: PlanarArray, low: Tensor, high: Tensor) -> list[float]:
     """Half sizes that no box around the end of a walk exceeds beyond rounding.
 
-    Parameters
-    ----------
-    array : PlanarArray
-        N elements.
-    low, high : float64 tensors, shape (3,), on the CPU
-        Bounds of the walk: azimuth, elevation (radians), range (metres).
-
-    Returns
-    -------
-    list of 3 float
-        In (azimuth, elevation, 1/range).
+    low, high (3,)
     """
     steps: list[float] = _walk_box(array, low, high)[2].tolist()
     return steps
@@ -334,40 +243,11 @@ def refine_peaks(
 ) -> Refined:
     """Highest Capon power in a box around every candidate of every scene.
 
-    Parameters
-    ----------
-    matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
-        Covariance R, or with ``factored`` a factor F of R = F F^H.
-    array : PlanarArray
-        N elements.
-    low, high : float64 tensors, shape (B, C, 3)
-        Corners of the boxes: azimuth, elevation in radians and range in metres, low < high, range > 0; the far corner
-        may be at infinity.
-    factored : bool
-        Whether ``matrix`` is a factor.
-    loading, wavefront
-        As for :func:`risfast.ops.mvdr_spectrum`.
-    points : (int, int, int)
-        Fine grid in (azimuth, elevation, 1/range), uniform in each; 1 along an axis leaves it at the centre.
-    circle_from : float, optional
-        Azimuths are given from here to a turn later, in radians, though a box may lie across.
-
-    Returns
-    -------
-    Refined
-        ``position`` (B, C, 3) and ``power`` (B, C), float64.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        As :func:`risfast.ops.mvdr_spectrum`; boxes that do not fit, are empty, or reach range 0.
-
-    Notes
-    -----
-    The denominator of the Capon power is evaluated on Chebyshev nodes of each box, as many as the bandwidth of the
-    array over the widest box asks for, and interpolated onto the fine grid; from its minimum, two Newton steps on a
-    19-point quadratic model in float64 go below the grid.
+    matrix (B, N, N) or (B, N, K), low, high (B, C, 3)
     """
+    # The denominator of the Capon power is evaluated on Chebyshev nodes of each box, as many as the bandwidth of the
+    # array over the widest box asks for, and interpolated onto the fine grid; from its minimum, two Newton steps on a
+    # 19-point quadratic model in float64 go below the grid.
     checks.check_array(array)
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_loading(loading, minimum_open=factored)
@@ -402,25 +282,7 @@ def refine_from(
     widest: list[float] | None = None,
     circle_from: float | None = None,
 ) -> Refined:
-    """:func:`refine_peaks` on a denominator that is there already.
-
-    Parameters
-    ----------
-    form : Denominator
-        Of B scenes.
-    array : PlanarArray
-        N elements.
-    low, high, wavefront, points
-        As :func:`refine_peaks` takes them.
-    widest : list of 3 float, optional
-        Half sizes in (azimuth, elevation, 1/range) that no box exceeds; with them, a GPU need not wait.
-    circle_from : float, optional
-        As :func:`refine_peaks` takes it.
-
-    Returns
-    -------
-    Refined
-    """
+    """:func:`refine_peaks` on a denominator that is there already."""
     # Range runs against 1/range, in which the phase of a near-field source is nearly linear.
     corners = _inverse_range(low), _inverse_range(high)
     corner_low, corner_high = torch.minimum(*corners), torch.maximum(*corners)

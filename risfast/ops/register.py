@@ -33,29 +33,7 @@ def capon_torch(
 ) -> tuple[Tensor, Tensor]:
     """Capon power of R [B, N, N]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
-        Linear.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Index of the winning range plane, the lowest on a tie; empty where ``volume``.
-
-    Raises
-    ------
-    ValueError
-        R is not finite, not Hermitian, without a positive trace, indefinite, or singular without loading; the message
-        names the scene.
+    covariance (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     check_covariance_values(covariance, "R")
     domain, plan, evaluator = planned("mvdr", covariance, geometry, True, loading, None)
@@ -86,25 +64,7 @@ def capon_backward_torch(
 ) -> Tensor:
     """Gradient of :func:`capon_op` with respect to R; ``plane`` is empty for a volume.
 
-    Parameters
-    ----------
-    grad : real tensor, shape of ``power``
-        dL/dP.
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    power : real tensor
-        What the forward pass gave.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Its winning planes; empty for a volume.
-    loading : float
-        As in the forward pass.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape and dtype of ``covariance``
-        Conjugate gradient as torch has it: dL = Re tr(G^H dR).
+    covariance (B, N, N), plane (B, G_az, G_el)
     """
     domain, plan, evaluator = planned("mvdr", covariance, geometry, True, loading, None)
 
@@ -173,26 +133,7 @@ def capon_lowrank_torch(
 ) -> tuple[Tensor, Tensor]:
     """Capon power of R = F F^H, F [B, N, K]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon_torch` gives them.
-
-    Raises
-    ------
-    ValueError
-        F is not finite, or zero in a scene.
+    factor (B, N, K)
     """
     check_finite(factor, "F")
     delta = _delta_of(factor, loading)
@@ -230,25 +171,7 @@ def capon_lowrank_backward_torch(
 ) -> Tensor:
     """Gradient of :func:`capon_lowrank_op` with respect to F: 2 G F with G the gradient with respect to F F^H.
 
-    Parameters
-    ----------
-    grad : real tensor, shape of ``power``
-        dL/dP.
-    factor : complex tensor, shape (B, N, K)
-        F.
-    power : real tensor
-        What the forward pass gave.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Its winning planes; empty for a volume.
-    loading : float
-        As in the forward pass.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape and dtype of ``factor``
-        Conjugate gradient as torch has it: dL = Re tr(G^H dF).
+    factor (B, N, K), plane (B, G_az, G_el)
     """
     delta = _delta_of(factor, loading)
     domain, plan, evaluator = planned("mvdr_lowrank", factor, geometry, True, loading, factor.shape[2])
@@ -292,24 +215,7 @@ def bartlett_torch(
 ) -> tuple[Tensor, Tensor]:
     """a^H R a / N^2 of R [B, N, N]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon_torch` gives them.
-
-    Raises
-    ------
-    ValueError
-        R is not finite, not Hermitian, without a positive trace, or indefinite; the message names the scene.
+    covariance (B, N, N)
     """
     check_covariance_values(covariance, "R")
     domain, plan, evaluator = planned("bartlett", covariance, geometry, True, 0.0, None)
@@ -339,26 +245,7 @@ def music_torch(
 ) -> tuple[Tensor, Tensor]:
     """N / (N - ||U^H a||^2), U the leading eigenvectors of R [B, N, N]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    n_sources : int
-        K, columns of U.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon_torch` gives them.
-
-    Raises
-    ------
-    ValueError
-        R is not finite, not Hermitian, without a positive trace, or indefinite; the message names the scene.
+    covariance (B, N, N)
     """
     check_covariance_values(covariance, "R")
     domain, plan, evaluator = planned("music", covariance, geometry, True, 0.0, n_sources)

@@ -43,20 +43,7 @@ GEOMETRY = _GEOMETRY.count(",") + 1
 
 
 def define(name: str, arguments: str, result: str, implementation: Callable[..., Any]) -> Any:
-    """Register ``risfast::<name>`` for the CPU.
-
-    Parameters
-    ----------
-    name : str
-    arguments, result : str
-        Of the schema, without the geometry that follows the arguments.
-    implementation : callable
-        Plain torch; takes the arguments and ``*geometry``.
-
-    Returns
-    -------
-    torch.library.CustomOpDef
-    """
+    """Register ``risfast::<name>`` for the CPU."""
     schema = f"({arguments}, {_GEOMETRY}) -> {result}"
     return torch.library.custom_op(
         f"risfast::{name}", implementation, mutates_args=(), device_types="cpu", schema=schema
@@ -64,17 +51,7 @@ def define(name: str, arguments: str, result: str, implementation: Callable[...,
 
 
 def whole(geometry: tuple[Any, ...]) -> Geometry:
-    """The geometry with its last argument, which the dispatcher leaves out where it is the default.
-
-    Parameters
-    ----------
-    geometry : tuple
-        As :data:`Geometry`, with the precision or without.
-
-    Returns
-    -------
-    Geometry
-    """
+    """The geometry with its last argument, which the dispatcher leaves out where it is the default."""
     positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *rest = geometry
     precision = rest[0] if rest else "auto"
     return positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, precision
@@ -85,31 +62,7 @@ def planned(
 ) -> tuple[Domain, Plan, Evaluator]:
     """Domain, plan and evaluator of a request, its tables on the device of the matrix.
 
-    Parameters
-    ----------
-    operation : str
-        As :func:`risfast.ops.plan.request_of` knows it.
-    matrix : tensor, shape (B, ...)
-        The operand: its batch, dtype and device count.
-    geometry : tuple
-        See :data:`Geometry`.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    loading : float
-        Dimensionless; 0 where the operation has none.
-    rank : int or None
-        Columns of a factor, or sources of MUSIC.
-
-    Returns
-    -------
-    domain : Domain
-    plan : Plan
-    evaluator : Evaluator
-
-    Raises
-    ------
-    ValueError
-        The method does not serve this array, wavefront or list of points.
+    matrix (B, ...)
     """
     positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, _ = whole(geometry)
     with on_host(matrix.device):
@@ -124,23 +77,7 @@ def map_or_volume(
 ) -> tuple[Tensor, Tensor]:
     """(power map, plane) or (volume, empty).
 
-    Parameters
-    ----------
-    plan : Plan
-    evaluator : Evaluator
-    operand : callable of (start, stop)
-        Makes the operand of scenes start .. stop - 1.
-    power : epilogue
-        From :mod:`risfast.ops.spectra`.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
-        Linear.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Index of the winning range plane, the lowest on a tie; empty where ``volume``.
+    -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     if volume:
         return spectra.volume_of(plan, evaluator, operand, power), torch.empty(0, dtype=torch.int32)
@@ -162,17 +99,7 @@ def _fake_map(matrix: Tensor, azimuth: Tensor, elevation: Tensor) -> tuple[Tenso
 def fake_volume(matrix: Tensor, azimuth: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
     """An empty volume [B, G_az, G_el, G_r] stored plane by plane.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, ...)
-        Its batch, dtype and device count.
-    azimuth, elevation, r : float64 tensors, shapes (G_az,), (G_el,), (G_r,)
-        Axes of the grid, of which the lengths count.
-
-    Returns
-    -------
-    real tensor, shape (B, G_az, G_el, G_r)
-        With the strides that the implementation for that device gives.
+    matrix (B, ...), azimuth, elevation, r (G_az,), (G_el,), (G_r,) -> (B, G_az, G_el, G_r)
     """
     shape = (matrix.shape[0], r.shape[0], azimuth.shape[0], elevation.shape[0])
     real = matrix.dtype.to_real()
@@ -184,19 +111,7 @@ def fake_volume(matrix: Tensor, azimuth: Tensor, elevation: Tensor, r: Tensor) -
 def fake_map_or_volume(matrix: Tensor, geometry: Any, volume: bool) -> tuple[Tensor, Tensor]:
     """Empty outputs of a spectrum.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, ...)
-        Its batch, dtype and device count.
-    geometry : tuple
-        See :data:`Geometry`.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el) or (B, G_az, G_el, G_r)
-    plane : int32 tensor, shape (B, G_az, G_el), or empty
+    matrix (B, ...) -> power (B, G_az, G_el) or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     _, azimuth, elevation, r = geometry[:4]
     if volume:
@@ -205,13 +120,7 @@ def fake_map_or_volume(matrix: Tensor, geometry: Any, volume: bool) -> tuple[Ten
 
 
 def register_vmap(op: Any) -> None:
-    """Register the rule of ``torch.vmap``: the mapped dimension becomes part of the batch.
-
-    Parameters
-    ----------
-    op : torch.library.CustomOpDef
-        Whose first argument and whose results have the batch first. Mapping any other argument raises ValueError.
-    """
+    """Register the rule of ``torch.vmap``: the mapped dimension becomes part of the batch."""
 
     def rule(info: Any, in_dims: tuple[Any, ...], first: Tensor, *rest: Any) -> Any:
         if any(dim is not None for dim in in_dims[1:]):

@@ -52,29 +52,7 @@ def _finished(result: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Tensor, Te
 def capon(covariance: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """Capon power of R [B, N, N]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
-        Linear.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Index of the winning range plane, the lowest on a tie; empty where ``volume``.
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    covariance (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     if checks_values(covariance.device):
         checks.check_covariance_values(covariance, "R")
@@ -95,25 +73,7 @@ def capon_backward(
 ) -> Tensor:
     """Gradient of :func:`capon` with respect to R.
 
-    Parameters
-    ----------
-    grad : real tensor, shape of ``power``
-        dL/dP.
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    power : real tensor
-        What the forward pass gave.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Its winning planes; empty for a volume.
-    loading : float
-        As in the forward pass.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape and dtype of ``covariance``
-        Conjugate gradient as torch has it: dL = Re tr(G^H dR).
+    covariance (B, N, N), plane (B, G_az, G_el)
     """
     plan = _planned("mvdr", covariance, geometry, loading, None)
     inverse = operands.loaded_inverse(covariance, loading)
@@ -137,27 +97,7 @@ def _capon_gradient(
 def capon_lowrank(factor: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """Capon power of R = F F^H, F [B, N, K]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon` gives them.
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    factor (B, N, K)
     """
     if checks_values(factor.device):
         checks.check_finite(factor, "F")
@@ -183,25 +123,7 @@ def capon_lowrank_backward(
 ) -> Tensor:
     """Gradient of :func:`capon_lowrank` with respect to F: 2 G F with G the gradient with respect to F F^H.
 
-    Parameters
-    ----------
-    grad : real tensor, shape of ``power``
-        dL/dP.
-    factor : complex tensor, shape (B, N, K)
-        F.
-    power : real tensor
-        What the forward pass gave.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Its winning planes; empty for a volume.
-    loading : float
-        As in the forward pass.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape and dtype of ``factor``
-        Conjugate gradient as torch has it: dL = Re tr(G^H dF).
+    factor (B, N, K), plane (B, G_az, G_el)
     """
     plan = _planned("mvdr_lowrank", factor, geometry, loading, factor.shape[2])
     inverse = operands.lowrank_inverse(factor, operands.lowrank_delta(factor, loading))
@@ -215,25 +137,7 @@ def capon_lowrank_backward(
 def bartlett(covariance: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """a^H R a / N^2 of R [B, N, N]: (map, plane), or (volume, empty).
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon` gives them.
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    covariance (B, N, N)
     """
     if checks_values(covariance.device):
         checks.check_covariance_values(covariance, "R")
@@ -261,30 +165,9 @@ def _quadratic_form(
 def music(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """N / (N - ||U^H a||^2), U the leading eigenvectors of R [B, N, N]: (map, plane), or (volume, empty).
 
-    The eigenvectors come from torch, which waits for the host: this one cannot be captured in a CUDA graph.
-
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R, Hermitian, positive semi-definite.
-    n_sources : int
-        K, columns of U.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    power, plane
-        As :func:`capon` gives them.
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    covariance (B, N, N)
     """
+    # The eigenvectors come from torch, which waits for the host: this one cannot be captured in a CUDA graph.
     if checks_values(covariance.device):
         checks.check_covariance_values(covariance, "R")
         spectra.check_definite(covariance)
@@ -311,26 +194,7 @@ def music(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> t
 def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
     """a^H Q a of Hermitian Q [B, N, N], or ||W^H a||^2 of W [B, N, K].
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N) or (B, N, K)
-        Q, Hermitian, or W.
-    factored : bool
-        Whether it is W.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    real tensor, shape (B, G_az, G_el, G_r), stored plane by plane, or (B, G)
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    matrix (B, N, N) or (B, N, K) -> (B, G_az, G_el, G_r)
     """
     if checks_values(matrix.device):
         checks.check_finite(matrix, "W_or_Q")
@@ -349,24 +213,7 @@ def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tenso
 def synthesis(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
     """sum_g p_g a_g a_g^H of p [B, G_az, G_el, G_r] or [B, G]: [B, N, N].
 
-    Parameters
-    ----------
-    weights : real tensor, shape (B, G_az, G_el, G_r) or (B, G)
-        p.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N), Hermitian
-
-    Raises
-    ------
-    ValueError, TypeError
-        A method or a dtype that the kernels do not serve: see
-        :func:`risfast.ops.register_cuda_tables.device_plan`.
+    weights (B, G_az, G_el, G_r) or (B, G) -> (B, N, N)
     """
     if checks_values(weights.device):
         checks.check_finite(weights, "p")

@@ -19,16 +19,7 @@ __all__ = ["filled", "from_factor", "from_matrix", "from_nodes", "from_residual"
 def filled(like: Tensor, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """One number for every scene.
 
-    Parameters
-    ----------
-    like : tensor, shape (B, ...)
-        Whose batch and device are taken.
-    value : float
-    dtype : torch.dtype
-
-    Returns
-    -------
-    tensor, shape (B,)
+    like (B, ...) -> (B,)
     """
     return torch.full((like.shape[0],), value, dtype=dtype, device=like.device)
 
@@ -36,15 +27,7 @@ def filled(like: Tensor, value: float, dtype: torch.dtype = torch.float64) -> Te
 def scale_for(operand: Tensor, value: float) -> Tensor:
     """The same number for every scene, but NaN where the operand is: the best of planes would not see it.
 
-    Parameters
-    ----------
-    operand : complex tensor, shape (B, N, K)
-        A scene without an operand is NaN throughout.
-    value : float
-
-    Returns
-    -------
-    float64 tensor, shape (B,)
+    operand (B, N, K) -> (B,)
     """
     return value + 0 * operand[:, 0, 0].real.double()
 
@@ -56,23 +39,7 @@ def _none(like: Tensor) -> Tensor:
 def from_matrix(plan: DevicePlan, matrix: Tensor, epilogue: Any, volume: bool) -> tuple[Tensor, Tensor]:
     """Power by the lag method from Hermitian matrices.
 
-    Parameters
-    ----------
-    plan : DevicePlan
-        Of the lag method.
-    matrix : complex tensor, shape (B, N, N)
-        Q, Hermitian.
-    epilogue : Epilogue of ``risfast.kernels.launch``
-        From q to power.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el), or (B, G_az, G_el, G_r) where ``volume``
-        Linear.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Index of the winning range plane; empty where ``volume``.
+    matrix (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     lag = kernel_module("lag")
     assert plan.tables.lag is not None
@@ -86,23 +53,7 @@ def from_factor(
 ) -> tuple[Tensor, Tensor]:
     """Power by the dense or the chebyshev method from factors: q = ||W^H a||^2.
 
-    Parameters
-    ----------
-    plan : DevicePlan
-        Of either method.
-    factor : complex64 tensor, shape (B, N, K)
-        W.
-    epilogue : Epilogue of ``risfast.kernels.launch``
-        From q to power.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-    triangular : bool
-        Whether W is upper triangular, so that half of the products fall away.
-
-    Returns
-    -------
-    power, plane
-        As :func:`from_matrix` gives them; a list of points gives (values (B, G), empty).
+    factor (B, N, K)
     """
     dense = kernel_module("dense")
     points = plan.tables.points
@@ -124,21 +75,7 @@ def from_residual(
 ) -> tuple[Tensor, Tensor]:
     """As :func:`from_factor`, from q = ||a - U V^H a||^2 with U, V complex64 [B, N, K].
 
-    Parameters
-    ----------
-    plan : DevicePlan
-        Of the dense or the chebyshev method, on a grid.
-    factors : pair of complex64 tensors, shape (B, N, K)
-        U and V.
-    epilogue : Epilogue of ``risfast.kernels.launch``
-        From q to power.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-
-    Returns
-    -------
-    power, plane
-        As :func:`from_matrix` gives them.
+    factors (B, N, K)
     """
     lowrank = kernel_module("lowrank")
     points = plan.tables.points
@@ -156,21 +93,7 @@ def from_residual(
 def from_nodes(plan: DevicePlan, at_nodes: Tensor, epilogue: Any, volume: bool) -> tuple[Tensor, Tensor]:
     """From q at the Chebyshev nodes to power on the grid.
 
-    Parameters
-    ----------
-    plan : DevicePlan
-        Of the chebyshev method.
-    at_nodes : float32 tensor, shape (B, n_el, n_az, R), stored plane by plane
-        q.
-    epilogue : Epilogue of ``risfast.kernels.launch``
-        From q to power.
-    volume : bool
-        Whether every point is wanted, and not the best of the range planes.
-
-    Returns
-    -------
-    power, plane
-        As :func:`from_matrix` gives them.
+    at_nodes (B, n_el, n_az, R)
     """
     interpolate = kernel_module("interpolate")
     tables = plan.tables
@@ -198,16 +121,7 @@ def _turned(weights: Any) -> Any:
 def outer_products(plan: DevicePlan, weights: Any) -> Tensor:
     """sum_g p_g a_g a_g^H, by the method of the plan.
 
-    Parameters
-    ----------
-    plan : DevicePlan
-        Of any method.
-    weights : PointWeights of ``risfast.kernels.weights``
-        p on the grid of the plan, or what it follows from.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N), Hermitian
+    -> (B, N, N)
     """
     synthesis = kernel_module("synthesis")
     tables = plan.tables

@@ -49,11 +49,9 @@ _made: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Any]] | None] = ContextVar
 
 @contextlib.contextmanager
 def made_once() -> Iterator[None]:
-    """Within it the factor and the inverse of a covariance are made once, for whoever asks for either.
-
-    Results live as long as the block, and are found only by a covariance in the same memory that no torch operation has
-    written since (in inference mode nothing may write it). A CUDA graph must be captured around the whole block.
-    """
+    """Within it the factor and the inverse of a covariance are made once, for whoever asks for either."""
+    # Results live as long as the block, and are found only by a covariance in the same memory that no torch operation
+    # has written since (in inference mode nothing may write it). A CUDA graph must be captured around the whole block.
     token = _made.set({})
     try:
         yield
@@ -91,19 +89,7 @@ def _kernel_factor(covariance: Tensor, loading: float, dtype: torch.dtype) -> tu
 def loaded_factor(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
     """W = L^-H of R + delta I = L L^H.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    precision : str or None
-        ``"tf32"`` takes float32 for the inverse, anything else float64.
-
-    Returns
-    -------
-    complex64 tensor, shape (B, N, N), upper triangular
-        NaN where R + delta I is not definite.
+    covariance (B, N, N) -> (B, N, N)
     """
     if covariance.shape[-1] > kernel_module("inverse").LARGEST:
         return shifted_factor(covariance, _delta(covariance, loading), precision)
@@ -114,19 +100,7 @@ def loaded_factor(covariance: Tensor, loading: float, precision: str | None = No
 def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
     """As :func:`loaded_factor`, for a loading in the unit of R.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R.
-    delta : float64 tensor, shape (B,)
-        In the unit of R.
-    precision : str or None
-        ``"tf32"`` takes float32 for the inverse, anything else float64.
-
-    Returns
-    -------
-    complex64 tensor, shape (B, N, N), upper triangular
-        NaN where R + delta I is not definite.
+    covariance (B, N, N), delta (B,) -> (B, N, N)
     """
     kernels = kernel_module("inverse")
     if covariance.shape[-1] <= kernels.LARGEST:
@@ -141,19 +115,7 @@ def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = No
 def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
     """(R + delta I)^-1.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R.
-    loading : float
-        delta = loading tr(R)/N, dimensionless.
-    precision : str or None
-        ``"tf32"`` takes float32 for the inverse, anything else float64.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N), Hermitian
-        complex128, or complex64 for ``"tf32"``; NaN where R + delta I is not definite.
+    covariance (B, N, N) -> (B, N, N)
     """
     dtype = _inverse_dtype(precision)
 
@@ -186,22 +148,9 @@ def _poisoned(matrix: Tensor, info: Tensor) -> Tensor:
 def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
     """W with W W^H = Q + shift I.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N)
-        Q, Hermitian.
-    shift : float64 tensor, shape (B,)
-        In the unit of Q; what makes it definite.
-
-    Returns
-    -------
-    complex64 tensor, shape (B, N, N), upper triangular
-        NaN where Q + shift I is not definite.
-
-    Notes
-    -----
-    The Cholesky factor of the matrix with its elements in reverse order, put back in order, is upper triangular.
+    matrix (B, N, N), shift (B,) -> (B, N, N)
     """
+    # The Cholesky factor of the matrix with its elements in reverse order, put back in order, is upper triangular.
     lower, info = _shifted_cholesky(matrix.flip(1, 2), shift)
     return _poisoned(lower.flip(1, 2), info).to(torch.complex64)
 
@@ -209,15 +158,7 @@ def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
 def frobenius_shift(matrix: Tensor) -> Tensor:
     """What makes any Hermitian matrix definite: a little more than its norm.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N)
-        Q.
-
-    Returns
-    -------
-    float64 tensor, shape (B,)
-        In the unit of Q, > 0.
+    matrix (B, N, N) -> (B,)
     """
     squared = torch.view_as_real(matrix.resolve_conj()).double().square().sum((1, 2, 3))
     # A matrix of zeros is left with a shift too, so that it has a factor.
@@ -227,15 +168,7 @@ def frobenius_shift(matrix: Tensor) -> Tensor:
 def rounding_shift(covariance: Tensor) -> Tensor:
     """What makes a semi-definite covariance definite in spite of its rounding.
 
-    Parameters
-    ----------
-    covariance : complex tensor, shape (B, N, N)
-        R.
-
-    Returns
-    -------
-    float64 tensor, shape (B,)
-        In the unit of R; NaN where the trace is not positive.
+    covariance (B, N, N) -> (B,)
     """
     return _delta(covariance, 32 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps)
 
@@ -243,17 +176,7 @@ def rounding_shift(covariance: Tensor) -> Tensor:
 def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
     """Loading of F F^H in its own unit.
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    loading : float
-        delta = loading tr(F F^H)/N, dimensionless.
-
-    Returns
-    -------
-    float64 tensor, shape (B,)
-        NaN where F is zero.
+    factor (B, N, K) -> (B,)
     """
     mean = mean_power(factor)
     return torch.where(mean > 0, loading * mean, torch.nan)
@@ -262,17 +185,7 @@ def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
 def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
     """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host.
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    delta : float64 tensor, shape (B,)
-        In the unit of F F^H, > 0.
-
-    Returns
-    -------
-    complex128 tensor, shape (B, N, K)
-        NaN where F^H F + delta I is not definite.
+    factor (B, N, K), delta (B,) -> (B, N, K)
     """
     f = factor.to(torch.complex128)
     eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
@@ -284,17 +197,7 @@ def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
 def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
     """(F F^H + delta I)^-1, by the identity of Woodbury.
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    delta : float64 tensor, shape (B,)
-        In the unit of F F^H, > 0.
-
-    Returns
-    -------
-    complex128 tensor, shape (B, N, N), Hermitian
-        NaN as :func:`woodbury_factor`.
+    factor (B, N, K), delta (B,) -> (B, N, N)
     """
     w = woodbury_factor(factor, delta)
     eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
@@ -304,17 +207,7 @@ def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
 def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
     """U and V with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a.
 
-    Parameters
-    ----------
-    factor : complex tensor, shape (B, N, K)
-        F.
-    delta : float64 tensor, shape (B,)
-        In the unit of F F^H, > 0.
-
-    Returns
-    -------
-    pair of complex64 tensors, shape (B, N, K), or None
-        None where K is more than the kernel takes; U is NaN in a scene without factors.
+    factor (B, N, K), delta (B,) -> (B, N, K)
     """
     kernels = kernel_module("lowrank")
     if factor.shape[2] > kernels.MOST_COLUMNS:

@@ -17,18 +17,7 @@ __all__ = ["local_maxima_3d", "nms_3d", "refine", "walk"]
 def local_maxima_3d(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`risfast.ops.peaks_reference.local_maxima_3d_reference`; a scene that holds NaN has no maxima.
-
-    Parameters
-    ----------
-    volume, window, k, threshold
-        As :func:`risfast.ops.peaks_reference.local_maxima_3d_reference` takes them.
-
-    Returns
-    -------
-    (Tensor, Tensor, Tensor)
-        As it gives them.
-    """
+    """See :func:`risfast.ops.peaks_reference.local_maxima_3d_reference`; a scene that holds NaN has no maxima."""
     peaks = kernel_module("peaks")
 
     return peaks.local_maxima(volume, window, k, threshold, check=checks_values(volume.device))[:3]
@@ -37,18 +26,7 @@ def local_maxima_3d(
 def nms_3d(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing.
-
-    Parameters
-    ----------
-    position, score, separation, k, wrap_azimuth
-        As :func:`risfast.ops.peaks_reference.nms_3d_reference` takes them.
-
-    Returns
-    -------
-    (Tensor, Tensor)
-        As it gives them.
-    """
+    """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing."""
     nms = kernel_module("nms")
 
     return nms.nms(position, score, separation, k, wrap_azimuth, check=checks_values(score.device))[:2]
@@ -65,22 +43,8 @@ def refine(
     wavefront: str,
     widest: Sequence[float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`risfast.ops.refinement.refine_torch`.
-
-    Without ``widest``, the half sizes of the widest box are read off the boxes, which waits for the host.
-
-    Parameters
-    ----------
-    matrix, factored, low, high, points, positions, wavenumber, wavefront
-        As :func:`risfast.ops.refinement.refine_torch` takes them.
-    widest : sequence of 3 float, optional
-        Half sizes of the widest box in azimuth, elevation (radians) and 1/range (1/metres).
-
-    Returns
-    -------
-    (Tensor, Tensor)
-        As :func:`risfast.ops.refinement.refine_torch` gives them.
-    """
+    """See :func:`risfast.ops.refinement.refine_torch`."""
+    # Without ``widest``, the half sizes of the widest box are read off the boxes, which waits for the host.
     kernels = kernel_module("refine")
     half = tuple(kernels.widest_half(low, high) if widest is None else widest)
     key = ("refine", positions.numpy().tobytes(), wavenumber, wavefront, tuple(points), half, low.device)
@@ -103,18 +67,7 @@ def walk(
     wavenumber: float,
     wavefront: str,
 ) -> Tensor:
-    """See :func:`risfast.ops.refinement.walk_torch`.
-
-    Parameters
-    ----------
-    matrix, factored, start, low, high, spacing, positions, wavenumber, wavefront
-        As :func:`risfast.ops.refinement.walk_torch` takes them.
-
-    Returns
-    -------
-    Tensor
-        As it gives it.
-    """
+    """See :func:`risfast.ops.refinement.walk_torch`."""
     key = ("walk", positions.numpy().tobytes(), wavenumber, wavefront, start.device)
 
     def build() -> Any:

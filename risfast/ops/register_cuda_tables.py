@@ -29,60 +29,26 @@ _NO_DOUBLE = (
 
 @dataclass(frozen=True, eq=False)
 class DeviceTables:
-    """Tables of one array and one set of points for one method, on one device.
-
-    Attributes
-    ----------
-    lag : Any or None
-    points : Any or None
-        Of a box with elevation as the outer axis: points of the grid, or Chebyshev nodes.
-    azimuth, elevation : float32 tensors, shapes (G_az, n_az), (G_el, n_el), or None
-        Interpolation from the nodes.
-    """
+    """Tables of one array and one set of points for one method, on one device."""
 
     lag: Any = None
-    points: Any = None
-    azimuth: Tensor | None = None
-    elevation: Tensor | None = None
+    points: Any = None  # Of a box with elevation as the outer axis: points of the grid, or Chebyshev nodes
+    azimuth: Tensor | None = None  # (G_az, n_az) Interpolation from the nodes
+    elevation: Tensor | None = None  # (G_az, n_az) Interpolation from the nodes
 
 
 @dataclass(frozen=True, eq=False)
 class DevicePlan:
-    """A request ready to run.
+    """A request ready to run."""
 
-    Attributes
-    ----------
-    domain : Domain
-        Array, wavefront and points.
-    method : {"dense", "chebyshev", "lag"}
-    precision : {"ieee", "tf32x3", "tf32"} or None
-        None leaves the choice to the kernels.
-    tables : DeviceTables
-        Of the method, on the device.
-    """
-
-    domain: Domain
+    domain: Domain  # Array, wavefront and points
     method: str
-    precision: str | None
-    tables: DeviceTables
+    precision: str | None  # None leaves the choice to the kernels
+    tables: DeviceTables  # Of the method, on the device
 
 
 def lag_dtype(operation: str, dtype: torch.dtype, loading: float) -> torch.dtype:
-    """Real dtype that the lag method computes in: float64 where float32 would lose what is documented.
-
-    Parameters
-    ----------
-    operation : str
-        As :func:`risfast.ops.plan.request_of` knows it.
-    dtype : torch.complex64 or torch.complex128
-        Of the operand.
-    loading : float
-        Dimensionless; looked at for Capon only.
-
-    Returns
-    -------
-    torch.float32 or torch.float64
-    """
+    """Real dtype that the lag method computes in: float64 where float32 would lose what is documented."""
     needs_double = operation == "music" or (operation.startswith("mvdr") and loading < _SMALLEST_SINGLE_LOADING)
     return torch.float64 if needs_double or dtype == torch.complex128 else torch.float32
 
@@ -137,32 +103,7 @@ def device_plan(
 ) -> DevicePlan:
     """Choose the method as on the CPU, among what the kernels can do, and find or make its tables.
 
-    Parameters
-    ----------
-    operation : str
-        As :func:`risfast.ops.plan.request_of` knows it.
-    matrix : tensor, shape (B, ...)
-        The operand: its batch, dtype and device count.
-    geometry : Geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    loading : float
-        Dimensionless; 0 where the operation has none.
-    rank : int or None
-        Columns of a factor, or sources of MUSIC.
-
-    Returns
-    -------
-    DevicePlan
-        The tables of a grid are kept and found again; those of a list of points are made anew.
-
-    Raises
-    ------
-    ValueError
-        An explicit method that the array, the wavefront or the shipped configurations do not allow.
-    TypeError
-        complex128 for a method that computes in float32.
+    matrix (B, ...)
     """
     positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, precision = geometry
     if precision not in PRECISIONS:

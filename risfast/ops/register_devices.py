@@ -14,22 +14,7 @@ __all__ = ["kernel_module", "serve_cpu", "serve_gpu"]
 
 
 def kernel_module(name: str) -> Any:
-    """``risfast.kernels.<name>``, imported when it is first needed: importing risfast needs no Triton.
-
-    Parameters
-    ----------
-    name : str
-        Of the module, without the package.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    RuntimeError
-        Triton is not installed.
-    """
+    """``risfast.kernels.<name>``, imported when it is first needed: importing risfast needs no Triton."""
     try:
         return importlib.import_module(f"risfast.kernels.{name}")
     except ModuleNotFoundError as error:
@@ -42,17 +27,7 @@ def kernel_module(name: str) -> Any:
 
 
 def serve_gpu(op: Any, plain: Callable[..., Any], kernels: Callable[..., Any]) -> None:
-    """Register the CUDA implementation of a custom op.
-
-    Parameters
-    ----------
-    op : torch.library.CustomOpDef
-    plain : callable
-        The definition in plain torch, which computes on the device of its first argument.
-    kernels : callable
-        The same arguments and result, computed by kernels; also for CPU tensors where ``RISFAST_TRITON`` is
-        ``interpret`` when risfast is imported.
-    """
+    """Register the CUDA implementation of a custom op."""
 
     def on_gpu(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         if triton_mode() == "0":
@@ -66,22 +41,7 @@ def serve_gpu(op: Any, plain: Callable[..., Any], kernels: Callable[..., Any]) -
 
 
 def serve_cpu(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the CPU implementation of an op that has one for any device, unless kernels serve the CPU.
-
-    Parameters
-    ----------
-    op : torch.library.CustomOpDef
-
-    Returns
-    -------
-    decorator
-        Of the implementation: a function with the arguments and the result of the op, which it gives back unchanged.
-
-    Raises
-    ------
-    ValueError
-        When it is applied, as :func:`risfast.ops.devices.triton_mode`.
-    """
+    """Register the CPU implementation of an op that has one for any device, unless kernels serve the CPU."""
 
     def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
         if triton_mode() != "interpret":

@@ -25,25 +25,7 @@ def analysis_torch(
 ) -> Tensor:
     """q_g = a_g^H Q a_g of Hermitian Q, or ||W^H a_g||^2.
 
-    Parameters
-    ----------
-    matrix : complex tensor, shape (B, N, N) or (B, N, K)
-        Q, Hermitian, or W.
-    factored : bool
-        Whether it is W.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    real tensor, shape (B, G_az, G_el, G_r), stored plane by plane, or (B, G)
-
-    Raises
-    ------
-    ValueError
-        The matrix is not finite, or Q is not Hermitian.
+    matrix (B, N, N) or (B, N, K) -> (B, G_az, G_el, G_r)
     """
     check_finite(matrix, "W_or_Q")
     if not factored:
@@ -77,23 +59,7 @@ def adjoint_torch(
 ) -> Tensor:
     """sum_g p_g a_g a_g^H, the adjoint of analysis.
 
-    Parameters
-    ----------
-    weights : real tensor, shape (B, G_az, G_el, G_r) or (B, G)
-        p.
-    box : bool
-        Whether the three axes span a grid; else they are the coordinates of G points.
-    *geometry
-        See :data:`risfast.ops.register_common.Geometry`.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N), Hermitian
-
-    Raises
-    ------
-    ValueError
-        p is not finite.
+    weights (B, G_az, G_el, G_r) or (B, G) -> (B, N, N)
     """
     check_finite(weights, "p")
     domain, plan, evaluator = planned("synthesis", weights, geometry, box, 0.0, None)

@@ -43,17 +43,7 @@ OperandOf = Callable[[int, int], Operand]
 
 
 def scene_groups(plan: Plan) -> Iterator[tuple[int, int]]:
-    """Scenes of each pass of a plan.
-
-    Parameters
-    ----------
-    plan : Plan
-
-    Yields
-    ------
-    start, stop : int
-        Scenes start .. stop - 1.
-    """
+    """Scenes of each pass of a plan."""
     for start in range(0, plan.batch, plan.scenes_per_pass):
         yield start, min(start + plan.scenes_per_pass, plan.batch)
 
@@ -61,16 +51,7 @@ def scene_groups(plan: Plan) -> Iterator[tuple[int, int]]:
 def reduce_planes(q: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
     """Extreme of the form over range planes, and the first plane that reaches it.
 
-    Parameters
-    ----------
-    q : real tensor, shape (b, R, ...)
-    largest : bool
-        Whether the maximum is meant, or the minimum.
-
-    Returns
-    -------
-    best : real tensor, shape (b, ...)
-    plane : int32 tensor, shape (b, ...)
+    q (b, R, ...) -> best (b, ...), plane (b, ...)
     """
     best = q[:, 0].clone()
     # Arithmetic on the comparison, in its own bytes, is several times faster on the CPU than masked assignment.
@@ -110,14 +91,7 @@ class _Power:
 def linear(scale: Tensor) -> _Power:
     """Epilogue power = scale * q.
 
-    Parameters
-    ----------
-    scale : float64 tensor, shape (B,)
-
-    Returns
-    -------
-    callable of (q, start, stop)
-        Power of scenes start .. stop - 1.
+    scale (B,)
     """
     return _Power("linear", scale)
 
@@ -125,14 +99,7 @@ def linear(scale: Tensor) -> _Power:
 def reciprocal(scale: Tensor) -> _Power:
     """Epilogue power = scale / q.
 
-    Parameters
-    ----------
-    scale : float64 tensor, shape (B,)
-
-    Returns
-    -------
-    callable of (q, start, stop)
-        As :func:`linear`.
+    scale (B,)
     """
     return _Power("reciprocal", scale)
 
@@ -140,16 +107,7 @@ def reciprocal(scale: Tensor) -> _Power:
 def complement(scale: Tensor, offset: float) -> _Power:
     """Epilogue power = scale / (offset - q).
 
-    Parameters
-    ----------
-    scale : float64 tensor, shape (B,)
-    offset : float
-        The largest q there can be.
-
-    Returns
-    -------
-    callable of (q, start, stop)
-        As :func:`linear`.
+    scale (B,)
     """
     return _Power("complement", scale, offset)
 
@@ -157,21 +115,7 @@ def complement(scale: Tensor, offset: float) -> _Power:
 def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> tuple[Tensor, Tensor]:
     """The strongest power over range planes and its plane, without the volume.
 
-    Parameters
-    ----------
-    plan : Plan
-        Of a box.
-    evaluator : Evaluator
-    operand_of : callable of (start, stop)
-        Makes the operand of scenes start .. stop - 1.
-    power : epilogue
-        From :func:`linear`, :func:`reciprocal` or :func:`complement`.
-
-    Returns
-    -------
-    power : real tensor, shape (B, G_az, G_el)
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Lowest on a tie.
+    -> power (B, G_az, G_el), plane (B, G_az, G_el)
     """
     n_az, n_el = plan.shape[:2]
     best = torch.empty(plan.batch, n_az, n_el, dtype=plan.dtype.to_real())
@@ -190,14 +134,7 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Powe
 def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> Tensor:
     """Power on every point.
 
-    Parameters
-    ----------
-    plan, evaluator, operand_of, power
-        As :func:`map_of` takes them; the plan may be of a list of points.
-
-    Returns
-    -------
-    real tensor, shape (B, G_az, G_el, G_r), stored plane by plane, or (B, G)
+    -> (B, G_az, G_el, G_r)
     """
     shape = plan.shape if len(plan.shape) == 3 else (plan.shape[0], 1, 1)
     planes = torch.empty(plan.batch, shape[2], shape[0], shape[1], dtype=plan.dtype.to_real())
@@ -211,28 +148,10 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _P
 def capon_gradient(plan: Plan, evaluator: Evaluator, inverse: Tensor, weights: Tensor, loading: float) -> Tensor:
     """Gradient of sum_g w'_g P_g with respect to R, for weights w_g = w'_g P_g^2 / N.
 
-    Parameters
-    ----------
-    plan : Plan
-        Of the spectrum.
-    evaluator : Evaluator
-        Its adjoint is what is needed.
-    inverse : complex128 tensor, shape (b, N, N)
-        (R + delta I)^-1.
-    weights : real tensor, shape (b, *grid)
-        w_g.
-    loading : float
-        delta = loading tr(R)/N depends on R too.
-
-    Returns
-    -------
-    complex128 tensor, shape (b, N, N), Hermitian
-
-    Notes
-    -----
-    dP = (P^2 / N) v^H dR v with v = (R + delta I)^-1 a, so G = (R + delta I)^-1 [sum_g w_g a a^H] (R + delta I)^-1, and
-    the loading adds loading tr(G)/N I.
+    inverse (b, N, N), weights (b, *grid) -> (b, N, N)
     """
+    # dP = (P^2 / N) v^H dR v with v = (R + delta I)^-1 a, so G = (R + delta I)^-1 [sum_g w_g a a^H] (R + delta I)^-1,
+    # and the loading adds loading tr(G)/N I.
     outer = evaluator.adjoint(weights).to(torch.complex128)
     gradient = inverse @ outer @ inverse
     n = inverse.shape[-1]
@@ -244,17 +163,7 @@ def capon_gradient(plan: Plan, evaluator: Evaluator, inverse: Tensor, weights: T
 def plane_weights(weights: Tensor, plane: Tensor, n_planes: int) -> Tensor:
     """Weights put on their winning planes.
 
-    Parameters
-    ----------
-    weights : real tensor, shape (b, G_az, G_el)
-    plane : int tensor, shape (b, G_az, G_el)
-    n_planes : int
-        R.
-
-    Returns
-    -------
-    real tensor, shape (b, G_az, G_el, R)
-        Zero on the other planes.
+    weights (b, G_az, G_el), plane (b, G_az, G_el) -> (b, G_az, G_el, R)
     """
     out = torch.zeros(*weights.shape, n_planes, dtype=weights.dtype)
     return out.scatter_(-1, plane.long()[..., None], weights[..., None])

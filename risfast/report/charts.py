@@ -15,57 +15,26 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 42.0
 
 
 class Series(NamedTuple):
-    """How a method looks.
+    """How a method looks."""
 
-    Attributes
-    ----------
-    name : str
-        For the legend.
-    style : str
-        CSS class with its colour, width and dashes.
-    marker : str
-        circle, square, triangle, diamond, or empty.
-    """
-
-    name: str
-    style: str
-    marker: str = ""
+    name: str  # For the legend
+    style: str  # CSS class with its colour, width and dashes
+    marker: str = ""  # circle, square, triangle, diamond, or empty
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis.
-
-    Attributes
-    ----------
-    label : str
-    low, high : float
-        Its ends.
-    ticks : sequence of float
-    names : sequence of str, optional
-        Texts of the ticks.
-    logarithmic : bool
-    """
+    """One axis."""
 
     label: str
-    low: float
-    high: float
+    low: float  # Its ends
+    high: float  # Its ends
     ticks: Sequence[float]
-    names: Sequence[str] = ()
+    names: Sequence[str] = ()  # Texts of the ticks
     logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """Position in 0 .. 1, cut off at the ends.
-
-        Parameters
-        ----------
-        value : float
-            In the unit of the axis.
-
-        Returns
-        -------
-        float
-        """
+        """Position in 0 .. 1, cut off at the ends."""
         low, high = self.low, self.high
         if self.logarithmic:
             value, low, high = math.log(max(value, 1e-300)), math.log(low), math.log(high)
@@ -77,17 +46,7 @@ class Axis:
 
 
 def number(value: float) -> str:
-    """A number in few letters.
-
-    Parameters
-    ----------
-    value : float
-
-    Returns
-    -------
-    str
-        With a true minus sign; a dash where the value is not finite.
-    """
+    """A number in few letters."""
     if not math.isfinite(value):
         return DASH
     return f"{value:g}".replace("-", "\u2212")
@@ -95,21 +54,13 @@ def number(value: float) -> str:
 
 @dataclass
 class Chart:
-    """A chart of lines and points.
-
-    Parameters
-    ----------
-    title : str
-    x, y : Axis
-    width, height : float
-        In units of the view box.
-    """
+    """A chart of lines and points."""
 
     title: str
     x: Axis
     y: Axis
-    width: float = 460.0
-    height: float = 300.0
+    width: float = 460.0  # In units of the view box
+    height: float = 300.0  # In units of the view box
     _parts: list[str] = field(default_factory=list)
 
     def _px(self, value: float) -> float:
@@ -119,22 +70,7 @@ class Chart:
         return self.height - _BOTTOM - self.y.share(value) * (self.height - _TOP - _BOTTOM)
 
     def line(self, x: Sequence[float], y: Sequence[float], series: Series, *, steps: bool = False) -> None:
-        """A line through the points; where a value is not finite it is broken.
-
-        Parameters
-        ----------
-        x, y : sequences of float, of one length
-            In the units of the axes.
-        series : Series
-            Whose line it is.
-        steps : bool
-            Whether it stays level up to the next point and then jumps, as an empirical distribution does.
-
-        Raises
-        ------
-        ValueError
-            x and y differ in length.
-        """
+        """A line through the points; where a value is not finite it is broken."""
         path, pen = [], False
         previous = 0.0
         for a, b in zip(x, y, strict=True):
@@ -151,24 +87,7 @@ class Chart:
     def points(
         self, x: Sequence[float], y: Sequence[tuple[float, float, float]], series: Series, shift: float = 0.0
     ) -> None:
-        """A line with markers and error bars.
-
-        Parameters
-        ----------
-        x : sequence of float
-            In the unit of the axis.
-        y : sequence of (float, float, float), of the same length
-            Value, low and high end of its bar; a point without a finite value is left out, and so are infinite bars.
-        series : Series
-            Whose line it is.
-        shift : float
-            Moves all to the right, in units of the view box, so that bars of several series stay apart.
-
-        Raises
-        ------
-        ValueError
-            x and y differ in length.
-        """
+        """A line with markers and error bars."""
         keep = [(a, v) for a, v in zip(x, y, strict=True) if math.isfinite(v[0])]
         moved = [(self._px(a) + shift, v) for a, v in keep]
         path = " ".join(f"{'L' if i else 'M'}{px:.1f} {self._py(v[0]):.1f}" for i, (px, v) in enumerate(moved))
@@ -182,15 +101,7 @@ class Chart:
             self._parts.append(_marker(px, py, series, html.escape(text)))
 
     def vertical(self, x: float, text: str) -> None:
-        """A thin line with a word beside it.
-
-        Parameters
-        ----------
-        x : float
-            Where it stands, in the unit of the axis.
-        text : str
-            Already escaped for HTML.
-        """
+        """A thin line with a word beside it."""
         px = self._px(x)
         self._parts.append(f'<path class="rule" d="M{px:.1f} {_TOP}V{self.height - _BOTTOM}"/>')
         self._parts.append(f'<text class="note" x="{px - 4:.1f}" y="{_TOP + 11}" text-anchor="end">{text}</text>')
@@ -238,17 +149,7 @@ def _closing(shape: str) -> str:
 
 
 def legend(series: Sequence[Series]) -> str:
-    """A list with an entry for each series: its line, its marker, and its name.
-
-    Parameters
-    ----------
-    series : sequence of Series
-
-    Returns
-    -------
-    str
-        An HTML list.
-    """
+    """A list with an entry for each series: its line, its marker, and its name."""
     entries = []
     for one in series:
         mark = _marker(17, 6, one) if one.marker else ""
@@ -283,27 +184,7 @@ def heatmap(
     high: float = 1.0,
     form: str = "{:.2f}",
 ) -> str:
-    """A table of colours with the numbers in it.
-
-    Parameters
-    ----------
-    title : str
-    values : rows of numbers
-        NaN where there is none.
-    columns, rows : sequences of str
-        Names of the columns and rows.
-    labels : (str, str)
-        Of the columns' and the rows' axis.
-    low, high : float
-        Ends of the scale.
-    form : str
-        Of the numbers.
-
-    Returns
-    -------
-    str
-        An svg element.
-    """
+    """A table of colours with the numbers in it."""
     cell_w, cell_h, left, top = 50.0, 34.0, 44.0, 26.0
     width, height = left + cell_w * len(columns) + 6, top + cell_h * len(rows) + 40
     parts = [f'<text class="title" x="{left}" y="15">{html.escape(title)}</text>']

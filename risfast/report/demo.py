@@ -52,51 +52,18 @@ _POINTS = {"reference": MOST_POINTS, "training": 1 << 14}  # at most, of a grid
 
 
 class DemoReport(NamedTuple):
-    """Everything the demo has to say.
+    """Everything the demo has to say."""
 
-    Attributes
-    ----------
-    scores : list of MethodScore
-        One per method, the localizer first.
-    bound : BoundReference
-        On the same scenes.
-    pictures : mapping of str to Path
-        What each picture shows, and where it is.
-    shown_scene : int
-        Index of the scene in the pictures of a single scene.
-    options : DemoOptions
-        What was asked for.
-    system : SystemConfig
-        What was simulated.
-    """
-
-    scores: list[MethodScore]
-    bound: BoundReference
-    pictures: Mapping[str, Path]
-    shown_scene: int
-    options: DemoOptions
-    system: SystemConfig
+    scores: list[MethodScore]  # One per method, the localizer first
+    bound: BoundReference  # On the same scenes
+    pictures: Mapping[str, Path]  # What each picture shows, and where it is
+    shown_scene: int  # Index of the scene in the pictures of a single scene
+    options: DemoOptions  # What was asked for
+    system: SystemConfig  # What was simulated
 
 
 def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> DemoReport:
-    """Simulate scenes, localise their sources with each method, score what was found and draw pictures.
-
-    Parameters
-    ----------
-    options : DemoOptions
-        How many scenes, which, and where the pictures go.
-    progress : callable, optional
-        Called with a stage, the steps done and the steps to do.
-
-    Returns
-    -------
-    DemoReport
-
-    Raises
-    ------
-    OSError
-        The folder for the pictures cannot be made or written.
-    """
+    """Simulate scenes, localise their sources with each method, score what was found and draw pictures."""
     report = progress or _silent
     options.output.mkdir(parents=True, exist_ok=True)
     parts = _simulate(options, report)
@@ -142,21 +109,9 @@ def _of_stage(report: ReportProgress, stage: str, total: int) -> Callable[[int],
 
 
 def illustrative_scene(parts: Sequence[Scenes]) -> int:
-    """The scene to draw, chosen from what was simulated alone, never from what was found.
-
-    The one with the most sources (the farthest apart in angle, if several have as many) among those whose sources can
-    be told apart in a picture and whose SNR is near the middle of what the system has, where there are such.
-
-    Parameters
-    ----------
-    parts : sequence of Scenes
-        Batches of scenes, counted through.
-
-    Returns
-    -------
-    int
-        Its index, counted over all batches.
-    """
+    """The scene to draw, chosen from what was simulated alone, never from what was found."""
+    # The one with the most sources (the farthest apart in angle, if several have as many) among those whose sources can
+    # be told apart in a picture and whose SNR is near the middle of what the system has, where there are such.
     middle_db = sum(parts[0].config.snr_db) / 2
 
     def rank(part: Scenes, b: int) -> tuple[bool, bool, int, float]:
@@ -172,19 +127,7 @@ def illustrative_scene(parts: Sequence[Scenes]) -> int:
 
 
 def demo_scenes(options: DemoOptions, indices: range) -> Scenes:
-    """Scenes of the reference system that the demo is about.
-
-    Parameters
-    ----------
-    options : DemoOptions
-        Their seed, snapshots and device.
-    indices : range
-        Which of the endless set.
-
-    Returns
-    -------
-    Scenes
-    """
+    """Scenes of the reference system that the demo is about."""
     system = SystemConfig(n_snapshots=options.snapshots)
     return generate_scenes(system, _FIRST_SEED + options.seed, indices, device=options.device)
 
@@ -204,18 +147,7 @@ _COLUMNS = ("method", "scenes", "F1", "interval", "recall", "a scene", "xyz m", 
 
 
 def format_scores(report: DemoReport) -> str:
-    """The table: one line per method, and one for the Cramér-Rao bound.
-
-    Parameters
-    ----------
-    report : DemoReport
-
-    Returns
-    -------
-    str
-        Lines without trailing blanks: the conditions, an empty line, two of headings, and the rows, the localizer first
-        and the bound second.
-    """
+    """The table: one line per method, and one for the Cramér-Rao bound."""
     localizer, *others = [_table_row(score, report.options.scenes) for score in report.scores]
     rows = [_ABOVE, _COLUMNS, localizer, _bound_row(report), *others]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
@@ -271,17 +203,7 @@ def _rounded(error: float) -> str:
 
 
 def explanation(report: DemoReport) -> str:
-    """How to read the table.
-
-    Parameters
-    ----------
-    report : DemoReport
-
-    Returns
-    -------
-    str
-        Lines of at most 105 characters.
-    """
+    """How to read the table."""
     gate, system = report.system.setup.tolerance, report.system
     lines = (
         f"A source counts as found within {math.degrees(gate.azimuth_rad):g} deg, "

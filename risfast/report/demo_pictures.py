@@ -39,27 +39,14 @@ _PROFILED = {"Localizer": LOCALIZER, "true covariance": TRUE, "LS covariance": L
 
 @dataclass(frozen=True, eq=False)
 class Illustration:
-    """One scene and what each method made of it.
+    """One scene and what each method made of it."""
 
-    Attributes
-    ----------
-    index : int
-        Which scene.
-    title : mapping of str to str
-        The methods whose spectrum is drawn, and in words what each started from; the localizer among them.
-    true : real tensor, shape (K, 3)
-        True positions, radians and metres.
-    answer : mapping of str to Answer
-        By method, of this scene alone.
-    match : mapping of str to Match
-        By method, of what was found with ``true``.
-    """
-
-    index: int
+    index: int  # Which scene
+    # The methods whose spectrum is drawn, and in words what each started from; the localizer among them
     title: Mapping[str, str]
-    true: Tensor
-    answer: Mapping[str, Answer]
-    match: Mapping[str, Match]
+    true: Tensor  # (K, 3) True positions, radians and metres
+    answer: Mapping[str, Answer]  # By method, of this scene alone
+    match: Mapping[str, Match]  # By method, of what was found with ``true``
 
 
 def draw_demo(
@@ -70,28 +57,7 @@ def draw_demo(
     matches: Mapping[str, Sequence[Match]],
     bound: BoundReference,
 ) -> dict[str, Path]:
-    """Draw what the localizer found in one scene, the spectra of Capon, the range profiles, and all errors.
-
-    Parameters
-    ----------
-    folder : Path
-        Receives spectrum.png, capon.png, range.png and errors.png.
-    setup : Setup
-        Whose array the covariances are of.
-    grid : SearchGrid
-        The grid of the spectra.
-    scene : Illustration
-        The scene.
-    matches : mapping of str to sequence of Match
-        By method, one match per scene.
-    bound : BoundReference
-        Of all scenes.
-
-    Returns
-    -------
-    dict of str to Path
-        What each picture shows, and where it is.
-    """
+    """Draw what the localizer found in one scene, the spectra of Capon, the range profiles, and all errors."""
     panels = [
         SpectrumPanel(
             f"Capon spectrum from {title}",
@@ -170,22 +136,7 @@ def confidence_ellipse(
 ) -> Array:
     """Border of the region that holds a Gaussian pair of coordinates with a given probability.
 
-    Parameters
-    ----------
-    centre : real tensor, shape (2,)
-        Mean.
-    covariance : real tensor, shape (2, 2)
-        Positive semi-definite.
-    probability : float in (0, 1)
-        Of the region inside.
-    points : int
-        Of the closed line.
-
-    Returns
-    -------
-    float64 array, shape (points, 2)
-        The squared Mahalanobis distance of two coordinates is exponential with mean 2: its quantile is
-        -2 ln(1 - probability).
+    centre (2,), covariance (2, 2) -> (points, 2)
     """
     value, vector = np.linalg.eigh(covariance.double().numpy())
     root = vector * np.sqrt(np.maximum(value, 0.0) * -2 * math.log1p(-probability))
@@ -194,23 +145,8 @@ def confidence_ellipse(
 
 
 def localizer_figure(scene: Illustration, setup: Setup, grid: SearchGrid) -> Figure:
-    """The sources that the localizer found in one scene, with how sure it is, over the spectrum of its covariance.
-
-    Maps over azimuth and elevation and over azimuth and range, and the neighbourhood of every true source.
-
-    Parameters
-    ----------
-    scene : Illustration
-        With the localizer's answer, its position covariances included.
-    setup : Setup
-        Whose array the covariance is of.
-    grid : SearchGrid
-        Of the map over azimuth and elevation; its angles are those of the other map, thinned out.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """The sources that the localizer found in one scene, with how sure it is, over the spectrum of its covariance."""
+    # Maps over azimuth and elevation and over azimuth and range, and the neighbourhood of every true source.
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (a heavy import that few need)
     from matplotlib.figure import Figure  # noqa: PLC0415
 

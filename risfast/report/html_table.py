@@ -13,19 +13,7 @@ __all__ = ["difference_html", "html_table", "value_html"]
 
 
 def value_html(value: Interval, form: str = "{:.3f}") -> str:
-    """A number with its interval in small print.
-
-    Parameters
-    ----------
-    value : Interval
-    form : str
-        Of each number, for ``str.format``.
-
-    Returns
-    -------
-    str
-        HTML; a dash where there is no number.
-    """
+    """A number with its interval in small print."""
     if not math.isfinite(value.value):
         return DASH
     text = form.format(value.value)
@@ -35,22 +23,7 @@ def value_html(value: Interval, form: str = "{:.3f}") -> str:
 
 
 def difference_html(value: Interval, form: str = "{:+.3f}", *, less_is_better: bool = False) -> str:
-    """A difference with its interval; coloured where the interval excludes zero.
-
-    Parameters
-    ----------
-    value : Interval
-        The difference from a reference.
-    form : str
-        Of each number, for ``str.format``.
-    less_is_better : bool
-        Whether a negative difference is an improvement.
-
-    Returns
-    -------
-    str
-        HTML; a dash where there is no number.
-    """
+    """A difference with its interval; coloured where the interval excludes zero."""
     if not math.isfinite(value.value):
         return DASH
     better, worse = (value.high < 0, value.low > 0) if less_is_better else (value.low > 0, value.high < 0)
@@ -65,22 +38,7 @@ def _unsigned_zero(value: float, form: str) -> float:
 
 
 def html_table(heads: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], caption: str) -> str:
-    """A table in a card of its own, with its caption below.
-
-    Parameters
-    ----------
-    heads : sequence of str
-        HTML; a column whose head begins with ``bound`` looks like the bound.
-    rows : sequence of (str, sequence of str)
-        Attributes of the row's element, with a space before them or empty, and HTML of its cells.
-    caption : str
-        HTML; its first sentence names the table for those who cannot see it.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """A table in a card of its own, with its caption below."""
     head = "".join(f'<th{_bound(name)} scope="col">{name}</th>' for name in heads)
     body = "".join(
         f"<tr{style}>" + "".join(f"<td{_bound(heads[i])}>{cell}</td>" for i, cell in enumerate(cells)) + "</tr>"

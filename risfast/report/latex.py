@@ -36,19 +36,7 @@ def _escaped(text: str) -> str:
 
 
 def latex_value(value: Interval, form: str = "{:.3f}") -> str:
-    """A number and its interval; a dash where there is none.
-
-    Parameters
-    ----------
-    value : Interval
-    form : str
-        Of each number, for ``str.format``.
-
-    Returns
-    -------
-    str
-        LaTeX; without the interval where it is not finite.
-    """
+    """A number and its interval; a dash where there is none."""
     if not math.isfinite(value.value):
         return "--"
     text = form.format(value.value)
@@ -58,21 +46,7 @@ def latex_value(value: Interval, form: str = "{:.3f}") -> str:
 
 
 def latex_table(columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """A table.
-
-    Parameters
-    ----------
-    columns : sequence of str
-        Heads; plain text.
-    rows : sequences of str
-        First the name, plain text, then cells that are LaTeX already.
-    caption : str
-        Plain text.
-
-    Returns
-    -------
-    str
-    """
+    """A table."""
     lines = [
         r"\begin{table}",
         r"\centering",

@@ -52,41 +52,17 @@ Report = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was written.
+    """What was written."""
 
-    Attributes
-    ----------
-    report : Path
-        The page.
-    tables : Path
-        The folder of tables.
-    exported : Path or None
-    notes : tuple of str
-        What a user should know.
-    headline : Table
-    """
-
-    report: Path
-    tables: Path
+    report: Path  # The page
+    tables: Path  # The folder of tables
     exported: Path | None
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # What a user should know
     headline: Table
 
 
 def command_of(config: SuiteConfig) -> str:
-    """The command line that repeats a suite.
-
-    Parameters
-    ----------
-    config : SuiteConfig
-
-    Returns
-    -------
-    str
-        Quoted for a shell: suite, scenes, snapshots and seed, and what else is not the default. Of a model folder only
-        the name is given, and none of the one that comes with the package; of a system and a setup not even that, for
-        the results hold them.
-    """
+    """The command line that repeats a suite."""
     words = ["risfast", "evaluate", "--suite", config.suite, "--scenes", str(config.scenes)]
     words += ["--snapshots", *map(str, config.snapshots), "--seed", str(config.seed)]
     if config.methods != DEFAULT_METHODS:
@@ -114,30 +90,7 @@ def finish(
     export: Path | None = None,
     report: Report | None = None,
 ) -> Outcome:
-    """Make tables and the report from the records.
-
-    Parameters
-    ----------
-    config : SuiteConfig
-    results : ResultsFolder
-        With every record of it.
-    resamples : int
-        Of the bootstrap intervals.
-    export : Path, optional
-        A folder that small tables and ``suite.json`` (command, seed, environment) are copied to.
-    report : callable of (stage, done, total), optional
-
-    Returns
-    -------
-    Outcome
-
-    Raises
-    ------
-    FileFormatError
-        A record is missing or damaged.
-    OSError
-        The folder cannot be written.
-    """
+    """Make tables and the report from the records."""
     tell = report or (lambda stage, done, total: None)
     methods = config.build_methods()
     sets = config.sets(methods)
@@ -168,17 +121,7 @@ def finish(
 
 
 def failure_notes(collected: Collected) -> list[str]:
-    """Which methods failed on how many scenes.
-
-    Parameters
-    ----------
-    collected : Collected
-
-    Returns
-    -------
-    list of str
-        One sentence for each method that failed at all.
-    """
+    """Which methods failed on how many scenes."""
     counts: dict[str, list[int]] = {}
     for key, failed in collected.failures.items():
         both = counts.setdefault(key.label, [0, 0])

@@ -26,43 +26,21 @@ __all__ = ["Findings", "latex_tables", "report_html"]
 
 @dataclass(frozen=True, eq=False)
 class Findings:
-    """All that the report shows.
+    """All that the report shows."""
 
-    Attributes
-    ----------
-    command : str
-        What made it.
-    environment : mapping
-        Of the results folder.
-    sets : sequence of SceneSet
-    snapshots : sequence of int
-    seed : int
-    system : SystemConfig
-        The nominal one.
-    setup : Setup
-        The problem of every method, with the gate of a hit.
-    collected : Collected
-    groups : sequence of Group
-    headline, timing : Table
-    localizer : Localizer
-        Whose covariance the spectra show.
-    failures : tuple of str
-        Which methods failed on how many scenes.
-    """
-
-    command: str
-    environment: Mapping[str, Any]
+    command: str  # What made it
+    environment: Mapping[str, Any]  # Of the results folder
     sets: Sequence[SceneSet]
     snapshots: Sequence[int]
     seed: int
-    system: SystemConfig
-    setup: Setup
+    system: SystemConfig  # The nominal one
+    setup: Setup  # The problem of every method, with the gate of a hit
     collected: Collected
     groups: Sequence[Group]
     headline: Table
     timing: Table
-    localizer: Localizer
-    failures: tuple[str, ...] = ()
+    localizer: Localizer  # Whose covariance the spectra show
+    failures: tuple[str, ...] = ()  # Which methods failed on how many scenes
 
     @property
     def blind(self) -> list[str]:
@@ -70,22 +48,7 @@ class Findings:
         return list(dict.fromkeys(g.label for g in self.groups if g.benchmark == "B1"))
 
     def of(self, benchmark: str, length: int | None = None, variable: str = "all") -> list[Group]:
-        """Groups of one benchmark.
-
-        Parameters
-        ----------
-        benchmark : str
-            ``"B1"`` and so on, ``"robustness"``, ``"ablation"``.
-        length : int, optional
-            L; any by default.
-        variable : str
-            What the groups divide the scenes by, ``"all"`` for undivided.
-
-        Returns
-        -------
-        list of Group
-            In the order of the groups; empty where that benchmark was not run.
-        """
+        """Groups of one benchmark."""
         return [
             g
             for g in self.groups
@@ -94,17 +57,7 @@ class Findings:
 
 
 def report_html(findings: Findings) -> str:
-    """The page.
-
-    Parameters
-    ----------
-    findings : Findings
-
-    Returns
-    -------
-    str
-        A whole HTML document.
-    """
+    """The page."""
     parts = [
         ("headline", "Headline figures", _headline(findings)),
         ("errors", "Position errors", _errors(findings)),
@@ -277,17 +230,7 @@ def _spectra(findings: Findings) -> str:
 
 
 def latex_tables(findings: Findings) -> dict[str, str]:
-    """Tables for a paper, by file name.
-
-    Parameters
-    ----------
-    findings : Findings
-
-    Returns
-    -------
-    dict of str to str
-        LaTeX, with booktabs.
-    """
+    """Tables for a paper, by file name."""
     found = {}
     bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
     for length in findings.snapshots:

@@ -47,38 +47,16 @@ _CROSS = '<path class="found" transform="translate({x:.1f} {y:.1f})" d="M-4.5 -4
 
 
 class SpectrumScene(NamedTuple):
-    """One scene whose spectrum the report shows.
-
-    Attributes
-    ----------
-    title : str
-    snapshots, scene : int
-    label : str
-        The run whose estimates are drawn.
-    """
+    """One scene whose spectrum the report shows."""
 
     title: str
     snapshots: int
     scene: int
-    label: str
+    label: str  # The run whose estimates are drawn
 
 
 def error_chart(collected: Collected, length: int, labels: Sequence[str]) -> str:
-    """Share of all true sources within a distance, for every method, and for errors as large as the bound.
-
-    Parameters
-    ----------
-    collected : Collected
-    length : int
-        L.
-    labels : sequence of str
-        Of runs over the main set.
-
-    Returns
-    -------
-    str
-        An svg element.
-    """
+    """Share of all true sources within a distance, for every method, and for errors as large as the bound."""
     x = Axis("position error (m)", 0.01, 10.0, (0.01, 0.03, 0.1, 0.3, 1, 3, 10), logarithmic=True)
     chart = Chart(f"L = {length}", x, Axis("share of all true sources", 0, 1, _UNIT))
     bound = np.sort(bound_errors(collected.truth["main", 0, length]).ravel())
@@ -103,23 +81,7 @@ _SWEEPS = {
 
 
 def sweep_charts(groups: Sequence[Group], benchmark: str, lengths: Sequence[int], figure: str = "") -> str:
-    """F1, or another figure, of every method over the variable of a benchmark, one chart for each L.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    benchmark : {"B3", "B4", "B5", "B6"}
-        Over the number of sources, SNR, range, or azimuth.
-    lengths : sequence of int
-        L, a chart each.
-    figure : {"", "f1", "recall"}
-        Empty takes recall over range, and F1 over anything else.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """F1, or another figure, of every method over the variable of a benchmark, one chart for each L."""
     label, usual = _SWEEPS[benchmark]
     figure = figure or usual
     own = [g for g in groups if g.benchmark == benchmark and g.scene_set == "main"]
@@ -156,19 +118,7 @@ def _centre(group: Group) -> float:
 
 
 def map_charts(groups: Sequence[Group], length: int) -> str:
-    """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    length : int
-        L, whose rows are shown.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources."""
     rows = [g for g in groups if g.benchmark == "B9" and g.snapshots == length]
     names = list(dict.fromkeys(g.label for g in rows))
     columns, lines = [number(s) for s in MAP_SNR_DB], [str(k) for k in MAP_SOURCES]
@@ -187,21 +137,7 @@ def _cells(groups: Sequence[Group], figure: str) -> list[list[float]]:
 
 
 def map_lines(groups: Sequence[Group], lengths: Sequence[int], errors: Collected | None = None) -> str:
-    """Along the map: F1 of two sources over SNR, or median errors over the number of sources at one SNR.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    lengths : sequence of int
-        L, a chart each.
-    errors : Collected, optional
-        Draws the errors, in metres, beside those of the bound in these scenes; else F1 is drawn.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """Along the map: F1 of two sources over SNR, or median errors over the number of sources at one SNR."""
     charts = []
     for length in lengths:
         rows = [g for g in groups if g.benchmark == "B9" and g.snapshots == length]
@@ -234,20 +170,7 @@ def _bound_median(collected: Collected, k: int, length: int) -> float:
 
 
 def typical_scenes(collected: Collected, length: int, label: str) -> list[SpectrumScene]:
-    """The best, the median and the worst scene by GOSPA; of several equal ones that with the most sources.
-
-    Parameters
-    ----------
-    collected : Collected
-    length : int
-        L.
-    label : str
-        Of a run over the main set.
-
-    Returns
-    -------
-    list of 3 SpectrumScene
-    """
+    """The best, the median and the worst scene by GOSPA; of several equal ones that with the most sources."""
     scores = collected.scores[Key("main", 0, length, label)]
     order = np.lexsort((-scores.n_true, np.round(scores.gospa.sum(1), 9)))
     places = {"best": 0, "median": len(order) // 2, "worst": len(order) - 1}
@@ -262,26 +185,7 @@ def spectrum_figure(
     setup: Setup,
     model: Localizer,
 ) -> str:
-    """Capon map of a scene with its true and found sources, and what it shows in words.
-
-    Parameters
-    ----------
-    chosen : SpectrumScene
-    collected : Collected
-    seed : int
-        Of the scenes.
-    system : SystemConfig
-        The nominal one, of the main set.
-    setup : Setup
-        Whose region is shown.
-    model : Localizer
-        Whose covariance is shown where the run is of a localizer; else that of ridge least squares.
-
-    Returns
-    -------
-    str
-        HTML, with the map as a PNG inside.
-    """
+    """Capon map of a scene with its true and found sources, and what it shows in words."""
     key = Key("main", 0, chosen.snapshots, chosen.label)
     scenes = generate_scenes(replace(system, n_snapshots=chosen.snapshots), seed, [chosen.scene])
     if chosen.label.startswith("localizer"):

@@ -44,42 +44,20 @@ _FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as
 
 
 class SpectrumPanel(NamedTuple):
-    """One map of a spectrum figure.
+    """One map of a spectrum figure."""
 
-    Attributes
-    ----------
-    title : str
-        Stands above the map.
-    power : real tensor, shape (G_az, G_el)
-        Linear power; drawn in dB relative to its own maximum.
-    found : real tensor, shape (Ke, 3)
-        Positions that were found from it: azimuth, elevation, range in radians and metres.
-    """
-
-    title: str
-    power: Tensor
-    found: Tensor
+    title: str  # Stands above the map
+    power: Tensor  # (G_az, G_el) Linear power; drawn in dB relative to its own maximum
+    found: Tensor  # (Ke, 3) Positions that were found from it: azimuth, elevation, range in radians and metres
 
 
 class RangeProfile(NamedTuple):
-    """Power over range in one direction.
+    """Power over range in one direction."""
 
-    Attributes
-    ----------
-    title : str
-        Names the direction.
-    power : mapping of str to real tensor, shape (G_r,)
-        Linear power by method; drawn in dB relative to each one's maximum.
-    found_m : mapping of str to sequence of float
-        Ranges in metres that each method found in this direction.
-    true_m : float or None
-        The true range in metres, where it is known.
-    """
-
-    title: str
-    power: Mapping[str, Tensor]
-    found_m: Mapping[str, Sequence[float]]
-    true_m: float | None
+    title: str  # Names the direction
+    power: Mapping[str, Tensor]  # (G_r,) Linear power by method; drawn in dB relative to each one's maximum
+    found_m: Mapping[str, Sequence[float]]  # Ranges in metres that each method found in this direction
+    true_m: float | None  # The true range in metres, where it is known
 
 
 def _new_figure(width: float, height: float) -> Figure:
@@ -114,23 +92,7 @@ def spectrum_figure(
 ) -> Figure:
     """Maps of power over azimuth and elevation with the true and the found sources.
 
-    Parameters
-    ----------
-    panels : sequence of SpectrumPanel
-        Drawn one below the other, each with a colour bar of its own.
-    azimuth_rad, elevation_rad : real tensors, shapes (G_az,) and (G_el,)
-        Axes of the maps in radians.
-    true : real tensor, shape (Kt, 3), optional
-        True positions. Every marker, true or found, is labelled with its range.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ShapeError
-        A map does not have the shape (G_az, G_el), or there is none.
+    azimuth_rad, elevation_rad (G_az,) and (G_el,), true (Kt, 3)
     """
     expected = (azimuth_rad.numel(), elevation_rad.numel())
     if not panels:
@@ -207,21 +169,7 @@ def _metres(r: float) -> str:
 def range_figure(profiles: Sequence[RangeProfile], range_m: Tensor) -> Figure:
     """Power over range in the direction of each source.
 
-    Parameters
-    ----------
-    profiles : sequence of RangeProfile
-        One panel each.
-    range_m : real tensor, shape (G_r,)
-        The range axis in metres, drawn logarithmically, because the resolution in range falls with its square.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-
-    Raises
-    ------
-    ShapeError
-        There is no profile, or one does not have the length of the axis.
+    range_m (G_r,)
     """
     if not profiles:
         raise ShapeError("profiles must hold at least one profile, got none")
@@ -300,17 +248,7 @@ def _draw_profile(axes: Axes, profile: RangeProfile, r: np.ndarray[Any, np.dtype
 def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) -> Figure:
     """Share of all true sources that were found with at most a given position error.
 
-    Parameters
-    ----------
-    errors : mapping of str to real array_like, shape (K,)
-        By method: the distance in metres of every true source to its estimate, infinite where there is none. A missed
-        source keeps its curve below 1, so methods that stay silent cannot look precise.
-    tolerance_m : float, optional
-        Drawn as a vertical line: the range tolerance of a hit.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    errors (K,)
     """
     from matplotlib.ticker import PercentFormatter, StrMethodFormatter  # noqa: PLC0415
 
@@ -340,19 +278,7 @@ def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) ->
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Write a figure; the ending of the name says in which format. The same data gives the same file.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-    path : str or Path
-        Ends in .png, .pdf or .svg; an existing file is replaced.
-
-    Raises
-    ------
-    ValueError
-        The name ends in something else.
-    """
+    """Write a figure; the ending of the name says in which format. The same data gives the same file."""
     path = Path(path)
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         raise ValueError(f"path must end in {', '.join(PICTURE_SUFFIXES)}, got {str(path)!r}")

@@ -21,35 +21,12 @@ _OWN = {
 
 
 def title_of(method: str) -> str:
-    """Name of a method in tables.
-
-    Parameters
-    ----------
-    method : str
-        Of the suite.
-
-    Returns
-    -------
-    str
-        The same where it has no title.
-    """
+    """Name of a method in tables."""
     return METHOD_TITLES.get(method, method)
 
 
 def series_of(method: str, number: int = 0) -> Series:
-    """How a method is drawn.
-
-    Parameters
-    ----------
-    method : str
-        Of the suite.
-    number : int
-        Tells methods without a look of their own apart.
-
-    Returns
-    -------
-    Series
-    """
+    """How a method is drawn."""
     own = _OWN.get(method)
     return own or Series(title_of(method), f"s{3 + number % 4} dotted", _MARKERS[number % 4])
 

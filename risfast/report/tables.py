@@ -36,21 +36,11 @@ _FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
 
 
 class Column(NamedTuple):
-    """A figure as a column of a table of methods.
+    """A figure as a column of a table of methods."""
 
-    Attributes
-    ----------
-    title : str
-        Head of the column.
-    figure : str
-        Name among :data:`risfast.evaluate.groups.KEPT`.
-    form : str
-        Of its numbers, for ``str.format``.
-    """
-
-    title: str
-    figure: str
-    form: str = "{:.3f}"
+    title: str  # Head of the column
+    figure: str  # Name among :data:`risfast.evaluate.groups.KEPT`
+    form: str = "{:.3f}"  # Of its numbers, for ``str.format``
 
 
 COLUMNS = (
@@ -73,20 +63,7 @@ def _interval(row: Row, prefix: str) -> Interval:
 
 
 def headline_html(rows: Table, length: int) -> str:
-    """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML.
-
-    Parameters
-    ----------
-    rows : Table
-        Of :func:`risfast.evaluate.tables.headline_rows`.
-    length : int
-        L, whose rows are shown.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML."""
     own = [row for row in rows if row["snapshots"] == length]
     methods = list(dict.fromkeys(row["method"] for row in own))
     compared = methods[0] != REFERENCE and REFERENCE in methods
@@ -114,20 +91,7 @@ def headline_html(rows: Table, length: int) -> str:
 
 
 def headline_latex(rows: Table, length: int) -> str:
-    """The headline figures for a paper.
-
-    Parameters
-    ----------
-    rows : Table
-        Of :func:`risfast.evaluate.tables.headline_rows`.
-    length : int
-        L, whose rows are shown.
-
-    Returns
-    -------
-    str
-        LaTeX, with booktabs.
-    """
+    """The headline figures for a paper."""
     own = [row for row in rows if row["snapshots"] == length]
     methods = list(dict.fromkeys(row["method"] for row in own))
     lines = []
@@ -141,21 +105,7 @@ def headline_latex(rows: Table, length: int) -> str:
 
 
 def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = False) -> str:
-    """One row for each run, all figures.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    caption : str
-        HTML.
-    knowledge : bool
-        Whether a column says what each method was told; some figures make room for it.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """One row for each run, all figures."""
     columns = [c for c in COLUMNS if not (knowledge and c.figure in _LEFT_OUT)]
     heads = ["method", *(["told"] if knowledge else []), *(c.title for c in columns), "F1 \u2212 greedy ML"]
     lines = []
@@ -169,37 +119,13 @@ def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = Fal
 
 
 def methods_latex(groups: Sequence[Group], caption: str) -> str:
-    """All figures of every run for a paper.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    caption : str
-        Plain text.
-
-    Returns
-    -------
-    str
-        LaTeX, with booktabs.
-    """
+    """All figures of every run for a paper."""
     rows = [[title_of(g.method), *(latex_value(g.figures[c.figure], c.form) for c in COLUMNS)] for g in groups]
     return latex_table(["method", *(c.title for c in COLUMNS)], rows, caption)
 
 
 def oracle_html(groups: Sequence[Group], length: int) -> str:
-    """What every piece of knowledge is worth: F1 of the whole set and by SNR.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    length : int
-        L, whose rows are shown.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """What every piece of knowledge is worth: F1 of the whole set and by SNR."""
     own = [g for g in groups if g.snapshots == length and g.scene_set == "main" and g.benchmark in ("B2", "B7")]
     edges = sorted({(g.low, g.high) for g in own if g.variable == "snr_db"})
     heads = ["method", "told", "F1", "recall", *(f"F1, {number(low)} … {number(high)} dB" for low, high in edges)]
@@ -247,23 +173,7 @@ def _bound_cells(bounds: Table, length: int) -> dict[str, list[str]]:
 
 
 def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
-    """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    sets : sequence of SceneSet
-        Whose titles name the rows.
-    length : int
-        L, whose rows are shown.
-    bounds : Table
-        Of :func:`risfast.evaluate.tables.mismatch_rows`.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch."""
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
     beside = _bound_cells(bounds, length)
@@ -291,23 +201,7 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
 
 
 def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
-    """F1 under each mismatch, and what the bounds imply, for a paper.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    sets : sequence of SceneSet
-        Whose titles name the rows.
-    length : int
-        L, whose rows are shown.
-    bounds : Table
-        Of :func:`risfast.evaluate.tables.mismatch_rows`.
-
-    Returns
-    -------
-    str
-        LaTeX, with booktabs.
-    """
+    """F1 under each mismatch, and what the bounds imply, for a paper."""
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
     beside = {row["title"]: row for row in bounds if row["snapshots"] == length}
@@ -321,21 +215,7 @@ def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: 
 
 
 def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:
-    """What the localizer is without each of its stages: F1, errors and time, and the paired difference.
-
-    Parameters
-    ----------
-    groups : sequence of Group
-    timing : Table
-        Of :func:`risfast.evaluate.tables.timing_rows`.
-    length : int
-        L, whose rows are shown.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """What the localizer is without each of its stages: F1, errors and time, and the paired difference."""
     own = [g for g in groups if g.benchmark == "ablation" and g.snapshots == length]
     columns = [c for c in COLUMNS if c.figure not in ("recall_over_implied", "gospa_m")]
     heads = ["", *(c.title for c in columns), "F1 \u2212 localizer", "ms a scene"]
@@ -360,18 +240,7 @@ def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:
 
 
 def timing_html(rows: Table) -> str:
-    """Milliseconds a scene of every method and stage, one column for each L.
-
-    Parameters
-    ----------
-    rows : Table
-        Of :func:`risfast.evaluate.tables.timing_rows`.
-
-    Returns
-    -------
-    str
-        HTML.
-    """
+    """Milliseconds a scene of every method and stage, one column for each L."""
     main = [row for row in rows if row["scene_set"] == "main"]
     blind = [row for row in main if row["knowledge"] == "blind" and row["method"] != "true_capon"]
     lengths = list(dict.fromkeys(row["snapshots"] for row in blind))

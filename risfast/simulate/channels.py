@@ -26,34 +26,10 @@ def rician_channel(
 ) -> Tensor:
     """Rician channel from the surface to a base station with a half-wavelength line of antennas.
 
-    H = sqrt(K / (K + 1)) b a^H + sqrt(1 / (K + 1)) W with b the base station's and a the surface's planar steering
-    vector in directions drawn per scene, and W_mn ~ CN(0, 1): E|H_mn|^2 = 1 for every K.
-
-    Parameters
-    ----------
-    array : PlanarArray
-        The surface, N elements.
-    n_antennas : int
-        M.
-    factor : float or real tensor, shape (B,)
-        Rician factor K >= 0, linear: power of the line of sight over that of the rest.
-    draws : SceneRandom
-        Random numbers of B scenes.
-    departure_azimuth_rad, departure_elevation_rad : float
-        The base station stands uniformly within +- these angles of the surface's broadside; the arrival angle is
-        uniform within +-departure_azimuth_rad of its own.
-    dtype : torch.complex64 or torch.complex128
-        Of the result; it is computed in complex128.
-
-    Returns
-    -------
-    complex tensor, shape (B, M, N)
-
-    Raises
-    ------
-    ValueError
-        ``n_antennas`` < 1 or a negative factor.
+    factor (B,) -> (B, M, N)
     """
+    # H = sqrt(K / (K + 1)) b a^H + sqrt(1 / (K + 1)) W with b the base station's and a the surface's planar steering
+    # vector in directions drawn per scene, and W_mn ~ CN(0, 1): E|H_mn|^2 = 1 for every K.
     if n_antennas < 1:
         raise ValueError(f"n_antennas must be at least 1, got {n_antennas}")
     k = torch.as_tensor(factor, dtype=torch.float64, device=draws.device).expand(draws.batch)[:, None, None]
@@ -81,28 +57,7 @@ def source_symbols(
 ) -> Tensor:
     """Gaussian symbols s_l ~ CN(0, P) that change every snapshot.
 
-    Parameters
-    ----------
-    n_snapshots : int
-        L.
-    power : real tensor, shape (B, K)
-        p_k >= 0.
-    draws : SceneRandom
-        Random numbers of B scenes.
-    correlation : float in [0, 1]
-        Magnitude of E[s_i conj(s_k)] / sqrt(p_i p_k) of two sources of the coherent group; 1 makes them copies of one
-        signal with a fixed, random phase each, as multipath does.
-    coherent : bool tensor, shape (B, K), or None
-        Which sources belong to the coherent group of their scene; the others are independent of all.
-
-    Returns
-    -------
-    complex128 tensor, shape (B, L, K)
-
-    Raises
-    ------
-    ValueError
-        ``correlation`` is out of its range.
+    power (B, K), coherent (B, K) -> (B, L, K)
     """
     if not 0 <= correlation <= 1:
         raise ValueError(f"correlation must lie in [0, 1], got {correlation!r}")
@@ -119,20 +74,7 @@ def source_symbols(
 def add_noise(clean: Tensor, snr_db: Tensor | float, draws: SceneRandom) -> tuple[Tensor, Tensor]:
     """Add n ~ CN(0, sigma^2 I) with sigma^2 = mean |clean|^2 / SNR, a mean over the snapshots and antennas.
 
-    Parameters
-    ----------
-    clean : complex128 tensor, shape (B, L, M)
-        What the antennas would see without noise.
-    snr_db : float or real tensor, shape (B,)
-        Exact for the snapshots at hand, not for their ensemble.
-    draws : SceneRandom
-        Random numbers of B scenes.
-
-    Returns
-    -------
-    y : complex128 tensor, shape (B, L, M)
-    noise_power : float64 tensor, shape (B,)
-        sigma^2; 1 where ``clean`` is zero throughout, so that a scene without sources is noise of unit power.
+    clean (B, L, M), snr_db (B,) -> y (B, L, M), noise_power (B,)
     """
     snr = torch.as_tensor(snr_db, dtype=torch.float64, device=clean.device)
     signal = clean.abs().square().mean((-2, -1))

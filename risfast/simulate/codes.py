@@ -21,24 +21,7 @@ _GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def quantize_turns(turns: Tensor, bits: int | None) -> Tensor:
-    """Round phases to the nearest of 2^bits levels, ties to the even level.
-
-    Parameters
-    ----------
-    turns : real tensor, any shape
-        Phases in turns (1 is 2 pi).
-    bits : int from 1 to 16, or None
-        None leaves the phases alone.
-
-    Returns
-    -------
-    real tensor, shape of ``turns``
-
-    Raises
-    ------
-    ValueError
-        ``bits`` is neither.
-    """
+    """Round phases to the nearest of 2^bits levels, ties to the even level."""
     if bits is None:
         return turns
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 16:
@@ -74,10 +57,8 @@ def _beam_turns(array: PlanarArray, n_beams: int) -> Tensor:
 
 
 def _choose_rows(count: int, n_snapshots: int, draws: SceneRandom | None, stream: int) -> Tensor:
-    """Which of ``count`` (a power of two) codewords each snapshot takes: (B, L) in random order, or (L,) spread out.
-
-    Every codeword is used once before any is used again.
-    """
+    """Which of ``count`` (a power of two) codewords each snapshot takes: (B, L) in random order, or (L,) spread out."""
+    # Every codeword is used once before any is used again.
     snapshot = torch.arange(n_snapshots)
     if draws is None:
         stride = round(_GOLDEN * count) | 1  # odd, so that it visits every row
@@ -105,34 +86,7 @@ def make_codes(
 ) -> Tensor:
     """Unit-modulus phase codes c_l of the surface.
 
-    Parameters
-    ----------
-    kind : {"dft", "random", "hadamard", "mixed"}
-        ``dft``: separable beams, evenly spaced in both direction cosines over -1 .. 1; at half a wavelength these are
-        the 2D DFT beams (8 x 8 for 64 on a square aperture; on a line all of them along the line). ``random``:
-        independent uniform phases. ``hadamard``: rows of the Sylvester-Hadamard matrix of the next power of two >= N,
-        cut to N columns. ``mixed``: snapshots take dft, random, hadamard in turn.
-    n_snapshots : int
-        L. Each beam or row is used once before any is used again.
-    array : PlanarArray
-        The surface, N elements.
-    bits : int or None
-        Phase resolution: 2^bits levels. None is continuous.
-    n_beams : {16, 32, 64} or None
-        Size of the DFT codebook; None is the smallest that has a beam for every snapshot, or 64.
-    draws : SceneRandom or None
-        Random numbers. None gives one fixed set in a fixed order, for the kinds "dft" and "hadamard".
-    dtype : torch.complex64 or torch.complex128
-        Of the result; phases are computed in float64.
-
-    Returns
-    -------
-    complex tensor, shape (B, L, N), or (L, N) without ``draws``
-
-    Raises
-    ------
-    ValueError
-        Unknown kind, bits or beam count, no snapshots, or a random kind without ``draws``.
+    -> (B, L, N), or (L, N)
     """
     if kind not in CODE_KINDS:
         raise ValueError(f"kind must be one of {', '.join(CODE_KINDS)}; got {kind!r}")

@@ -72,20 +72,7 @@ _CODE_EFFECTS = ("code_phase_noise_rad", "amplitude_jitter", "dropped_elements",
 def impair_codes(codes: Tensor, array: PlanarArray, impairments: Impairments, draws: SceneRandom) -> Tensor:
     """The codes that the surface really applies where others are asked for.
 
-    Parameters
-    ----------
-    codes : complex tensor, shape (B, L, N)
-        Nominal codes.
-    array : PlanarArray
-        The nominal surface, N elements.
-    impairments : Impairments
-        Of which those of codes and elements matter here; with none of them, ``codes`` itself is returned.
-    draws : SceneRandom
-        Random numbers of B scenes.
-
-    Returns
-    -------
-    complex tensor, shape and dtype of ``codes``
+    codes (B, L, N)
     """
     n_snapshots, n = codes.shape[1:]
     if not any(getattr(impairments, effect) for effect in _CODE_EFFECTS):
@@ -112,22 +99,7 @@ def impaired_steering(
 ) -> Tensor:
     """Steering vectors of the true array where ``array`` is the nominal one.
 
-    Parameters
-    ----------
-    array : PlanarArray
-        Nominal surface, N elements.
-    position : float64 tensor, shape (B, K, 3)
-        Azimuth, elevation (radians) and range (metres, > 0) of the sources.
-    wavefront : {"spherical", "fresnel", "planar"}
-        See :func:`risfast.steering.steering_vectors`.
-    impairments : Impairments
-        Of which the wavelength, spacing and position jitters matter here.
-    draws : SceneRandom
-        Random numbers of B scenes.
-
-    Returns
-    -------
-    complex128 tensor, shape (B, K, N)
+    position (B, K, 3) -> (B, K, N)
     """
     check_wavefront(wavefront)
     elements = array.positions_m.to(position.device).expand(draws.batch, -1, -1)  # [B, N, 3]

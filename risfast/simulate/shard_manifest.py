@@ -37,32 +37,13 @@ _CHUNK = 1 << 22  # bytes that a digest reads at once
 
 @dataclass(frozen=True)
 class ShardSpec:
-    """What a set holds.
+    """What a set holds."""
 
-    Parameters
-    ----------
-    system : SystemConfig
-        Its scenes, ``n_snapshots`` included.
-    seed : int
-        Of :func:`risfast.simulate.generate_scenes`.
-    count : int
-        Scenes of the set, at least 1.
-    shard_size : int
-        Scenes of a shard (the last may be smaller), at least 1.
-    sample_covariance : bool
-        Whether to keep the least-squares sample covariance of each scene too, [N, N].
-
-    Raises
-    ------
-    ValueError
-        A count below 1.
-    """
-
-    system: SystemConfig
-    seed: int
-    count: int
-    shard_size: int = 4096
-    sample_covariance: bool = False
+    system: SystemConfig  # Its scenes, ``n_snapshots`` included
+    seed: int  # Of :func:`risfast.simulate.generate_scenes`
+    count: int  # Scenes of the set, at least 1
+    shard_size: int = 4096  # Scenes of a shard (the last may be smaller), at least 1
+    sample_covariance: bool = False  # Whether to keep the least-squares sample covariance of each scene too, [N, N]
 
     def __post_init__(self) -> None:
         """Check the counts."""
@@ -87,17 +68,7 @@ class ShardSpec:
         return [range(a, min(a + self.shard_size, self.count)) for a in range(0, self.count, self.shard_size)]
 
     def shapes(self, scenes: int) -> dict[str, tuple[tuple[int, ...], str]]:
-        """Shape and dtype of each array of a shard.
-
-        Parameters
-        ----------
-        scenes : int
-            Scenes of the shard.
-
-        Returns
-        -------
-        dict of str to (tuple of int, str)
-        """
+        """Shape and dtype of each array of a shard."""
         s = self.system
         n, k = s.array.n_elements, s.max_sources
         found: dict[str, tuple[tuple[int, ...], str]] = {
@@ -121,22 +92,7 @@ class ShardSpec:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    str
-        64 hexadecimal digits.
-
-    Raises
-    ------
-    OSError
-        The file cannot be read.
-    """
+    """SHA-256 of a file, read in pieces."""
     found = hashlib.sha256()
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -145,23 +101,7 @@ def file_digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest as it stands; one of format 1 comes with the setup of its system.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the set.
-
-    Returns
-    -------
-    dict of str
-        ``version``, ``set`` (a :meth:`ShardSpec.description`) and ``shards``; without its own checksum.
-
-    Raises
-    ------
-    FileFormatError
-        It is missing, damaged, or of another format.
-    """
+    """The manifest as it stands; one of format 1 comes with the setup of its system."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -190,34 +130,11 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Replace the manifest of a folder in one step, sealed with its own checksum.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the set.
-    manifest : mapping of str
-        JSON values, as :func:`read_manifest` gives them.
-
-    Raises
-    ------
-    OSError
-        The folder cannot be written.
-    """
+    """Replace the manifest of a folder in one step, sealed with its own checksum."""
     sealed = {**manifest, "sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
     replace_file(folder / MANIFEST, _canonical(sealed) + b"\n")
 
 
 def shard_name(number: int) -> str:
-    """Folder of a shard.
-
-    Parameters
-    ----------
-    number : int
-        Of the shard, from 0.
-
-    Returns
-    -------
-    str
-    """
+    """Folder of a shard."""
     return f"shard-{number:05d}"

@@ -61,33 +61,7 @@ def write_shards(
     rank: int = 0,
     world: int = 1,
 ) -> None:
-    """Make a set of shards, or what is still missing of it.
-
-    Parameters
-    ----------
-    folder : Path
-        New, empty, or of the same set.
-    spec : ShardSpec
-        What the set holds.
-    device : device
-        Where the scenes are made.
-    report : callable of (scenes done, scenes of the set), optional
-        Called at the start, after each batch and at the end. Of several processes, the position in the set of the
-        scenes that this one is at.
-    rank, world : int
-        This process among several that were started together, on one machine or on a folder that all see: every
-        ``world``-th shard is its own. The first returns when the set is complete. A set that was interrupted may go on
-        with another number of processes.
-
-    Raises
-    ------
-    FileFormatError
-        The manifest in the folder, or an entry that waits for it, is damaged or of another format.
-    ValueError
-        The folder holds another set, or something else; or a rank outside [0, world).
-    OSError
-        The folder cannot be written, or the disk has no room for the set. The shards that were complete stay.
-    """
+    """Make a set of shards, or what is still missing of it."""
     if not 0 <= rank < world:
         raise ValueError(f"rank must lie in [0, {world}), got {rank}")
     while rank and not (folder / MANIFEST).exists():  # the first process makes it, or says why it cannot
@@ -201,31 +175,7 @@ def _sample_covariance(scenes: Scenes) -> Tensor:
 
 
 class ShardSet:
-    """A complete set of shards, read through memory maps.
-
-    Parameters
-    ----------
-    folder : Path
-        As :func:`write_shards` made it.
-    system : SystemConfig or None
-        The system that the scenes are wanted for: refused where the set was made for another.
-    verify : bool
-        Whether to read every file once and compare its SHA-256 with the manifest. Sizes are always compared.
-
-    Attributes
-    ----------
-    system : SystemConfig
-    setup : Setup
-        The problem that the scenes pose.
-
-    Raises
-    ------
-    FileFormatError
-        The manifest or a file is missing, damaged or cut short, the set is not complete or of another format. The
-        message names the file.
-    ValueError
-        The set is of another system; the message names the fields that differ.
-    """
+    """A complete set of shards, read through memory maps."""
 
     def __init__(self, folder: Path, system: SystemConfig | None = None, *, verify: bool = True) -> None:
         self.folder = folder
@@ -304,22 +254,7 @@ class ShardSet:
     def scenes(self, indices: Tensor, device: torch.device | str = "cpu") -> Scenes:
         """Some scenes of the set, in the order asked for.
 
-        Parameters
-        ----------
-        indices : int64 tensor, shape (B,)
-            Which, from 0; repeats are allowed.
-        device : device
-            Where they go.
-
-        Returns
-        -------
-        Scenes
-            In single precision.
-
-        Raises
-        ------
-        IndexError
-            The set has no such scene.
+        indices (B,)
         """
         wanted = self._checked(indices)
         arrays = {name: self._gather(name, wanted) for name in _ARRAYS}
@@ -328,39 +263,13 @@ class ShardSet:
     def sample_covariance(self, indices: Tensor) -> Tensor:
         """Least-squares sample covariances of some scenes; see :func:`risfast.covariance.ls_covariance`.
 
-        Parameters
-        ----------
-        indices : int64 tensor, shape (B,)
-            Which scenes, from 0.
-
-        Returns
-        -------
-        complex64 tensor, shape (B, N, N), on the CPU
-
-        Raises
-        ------
-        ValueError
-            The set was made without them.
-        IndexError
-            The set has no such scene.
+        indices (B,) -> (B, N, N)
         """
         if not self.spec.sample_covariance:
             raise ValueError(f"{self.folder} holds no sample covariances; make the set with them")
         return self._gather(SAMPLE_COVARIANCE, self._checked(indices))
 
     def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Scenes]:
-        """All scenes in order.
-
-        Parameters
-        ----------
-        size : int
-            Scenes of a batch; the last may be smaller.
-        device : device
-            Where they go.
-
-        Yields
-        ------
-        Scenes
-        """
+        """All scenes in order."""
         for start in range(0, len(self), size):
             yield self.scenes(torch.arange(start, min(start + size, len(self))), device)

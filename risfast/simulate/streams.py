@@ -53,25 +53,10 @@ _MAX_STREAM = 2**32
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox-4x32-10: four random 32-bit words for every 128-bit counter.
-
-    Parameters
-    ----------
-    counter : four int64 tensors with values in [0, 2^32)
-        The words of the counter, least significant first; they broadcast against each other.
-    key : pair of int in [0, 2^32)
-        The words of the key, least significant first.
-
-    Returns
-    -------
-    tuple of four int64 tensors with values in [0, 2^32)
-
-    Notes
-    -----
-    Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. For a fixed key it is a
-    bijection of the counter, so that different counters never give the same block. Torch has no unsigned 64-bit
-    arithmetic: products wrap in int64, and a shift followed by a mask takes their high word whatever the sign.
-    """
+    """Philox-4x32-10: four random 32-bit words for every 128-bit counter."""
+    # Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011. For a fixed key it is a
+    # bijection of the counter, so that different counters never give the same block. Torch has no unsigned 64-bit
+    # arithmetic: products wrap in int64, and a shift followed by a mask takes their high word whatever the sign.
     c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -88,26 +73,12 @@ def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Ten
 class SceneRandom:
     """Random numbers of a batch of scenes.
 
-    Parameters
-    ----------
-    seed : int in [0, 2^64)
-        Which endless set of numbers.
-    indices : sequence of int or int64 tensor, shape (B,)
-        Which scenes; each >= 0. Repeats are allowed and give the same numbers.
-    device : device
-        Of every result.
-
-    Raises
-    ------
-    ValueError, TypeError
-        The seed is out of range, or the indices are not a 1D list of integers >= 0.
-
-    Notes
-    -----
-    Each draw names a ``stream``. Two draws from one stream return the same numbers, and the shorter one is a prefix of
-    the longer (in row-major order). The words are the same on every device; ``normal`` may differ between devices in
-    the last bits of log, cos and sin. Every result is float64 or int64.
+    indices (B,)
     """
+
+    # Each draw names a ``stream``. Two draws from one stream return the same numbers, and the shorter one is a prefix
+    # of the longer (in row-major order). The words are the same on every device; ``normal`` may differ between devices
+    # in the last bits of log, cos and sin. Every result is float64 or int64.
 
     def __init__(self, seed: int, indices: Sequence[int] | Tensor, device: torch.device | str = "cpu") -> None:
         if isinstance(seed, bool) or not isinstance(seed, int):
@@ -139,21 +110,7 @@ class SceneRandom:
     def words(self, stream: int, count: int) -> Tensor:
         """Independent uniform 32-bit words.
 
-        Parameters
-        ----------
-        stream : int in [0, 2^32)
-            Which stream; see :class:`risfast.simulate.streams.Stream`.
-        count : int
-            Words a scene, >= 0.
-
-        Returns
-        -------
-        int64 tensor, shape (B, count), values in [0, 2^32)
-
-        Raises
-        ------
-        ValueError
-            ``stream`` is out of its range.
+        -> (B, count)
         """
         if not 0 <= stream < _MAX_STREAM:
             raise ValueError(f"stream must lie in [0, 2^32), got {stream}")
@@ -165,16 +122,7 @@ class SceneRandom:
     def uniform(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
         """Uniform numbers in the open interval (0, 1), in steps of 2^-32.
 
-        Parameters
-        ----------
-        stream : int
-            As :meth:`words` takes it.
-        shape : sequence of int
-            Of the numbers of one scene.
-
-        Returns
-        -------
-        float64 tensor, shape (B, *shape)
+        -> (B, *shape)
         """
         words = self.words(stream, math.prod(shape))
         return words.double().add_(0.5).mul_(2.0**-32).reshape(self.batch, *shape)
@@ -182,23 +130,7 @@ class SceneRandom:
     def integers(self, stream: int, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
         """Integers uniform in low <= n < high, to within 2^-32.
 
-        Parameters
-        ----------
-        stream : int
-            As :meth:`words` takes it.
-        low, high : int
-            high - low from 1 to 2^32 - 1.
-        shape : sequence of int
-            Of the numbers of one scene.
-
-        Returns
-        -------
-        int64 tensor, shape (B, *shape)
-
-        Raises
-        ------
-        ValueError
-            ``high`` is not above ``low``, or too far above.
+        -> (B, *shape)
         """
         if not 0 < high - low <= _WORD:
             raise ValueError(f"high must exceed low by 1 to 2^32 - 1, got low = {low} and high = {high}")
@@ -207,21 +139,10 @@ class SceneRandom:
     def complex_normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
         """Circular complex normal numbers of unit variance, |z| < 4.8.
 
-        Parameters
-        ----------
-        stream : int
-            As :meth:`words` takes it.
-        shape : sequence of int
-            Of the numbers of one scene.
-
-        Returns
-        -------
-        complex128 tensor, shape (B, *shape)
-
-        Notes
-        -----
-        G. E. P. Box, M. E. Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29, 1958.
+        -> (B, *shape)
         """
+        # G. E. P. Box, M. E. Muller, "A note on the generation of random normal deviates", Ann. Math. Statist. 29,
+        # 1958.
         pairs = self.uniform(stream, (math.prod(shape), 2))
         z = torch.polar((-pairs[..., 0].log()).sqrt(), 2 * math.pi * pairs[..., 1])
         return z.reshape(self.batch, *shape)
@@ -229,16 +150,7 @@ class SceneRandom:
     def normal(self, stream: int, shape: Sequence[int] = ()) -> Tensor:
         """Standard normal numbers, |x| < 6.8: the parts of :meth:`complex_normal`, scaled.
 
-        Parameters
-        ----------
-        stream : int
-            As :meth:`words` takes it.
-        shape : sequence of int
-            Of the numbers of one scene.
-
-        Returns
-        -------
-        float64 tensor, shape (B, *shape)
+        -> (B, *shape)
         """
         count = math.prod(shape)
         z = self.complex_normal(stream, (-(-count // 2),))
@@ -247,15 +159,6 @@ class SceneRandom:
     def permutation(self, stream: int, count: int) -> Tensor:
         """A random order of 0 .. count - 1.
 
-        Parameters
-        ----------
-        stream : int
-            As :meth:`words` takes it.
-        count : int
-            Entries.
-
-        Returns
-        -------
-        int64 tensor, shape (B, count)
+        -> (B, count)
         """
         return self.words(stream, count).argsort(dim=1, stable=True)

@@ -57,41 +57,7 @@ _SAME = (
 
 
 def read_system(path: str | Path) -> SystemConfig:
-    """Read a system and the distribution of its scenes from a TOML file.
-
-    Parameters
-    ----------
-    path : str or Path
-        Lengths in metres, angles in degrees; a key that is left out keeps its value of the reference system, an
-        interval of positions that of the setup::
-
-            format = 1
-            setup = "setup.toml"            # array, region and wavefront; beside this file unless absolute. Or:
-            n_h = 16                        # a rectangular surface, with n_v, spacing_m and wavelength_m
-            n_antennas = 8
-            n_snapshots = 40
-            azimuth_deg = [-50.0, 50.0]     # where sources are, with elevation_deg and range_m
-            n_sources = [1, 3]
-            snr_db = [0.0, 20.0]
-            code_kinds = ["random"]
-            code_bits = 2                   # "none" is continuous
-            rician_factor = [0.5, 10.0]
-
-            [impairments]                   # how far the true system is from this one
-            position_jitter_m = 0.001
-
-        The other keys are those of :class:`risfast.simulate.SystemConfig`: n_beams, gain, min_separation_deg, wavefront,
-        and the table coherence.
-
-    Returns
-    -------
-    SystemConfig
-
-    Raises
-    ------
-    FileFormatError
-        The file is missing, not TOML, of another format, holds an unknown key, or describes no system.
-    """
+    """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
     file_head(path)
     if path.stat().st_size > HELD_BYTES // 8:
@@ -133,23 +99,7 @@ def _system(keys: _SystemFile, beside: Path) -> SystemConfig:
 
 
 def system_of(setup: Setup) -> SystemConfig:
-    """The reference distribution on the array and in the region of a setup.
-
-    Parameters
-    ----------
-    setup : Setup
-        Of a surface. Where its region has no end, sources reach to the Fraunhofer distance of the array, and at least
-        to twice the near end.
-
-    Returns
-    -------
-    SystemConfig
-
-    Raises
-    ------
-    ValueError
-        The array is sampled directly: there is nothing to simulate it with.
-    """
+    """The reference distribution on the array and in the region of a setup."""
     if setup.sampling != "surface":
         raise ValueError(f"scenes are simulated through a surface only; the sampling of the setup is {setup.sampling}")
     region = setup.region

@@ -14,17 +14,7 @@ __all__ = ["differing_fields", "system_from_json", "system_to_json"]
 
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
-    """Every field of a system as JSON values: numbers, strings, lists and tables.
-
-    Parameters
-    ----------
-    config : SystemConfig
-
-    Returns
-    -------
-    dict
-        By name of the field; the array as :func:`array_to_json` says, impairments and coherence as tables.
-    """
+    """Every field of a system as JSON values: numbers, strings, lists and tables."""
     values = {f.name: getattr(config, f.name) for f in fields(config)}
     values["array"] = array_to_json(config.array)
     values["impairments"] = asdict(config.impairments)
@@ -33,22 +23,7 @@ def system_to_json(config: SystemConfig) -> dict[str, Any]:
 
 
 def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
-    """The system that :func:`system_to_json` described.
-
-    Parameters
-    ----------
-    description : mapping
-        As :func:`system_to_json` returns it.
-
-    Returns
-    -------
-    SystemConfig
-
-    Raises
-    ------
-    ValueError
-        A field is missing or unknown, or a value is out of its range.
-    """
+    """The system that :func:`system_to_json` described."""
     expected = {f.name for f in fields(SystemConfig)}
     if set(description) != expected:
         wrong = sorted(set(description) ^ expected)
@@ -63,18 +38,7 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of the entries in which two nested descriptions differ.
-
-    Parameters
-    ----------
-    a, b : mapping
-        JSON values; tables may be nested.
-
-    Returns
-    -------
-    list of str
-        Sorted; those of a nested table with its name and a dot before them.
-    """
+    """Names of the entries in which two nested descriptions differ."""
     found: list[str] = []
     for name in sorted(set(a) | set(b)):
         left, right = a.get(name), b.get(name)

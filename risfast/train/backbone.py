@@ -37,15 +37,9 @@ __all__ = ["BackboneStage", "backbone_objective", "keep_options", "made_backbone
 
 @dataclass(kw_only=True)
 class BackboneStage(BackboneTask):
-    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`.
+    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`."""
 
-    Parameters
-    ----------
-    config : RunConfig
-        Of the run; the rest as in :class:`risfast.train.loop.BackboneTask`.
-    """
-
-    config: RunConfig
+    config: RunConfig  # Of the run; the rest as in :class:`risfast.train.loop.BackboneTask`
 
     @cached_property
     def parts(self) -> Parts:
@@ -53,18 +47,7 @@ class BackboneStage(BackboneTask):
         return Parts(self.module, self.config.system.setup())
 
     def measure(self, scenes: Scenes) -> Measured:
-        """Covariance, own sources and Capon.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            At least two, of one L.
-
-        Returns
-        -------
-        Measured
-            The figures of :func:`risfast.train.validation.validate`.
-        """
+        """Covariance, own sources and Capon."""
         options = self.config.validation
         figures, scores = validate(
             self.parts,
@@ -76,35 +59,14 @@ class BackboneStage(BackboneTask):
         return Measured(figures, is_constant(scores))
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """The backbone's estimate and its own sources.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-
-        Returns
-        -------
-        estimate : CovarianceEstimate
-        sources : list of Sources, one a scene
-        """
+        """The backbone's estimate and its own sources."""
         options = replace(self.config.pipeline, polished=False)
         measurement = pipeline.measure(scenes, options)
         found = pipeline.estimate(self.parts, measurement)
         return found, pipeline.candidates(self.parts, measurement, found, options)[0]
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder.
-
-        Parameters
-        ----------
-        folder : Path
-            Made, or replaced.
-        card : dict
-            What the model is and how it was made, JSON values.
-        figures : dict of str to dict of str to float
-            Of the final test; the card has them already.
-        """
+        """Write the model folder."""
         made: dict[str, Any] = self.module.options()  # type: ignore[operator]  # nn.Module hides it
         keep_options(folder, self.config)
         save_model(folder, self.config.backbone.name, self.module.state_dict(), self.parts.setup, made, card)
@@ -123,32 +85,7 @@ def keep_options(folder: Path, config: RunOptions) -> None:
 def train_backbone(
     config: RunConfig, folder: Path, report: Report, *, build: Build | None = None, objective: Objective | None = None
 ) -> Outcome | None:
-    """Train a backbone, or go on with a run that was interrupted.
-
-    Parameters
-    ----------
-    config : RunConfig
-    folder : Path
-        The run folder; new, empty, or of this very run.
-    report : callable of Progress
-        Told where the run stands after each step.
-    build : callable, optional
-        Makes the module; :func:`risfast.models.build_backbone` by default.
-    objective : callable, optional
-        The loss; :class:`risfast.losses.BackboneObjective` of the configuration by default.
-
-    Returns
-    -------
-    Outcome or None
-        None in every process but the first.
-
-    Raises
-    ------
-    TrainingError
-        The run has gone wrong. The last good checkpoint is intact.
-    FileFormatError, ValueError, OSError
-        The folder holds something else or cannot be written; an option does not fit.
-    """
+    """Train a backbone, or go on with a run that was interrupted."""
 
     def make(world: World) -> BackboneStage:
         module = _make_module(config, build, world)
@@ -159,42 +96,13 @@ def train_backbone(
 
 
 def backbone_objective(options: ObjectiveOptions, module: nn.Module) -> Objective:
-    """The configured loss.
-
-    Parameters
-    ----------
-    options : ObjectiveOptions
-    module : nn.Module
-        The backbone: the terms of the source map need the cells of its head, where it has one.
-
-    Returns
-    -------
-    Objective
-    """
+    """The configured loss."""
     cells = getattr(module, "range_cells", None)
     return BackboneObjective(options, cells if isinstance(cells, RangeCells) else None)
 
 
 def made_backbone(options: BackboneOptions, setup: Setup, build: Build | None = None) -> nn.Module:
-    """The untrained backbone of a setup.
-
-    Parameters
-    ----------
-    options : BackboneOptions
-        Axes of the atoms among them have to lie within the region; what they leave out follows from the setup.
-    setup : Setup
-    build : callable, optional
-        :func:`risfast.models.build_backbone` by default.
-
-    Returns
-    -------
-    nn.Module
-
-    Raises
-    ------
-    ValueError
-        An option is unknown or out of its range, or the axes reach beyond the region.
-    """
+    """The untrained backbone of a setup."""
     chosen = dict(options.options)
     if isinstance(chosen.get("axes"), dict):
         chosen["axes"] = {**asdict(AtomAxes.of(setup)), **chosen["axes"]}

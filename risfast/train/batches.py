@@ -25,37 +25,15 @@ _ORDER_STREAM = _BATCH_STREAM + 1
 
 @dataclass(frozen=True)
 class Batch:
-    """What step ``step`` learns from.
-
-    Attributes
-    ----------
-    step : int
-    n_snapshots : int
-        L of all its scenes.
-    noise_known : bool
-        Whether the backbone is given the noise power.
-    indices : int64 tensor, shape (B,)
-    """
+    """What step ``step`` learns from."""
 
     step: int
-    n_snapshots: int
-    noise_known: bool
-    indices: Tensor
+    n_snapshots: int  # L of all its scenes
+    noise_known: bool  # Whether the backbone is given the noise power
+    indices: Tensor  # (B,)
 
     def part(self, index: int, parts: int) -> Batch:
-        """One of several equal runs of its scenes.
-
-        Parameters
-        ----------
-        index : int
-            Which, from 0.
-        parts : int
-            How many; a divisor of B.
-
-        Returns
-        -------
-        Batch
-        """
+        """One of several equal runs of its scenes."""
         size = len(self.indices) // parts
         return Batch(self.step, self.n_snapshots, self.noise_known, self.indices[index * size : (index + 1) * size])
 
@@ -66,74 +44,28 @@ class SceneSource(Protocol):
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
         """Some of the scenes with L = ``n_snapshots``.
 
-        Parameters
-        ----------
-        n_snapshots : int
-            L.
-        indices : int64 tensor, shape (B,)
-            Places in the endless sequence of scenes.
-        device : torch.device
-            Where their tensors are.
-
-        Returns
-        -------
-        Scenes
+        indices (B,)
         """
         ...
 
 
 @dataclass(frozen=True)
 class FlySource:
-    """Scenes that are made when they are needed.
+    """Scenes that are made when they are needed."""
 
-    Parameters
-    ----------
-    system : callable of int
-        The system with a given L.
-    seed : int
-    """
-
-    system: Callable[[int], SystemConfig]
+    system: Callable[[int], SystemConfig]  # The system with a given L
     seed: int
 
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
         """The scenes ``indices`` with L = ``n_snapshots``.
 
-        Parameters
-        ----------
-        n_snapshots : int
-            L.
-        indices : int64 tensor, shape (B,)
-            Which scenes of the seed.
-        device : torch.device
-            Where their tensors are.
-
-        Returns
-        -------
-        Scenes
+        indices (B,)
         """
         return generate_scenes(self.system(n_snapshots), self.seed, indices, device)
 
 
 class ShardSource:
-    """Scenes from shards: every scene once an epoch, in an order of its own for each epoch.
-
-    Parameters
-    ----------
-    folder : Path
-        With a set for each L in ``train/L16`` and so on, as ``risfast-train shards`` makes them.
-    system : callable of int
-        The run's system with a given L.
-    snapshots : sequence of int
-        Values of L that the run draws.
-    judged_on : collection of int
-        Seeds of the scenes that the run is judged on.
-
-    Raises
-    ------
-    FileFormatError, ValueError
-        A set is missing, damaged, of another system, or holds what the run is judged on.
-    """
+    """Scenes from shards: every scene once an epoch, in an order of its own for each epoch."""
 
     def __init__(
         self,
@@ -151,18 +83,7 @@ class ShardSource:
     def scenes(self, n_snapshots: int, indices: Tensor, device: torch.device) -> Scenes:
         """The scenes at ``indices`` of the endless sequence of epochs.
 
-        Parameters
-        ----------
-        n_snapshots : int
-            L.
-        indices : int64 tensor, shape (B,)
-            Places in that sequence.
-        device : torch.device
-            Where their tensors are.
-
-        Returns
-        -------
-        Scenes
+        indices (B,)
         """
         found = self._sets[n_snapshots]
         epoch, place = indices // len(found), indices % len(found)
@@ -183,41 +104,12 @@ class ShardSource:
 
 
 def shard_folder(folder: Path, split: str, n_snapshots: int) -> Path:
-    """Where the set of one split and one L is.
-
-    Parameters
-    ----------
-    folder : Path
-        Of all sets.
-    split : str
-        train, val or test.
-    n_snapshots : int
-        L.
-
-    Returns
-    -------
-    Path
-    """
+    """Where the set of one split and one L is."""
     return folder / split / f"L{n_snapshots}"
 
 
 def plan_batch(data: DataOptions, batch_size: int, step: int) -> Batch:
-    """The batch of a step: scenes ``step * batch_size ..``, their L and whether the noise power is known.
-
-    Parameters
-    ----------
-    data : DataOptions
-        Seed, values of L with their shares, share of known noise, size of the pool.
-    batch_size : int
-        B.
-    step : int
-        Counted from 0.
-
-    Returns
-    -------
-    Batch
-        A function of these arguments alone.
-    """
+    """The batch of a step: scenes ``step * batch_size ..``, their L and whether the noise power is known."""
     which, known = SceneRandom(data.seed, [step]).uniform(_BATCH_STREAM, (2,))[0].tolist()
     indices = torch.arange(step * batch_size, (step + 1) * batch_size)
     if data.pool:

@@ -35,23 +35,12 @@ Tensors = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was read.
+    """What was read."""
 
-    Attributes
-    ----------
-    path : Path
-        The folder of the checkpoint.
-    step : int
-    tensors : dict of str to dict of str to Tensor
-        By file name without its suffix, then by tensor name; on the CPU.
-    state : dict
-        JSON values.
-    """
-
-    path: Path
+    path: Path  # The folder of the checkpoint
     step: int
-    tensors: dict[str, dict[str, Tensor]]
-    state: dict[str, Any]
+    tensors: dict[str, dict[str, Tensor]]  # By file name without its suffix, then by tensor name; on the CPU
+    state: dict[str, Any]  # JSON values
 
 
 def _digest(data: bytes) -> str:
@@ -63,32 +52,14 @@ def _canonical(content: Mapping[str, Any]) -> bytes:
 
 
 class CheckpointFolder:
-    """The checkpoints of one run.
-
-    Parameters
-    ----------
-    folder : Path
-        Made when the first checkpoint is saved.
-    keep : int
-        How many of the latest stay, besides those that :meth:`save` is told to protect.
-    """
+    """The checkpoints of one run."""
 
     def __init__(self, folder: Path, keep: int = 3) -> None:
         self.folder = folder
         self.keep = keep
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is.
-
-        Parameters
-        ----------
-        step : int
-
-        Returns
-        -------
-        Path
-            Of its folder, whether it is there or not.
-        """
+        """Where the checkpoint of a step is."""
         return self.folder / f"ckpt-{step:08d}"
 
     def steps(self) -> list[int]:
@@ -101,28 +72,7 @@ class CheckpointFolder:
     def save(
         self, step: int, tensors: Tensors, state: Mapping[str, Any], protect: frozenset[int] = frozenset()
     ) -> Path:
-        """Write a checkpoint, mark it the latest, and remove those that are no longer kept.
-
-        Parameters
-        ----------
-        step : int
-        tensors : mapping of str to mapping of str to Tensor
-            Each becomes one safetensors file.
-        state : mapping
-            JSON values; NaN and infinity are not among them.
-        protect : frozenset of int
-            Steps whose checkpoints stay whatever their age.
-
-        Returns
-        -------
-        Path
-            The folder of the checkpoint.
-
-        Raises
-        ------
-        OSError
-            The folder cannot be written or the disk is full. Earlier checkpoints are as they were.
-        """
+        """Write a checkpoint, mark it the latest, and remove those that are no longer kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.path(step)
         beside = self.folder / f".{target.name}.tmp"
@@ -157,21 +107,7 @@ class CheckpointFolder:
             shutil.rmtree(self.path(step), ignore_errors=True)
 
     def read(self, step: int) -> Checkpoint:
-        """Read and verify one checkpoint.
-
-        Parameters
-        ----------
-        step : int
-
-        Returns
-        -------
-        Checkpoint
-
-        Raises
-        ------
-        FileFormatError
-            A file is missing, damaged or of another format; the message names it.
-        """
+        """Read and verify one checkpoint."""
         folder = self.path(step)
         try:
             content = json.loads((folder / _STATE).read_bytes())
@@ -200,20 +136,7 @@ class CheckpointFolder:
         return Checkpoint(folder, step, tensors, content["state"])
 
     def read_latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The latest intact checkpoint, and what was found damaged on the way to it.
-
-        Returns
-        -------
-        checkpoint : Checkpoint or None
-            None if there has never been one.
-        problems : list of str
-            One message for each damaged checkpoint that was passed over; it names the file.
-
-        Raises
-        ------
-        FileFormatError
-            There are checkpoints, and none of them is intact.
-        """
+        """The latest intact checkpoint, and what was found damaged on the way to it."""
         steps = self.steps()
         marker = self.folder / _LATEST
         if marker.is_file():

@@ -3,8 +3,9 @@
     python -m risfast.train.confidence --model runs/x/model
 
 localises scenes of a seed of its own (no training and no test uses it), on the path and with the options that the
-model is used with, matches them with the truth, fits the logistic regression of :mod:`risfast.localize.confidence`, writes
-``confidence.json`` into the model folder, and draws how often sources of each probability were hits on other scenes.
+model is used with, matches them with the truth, fits the logistic regression of :mod:`risfast.localize.confidence`,
+writes ``confidence.json`` into the model folder, and draws how often sources of each probability were hits on other
+scenes.
 """
 
 from __future__ import annotations
@@ -46,17 +47,10 @@ _LOG_SECONDS = 20.0  # between two lines of progress where stderr is no terminal
 
 
 class Labelled(NamedTuple):
-    """Sources that were found, and which of them are hits.
+    """Sources that were found, and which of them are hits."""
 
-    Attributes
-    ----------
-    features : float64 tensor, shape (S, len(FEATURES))
-    hit : float64 tensor, shape (S,)
-        1 where the source is within the tolerance of the true source that it is matched with.
-    """
-
-    features: Tensor
-    hit: Tensor
+    features: Tensor  # (S, len(FEATURES)
+    hit: Tensor  # (S,) 1 where the source is within the tolerance of the true source that it is matched with
 
     @classmethod
     def joined(cls, parts: Sequence[Labelled]) -> Labelled:
@@ -66,23 +60,12 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """A model whose confidence is fitted: without calibration, with the options that it is used with.
+    """A model whose confidence is fitted: without calibration, with the options that it is used with."""
 
-    Parameters
-    ----------
-    parts : Parts
-        With a backbone that has a map of expected counts.
-    options : PipelineOptions
-    system : SystemConfig
-        Whose scenes it is fitted on; their L is not looked at.
-    folder : Path, optional
-        Where the model is; further processes read it from there.
-    """
-
-    parts: Parts
+    parts: Parts  # With a backbone that has a map of expected counts
     options: PipelineOptions
-    system: SystemConfig
-    folder: Path | None = None
+    system: SystemConfig  # Whose scenes it is fitted on; their L is not looked at
+    folder: Path | None = None  # Where the model is; further processes read it from there
 
     @classmethod
     def load(cls, folder: Path) -> Subject:
@@ -114,26 +97,7 @@ def system_of(setup: Setup, card: dict[str, Any]) -> SystemConfig:
 
 @torch.no_grad()
 def labelled(subject: Subject, snapshots: int, scenes: range, seed: int = SEED) -> Labelled:
-    """Features and outcomes of the sources that the polish of some scenes ends with, before any decision.
-
-    Parameters
-    ----------
-    subject : Subject
-    snapshots : int
-        L.
-    scenes : range
-        Indices of the scenes; they go through as many at a time as the options say.
-    seed : int
-
-    Returns
-    -------
-    Labelled
-
-    Raises
-    ------
-    ValueError
-        The backbone expects no counts of sources.
-    """
+    """Features and outcomes of the sources that the polish of some scenes ends with, before any decision."""
     system, at_once = replace(subject.system, n_snapshots=snapshots), subject.options.scenes_at_once
     rows, hits = [torch.zeros(0, len(FEATURES), dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
     for start in range(0, len(scenes), at_once):
@@ -173,21 +137,7 @@ def _task(of: tuple[int, range]) -> Labelled:
 
 
 def all_labelled(subject: Subject, snapshots: Sequence[int], scenes: int, workers: int = 1) -> dict[int, Labelled]:
-    """:func:`labelled` for each L; the same from any number of processes.
-
-    Parameters
-    ----------
-    subject : Subject
-    snapshots : sequence of int
-    scenes : int
-        For each L, from the first.
-    workers : int
-        Processes, each with one thread; 1 stays in this one.
-
-    Returns
-    -------
-    dict of int to Labelled
-    """
+    """:func:`labelled` for each L; the same from any number of processes."""
     size = subject.options.scenes_at_once
     tasks = [(n, range(a, min(a + size, scenes))) for n in snapshots for a in range(0, scenes, size)]
     parts: dict[int, list[Labelled]] = {n: [] for n in snapshots}
@@ -213,24 +163,9 @@ def _results(subject: Subject, tasks: Sequence[tuple[int, range]], workers: int)
 def fit(features: Tensor, hit: Tensor) -> HitModel:
     """Maximum-likelihood logistic regression with a small ridge on the standardised weights.
 
-    Parameters
-    ----------
-    features : float64 tensor, shape (S, len(FEATURES))
-    hit : float64 tensor, shape (S,)
-
-    Returns
-    -------
-    HitModel
-
-    Raises
-    ------
-    ValueError
-        All sources are hits, or none is.
-
-    Notes
-    -----
-    Newton's method: the objective is convex.
+    features (S, len(FEATURES), hit (S,)
     """
+    # Newton's method: the objective is convex.
     if not 0 < float(hit.mean()) < 1:
         raise ValueError("a hit model needs sources that are hits and sources that are not; take more scenes")
     mean, deviation = features.mean(0), features.std(0).clamp_min(1e-9)
@@ -252,16 +187,7 @@ def fit(features: Tensor, hit: Tensor) -> HitModel:
 def reliability(probability: Tensor, hit: Tensor, bins: int = 10) -> Tensor:
     """How often sources of about the same probability were hits.
 
-    Parameters
-    ----------
-    probability, hit : float64 tensors, shape (S,)
-    bins : int
-        Of equal counts.
-
-    Returns
-    -------
-    float64 tensor, shape (bins, 3)
-        Mean probability, share of hits, and the standard error of that share.
+    probability, hit (S,) -> (bins, 3)
     """
     order = probability.argsort()
     rows = []
@@ -273,15 +199,7 @@ def reliability(probability: Tensor, hit: Tensor, bins: int = 10) -> Tensor:
 
 
 def draw(path: Path, curves: dict[str, Tensor]) -> None:
-    """Write the reliability diagram.
-
-    Parameters
-    ----------
-    path : Path
-        PNG.
-    curves : dict of str to tensor
-        Results of :func:`reliability`.
-    """
+    """Write the reliability diagram."""
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -294,13 +212,7 @@ def draw(path: Path, curves: dict[str, Tensor]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fit, check on other scenes, write and draw.
-
-    Parameters
-    ----------
-    arguments : list of str, optional
-        Of the command line.
-    """
+    """Fit, check on other scenes, write and draw."""
     parser = argparse.ArgumentParser(description="Fit the probability of a hit of a model's polished sources.")
     parser.add_argument("--model", type=Path, required=True, help="model folder; confidence.json is written into it")
     parser.add_argument("--scenes", type=int, default=1000, help="scenes for each number of snapshots")

@@ -92,17 +92,7 @@ class SystemOptions:
     """Coherent sources."""
 
     def with_snr(self, snr_db: tuple[float, float]) -> SystemOptions:
-        """The same at another SNR.
-
-        Parameters
-        ----------
-        snr_db : (float, float)
-            Lowest and highest, in dB.
-
-        Returns
-        -------
-        SystemOptions
-        """
+        """The same at another SNR."""
         return replace(self, snr_db=snr_db)
 
     @property
@@ -134,40 +124,11 @@ class SystemOptions:
         return parts
 
     def setup(self) -> Setup:
-        """The problem: the array, with the region that the sources come from.
-
-        Returns
-        -------
-        Setup
-
-        Raises
-        ------
-        ValueError, FileFormatError, OSError
-            The numbers describe no array or no region, or ``array`` names a file that cannot be read, or that
-            contradicts the other options.
-        """
+        """The problem: the array, with the region that the sources come from."""
         return self._parts().setup(region=self._region, wavefront=self.wavefront)
 
     def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
-        """The system with L = ``n_snapshots`` and these codes.
-
-        Parameters
-        ----------
-        n_snapshots : int
-            L.
-        code_kinds : tuple of str
-            Codebooks; each scene takes one of them.
-
-        Returns
-        -------
-        SystemConfig
-            In radians, metres and linear power.
-
-        Raises
-        ------
-        ValueError, FileFormatError, OSError
-            An option does not describe a system, or ``array`` names a file that cannot be read.
-        """
+        """The system with L = ``n_snapshots`` and these codes."""
         return SystemConfig(
             array=self._parts().array,
             n_antennas=self.n_antennas,
@@ -235,10 +196,9 @@ class BackboneOptions:
 
 @dataclass(frozen=True)
 class OptimiserOptions:
-    """AdamW, its schedule and what is averaged.
+    """AdamW, its schedule and what is averaged."""
 
-    The learning rate rises linearly over ``warmup`` steps and falls as a cosine to ``min_lr`` at the last step.
-    """
+    # The learning rate rises linearly over ``warmup`` steps and falls as a cosine to ``min_lr`` at the last step.
 
     steps: int = 600
     """Optimiser steps of the whole run."""

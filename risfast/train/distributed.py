@@ -17,19 +17,11 @@ __all__ = ["World", "open_world"]
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run.
+    """The processes of a run."""
 
-    Parameters
-    ----------
-    rank, size : int
-        This process's number, and how many there are.
-    device : torch.device
-        Where this one computes.
-    """
-
-    rank: int = 0
-    size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    rank: int = 0  # This process's number, and how many there are
+    size: int = 1  # This process's number, and how many there are
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))  # Where this one computes
 
     @property
     def leads(self) -> bool:
@@ -39,20 +31,10 @@ class World:
     def mean_gradients(self, parameters: Iterable[nn.Parameter], extra: Tensor) -> Tensor:
         """Replace every gradient, and return ``extra``, by its mean over the processes.
 
-        One exchange a step: gradients and figures travel in one vector. A parameter without a gradient counts as zero.
-
-        Parameters
-        ----------
-        parameters : iterable of nn.Parameter
-            In the same order in every process.
-        extra : real tensor, shape (E,)
-            Figures of this process.
-
-        Returns
-        -------
-        tensor, shape (E,)
-            As ``extra`` in dtype and device; it travels in float32. With one process it is ``extra`` itself.
+        extra (E,) -> (E,)
         """
+        # One exchange a step: gradients and figures travel in one vector. A parameter without a gradient counts as
+        # zero.
         if self.size == 1:
             return extra
         owners = list(parameters)
@@ -67,18 +49,7 @@ class World:
         return flat[at:].to(extra.device, extra.dtype)
 
     def agree(self, flag: bool) -> bool:
-        """What the first process says.
-
-        Parameters
-        ----------
-        flag : bool
-            What this one says.
-
-        Returns
-        -------
-        bool
-            The same in every process.
-        """
+        """What the first process says."""
         if self.size == 1:
             return flag
         told = torch.tensor([int(flag)], device=self.device)
@@ -88,22 +59,7 @@ class World:
 
 @contextmanager
 def open_world(device: str) -> Iterator[World]:
-    """The processes that torchrun started, or this one alone.
-
-    Parameters
-    ----------
-    device : str
-        cpu, cuda (under torchrun the GPU of the process's local rank) or cuda:N.
-
-    Yields
-    ------
-    World
-
-    Raises
-    ------
-    ValueError
-        The device is not there.
-    """
+    """The processes that torchrun started, or this one alone."""
     chosen = torch.device(device)
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"machine.device is {device!r}, but this torch finds no CUDA device; use --machine.device cpu")

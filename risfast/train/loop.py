@@ -42,20 +42,7 @@ class Task(Protocol):
         ...
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean loss over the scenes, and its parts.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-        noise_known : bool
-            Whether the noise power is given.
-
-        Returns
-        -------
-        Terms
-            The mean, a scalar with a gradient, and its parts by name.
-        """
+        """Mean loss over the scenes, and its parts."""
         ...
 
 
@@ -68,17 +55,7 @@ class Objective(Protocol):
 
 
 def autocast(amp: str) -> AbstractContextManager[Any]:
-    """Mixed precision on cuda.
-
-    Parameters
-    ----------
-    amp : {"off", "bf16", "fp16"}
-
-    Returns
-    -------
-    context manager
-        It changes nothing where ``amp`` is "off".
-    """
+    """Mixed precision on cuda."""
     if amp == "off":
         return nullcontext()
     return torch.autocast("cuda", dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp])
@@ -86,36 +63,14 @@ def autocast(amp: str) -> AbstractContextManager[Any]:
 
 @dataclass
 class BackboneTask:
-    """A backbone and the objective of its estimate.
+    """A backbone and the objective of its estimate."""
 
-    Parameters
-    ----------
-    module : nn.Module
-        A :class:`risfast.models.Backbone`.
-    objective : Objective
-    amp : {"off", "bf16", "fp16"}
-        Mixed precision of the backbone; see :func:`autocast`.
-    """
-
-    module: nn.Module
+    module: nn.Module  # A :class:`risfast.models.Backbone`
     objective: Objective
-    amp: str = "off"
+    amp: str = "off"  # Mixed precision of the backbone; see :func:`autocast`
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean loss over the scenes; the objective is outside mixed precision.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-        noise_known : bool
-            Whether the noise power is given.
-
-        Returns
-        -------
-        Terms
-            The mean, a scalar with a gradient, and its parts by name.
-        """
+        """Mean loss over the scenes; the objective is outside mixed precision."""
         with autocast(self.amp):
             estimate = self.module(Measurement.of(scenes, noise_known=noise_known))
         return self.objective(estimate, scenes)
@@ -123,53 +78,19 @@ class BackboneTask:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did.
+    """What one step did."""
 
-    Attributes
-    ----------
-    step : int
-        Steps taken so far, this one included.
-    loss : float
-    parts : dict of str to float
-    norm : float
-        Of the gradient before clipping.
-    lr : float
-        Learning rate of this step.
-    taken : bool
-        False where the gradient was not finite or zero, so that the weights stayed.
-    stop : float
-        Share of the processes that asked to stop.
-    """
-
-    step: int
+    step: int  # Steps taken so far, this one included
     loss: float
     parts: dict[str, float]
-    norm: float
-    lr: float
-    taken: bool
-    stop: float
+    norm: float  # Of the gradient before clipping
+    lr: float  # Learning rate of this step
+    taken: bool  # False where the gradient was not finite or zero, so that the weights stayed
+    stop: float  # Share of the processes that asked to stop
 
 
 class Trainer:
-    """Steps of a task, one after the other.
-
-    Parameters
-    ----------
-    task : Task
-    source : SceneSource
-    data : DataOptions
-    options : OptimiserOptions
-    world : World
-    seed : int
-        Of what is random inside the module (dropout).
-    scaled : bool
-        Whether the loss is scaled, as fp16 needs.
-
-    Raises
-    ------
-    ValueError
-        The batch cannot be divided among the processes and their parts.
-    """
+    """Steps of a task, one after the other."""
 
     def __init__(
         self,
@@ -205,24 +126,7 @@ class Trainer:
         return self.step * self._options.batch_size
 
     def advance(self, stop: bool = False) -> StepReport:
-        """Take one step.
-
-        Parameters
-        ----------
-        stop : bool
-            This process's wish to stop, told to the others with the gradients.
-
-        Returns
-        -------
-        StepReport
-            The same in every process.
-
-        Raises
-        ------
-        TrainingError
-            Too many steps in a row without a usable gradient, weights that are no longer finite, or a loss that has
-            grown beyond ``options.divergence``.
-        """
+        """Take one step."""
         batch = plan_batch(self._data, self._options.batch_size, self.step)
         torch.manual_seed(self._step_seed())  # a function of the step, so that a resumed run draws the same
         self.task.module.train()
@@ -310,18 +214,7 @@ class Trainer:
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
-
-        Parameters
-        ----------
-        checkpoint : Checkpoint
-            Of a trainer with the same task and options.
-
-        Raises
-        ------
-        ValueError
-            It is of another architecture.
-        """
+        """Go on from a checkpoint."""
         load_weights(self.task.module, checkpoint.tensors["weights"], str(checkpoint.path))
         self.average.load_tensors(checkpoint.tensors["average"], checkpoint.state["average_count"])
         self.optimiser.load_tensors(checkpoint.tensors.get("optimiser", {}))

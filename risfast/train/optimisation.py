@@ -15,19 +15,7 @@ __all__ = ["Optimiser", "WeightAverage", "learning_rate"]
 
 
 def learning_rate(options: OptimiserOptions, step: int) -> float:
-    """Learning rate of a step: a line up to ``lr``, then half a cosine down to ``min_lr``.
-
-    Parameters
-    ----------
-    options : OptimiserOptions
-    step : int
-        Counted from 0.
-
-    Returns
-    -------
-    float
-        ``min_lr`` from the last step on.
-    """
+    """Learning rate of a step: a line up to ``lr``, then half a cosine down to ``min_lr``."""
     if step < options.warmup:
         return options.lr * (step + 1) / options.warmup
     span = max(options.steps - options.warmup - 1, 1)
@@ -36,21 +24,7 @@ def learning_rate(options: OptimiserOptions, step: int) -> float:
 
 
 class Optimiser:
-    """AdamW with the order of DESIGN: unscale, check, clip, step, update, zero, schedule.
-
-    Parameters
-    ----------
-    module : nn.Module
-        What is trained: its parameters that require gradients.
-    options : OptimiserOptions
-    scaled : bool
-        Whether losses are scaled (fp16 needs it).
-
-    Raises
-    ------
-    ValueError
-        No parameter requires a gradient.
-    """
+    """AdamW with the order of DESIGN: unscale, check, clip, step, update, zero, schedule."""
 
     def __init__(self, module: nn.Module, options: OptimiserOptions, *, scaled: bool = False) -> None:
         self.options = options
@@ -73,31 +47,11 @@ class Optimiser:
         return float(self._adamw.param_groups[0]["lr"])
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a loss, scaled where losses are.
-
-        Parameters
-        ----------
-        loss : real tensor, scalar
-        """
+        """Add the gradient of a loss, scaled where losses are."""
         self._scaler.scale(loss).backward()
 
     def step(self, step: int, usable: bool = True) -> tuple[float, bool]:
-        """Use the gradients that have been gathered, unless one is not finite.
-
-        Parameters
-        ----------
-        step : int
-            Which step this is, counted from 0.
-        usable : bool
-            False throws the gradients away (the loss itself was not finite).
-
-        Returns
-        -------
-        norm : float
-            Of the gradient before clipping.
-        taken : bool
-            False where the gradient was not finite or was zero: the weights are as before.
-        """
+        """Use the gradients that have been gathered, unless one is not finite."""
         self._scaler.unscale_(self._adamw)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
@@ -114,13 +68,7 @@ class Optimiser:
         return norm, taken
 
     def schedule(self, step: int) -> None:
-        """Set the learning rate of a step.
-
-        Parameters
-        ----------
-        step : int
-            Counted from 0.
-        """
+        """Set the learning rate of a step."""
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate(self.options, step)
 
@@ -137,18 +85,7 @@ class Optimiser:
         return memory
 
     def load_tensors(self, memory: Mapping[str, Tensor]) -> None:
-        """Take back what :meth:`tensors` gave.
-
-        Parameters
-        ----------
-        memory : mapping of str to Tensor
-            Copied.
-
-        Raises
-        ------
-        ValueError
-            A name or a shape does not fit the parameters.
-        """
+        """Take back what :meth:`tensors` gave."""
         self._adamw.state.clear()
         for key, value in memory.items():
             kind, _, name = key.partition("/")
@@ -166,27 +103,13 @@ class Optimiser:
         return dict(self._scaler.state_dict())
 
     def load_scaler_state(self, state: Mapping[str, float]) -> None:
-        """Take back what :meth:`scaler_state` gave.
-
-        Parameters
-        ----------
-        state : mapping of str to float
-            Empty leaves the scaling as it is.
-        """
+        """Take back what :meth:`scaler_state` gave."""
         if state:
             self._scaler.load_state_dict(dict(state))
 
 
 class WeightAverage:
-    """The average of a module's weights over the steps that were taken, and its buffers as they are.
-
-    Parameters
-    ----------
-    module : nn.Module
-    options : OptimiserOptions
-        ``averaging`` says which average: exponential with ``ema_decay`` (in its first steps (1 + t) / (10 + t), so that
-        the initial weights are soon forgotten), of equal weights from ``swa_start`` on, or none.
-    """
+    """The average of a module's weights over the steps that were taken, and its buffers as they are."""
 
     def __init__(self, module: nn.Module, options: OptimiserOptions) -> None:
         self._module = module
@@ -199,13 +122,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after a step that was taken.
-
-        Parameters
-        ----------
-        step : int
-            Counted from 0.
-        """
+        """Take in the weights after a step that was taken."""
         kind = self._options.averaging
         if kind == "ema":
             keep = min(self._options.ema_decay, (1 + self.count) / (10 + self.count))
@@ -219,12 +136,7 @@ class WeightAverage:
 
     @contextmanager
     def in_use(self) -> Iterator[nn.Module]:
-        """The module with the averaged weights in place of its own, which come back afterwards.
-
-        Yields
-        ------
-        nn.Module
-        """
+        """The module with the averaged weights in place of its own, which come back afterwards."""
         own = {name: p.data for name, p in self._live()}
         try:
             for name, parameter in self._live():
@@ -239,20 +151,7 @@ class WeightAverage:
         return dict(self._values)
 
     def load_tensors(self, values: Mapping[str, Tensor], count: int) -> None:
-        """Take back what :meth:`tensors` gave.
-
-        Parameters
-        ----------
-        values : mapping of str to Tensor
-            The averaged weights by name; copied.
-        count : int
-            Steps that are in the average.
-
-        Raises
-        ------
-        ValueError
-            Names or shapes are not those of the module.
-        """
+        """Take back what :meth:`tensors` gave."""
         if {n: v.shape for n, v in values.items()} != {n: v.shape for n, v in self._values.items()}:
             raise ValueError("the averaged weights are of another architecture")
         for name, value in values.items():

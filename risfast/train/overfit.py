@@ -29,13 +29,7 @@ __all__ = ["OverfitConfig", "OverfitOutcome", "overfit"]
 
 @dataclass(frozen=True)
 class OverfitConfig:
-    """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances.
-
-    Raises
-    ------
-    ValueError
-        The gate is not positive, or a count is below 1.
-    """
+    """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances."""
 
     gate: float = 0.1
     """Mean NMSE of the covariance that the backbone must get below."""
@@ -81,26 +75,13 @@ class OverfitConfig:
 
 @dataclass(frozen=True)
 class OverfitOutcome:
-    """How well the scenes were learned.
+    """How well the scenes were learned."""
 
-    Attributes
-    ----------
-    passed : bool
-        Whether the lowest mean NMSE lies below the gate.
-    nmse_mean, nmse_median : float
-        At the best measurement.
-    step : int
-        Of that measurement.
-    curve : list of (int, float)
-        Steps and mean NMSE of every measurement, the untrained one first.
-    seconds : float
-    """
-
-    passed: bool
-    nmse_mean: float
-    nmse_median: float
-    step: int
-    curve: list[tuple[int, float]]
+    passed: bool  # Whether the lowest mean NMSE lies below the gate
+    nmse_mean: float  # At the best measurement
+    nmse_median: float  # At the best measurement
+    step: int  # Of that measurement
+    curve: list[tuple[int, float]]  # Steps and mean NMSE of every measurement, the untrained one first
     seconds: float
 
 
@@ -123,27 +104,7 @@ def overfit(
     build: Build | None = None,
     objective: Objective | None = None,
 ) -> OverfitOutcome:
-    """Train a backbone on a few fixed scenes and measure how well it reproduces them.
-
-    Parameters
-    ----------
-    config : OverfitConfig
-    report : callable of (step, steps, mean NMSE)
-        Told of every measurement.
-    folder : Path, optional
-        Where to leave ``overfit.json``.
-    build, objective : callables, optional
-        As for :func:`risfast.train.backbone.train_backbone`.
-
-    Returns
-    -------
-    OverfitOutcome
-
-    Raises
-    ------
-    TrainingError
-        The training has gone wrong.
-    """
+    """Train a backbone on a few fixed scenes and measure how well it reproduces them."""
     began = time.monotonic()
     data = DataOptions(
         snapshots=(config.snapshots,),

@@ -20,15 +20,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and 
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Loss, NMSE and F1 over the scenes seen.
-
-    Parameters
-    ----------
-    lines : sequence of mappings
-        Those of ``metrics.jsonl``.
-    path : Path
-        Of the picture; its suffix chooses the format.
-    """
+    """Loss, NMSE and F1 over the scenes seen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (only when a picture is drawn)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -74,21 +66,7 @@ def draw_localisation(
     options: PipelineOptions,
     path: Path,
 ) -> None:
-    """Capon maps of the first scenes, one below the other, each with its true and its found sources.
-
-    Parameters
-    ----------
-    scenes : Scenes
-        A few, on the CPU.
-    estimate : CovarianceEstimate
-        Of the same scenes.
-    found : sequence of Sources
-        What the model found in each.
-    setup : Setup
-    options : PipelineOptions
-        Of the maps.
-    path : Path
-    """
+    """Capon maps of the first scenes, one below the other, each with its true and its found sources."""
     # One figure shows one truth, so each scene is drawn into a file of its own name.
     measurement = pipeline.measure(scenes, options)
     spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)

@@ -16,25 +16,13 @@ __all__ = ["EventFile", "MetricsFile", "RunningMeans"]
 
 
 class MetricsFile:
-    """``metrics.jsonl``: appended to during the run, cut back to a checkpoint when the run goes on from it.
-
-    Parameters
-    ----------
-    path : Path
-        Of the file; made by the first line.
-    """
+    """``metrics.jsonl``: appended to during the run, cut back to a checkpoint when the run goes on from it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line. It lasts once :meth:`sync` has been called.
-
-        Parameters
-        ----------
-        line : mapping of str to value
-            JSON values; numbers that are not finite become null.
-        """
+        """Write one line. It lasts once :meth:`sync` has been called."""
         with self.path.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
 
@@ -45,17 +33,7 @@ class MetricsFile:
                 os.fsync(stream.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """Every line; a last one that a kill cut short is left out.
-
-        Returns
-        -------
-        list of dict
-
-        Raises
-        ------
-        FileFormatError
-            A line before the last is not JSON.
-        """
+        """Every line; a last one that a kill cut short is left out."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -69,13 +47,7 @@ class MetricsFile:
         return found
 
     def cut(self, step: int) -> None:
-        """Drop the lines of later steps.
-
-        Parameters
-        ----------
-        step : int
-            The last step whose lines stay; -1 drops all.
-        """
+        """Drop the lines of later steps."""
         kept = [line for line in self.read() if line["step"] <= step]
         replace_file(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
 
@@ -87,13 +59,7 @@ class RunningMeans:
         self._sums: dict[str, list[float]] = {}
 
     def add(self, figures: Mapping[str, float]) -> None:
-        """Take in one step.
-
-        Parameters
-        ----------
-        figures : mapping of str to float
-            Those that are not finite are left out.
-        """
+        """Take in one step."""
         for name, value in figures.items():
             if math.isfinite(value):
                 total, count = self._sums.get(name, (0.0, 0))
@@ -110,31 +76,12 @@ class RunningMeans:
         return dict(self._sums)
 
     def load_state(self, state: Mapping[str, list[float]]) -> None:
-        """Take back what :meth:`state` gave.
-
-        Parameters
-        ----------
-        state : mapping of str to (float, int)
-            Sum and count of each figure.
-        """
+        """Take back what :meth:`state` gave."""
         self._sums = {name: list(pair) for name, pair in state.items()}
 
 
 class EventFile:
-    """The same figures as TensorBoard events.
-
-    Parameters
-    ----------
-    folder : Path
-        Of the events.
-    step : int
-        Where the run goes on: events of later steps, from before an interruption, are taken back.
-
-    Raises
-    ------
-    ValueError
-        TensorBoard is not installed.
-    """
+    """The same figures as TensorBoard events."""
 
     def __init__(self, folder: Path, step: int) -> None:
         try:
@@ -146,16 +93,7 @@ class EventFile:
         self._writer = SummaryWriter(str(folder), purge_step=step + 1)
 
     def add(self, figures: Mapping[str, Any], step: int, prefix: str = "") -> None:
-        """Write every number of nested figures; its name is the path to it.
-
-        Parameters
-        ----------
-        figures : mapping of str to number or mapping
-        step : int
-            Steps taken so far.
-        prefix : str
-            Put before each name.
-        """
+        """Write every number of nested figures; its name is the path to it."""
         for name, value in figures.items():
             if isinstance(value, Mapping):
                 self.add(value, step, f"{prefix}{name}/")

@@ -44,13 +44,7 @@ __all__ = ["HeatmapOptions", "RefinerConfig", "RefinerStage", "helps", "load_ref
 
 @dataclass(frozen=True)
 class HeatmapOptions:
-    """Targets and loss: focal loss against a Gaussian blob around each source.
-
-    Raises
-    ------
-    ValueError
-        The width is not positive.
-    """
+    """Targets and loss: focal loss against a Gaussian blob around each source."""
 
     sigma_deg: float = 2.0
     """Width of a blob, in azimuth and elevation."""
@@ -67,14 +61,7 @@ class HeatmapOptions:
 
 @dataclass(frozen=True)
 class RefinerConfig:
-    """A training of a refiner behind a frozen backbone.
-
-    Raises
-    ------
-    ValueError
-        Seeds are shared, the network takes another number of maps than it is shown, or it is judged by what it does
-        not change.
-    """
+    """A training of a refiner behind a frozen backbone."""
 
     backbone: str = ""
     """Model folder of the backbone; empty is the one that comes with the package."""
@@ -125,21 +112,11 @@ class RefinerConfig:
 
 @dataclass
 class RefinerStage:
-    """A refiner in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`.
-
-    Parameters
-    ----------
-    module : SpectrumRefiner
-    backbone : nn.Module
-        Frozen.
-    setup : Setup
-        Of the backbone, and of the system.
-    config : RefinerConfig
-    """
+    """A refiner in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`."""
 
     module: SpectrumRefiner
-    backbone: nn.Module
-    setup: Setup
+    backbone: nn.Module  # Frozen
+    setup: Setup  # Of the backbone, and of the system
     config: RefinerConfig
 
     def __post_init__(self) -> None:
@@ -164,35 +141,12 @@ class RefinerStage:
 
     @torch.no_grad()
     def given(self, measurement: Measurement) -> tuple[CovarianceEstimate, RefinerInput]:
-        """The backbone's estimate of some scenes, and the maps of it.
-
-        Parameters
-        ----------
-        measurement : Measurement
-
-        Returns
-        -------
-        estimate : CovarianceEstimate
-        maps : RefinerInput
-        """
+        """The backbone's estimate of some scenes, and the maps of it."""
         estimate = pipeline.estimate(self.parts, measurement)
         return estimate, estimate_maps(estimate, self.backbone, self.setup, self.grid, self.config.reading)
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
-        """Mean focal loss over the scenes.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-        noise_known : bool
-            Whether the noise power is given.
-
-        Returns
-        -------
-        Terms
-            The mean, a scalar with a gradient, and its parts by name.
-        """
+        """Mean focal loss over the scenes."""
         _, given = self.given(Measurement.of(scenes, noise_known=noise_known))
         width = torch.tensor(self.config.heatmap.sigma_deg).deg2rad().item()
         target = blob_heatmap(scenes.position, scenes.mask, self.grid, sigma_rad=(width, width))
@@ -204,19 +158,7 @@ class RefinerStage:
 
     @torch.no_grad()
     def measure(self, scenes: Scenes) -> Measured:
-        """F1 and the rest of the refined detections, of the backbone's own and of Capon, on the same covariances.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L. What the refiner has no part in is worked out once for each set and kept.
-
-        Returns
-        -------
-        Measured
-            Figures of the refined detections; with ``own_`` and ``capon_`` in front those of the others;
-            ``guard_accepts``, the share of maps that the guard believes.
-        """
+        """F1 and the rest of the refined detections, of the backbone's own and of Capon, on the same covariances."""
         key = id(scenes)
         if key not in self._judged:
             self._judged[key] = self._judge(scenes)
@@ -236,33 +178,12 @@ class RefinerStage:
 
     @torch.no_grad()
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """The backbone's estimate, and the sources by way of the refined maps.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-
-        Returns
-        -------
-        estimate : CovarianceEstimate
-        sources : list of Sources, one a scene
-        """
+        """The backbone's estimate, and the sources by way of the refined maps."""
         estimate, given = self.given(pipeline.measure(scenes, self.config.pipeline))
         return estimate, refined_sources(self.refiner, given, estimate.factor, self.setup)[0]
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps.
-
-        Parameters
-        ----------
-        folder : Path
-            Made, or replaced.
-        card : dict
-            What the model is and how it was made, JSON values; added to.
-        figures : dict of str to dict of str to float
-            Of the final test.
-        """
+        """Write the model folder; the card says how maps are read, of which backbone, and whether all this helps."""
         config = self.config
         card |= {
             "helps": helps(figures),
@@ -302,27 +223,7 @@ class _Judged:
 
 
 def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcome | None:
-    """Train a refiner, or go on with a run that was interrupted.
-
-    Parameters
-    ----------
-    config : RefinerConfig
-    folder : Path
-        The run folder; new, empty, or of this very run.
-    report : callable of Progress
-
-    Returns
-    -------
-    Outcome or None
-        None in every process but the first.
-
-    Raises
-    ------
-    TrainingError
-        The run has gone wrong. The last good checkpoint is intact.
-    FileFormatError, ValueError, OSError
-        The backbone is missing, damaged or of another setup; the folder holds something else or cannot be written.
-    """
+    """Train a refiner, or go on with a run that was interrupted."""
 
     def make(world: World) -> RefinerStage:
         setup = config.system.setup()
@@ -339,20 +240,8 @@ def _network(config: RefinerConfig, world: World) -> SpectrumRefiner:
 
 
 def helps(figures: Figures) -> bool:
-    """Whether the refiner detects better than the backbone's own peaks and than Capon, over all sets together.
-
-    Better is a higher F1 than both; or, at no less recall, fewer ghosts than both.
-
-    Parameters
-    ----------
-    figures : dict of str to dict of str to float
-        Of each set, as :meth:`RefinerStage.measure` gives them.
-
-    Returns
-    -------
-    bool
-        False where nothing was measured.
-    """
+    """Whether the refiner detects better than the backbone's own peaks and than Capon, over all sets together."""
+    # Better is a higher F1 than both; or, at no less recall, fewer ghosts than both.
     if not figures:
         return False
 
@@ -367,22 +256,5 @@ def helps(figures: Figures) -> bool:
 
 
 def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """A refiner from its model folder.
-
-    Parameters
-    ----------
-    folder : Path
-    device : torch.device or str
-
-    Returns
-    -------
-    module : nn.Module
-        In ``eval`` mode.
-    card : dict
-
-    Raises
-    ------
-    FileFormatError, ValueError
-        As :func:`risfast.models.files.load_model`.
-    """
+    """A refiner from its model folder."""
     return load_model(folder, build_refiner, device)

@@ -68,36 +68,13 @@ class RunOptions(Protocol):
 
 
 def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
-    """The fixed scenes of one L that a run is judged on.
-
-    Parameters
-    ----------
-    config : RunOptions
-    n_snapshots : int
-        L.
-    seed : int
-        Of the set.
-    count : int
-        How many, from the first.
-    device : torch.device
-
-    Returns
-    -------
-    Scenes
-    """
+    """The fixed scenes of one L that a run is judged on."""
     system = config.system.system(n_snapshots, config.data.code_kinds)
     return generate_scenes(system, seed, range(count), device)
 
 
 class RunFolder:
-    """config.toml, environment.json, metrics.jsonl, checkpoints and what a run ends with.
-
-    Parameters
-    ----------
-    folder : Path
-    config : dataclass
-        Of the run; compared with what is already there, ``machine`` apart.
-    """
+    """config.toml, environment.json, metrics.jsonl, checkpoints and what a run ends with."""
 
     def __init__(self, folder: Path, config: RunOptions) -> None:
         self.folder, self.config = folder, config
@@ -105,15 +82,7 @@ class RunFolder:
         self.checkpoints = CheckpointFolder(folder / "checkpoints", config.machine.keep)
 
     def open(self) -> None:
-        """Make the folder, or check that it holds this very run.
-
-        Raises
-        ------
-        ValueError
-            It holds another run, one of an earlier version, or something that is not a run.
-        OSError
-            It cannot be made or written.
-        """
+        """Make the folder, or check that it holds this very run."""
         path = self.folder / "config.toml"
         if path.is_file():
             self._refuse_earlier(path)

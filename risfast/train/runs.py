@@ -27,52 +27,27 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands; NaN where it is not known yet.
+    """Where a run stands; NaN where it is not known yet."""
 
-    Attributes
-    ----------
-    step, steps : int
-        Taken so far, and of the whole run.
-    scenes : int
-        Learned from so far.
-    loss : float
-        Smoothed.
-    nmse, f1 : float
-        Means over the sets of the latest validation.
-    scenes_per_s : float
-        Since the run was started or went on; validation is left out.
-    seconds_left : float
-        At that rate.
-    note : str
-        What the run does besides taking steps; empty where nothing.
-    """
-
-    step: int
-    steps: int
-    scenes: int
-    loss: float
-    nmse: float
-    f1: float
-    scenes_per_s: float
-    seconds_left: float
-    note: str = ""
+    step: int  # Taken so far, and of the whole run
+    steps: int  # Taken so far, and of the whole run
+    scenes: int  # Learned from so far
+    loss: float  # Smoothed
+    nmse: float  # Means over the sets of the latest validation
+    f1: float  # Means over the sets of the latest validation
+    scenes_per_s: float  # Since the run was started or went on; validation is left out
+    seconds_left: float  # At that rate
+    note: str = ""  # What the run does besides taking steps; empty where nothing
 
 
 Report = Callable[[Progress], None]
 
 
 class Measured(NamedTuple):
-    """How good a module is on a set of scenes.
-
-    Attributes
-    ----------
-    figures : dict of str to float
-    constant : bool
-        Whether it gives all of them the same answer.
-    """
+    """How good a module is on a set of scenes."""
 
     figures: dict[str, float]
-    constant: bool
+    constant: bool  # Whether it gives all of them the same answer
 
 
 @dataclass
@@ -94,41 +69,18 @@ class _Best:
 
 @dataclass
 class Run:
-    """One run of a trainer in a folder.
-
-    Parameters
-    ----------
-    folder : RunFolder
-    trainer : Trainer
-    module : nn.Module
-        What is trained and kept.
-    world : World
-    report : callable of Progress
-    measure : callable of Scenes
-        How good the module is.
-
-    Attributes
-    ----------
-    best : object
-        The best validation so far, and how many have not been better since.
-    seconds : float
-        Spent in the run so far, its interruptions left out.
-    latest : dict of str to dict of str to float
-        Figures of the latest validation, by set.
-    notes : list of str
-        Damage that was found and what was done about it.
-    """
+    """One run of a trainer in a folder."""
 
     folder: RunFolder
     trainer: Trainer
-    module: nn.Module
+    module: nn.Module  # What is trained and kept
     world: World
     report: Report
-    measure: Callable[[Scenes], Measured]
-    best: _Best = field(default_factory=_Best)
-    seconds: float = 0.0
-    latest: Figures = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    measure: Callable[[Scenes], Measured]  # How good the module is
+    best: _Best = field(default_factory=_Best)  # The best validation so far, and how many have not been better since
+    seconds: float = 0.0  # Spent in the run so far, its interruptions left out
+    latest: Figures = field(default_factory=dict)  # Figures of the latest validation, by set
+    notes: list[str] = field(default_factory=list)  # Damage that was found and what was done about it
 
     def __post_init__(self) -> None:
         """Make the validation scenes once."""
@@ -144,13 +96,7 @@ class Run:
         self._loss = math.nan
 
     def resume(self) -> None:
-        """Go on from the latest intact checkpoint, or start.
-
-        Raises
-        ------
-        FileFormatError, ValueError
-            No checkpoint is intact, or they are of another architecture.
-        """
+        """Go on from the latest intact checkpoint, or start."""
         found, problems = self.folder.checkpoints.read_latest()
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
@@ -168,18 +114,7 @@ class Run:
         self.latest = checkpoint.state["latest"]
 
     def train(self) -> bool:
-        """Take steps until the last one, the time limit, or early stopping.
-
-        Returns
-        -------
-        bool
-            Whether the run is complete; False where the time limit ended it.
-
-        Raises
-        ------
-        TrainingError
-            The run has gone wrong: see :meth:`Trainer.advance`, and a prediction that does not depend on the scene.
-        """
+        """Take steps until the last one, the time limit, or early stopping."""
         config, steps = self.folder.config, self.folder.config.optimiser.steps
         began, seconds_before, first = time.monotonic(), self.seconds, self.trainer.step
         limit = config.machine.minutes * 60
@@ -318,18 +253,7 @@ class Run:
         )
 
     def use_best(self) -> int:
-        """Put the averaged weights of the best checkpoint into the module.
-
-        Returns
-        -------
-        int
-            Its step.
-
-        Raises
-        ------
-        FileFormatError
-            That checkpoint is damaged.
-        """
+        """Put the averaged weights of the best checkpoint into the module."""
         step = self.best.step if self.best.step >= 0 else self.trainer.step
         checkpoint = self.folder.checkpoints.read(step)
         with torch.no_grad():

@@ -30,97 +30,37 @@ _PICTURED = 16  # test scenes of which those of the highest, the middle and the 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run ended with.
+    """What a run ended with."""
 
-    Attributes
-    ----------
-    complete : bool
-        False where the time limit ended it; the same command goes on.
-    step, steps : int
-        Steps taken, and of the whole run.
-    best_step : int
-        Whose averaged weights are in the model folder.
-    figures : dict
-        On the test scenes, by set.
-    model : Path
-        The model folder.
-    pictures : dict of str to Path
-    notes : list of str
-        Damage that was found and what was done about it.
-    """
-
-    complete: bool
-    step: int
-    steps: int
-    best_step: int
-    figures: Figures
-    model: Path
+    complete: bool  # False where the time limit ended it; the same command goes on
+    step: int  # Steps taken, and of the whole run
+    steps: int  # Steps taken, and of the whole run
+    best_step: int  # Whose averaged weights are in the model folder
+    figures: Figures  # On the test scenes, by set
+    model: Path  # The model folder
     pictures: dict[str, Path]
-    notes: list[str]
+    notes: list[str]  # Damage that was found and what was done about it
 
 
 class Stage(Task, Protocol):
     """What one training has that others have not: a module with its loss, how it is judged, and what is kept of it."""
 
     def measure(self, scenes: Scenes) -> Measured:
-        """How good the module is, as validation and the final test take it.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-
-        Returns
-        -------
-        Measured
-        """
+        """How good the module is, as validation and the final test take it."""
         ...
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
-        """Estimate and sources of a few scenes.
-
-        Parameters
-        ----------
-        scenes : Scenes
-            Of one L.
-
-        Returns
-        -------
-        estimate : CovarianceEstimate
-        sources : list of Sources, one a scene
-        """
+        """Estimate and sources of a few scenes."""
         ...
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
-        """Write the model folder.
-
-        Parameters
-        ----------
-        folder : Path
-            Made, or replaced.
-        card : dict
-            What the model is and how it was made, JSON values; may be added to.
-        figures : dict of str to dict of str to float
-            Of the final test, by set.
-        """
+        """Write the model folder."""
         ...
 
 
 @contextmanager
 def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
-    """Threads and determinism for the time of a run; both are as before afterwards.
-
-    Parameters
-    ----------
-    threads : int
-        CPU threads; 0 leaves them as they are.
-    deterministic : bool
-        Refuse operations whose result may differ from run to run.
-
-    Yields
-    ------
-    None
-    """
+    """Threads and determinism for the time of a run; both are as before afterwards."""
     before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
         if threads:
@@ -133,31 +73,7 @@ def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
 
 
 def train_stage(config: RunOptions, folder: Path, report: Report, make: Callable[[World], Stage]) -> Outcome | None:
-    """Train what ``make`` makes, or go on with a run that was interrupted.
-
-    Parameters
-    ----------
-    config : dataclass
-        Of the run.
-    folder : Path
-        The run folder; new, empty, or of this very run.
-    report : callable of Progress
-        Told where the run stands after each step.
-    make : callable of World
-        Makes the stage, the same in every process; nothing is written before it is made.
-
-    Returns
-    -------
-    Outcome or None
-        None in every process but the first.
-
-    Raises
-    ------
-    TrainingError
-        The run has gone wrong. The last good checkpoint is intact.
-    FileFormatError, ValueError, OSError
-        The folder holds something else or cannot be written; an option does not fit.
-    """
+    """Train what ``make`` makes, or go on with a run that was interrupted."""
     machine = config.machine
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
         stage = make(world)

@@ -36,28 +36,17 @@ _CONSTANT_SHARE = 0.02
 
 @dataclass(frozen=True)
 class CovarianceScores:
-    """Figures over a set of scenes, of covariances that are normalised to trace N. Scenes without sources are left out.
+    """Figures over a set of scenes with sources, of covariances that are normalised to trace N."""
 
-    Attributes
-    ----------
-    nmse_mean, nmse_median : float
-        |R_est - R|^2 / |R|^2 in the Frobenius norm; 1 for a matrix of zeros.
-    nmse_of_mean : float
-        Mean of the same for the mean of the true covariances: what a prediction that ignores the scene can reach.
-    correlation : float
-        Mean of <R_i, R_j> / (|R_i| |R_j|) between the predictions of different scenes; 1 for a constant.
-    spread : float
-        Mean of |R_i - mean|^2 over mean of |R_i|^2 of the predictions: their variance over scenes, 0 for a constant.
-    true_spread : float
-        The same of the true covariances.
-    """
-
-    nmse_mean: float
-    nmse_median: float
+    nmse_mean: float  # |R_est - R|^2 / |R|^2 in the Frobenius norm; 1 for a matrix of zeros
+    nmse_median: float  # |R_est - R|^2 / |R|^2 in the Frobenius norm; 1 for a matrix of zeros
+    # Mean of the same for the mean of the true covariances: what a prediction that ignores the scene can reach
     nmse_of_mean: float
+    # Mean of <R_i, R_j> / (|R_i| |R_j|) between the predictions of different scenes; 1 for a constant
     correlation: float
+    # Mean of |R_i - mean|^2 over mean of |R_i|^2 of the predictions: their variance over scenes, 0 for a constant
     spread: float
-    true_spread: float
+    true_spread: float  # The same of the true covariances
 
 
 def _unit_trace(factor: Tensor) -> Tensor:
@@ -116,19 +105,7 @@ def _summed_covariance(factor: Tensor) -> Tensor:
 def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> CovarianceScores:
     """Compare predicted with true covariances, given by factors.
 
-    Parameters
-    ----------
-    estimated, true : sequences of complex tensors, shapes (B, N, K_f) and (B, N, K)
-        Factors of the covariances, batch by batch; K_f may differ between batches.
-
-    Returns
-    -------
-    CovarianceScores
-
-    Raises
-    ------
-    ValueError
-        No scene has a source.
+    estimated, true (B, N, K_f) and (B, N, K)
     """
     errors, energies = [], []
     predictions, truths = _Moments(), _Moments()
@@ -166,35 +143,12 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
 
 
 def is_constant(scores: CovarianceScores) -> bool:
-    """Whether the predictions ignore the scene: they hardly differ from their own mean, where the truth does.
-
-    Parameters
-    ----------
-    scores : CovarianceScores
-
-    Returns
-    -------
-    bool
-    """
+    """Whether the predictions ignore the scene: they hardly differ from their own mean, where the truth does."""
     return scores.spread < _CONSTANT_SHARE * scores.true_spread
 
 
 def score_sources(found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance | None = None) -> Summary:
-    """Figures of detections against the true sources.
-
-    Parameters
-    ----------
-    found : sequence of Sources
-        One a scene.
-    scenes : Scenes
-        As many.
-    tolerance : Tolerance or None
-        Of a hit; that of the scenes' setup by default.
-
-    Returns
-    -------
-    Summary
-    """
+    """Figures of detections against the true sources."""
     position, mask, tolerance = scenes.position.cpu(), scenes.mask.cpu(), tolerance or scenes.config.setup.tolerance
     return summarise([match(sources.position, position[i][mask[i]], tolerance) for i, sources in enumerate(found)])
 
@@ -202,20 +156,7 @@ def score_sources(found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance
 def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor, tolerance: Tolerance) -> float:
     """Highest power near a true source over the highest elsewhere, in dB.
 
-    Parameters
-    ----------
-    power : real tensor, shape (G_az, G_el)
-        Linear power of a map, the maximum over range.
-    grid : SearchGrid
-    true : real tensor, shape (K, 3)
-        True positions.
-    tolerance : Tolerance
-        "Near" is within it in azimuth and in elevation of one of them; what lies further is a side lobe.
-
-    Returns
-    -------
-    float
-        NaN where nothing or everything is near.
+    power (G_az, G_el), true (K, 3)
     """
     power, true = power.double().cpu(), true.double().cpu()
     azimuth, elevation = grid.azimuth_rad.double().cpu(), grid.elevation_rad.double().cpu()
@@ -230,19 +171,7 @@ def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor, tolerance
 
 
 def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
-    """The figures of a summary that metrics and cards hold.
-
-    Parameters
-    ----------
-    summary : Summary
-    prefix : str
-        Put before each name.
-
-    Returns
-    -------
-    dict of str to float
-        Angles in radians, lengths in metres.
-    """
+    """The figures of a summary that metrics and cards hold."""
     names = (
         "f1",
         "precision",
@@ -260,16 +189,7 @@ def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
 def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
     """Some of the scenes.
 
-    Parameters
-    ----------
-    scenes : Scenes
-    part : slice or int64 tensor, shape (B,)
-        On the device of the scenes.
-
-    Returns
-    -------
-    Scenes
-        Views of the same tensors for a slice, copies for indices.
+    part (B,)
     """
     tensors = {name: value[part] for name, value in vars(scenes).items() if isinstance(value, Tensor)}
     return Scenes(config=scenes.config, **tensors)
@@ -284,34 +204,7 @@ def validate(
     batch_size: int = 16,
     capon_scenes: int = 0,
 ) -> tuple[dict[str, float], CovarianceScores]:
-    """Measure a backbone on a set of scenes. Training, its end and evaluation all come through here.
-
-    Parameters
-    ----------
-    parts : Parts
-        The backbone, in ``eval`` mode for the time, and the setup, whose tolerance says what a hit is.
-    scenes : Scenes
-        At least two, of one L, on the backbone's device.
-    options : PipelineOptions, optional
-        Candidates and map; the polish takes no part.
-    batch_size : int
-        Scenes estimated at once.
-    capon_scenes : int
-        How many of them, from the first, also go through Capon detection.
-
-    Returns
-    -------
-    figures : dict of str to float
-        The fields of :class:`CovarianceScores`; f1, precision, recall, ghosts_per_scene, count_accuracy and the errors
-        of the backbone's own sources; the same with ``capon_`` in front, and ``capon_peak_to_sidelobe_db``; and
-        ``true_capon_f1``, of Capon on the true covariances: near 1 where the map and the system agree.
-    scores : CovarianceScores
-
-    Raises
-    ------
-    ValueError
-        No scene has a source.
-    """
+    """Measure a backbone on a set of scenes. Training, its end and evaluation all come through here."""
     options = replace(options or PipelineOptions(), polished=False)
     was_training = parts.backbone.training
     parts.backbone.eval()

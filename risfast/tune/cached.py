@@ -48,21 +48,9 @@ class _Batch(NamedTuple):
 
 
 class DetectionObjective:
-    """Take the estimates of a trained backbone to sources with the choice applied, and judge these.
+    """Take the estimates of a trained backbone to sources with the choice applied, and judge these."""
 
-    The steps are those of :mod:`risfast.localize.pipeline`; estimates, and the peaks of Capon maps, are cached.
-
-    Parameters
-    ----------
-    config : HpoConfig
-    folder : Path
-        Where Capon peaks are cached, for all workers on this machine.
-
-    Raises
-    ------
-    StudyError
-        The model is for another setup than ``config.base.system``, or has no detection of its own to tune.
-    """
+    # The steps are those of :mod:`risfast.localize.pipeline`; estimates, and the peaks of Capon maps, are cached.
 
     def __init__(self, config: HpoConfig, folder: Path) -> None:
         self._config, self._folder = config, folder

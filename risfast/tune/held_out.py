@@ -20,36 +20,17 @@ _SHOWN = ("f1", "precision", "recall", "rmse_xyz_pairs_m")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Tuned and untuned detection on the same other scenes.
+    """Tuned and untuned detection on the same other scenes."""
 
-    Attributes
-    ----------
-    scenes : int
-        Of all sets together.
-    tuned, untuned : dict of str to float
-        Figures of both; the keys of :data:`risfast.evaluate.figures.FIGURES`.
-    difference : dict of str to Interval
-        Tuned less untuned, with 95 % intervals over resampled scenes, the same ones for both.
-    """
-
-    scenes: int
-    tuned: dict[str, float]
-    untuned: dict[str, float]
+    scenes: int  # Of all sets together
+    tuned: dict[str, float]  # Figures of both; the keys of :data:`risfast.evaluate.figures.FIGURES`
+    untuned: dict[str, float]  # Figures of both; the keys of :data:`risfast.evaluate.figures.FIGURES`
+    # Tuned less untuned, with 95 % intervals over resampled scenes, the same ones for both
     difference: dict[str, Interval]
 
 
 def require_detection(config: HpoConfig) -> None:
-    """Refuse a study whose trials train.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Raises
-    ------
-    ValueError
-        It is not one of detection.
-    """
+    """Refuse a study whose trials train."""
     if config.what != "detection":
         raise ValueError(
             "only a study of detection is checked on other scenes: train what the best configuration says and give "
@@ -58,28 +39,7 @@ def require_detection(config: HpoConfig) -> None:
 
 
 def held_out(config: HpoConfig, choice: Mapping[str, Any], scenes: int, folder: Path) -> HeldOut:
-    """Judge a choice of detection options, and those without tuning, on scenes of another seed.
-
-    Parameters
-    ----------
-    config : HpoConfig
-        Of a study of detection.
-    choice : mapping of str to value
-        What it found.
-    scenes : int
-        Scenes of each L, at least 2.
-    folder : Path
-        Where Capon peaks of these scenes are kept.
-
-    Returns
-    -------
-    HeldOut
-
-    Raises
-    ------
-    ValueError
-        The study is one of training, or too few scenes.
-    """
+    """Judge a choice of detection options, and those without tuning, on scenes of another seed."""
     require_detection(config)
     # Any seed that follows from the study's and is not the study's own makes scenes that no trial has seen.
     score = replace(config.score, scenes=scenes, seed=slot_seed(config.score.seed, 0))
@@ -89,16 +49,7 @@ def held_out(config: HpoConfig, choice: Mapping[str, Any], scenes: int, folder: 
 
 
 def held_out_text(found: HeldOut) -> str:
-    """A table of both, and of their difference with its interval.
-
-    Parameters
-    ----------
-    found : HeldOut
-
-    Returns
-    -------
-    str
-    """
+    """A table of both, and of their difference with its interval."""
     width = max(map(len, _SHOWN))
     lines = [f"on {found.scenes} other scenes", f"{'':{width}}  {'tuned':>8}  {'untuned':>8}  tuned - untuned [95 %]"]
     for name in (n for n in FIGURES if n in _SHOWN):

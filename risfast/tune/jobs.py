@@ -65,18 +65,7 @@ def _is_dead(worker: Mapping[str, Any]) -> bool:
 
 
 def slot_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
-    """The trial that counts of each slot: of its last attempt, the one with the lowest number.
-
-    Parameters
-    ----------
-    trials : sequence of FrozenTrial
-        Of one study; those without a slot are left out.
-
-    Returns
-    -------
-    dict of int to FrozenTrial
-        By slot.
-    """
+    """The trial that counts of each slot: of its last attempt, the one with the lowest number."""
     found: dict[int, FrozenTrial] = {}
     for trial in sorted(trials, key=lambda t: t.number):
         if "slot" not in trial.user_attrs:
@@ -89,37 +78,16 @@ def slot_trials(trials: Sequence[FrozenTrial]) -> dict[int, FrozenTrial]:
 
 @dataclass(frozen=True)
 class Job:
-    """A slot that this worker has taken.
+    """A slot that this worker has taken."""
 
-    Attributes
-    ----------
-    slot, attempt : int
-        Which slot, and how often it was begun before.
-    trial : optuna.Trial
-        That runs now.
-    lost : threading.Event
-        Set when another worker has taken the slot over.
-    """
-
-    slot: int
-    attempt: int
-    trial: Trial
-    lost: threading.Event
+    slot: int  # Which slot, and how often it was begun before
+    attempt: int  # Which slot, and how often it was begun before
+    trial: Trial  # That runs now
+    lost: threading.Event  # Set when another worker has taken the slot over
 
 
 class Jobs:
-    """The slots of a study, as one worker sees them.
-
-    Parameters
-    ----------
-    study : optuna.Study
-    opened : Opened
-        Its storage.
-    beat_s : float
-        Seconds between signs of life.
-    attempts : int
-        How often a slot is begun at most.
-    """
+    """The slots of a study, as one worker sees them."""
 
     def __init__(self, study: optuna.Study, opened: Opened, beat_s: float, attempts: int) -> None:
         self.study, self._storage, self._alone = study, opened.storage, opened.alone
@@ -127,13 +95,7 @@ class Jobs:
         self._seen: dict[int, tuple[Any, float]] = {}
 
     def plan(self, slots: Sequence[Mapping[str, Any] | None]) -> None:
-        """Make sure that every slot has a trial.
-
-        Parameters
-        ----------
-        slots : sequence of mapping or None
-            The parameters of each slot; None leaves them to the sampler.
-        """
+        """Make sure that every slot has a trial."""
         with self._alone():
             there = slot_trials(self._trials())
             for slot, parameters in enumerate(slots):
@@ -152,18 +114,7 @@ class Jobs:
             self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def claim(self, prepare: Callable[[int], None] | None = None) -> Job | None:
-        """Take the next slot.
-
-        Parameters
-        ----------
-        prepare : callable of int, optional
-            Told the slot before the sampler is asked.
-
-        Returns
-        -------
-        Job or None
-            None if no slot waits.
-        """
+        """Take the next slot."""
         with self._alone():
             self._revive()
             for trial in self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
@@ -232,28 +183,7 @@ class Jobs:
         return now - before[1] > _SILENT_BEATS * self._beat_s
 
     def finish(self, job: Job, state: TrialState, value: float | None, attributes: Mapping[str, Any]) -> bool:
-        """Store what became of a job.
-
-        Parameters
-        ----------
-        job : Job
-        state : TrialState
-            COMPLETE, PRUNED or FAIL.
-        value : float or None
-            None unless it is complete.
-        attributes : mapping of str to value
-            JSON values.
-
-        Returns
-        -------
-        bool
-            False if another worker had taken it over, so that this result is dropped.
-
-        Raises
-        ------
-        StudyError
-            The trial still runs, and its storage refuses the result.
-        """
+        """Store what became of a job."""
         with self._alone():
             try:
                 for name, attribute in attributes.items():
@@ -266,16 +196,7 @@ class Jobs:
         return True
 
     def beating(self, job: Job) -> _Beat:
-        """Give signs of life while a job runs.
-
-        Parameters
-        ----------
-        job : Job
-
-        Returns
-        -------
-        context manager
-        """
+        """Give signs of life while a job runs."""
         return _Beat(self._storage, job, self._beat_s)
 
     def state(self) -> tuple[int, int, int]:

@@ -37,19 +37,7 @@ _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 
 
 def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dict[str, Scenes]:
-    """The fixed scenes of a study, one set for each L that the base configuration validates at.
-
-    Parameters
-    ----------
-    config : HpoConfig
-    device : torch.device or str
-        Where they are made.
-
-    Returns
-    -------
-    dict of str to Scenes
-        By name: "L16" and the like.
-    """
+    """The fixed scenes of a study, one set for each L that the base configuration validates at."""
     base = config.base
     return {
         f"L{n}": generate_scenes(
@@ -65,18 +53,7 @@ def farthest_m(setup: Setup) -> float:
 
 
 def scene_sums(scores: Scores) -> dict[str, list[float]]:
-    """For each scene what :func:`value_of_sums` adds up.
-
-    Parameters
-    ----------
-    scores : Scores
-        Of S scenes.
-
-    Returns
-    -------
-    dict of str to list of S float
-        Sources, estimates, hits, pairs, and the squared distances of the pairs in square metres.
-    """
+    """For each scene what :func:`value_of_sums` adds up."""
     count = len(scores)
     paired = ~np.isnan(scores.source_error[:, 3])
     squared = np.square(np.where(paired, scores.source_error[:, 3], 0.0))
@@ -96,18 +73,7 @@ def scene_sums(scores: Scores) -> dict[str, list[float]]:
 def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: float) -> Any:
     """``mvdr_final`` of summed scenes; arrays of sums give arrays.
 
-    Parameters
-    ----------
-    totals : mapping of str to float or array, shape (...)
-        Sums of :func:`scene_sums` over scenes.
-    options : ScoreOptions
-    farthest : float
-        What the error is taken as without a pair whose distance is known, metres.
-
-    Returns
-    -------
-    float or array, shape (...)
-        rmse over all pairs / ``xyz_norm_m`` + ``f1_weight`` (1 - F1); without a pair the largest value there is.
+    totals (...) -> (...)
     """
     pairs, hits = np.asarray(totals["pairs"], float), np.asarray(totals["hits"], float)
     squared = np.asarray(totals["squared_m2"], float)
@@ -119,19 +85,7 @@ def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: fl
 
 
 def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: float) -> Result:
-    """``mvdr_final`` over all sets together, with the figures of each set and the sums of each scene.
-
-    Parameters
-    ----------
-    scores : mapping of str to Scores
-    options : ScoreOptions
-    farthest : float
-        As for :func:`value_of_sums`.
-
-    Returns
-    -------
-    Result
-    """
+    """``mvdr_final`` over all sets together, with the figures of each set and the sums of each scene."""
     sums = {name: scene_sums(found) for name, found in scores.items()}
     joined = {key: [v for part in sums.values() for v in part[key]] for key in _SUMS}
     totals = {key: math.fsum(values) for key, values in joined.items()}
@@ -142,32 +96,14 @@ def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: f
 
 
 class TrainingObjective:
-    """Train with the choice applied, and judge the validation or the model that comes out.
-
-    Parameters
-    ----------
-    config : HpoConfig
-    build : callable, optional
-        Makes the backbone; :func:`risfast.models.build_backbone` by default.
-    """
+    """Train with the choice applied, and judge the validation or the model that comes out."""
 
     def __init__(self, config: HpoConfig, build: Build | None = None) -> None:
         self._config, self._build = config, build or build_backbone
         self._scenes = judging_scenes(config) if config.objective == "mvdr_final" else {}
 
     def run_config(self, choice: Mapping[str, Any], seed: int) -> RunConfig:
-        """The training that a choice stands for.
-
-        Parameters
-        ----------
-        choice : mapping of str to value
-        seed : int
-            Of the initial weights.
-
-        Returns
-        -------
-        RunConfig
-        """
+        """The training that a choice stands for."""
         config = trial_config(self._config, choice)
         # Capon detection and the final table are for people; here they would only cost time.
         judged = replace(config.validation, capon_scenes=0, test_scenes=0)

@@ -59,11 +59,10 @@ class PrunerOptions:
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """How a trial is judged.
+    """How a trial is judged."""
 
-    ``mvdr_final`` is rmse / ``xyz_norm_m`` + ``f1_weight`` (1 - F1), with the root mean square distance of all pairs;
-    ``surrogate`` is the NMSE of the covariance + ``f1_weight`` (1 - F1) at the best validation.
-    """
+    # ``mvdr_final`` is rmse / ``xyz_norm_m`` + ``f1_weight`` (1 - F1), with the root mean square distance of all pairs;
+    # ``surrogate`` is the NMSE of the covariance + ``f1_weight`` (1 - F1) at the best validation.
 
     scenes: int = 64
     """Scenes of each L that the localizer is judged on, the same in every trial."""

@@ -13,46 +13,18 @@ __all__ = ["Choice", "Float", "Int", "Parameter"]
 
 @dataclass(frozen=True)
 class Float:
-    """A number between two bounds.
+    """A number between two bounds."""
 
-    Attributes
-    ----------
-    low, high : float
-        The bounds, both included.
-    log : bool
-        Uniform in the logarithm, where low > 0; uniform otherwise.
-    """
-
-    low: float
-    high: float
-    log: bool = False
+    low: float  # The bounds, both included
+    high: float  # The bounds, both included
+    log: bool = False  # Uniform in the logarithm, where low > 0; uniform otherwise
 
     def suggest(self, trial: Trial, name: str) -> float:
-        """A value from the study's sampler.
-
-        Parameters
-        ----------
-        trial : optuna.Trial
-        name : str
-            Of the parameter.
-
-        Returns
-        -------
-        float
-        """
+        """A value from the study's sampler."""
         return trial.suggest_float(name, self.low, self.high, log=self.log)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in it.
-
-        Parameters
-        ----------
-        value : object
-
-        Returns
-        -------
-        bool
-        """
+        """Whether a value is in it."""
         return isinstance(value, float | int) and self.low <= value <= self.high
 
     def __str__(self) -> str:
@@ -62,46 +34,18 @@ class Float:
 
 @dataclass(frozen=True)
 class Int:
-    """A whole number between two bounds.
+    """A whole number between two bounds."""
 
-    Attributes
-    ----------
-    low, high : int
-        The bounds, both included.
-    step : int
-        Distance of neighbours, counted from ``low``.
-    """
-
-    low: int
-    high: int
-    step: int = 1
+    low: int  # The bounds, both included
+    high: int  # The bounds, both included
+    step: int = 1  # Distance of neighbours, counted from ``low``
 
     def suggest(self, trial: Trial, name: str) -> int:
-        """A value from the study's sampler.
-
-        Parameters
-        ----------
-        trial : optuna.Trial
-        name : str
-            Of the parameter.
-
-        Returns
-        -------
-        int
-        """
+        """A value from the study's sampler."""
         return trial.suggest_int(name, self.low, self.high, step=self.step)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in it.
-
-        Parameters
-        ----------
-        value : object
-
-        Returns
-        -------
-        bool
-        """
+        """Whether a value is in it."""
         return isinstance(value, int) and self.low <= value <= self.high and (value - self.low) % self.step == 0
 
     def __str__(self) -> str:
@@ -111,42 +55,16 @@ class Int:
 
 @dataclass(frozen=True)
 class Choice:
-    """One of a few values.
+    """One of a few values."""
 
-    Attributes
-    ----------
-    values : tuple of float, int or str
-        In their order.
-    """
-
-    values: tuple[float | int | str, ...]
+    values: tuple[float | int | str, ...]  # In their order
 
     def suggest(self, trial: Trial, name: str) -> Any:
-        """A value from the study's sampler.
-
-        Parameters
-        ----------
-        trial : optuna.Trial
-        name : str
-            Of the parameter.
-
-        Returns
-        -------
-        value
-        """
+        """A value from the study's sampler."""
         return trial.suggest_categorical(name, self.values)
 
     def holds(self, value: Any) -> bool:
-        """Whether a value is in it.
-
-        Parameters
-        ----------
-        value : object
-
-        Returns
-        -------
-        bool
-        """
+        """Whether a value is in it."""
         return value in self.values
 
     def __str__(self) -> str:

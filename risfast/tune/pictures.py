@@ -30,19 +30,7 @@ _LEAST_FOR_IMPORTANCE = 8
 
 
 def draw_study(opened: OpenStudy, folder: Path) -> dict[str, Path]:
-    """Draw what can be drawn of a study.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-        With at least one finished trial.
-    folder : Path
-
-    Returns
-    -------
-    dict of str to Path
-        What is shown, and where; the importance of parameters only from eight finished trials that differ.
-    """
+    """Draw what can be drawn of a study."""
     trials = finished_trials(opened)
     folder.mkdir(parents=True, exist_ok=True)
     figures = {

@@ -24,39 +24,16 @@ _ROWS = 10
 
 @dataclass(frozen=True)
 class Results:
-    """Files of a study.
+    """Files of a study."""
 
-    Attributes
-    ----------
-    best : FrozenTrial
-        The finished trial with the lowest value.
-    files : dict of str to Path
-        By what they show or hold.
-    """
-
-    best: FrozenTrial
-    files: dict[str, Path]
+    best: FrozenTrial  # The finished trial with the lowest value
+    files: dict[str, Path]  # By what they show or hold
 
 
 def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str, Path]:
-    """Write what a trial stands for.
-
-    ``best.toml``, of a training, for ``risfast backbone --config``; ``options.toml``, where options of the pipeline
-    were tuned, for ``risfast locate --options`` and :meth:`risfast.Localizer.load`.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-    trial : FrozenTrial
-        Of this study.
-    folder : Path
-        Made where it is missing.
-
-    Returns
-    -------
-    dict of str to Path
-        By name, without the ending.
-    """
+    """Write what a trial stands for."""
+    # ``best.toml``, of a training, for ``risfast backbone --config``; ``options.toml``, where options of the pipeline
+    # were tuned, for ``risfast locate --options`` and :meth:`risfast.Localizer.load`.
     folder.mkdir(parents=True, exist_ok=True)
     written: dict[str, Path] = {}
     if opened.config.what == "training":
@@ -69,23 +46,7 @@ def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str,
 
 
 def write_results(opened: OpenStudy, folder: Path) -> Results:
-    """Write the best configuration and the pictures.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-    folder : Path
-        Made where it is missing.
-
-    Returns
-    -------
-    Results
-
-    Raises
-    ------
-    StudyError
-        No trial has finished.
-    """
+    """Write the best configuration and the pictures."""
     with reachable(opened.opened.where), quiet():
         best = finished_trials(opened)[0]
         files = write_best(opened, best, folder)
@@ -93,18 +54,7 @@ def write_results(opened: OpenStudy, folder: Path) -> Results:
 
 
 def results_text(opened: OpenStudy, results: Results) -> str:
-    """The best trials, the parameters of the best against those without tuning, and the files.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-    results : Results
-        Of the same study.
-
-    Returns
-    -------
-    str
-    """
+    """The best trials, the parameters of the best against those without tuning, and the files."""
     trials = finished_trials(opened)
     done, open_slots, dead = opened.jobs.state()
     lines = [

@@ -157,26 +157,14 @@ def _detection(config: HpoConfig) -> dict[str, Parameter]:
 
 
 def model_folder(config: HpoConfig) -> Path:
-    """Where the model is whose detection is tuned.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Returns
-    -------
-    Path
-        Of the model that comes with the package, where none is named.
-    """
+    """Where the model is whose detection is tuned."""
     return Path(config.model) if config.model else DEFAULT_MODEL
 
 
 def start_options(config: HpoConfig) -> PipelineOptions:
-    """The options of the pipeline without tuning.
-
-    Those of ``config.base.pipeline``; a study of detection that leaves them at their defaults starts from those that
-    are stored with its model.
-    """
+    """The options of the pipeline without tuning."""
+    # Those of ``config.base.pipeline``; a study of detection that leaves them at their defaults starts from those that
+    # are stored with its model.
     stored = model_folder(config) / OPTIONS_FILE
     if config.what == "detection" and config.base.pipeline == PipelineOptions() and stored.is_file():
         return read_options(stored)
@@ -194,22 +182,7 @@ def _whole(config: HpoConfig) -> dict[str, Parameter]:
 
 
 def study_space(config: HpoConfig) -> dict[str, Parameter]:
-    """The parameters of a study, by name.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Returns
-    -------
-    dict of str to Parameter
-        In the order of the space.
-
-    Raises
-    ------
-    ValueError
-        ``config.parameters`` holds a name that is not in the space.
-    """
+    """The parameters of a study, by name."""
     space = _whole(config)
     if not config.parameters:
         return space
@@ -226,16 +199,7 @@ def study_space(config: HpoConfig) -> dict[str, Parameter]:
 
 
 def describe_space(config: HpoConfig) -> str:
-    """A table: name, range and the value without tuning.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Returns
-    -------
-    str
-    """
+    """A table: name, range and the value without tuning."""
     rows = [("parameter", "range", "untuned")]
     defaults = untuned(config)
     for name, parameter in study_space(config).items():
@@ -246,17 +210,7 @@ def describe_space(config: HpoConfig) -> str:
 
 
 def untuned(config: HpoConfig) -> dict[str, Any]:
-    """What each parameter is without tuning: the base configuration's value, or the default of its class.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Returns
-    -------
-    dict of str to value
-        By the names of :func:`study_space`.
-    """
+    """What each parameter is without tuning: the base configuration's value, or the default of its class."""
     start = start_options(config)
     table = as_table(config.base) | as_table(start, complete=True)
     kinds = {
@@ -279,25 +233,7 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
 
 
 def apply(kind: type[T], base: T, choice: Mapping[str, Any]) -> T:
-    """``base`` with some of its fields replaced; choices of other classes are left alone.
-
-    Parameters
-    ----------
-    kind : type
-        A dataclass.
-    base : kind
-    choice : mapping of str to value
-        By dotted names; those whose first part is no field of ``kind`` belong to something else.
-
-    Returns
-    -------
-    kind
-
-    Raises
-    ------
-    ValueError
-        The dataclass refuses a value.
-    """
+    """``base`` with some of its fields replaced; choices of other classes are left alone."""
     table = as_table(base)
     for name, value in choice.items():
         first, *steps = name.split(".")
@@ -327,20 +263,7 @@ def tunes_pipeline(config: HpoConfig) -> bool:
 
 
 def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
-    """Refuse a study that was made for another space.
-
-    Parameters
-    ----------
-    stored : sequence of str
-        Its space, as :func:`space_lines` gave it.
-    config : HpoConfig
-        Of now.
-
-    Raises
-    ------
-    StudyError
-        Naming the parameters that differ.
-    """
+    """Refuse a study that was made for another space."""
     now = space_lines(config)
     if list(stored) == now:
         return
@@ -358,15 +281,5 @@ def check_same_space(stored: Sequence[str], config: HpoConfig) -> None:
 
 
 def space_lines(config: HpoConfig) -> list[str]:
-    """The space as lines of text, which the study keeps.
-
-    Parameters
-    ----------
-    config : HpoConfig
-
-    Returns
-    -------
-    list of str
-        One a parameter.
-    """
+    """The space as lines of text, which the study keeps."""
     return [f"{name} in {parameter}" for name, parameter in study_space(config).items()]

@@ -25,22 +25,7 @@ _MOST_SCENES = 10**7  # beyond this the answer is that the candidates are the sa
 
 
 def finished_trials(opened: OpenStudy) -> list[FrozenTrial]:
-    """The completed trials that count, best first; ties go to the lowest number.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-
-    Returns
-    -------
-    list of FrozenTrial
-        At least one.
-
-    Raises
-    ------
-    StudyError
-        There is none.
-    """
+    """The completed trials that count, best first; ties go to the lowest number."""
     trials = [t for t in slot_trials(opened.study.get_trials(deepcopy=False)).values() if _is_complete(t)]
     if not trials:
         pruned = sum(
@@ -58,24 +43,7 @@ def _is_complete(trial: FrozenTrial) -> bool:
 
 
 def top_trials(first: OpenStudy, count: int) -> list[FrozenTrial]:
-    """The best trials of stage 1.
-
-    Parameters
-    ----------
-    first : OpenStudy
-    count : int
-        How many.
-
-    Returns
-    -------
-    list of FrozenTrial
-        Best first.
-
-    Raises
-    ------
-    StudyError
-        It has not as many finished ones.
-    """
+    """The best trials of stage 1."""
     found = [t for t in slot_trials(first.study.get_trials(deepcopy=False)).values() if _is_complete(t)]
     if len(found) < count:
         raise StudyError(
@@ -87,18 +55,7 @@ def top_trials(first: OpenStudy, count: int) -> list[FrozenTrial]:
 
 
 def second_config(config: Hpo2Config) -> HpoConfig:
-    """The study of stage 2.
-
-    Parameters
-    ----------
-    config : Hpo2Config
-
-    Returns
-    -------
-    HpoConfig
-        Of the same parameters as stage 1: ``mvdr_final`` alone would tune the pipeline too, and what stage 1 left
-        alone would then differ between its best.
-    """
+    """The study of stage 2."""
     study, base = config.study, config.study.base
     longer = replace(base.optimiser, steps=round(base.optimiser.steps * config.budget))
     seldom = replace(base.validation, every=max(1, round(base.validation.every * config.budget)))
@@ -114,22 +71,7 @@ def second_config(config: Hpo2Config) -> HpoConfig:
 
 
 def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell: Callable[[str], None]) -> None:
-    """Do the best of stage 1 again, their parameters unchanged.
-
-    Parameters
-    ----------
-    first, second : OpenStudy
-        The stages.
-    objective : Objective
-        Of stage 2.
-    tell : callable of str
-        Told one line a trial.
-
-    Raises
-    ------
-    StudyError
-        Stage 1 has too few trials, or changed after stage 2 began.
-    """
+    """Do the best of stage 1 again, their parameters unchanged."""
     chosen = top_trials(first, second.config.trials)
     work(second, objective, tell, fixed=[dict(t.params) for t in chosen])
     for slot, trial in slot_trials(second.study.get_trials(deepcopy=False)).items():
@@ -140,18 +82,7 @@ def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell
 
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
-    """Spearman's rank correlation; ties share their mean rank.
-
-    Parameters
-    ----------
-    one, other : sequence of float
-        Of the same length.
-
-    Returns
-    -------
-    float
-        In [-1, 1]; NaN where one of them is constant.
-    """
+    """Spearman's rank correlation; ties share their mean rank."""
     a, b = _ranks(one), _ranks(other)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
@@ -166,34 +97,17 @@ def _ranks(values: Sequence[float]) -> Any:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the two stages say together.
+    """What the two stages say together."""
 
-    Attributes
-    ----------
-    rows : list of tuple
-        (number in stage 1, value there, number in stage 2, value there, F1, rmse of all pairs in metres), best of
-        stage 2 first; those that stage 2 rejected are left out.
-    correlation : float
-        Spearman's, between the values of the stages.
-    spread : float
-        Standard deviation of the values of stage 2.
-    noise : float
-        What that spread is below in 95 of 100 resamples of the scenes, if all candidates are equally good.
-    scenes : int
-        Scenes that stage 2 judged by.
-    scenes_needed : int or None
-        As many would bring the noise down to the spread; None where no number would.
-    winner : FrozenTrial or None
-        None where stage 2 is flat.
-    """
-
+    # (number in stage 1, value there, number in stage 2, value there, F1, rmse of all pairs in metres), best of stage 2
+    # first; those that stage 2 rejected are left out
     rows: list[tuple[int, float, int, float, float, float]]
-    correlation: float
-    spread: float
-    noise: float
-    scenes: int
-    scenes_needed: int | None
-    winner: FrozenTrial | None
+    correlation: float  # Spearman's, between the values of the stages
+    spread: float  # Standard deviation of the values of stage 2
+    noise: float  # What that spread is below in 95 of 100 resamples of the scenes, if all candidates are equally good
+    scenes: int  # Scenes that stage 2 judged by
+    scenes_needed: int | None  # As many would bring the noise down to the spread; None where no number would
+    winner: FrozenTrial | None  # None where stage 2 is flat
 
     @property
     def flat(self) -> bool:
@@ -202,29 +116,10 @@ class Verdict:
 
 
 def verdict(config: Hpo2Config, first: OpenStudy, second: OpenStudy) -> Verdict:
-    """Compare the stages, and crown a winner if stage 2 can tell its candidates apart.
-
-    Parameters
-    ----------
-    config : Hpo2Config
-    first, second : OpenStudy
-        The stages.
-
-    Returns
-    -------
-    Verdict
-
-    Raises
-    ------
-    StudyError
-        Stage 2 has fewer than two finished trials.
-
-    Notes
-    -----
-    Scenes are resampled, the same ones for every candidate, so that what they share cancels (the paired bootstrap). The
-    deviations of the resampled values from the values themselves are what equally good candidates would show; the
-    spread of the values is held against the 95 % point of the spread of these.
-    """
+    """Compare the stages, and crown a winner if stage 2 can tell its candidates apart."""
+    # Scenes are resampled, the same ones for every candidate, so that what they share cancels (the paired bootstrap).
+    # The deviations of the resampled values from the values themselves are what equally good candidates would show; the
+    # spread of the values is held against the 95 % point of the spread of these.
     again = slot_trials(second.study.get_trials(deepcopy=False))
     chosen = top_trials(first, config.top)
     pairs = [(chosen[slot], t) for slot, t in again.items() if slot < len(chosen) and _is_complete(t)]
@@ -277,16 +172,7 @@ def _resampled(config: Hpo2Config, second: OpenStudy, trials: Sequence[FrozenTri
 
 
 def verdict_text(found: Verdict) -> str:
-    """The table of both stages, and the verdict in words.
-
-    Parameters
-    ----------
-    found : Verdict
-
-    Returns
-    -------
-    str
-    """
+    """The table of both stages, and the verdict in words."""
     lines = ["stage 1  surrogate  stage 2  mvdr_final     F1  rmse (m)"]
     lines += [f"{a:>7}  {x:>9.4f}  {b:>7}  {y:>10.4f}  {f1:>5.3f}  {rmse:>8.3f}" for a, x, b, y, f1, rmse in found.rows]
     lines.append(f"rank correlation of the stages: {found.correlation:.2f} over {len(found.rows)} trials")

@@ -38,28 +38,14 @@ _TABLES_TRIES = 8  # workers that start together all make the tables; the slower
 
 
 class FileLock:
-    """A lock of the operating system on a file beside: whoever dies, however, lets go of it.
-
-    Parameters
-    ----------
-    path : Path
-        What it guards; the lock file has ``.lock`` behind its name and stays.
-    timeout_s : float
-        How long to wait for another process.
-    """
+    """A lock of the operating system on a file beside: whoever dies, however, lets go of it."""
 
     def __init__(self, path: Path, timeout_s: float = _LOCK_S) -> None:
         self._guarded, self._file, self._timeout_s = path, path.with_name(f"{path.name}.lock"), timeout_s
         self._descriptor = -1
 
     def acquire(self) -> bool:
-        """Take the lock, and cut off a last line that a killed process left unfinished.
-
-        Raises
-        ------
-        StudyError
-            Another process keeps it, or the file system has no locks.
-        """
+        """Take the lock, and cut off a last line that a killed process left unfinished."""
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         began, pause = time.monotonic(), 1e-3
         while True:
@@ -123,20 +109,11 @@ def _cut_unfinished(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Opened:
-    """A storage, and what keeps its steps apart where it does not do so itself.
-
-    Attributes
-    ----------
-    storage : optuna storage
-    where : str
-        For people, without a password.
-    alone : callable
-        Makes a context in which this process alone changes the states of trials.
-    """
+    """A storage, and what keeps its steps apart where it does not do so itself."""
 
     storage: BaseStorage
-    where: str
-    alone: Callable[[], Any]
+    where: str  # For people, without a password
+    alone: Callable[[], Any]  # Makes a context in which this process alone changes the states of trials
 
     def close(self) -> None:
         """Let go of the connections to a server."""
@@ -150,22 +127,7 @@ def _as_it_is() -> Iterator[None]:
 
 
 def with_driver(url: str) -> str:
-    """The URL with the driver that the extras of this package install, unless it names one.
-
-    Parameters
-    ----------
-    url : str
-        Of a database.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    StudyError
-        It is not a URL of a database that can be used.
-    """
+    """The URL with the driver that the extras of this package install, unless it names one."""
     scheme, separator, rest = url.partition("://")
     if not separator:
         raise StudyError(
@@ -177,24 +139,7 @@ def with_driver(url: str) -> str:
 
 
 def open_storage(storage: str, folder: Path) -> Opened:
-    """Open the storage of a study, which may be new.
-
-    Parameters
-    ----------
-    storage : str
-        "sqlite", "journal", or a database URL.
-    folder : Path
-        Where the file is, for the first two.
-
-    Returns
-    -------
-    Opened
-
-    Raises
-    ------
-    StudyError
-        It cannot be reached, is damaged or is locked, or its driver is not installed.
-    """
+    """Open the storage of a study, which may be new."""
     if storage in ("sqlite", "journal"):
         folder.mkdir(parents=True, exist_ok=True)
         return _sqlite(folder / "study.sqlite3") if storage == "sqlite" else _journal(folder / "study.journal")
@@ -262,22 +207,7 @@ def _unreachable(where: str, error: BaseException) -> str:
 
 @contextmanager
 def reachable(where: str) -> Iterator[None]:
-    """Turn a storage that breaks off within a block into an error that says so.
-
-    Parameters
-    ----------
-    where : str
-        The storage, for people.
-
-    Yields
-    ------
-    None
-
-    Raises
-    ------
-    StudyError
-        It broke off.
-    """
+    """Turn a storage that breaks off within a block into an error that says so."""
     try:
         yield
     except (optuna.exceptions.StorageInternalError, DBAPIError) as error:

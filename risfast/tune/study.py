@@ -30,23 +30,13 @@ _FREE = ("trials", "storage", "base.machine", "beat_s", "attempts", "name")
 
 @dataclass
 class OpenStudy:
-    """A study that this worker takes part in.
-
-    Attributes
-    ----------
-    config : HpoConfig
-    study : optuna.Study
-    opened : Opened
-    jobs : Jobs
-    folder : Path
-        Where this worker keeps the folders of its trials, and the results.
-    """
+    """A study that this worker takes part in."""
 
     config: HpoConfig
     study: optuna.Study
     opened: Opened
     jobs: Jobs
-    folder: Path
+    folder: Path  # Where this worker keeps the folders of its trials, and the results
 
     def __enter__(self) -> OpenStudy:
         """Itself."""
@@ -58,35 +48,12 @@ class OpenStudy:
 
 
 def slot_seed(seed: int, slot: int) -> int:
-    """The seed of a slot's parameters and weights.
-
-    Parameters
-    ----------
-    seed : int
-        Of the study.
-    slot : int
-
-    Returns
-    -------
-    int
-        In [0, 2^31).
-    """
+    """The seed of a slot's parameters and weights."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{slot}".encode()).digest()[:4], "big") >> 1
 
 
 def sampler_of(options: SamplerOptions, seed: int) -> optuna.samplers.BaseSampler:
-    """A sampler with every option set by this package, not by the defaults of a version of Optuna.
-
-    Parameters
-    ----------
-    options : SamplerOptions
-    seed : int
-        Of its random numbers.
-
-    Returns
-    -------
-    optuna.samplers.BaseSampler
-    """
+    """A sampler with every option set by this package, not by the defaults of a version of Optuna."""
     with quiet():
         return optuna.samplers.TPESampler(
             n_startup_trials=options.startup,
@@ -112,25 +79,7 @@ def _pruner(options: PrunerOptions, config: HpoConfig) -> optuna.pruners.BasePru
 
 
 def open_study(config: HpoConfig, folder: Path) -> OpenStudy:
-    """Make a study, or go on with it.
-
-    Parameters
-    ----------
-    config : HpoConfig
-    folder : Path
-        Of the study's file, if it has one, and of the results.
-
-    Returns
-    -------
-    OpenStudy
-
-    Raises
-    ------
-    StudyError
-        The storage cannot be used, or holds a study of that name that is another one.
-    ValueError
-        A parameter is unknown.
-    """
+    """Make a study, or go on with it."""
     space_lines(config)  # an unknown parameter, before anything is made
     opened = open_storage(config.storage, folder)
     try:
@@ -160,26 +109,7 @@ def _made(config: HpoConfig, opened: Opened) -> optuna.Study:
 
 
 def join_study(storage: str, name: str, folder: Path, own: HpoConfig) -> OpenStudy:
-    """Take part in a study that is there, as it was configured.
-
-    Parameters
-    ----------
-    storage, name : str
-        Where it is.
-    folder : Path
-        Of the study's file, if it has one, and of this worker's trials.
-    own : HpoConfig
-        Whose ``base.machine`` this worker has; the rest comes from the study.
-
-    Returns
-    -------
-    OpenStudy
-
-    Raises
-    ------
-    StudyError
-        There is no such study, or it is of another version.
-    """
+    """Take part in a study that is there, as it was configured."""
     if storage in ("sqlite", "journal") and not (folder / _FILES[storage]).is_file():
         raise StudyError(
             f"{folder} holds no study ({_FILES[storage]} is missing): start one with risfast hpo --output {folder}, "

@@ -31,17 +31,10 @@ _POLL_S = 2.0
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial ends with.
+    """What a trial ends with."""
 
-    Attributes
-    ----------
-    value : float
-        What is minimised.
-    attributes : dict
-        JSON values that the study keeps: figures, times, what the bootstrap needs.
-    """
-
-    value: float
+    value: float  # What is minimised
+    # JSON values that the study keeps: figures, times, what the bootstrap needs
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -51,18 +44,7 @@ class Objective(Protocol):
     def __call__(
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
     ) -> Result:
-        """Judge a choice of parameters.
-
-        Parameters
-        ----------
-        choice : mapping of str to value
-        seed : int
-            Of everything random in the trial.
-        folder : Path
-            The trial's own; it is not there yet.
-        report : callable of (step, value)
-            For intermediate values, lower is better; it may end the trial by raising.
-        """
+        """Judge a choice of parameters."""
         ...
 
 
@@ -73,22 +55,7 @@ def work(
     *,
     fixed: list[Mapping[str, Any] | None] | None = None,
 ) -> None:
-    """Do trials until every slot of the study is done, by this worker or by others.
-
-    Parameters
-    ----------
-    opened : OpenStudy
-    objective : Objective
-    tell : callable of str
-        Told one line a trial.
-    fixed : list of mapping or None, optional
-        Parameters of the slots; by default the first slot is the base configuration and the sampler chooses the rest.
-
-    Raises
-    ------
-    StudyError
-        The storage broke off.
-    """
+    """Do trials until every slot of the study is done, by this worker or by others."""
     jobs, where = opened.jobs, opened.opened.where
     with reachable(where), quiet():
         jobs.plan(fixed if fixed is not None else _slots(opened.config))
