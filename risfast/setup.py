@@ -112,8 +112,8 @@ class Setup:
 
     Raises
     ------
-    ValueError
-        An unknown option, a speed that is not positive, or a region behind the array.
+    TypeError, ValueError
+        A region of another class, an unknown option, a speed that is not positive, or a region behind the array.
     """
 
     array: SensorArray
