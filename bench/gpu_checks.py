@@ -18,7 +18,7 @@ from bench.gpu_scenarios import Setting, covariances
 from risfast.detect import FixedDetections, detect_fixed
 
 ROOT = Path(__file__).resolve().parents[1]
-_TESTS = "tests/test_kernels_*.py", "tests/test_cuda_path.py"
+_TESTS = "tests/kernels/test_kernels_*.py", "tests/ops/test_cuda_path.py"
 _LEFT_OUT = (
     "compile.py",
     "process.py",
@@ -26,13 +26,13 @@ _LEFT_OUT = (
 )  # ends of the names of those that need no GPU, and run without one
 # One node for each kernel, small enough for the checker.
 _CHECKED_NODES = (
-    "tests/test_cuda_path.py::test_capon_matches_brute_force[spherical-dense-mirrored]",
-    "tests/test_cuda_path.py::test_capon_matches_brute_force[spherical-chebyshev-mirrored]",
-    "tests/test_cuda_path.py::test_capon_matches_brute_force[fresnel-lag-mirrored]",
-    "tests/test_cuda_path.py::test_low_rank_capon_matches_brute_force[spherical-dense-3]",
-    "tests/test_cuda_path.py::test_gradients_match_plain_torch[mvdr_spectrum-spherical-chebyshev-max]",
-    "tests/test_cuda_path.py::test_gradients_match_plain_torch[mvdr_spectrum-fresnel-lag-max]",
-    "tests/test_cuda_path.py::test_detection_finds_what_the_cpu_finds[fresnel-False]",
+    "tests/ops/test_cuda_path.py::test_capon_matches_brute_force[spherical-dense-mirrored]",
+    "tests/ops/test_cuda_path.py::test_capon_matches_brute_force[spherical-chebyshev-mirrored]",
+    "tests/ops/test_cuda_path.py::test_capon_matches_brute_force[fresnel-lag-mirrored]",
+    "tests/ops/test_cuda_path.py::test_low_rank_capon_matches_brute_force[spherical-dense-3]",
+    "tests/ops/test_cuda_path.py::test_gradients_match_plain_torch[mvdr_spectrum-spherical-chebyshev-max]",
+    "tests/ops/test_cuda_path.py::test_gradients_match_plain_torch[mvdr_spectrum-fresnel-lag-max]",
+    "tests/ops/test_cuda_path.py::test_detection_finds_what_the_cpu_finds[fresnel-False]",
 )
 
 

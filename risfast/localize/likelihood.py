@@ -160,9 +160,9 @@ def coordinate_covariance(information: Tensor, k: int) -> Tensor:
 
     information (B, 4 K + 1, 4 K + 1) -> (B, K, 3, 3)
     """
-    # Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance with
-    # the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE Trans. SP
-    # 49, 2001).
+    # Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance
+    # with the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE
+    # Trans. SP 49, 2001).
     diagonal = information.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
     scaled = information * scale[:, :, None] * scale[:, None]

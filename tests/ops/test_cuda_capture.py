@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
 if importlib.util.find_spec("risfast.kernels") is None:
-    folder = Path(__file__).resolve().parent.parent / "kernels"
+    folder = Path(__file__).resolve().parents[2] / "kernels"
     spec = importlib.util.spec_from_file_location(
         "risfast.kernels", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

@@ -185,6 +185,6 @@ def test_neither_importing_nor_drawing_touches_global_plotting_state() -> None:
         "import sys, risfast.report.plots as p; assert 'matplotlib' not in sys.modules; "
         "p.error_figure({'a': [1.0]}); assert 'matplotlib.pyplot' not in sys.modules"
     )
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from risfast.io import SPEED_OF_LIGHT_M_S
 from risfast.ops import bartlett_spectrum, mvdr_spectrum
 from risfast.simulate import read
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 HERA, MWA, ATA = DATA / "hera19.uvh5", DATA / "mwa128.uvh5", DATA / "ata_garbage.uvh5"
 # A quarter of the sky around the zenith; the planar wavefront does not know the range.
 GRID = SearchGrid.box(61, 41, (1.0,), np.radians(60.0), np.radians(40.0))

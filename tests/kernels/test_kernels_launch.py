@@ -17,7 +17,7 @@ import pytest
 import torch
 from test_kernels_interpreter import DEVICE, domain, epilogue, kernel_module, on, triton
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 from bench.gpu_cases import CASES  # noqa: E402
 

@@ -472,7 +472,7 @@ def test_help_and_version_are_printed_with_status_0(arguments: list[str], capsys
 
 
 def test_module_runs_as_the_same_program(folder: Path) -> None:
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     command = [
         sys.executable,
         "-m",

@@ -13,7 +13,8 @@ import pytest
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 import triton.language as tl  # noqa: E402
 
-FOLDER = Path(__file__).resolve().parent
+ROOT = Path(__file__).resolve().parents[2]
+KERNELS, OPS = ROOT / "tests" / "kernels", ROOT / "tests" / "ops"
 INTERPRETED = {"TRITON_INTERPRET": "1"}
 # Processes beside each other, the longest first: their files, and what their environment says.
 PARTS = {
@@ -31,9 +32,9 @@ PARTS = {
 
 def run(names, environment):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command += [str(FOLDER / f"test_{name}.py") for name in names]
-    environment = {**os.environ, "PYTHONPATH": str(FOLDER.parent), **environment}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=FOLDER.parent, check=False)
+    command += [str((OPS if name == "cuda_path" else KERNELS) / f"test_{name}.py") for name in names]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
 
 
 def has_run_here(part):
@@ -48,7 +49,7 @@ def runs():
 
 
 def test_every_kernel_test_has_its_process():
-    names = {path.stem.removeprefix("test_") for path in FOLDER.glob("test_kernels_*.py")} | {"cuda_path"}
+    names = {path.stem.removeprefix("test_") for path in KERNELS.glob("test_kernels_*.py")} | {"cuda_path"}
     assert sorted(names - {"kernels_process", "kernels_compile"}) == sorted(
         n for part, _ in PARTS.values() for n in part
     )

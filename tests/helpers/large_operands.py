@@ -16,7 +16,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bench.gpu_compiled import kernel_module
 from bench.gpu_interpreter import patch_once_a_launch
 from risfast.ops.domain import domain_of

@@ -25,7 +25,7 @@ from risfast.train.config import RunConfig
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import BackboneTask, Trainer
 
-PROCESS = Path(__file__).with_name("training_process.py")
+PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 # Sums of 8 scenes in another order, in float32: a few units of the last place of the loss, and what twelve steps of
 # AdamW, which divides by the size of the gradient, make of it.
 ROUNDING = 1e-5

@@ -25,7 +25,7 @@ if DEVICE == "cpu" and isinstance(tl.sum, triton.runtime.jit.JITFunction):
     reason = "triton was imported without its interpreter; test_kernels_process.py runs this file in a fresh process"
     pytest.skip(reason, allow_module_level=True)
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bench.gpu_compiled import kernel_module  # noqa: E402
 from bench.gpu_interpreter import patch_once_a_launch  # noqa: E402
 

@@ -23,10 +23,10 @@ import pytest
 import risfast.ops
 from risfast.cli import COMMANDS, parse
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = {path.relative_to(DOCS / "pages").as_posix(): path for path in sorted(DOCS.glob("pages/**/*.md"))}
-README = ROOT / "README.md"  # tests/test_readme.py runs its Python blocks, and looks at what they find
+README = ROOT / "README.md"  # tests/docs/test_readme.py runs its Python blocks, and looks at what they find
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 NEEDS = re.compile(r"<!-- needs: ([\w, ]+) -->\n+$")

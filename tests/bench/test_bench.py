@@ -18,7 +18,7 @@ import torch
 
 from risfast.detect import Sources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Appended, so that an installed risfast is what the other tests see.
 sys.path.append(str(ROOT))
 

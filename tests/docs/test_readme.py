@@ -13,7 +13,7 @@ from risfast.cli import main
 from risfast.evaluate import match
 from risfast.simulate import SystemConfig, generate_scenes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 
 

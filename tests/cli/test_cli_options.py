@@ -1,6 +1,6 @@
 """The options of every command are those of a stored list: a name that changes breaks the commands of everyone.
 
-``python tests/test_cli_options.py`` writes the list anew, where a change is meant.
+``python tests/cli/test_cli_options.py`` writes the list anew, where a change is meant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pytest
 
 from risfast.cli import COMMANDS, main
 
-STORED = Path(__file__).parent / "data" / "cli_options.json"
+STORED = Path(__file__).parents[1] / "data" / "cli_options.json"
 ENTRY = re.compile(r"^│ (-h, --help|--[a-z][\w.-]*|\[?[A-Z]+\]?)( |$)", re.M)
 
 

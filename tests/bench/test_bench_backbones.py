@@ -16,7 +16,7 @@ from risfast.geometry import SensorArray
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.sources import Sources
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Appended, so that an installed risfast is what the other tests see.
 sys.path.append(str(ROOT))
 

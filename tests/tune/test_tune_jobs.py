@@ -19,7 +19,7 @@ from risfast.tune.storage import quiet
 from risfast.tune.study import open_study
 from risfast.tune.worker import Result, TrialRejectedError, work
 
-PROGRAM = Path(__file__).parent / "tuning_process.py"
+PROGRAM = Path(__file__).parents[1] / "helpers" / "tuning_process.py"
 STORAGES = ("sqlite", "journal")
 
 

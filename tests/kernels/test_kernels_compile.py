@@ -14,7 +14,7 @@ import pytest
 
 triton = pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
-sys.path.append(str(Path(__file__).resolve().parent.parent))
+sys.path.append(str(Path(__file__).resolve().parents[2]))
 from bench.gpu_cases import CASES  # noqa: E402
 from bench.gpu_compiled import (  # noqa: E402
     MOST_SHARED,

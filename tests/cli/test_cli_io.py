@@ -15,7 +15,7 @@ from risfast.geometry import PlanarArray
 from risfast.io import read_setup
 from risfast.simulate import read
 
-HERA = Path(__file__).parent / "data" / "hera19.uvh5"
+HERA = Path(__file__).parents[1] / "data" / "hera19.uvh5"
 
 
 @pytest.fixture

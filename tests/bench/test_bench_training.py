@@ -16,7 +16,7 @@ from risfast.models.atoms import AtomAxes
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # Appended, so that an installed risfast is what the other tests see.
 sys.path.append(str(ROOT))
 

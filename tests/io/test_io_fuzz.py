@@ -103,7 +103,7 @@ def make_benchmark(folder):
 
 
 def make_uvh5(folder):
-    source = Path(__file__).parent / "data" / "hera19.uvh5"
+    source = Path(__file__).parents[1] / "data" / "hera19.uvh5"
     (folder / "x.uvh5").write_bytes(source.read_bytes())
     return folder / "x.uvh5", {"frequency_hz": 150.78e6, "positions_m": None, "wavelength_m": None}
 

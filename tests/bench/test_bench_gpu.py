@@ -14,7 +14,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT))
 BOUND_DB = {"lag": 1e-2, "chebyshev": 5e-3, "chebyshev_lowrank": 1e-2, "dense_lowrank": 1e-2, "inverse": 1e-9}
 

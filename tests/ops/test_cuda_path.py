@@ -19,7 +19,7 @@ import pytest
 import torch
 
 DEVICE = os.environ.get("RISFAST_TEST_DEVICE", "cpu")
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 pytest.importorskip("triton", reason="Triton is not installed: its kernels are optional")
 if DEVICE == "cpu" and os.environ.get("RISFAST_TRITON") != "interpret":

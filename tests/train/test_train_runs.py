@@ -37,7 +37,7 @@ from risfast.train.run_folder import validation_scenes
 from risfast.train.runs import Progress
 from risfast.train.stage import Outcome, _pictured
 
-PROCESS = Path(__file__).with_name("training_process.py")
+PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 
 
 def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:

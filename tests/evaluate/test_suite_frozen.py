@@ -16,7 +16,7 @@ from risfast.evaluate.suite import SuiteConfig, run_suite
 from risfast.report.outcome import FROZEN, SUITE_JSON, finish
 
 FROZEN_JSON = "frozen.json"
-RESULTS = Path(__file__).parent.parent / "results"
+RESULTS = Path(__file__).parents[2] / "results"
 # A hundredth of the tolerance of a hit: what another processor's rounding may do to a flat likelihood.
 CLOSE = np.array([0.05, 0.05, 0.01])
 
