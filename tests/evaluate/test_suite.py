@@ -37,7 +37,7 @@ from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.simulate.system_json import differing_fields, system_from_json
 
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +353,8 @@ def test_missing_records_are_made_again_the_same(model: Path, whole: ResultsFold
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are killed through fork")
 def test_killed_at_any_instant_it_goes_on_to_the_same_records(model: Path, tmp_path: Path) -> None:
-    script = [sys.executable, str(TESTS / "helpers" / "suite_process.py"), str(model), str(tmp_path / "killed"), "6", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS / "helpers")}
+    script = [sys.executable, str(HELPERS / "suite_process.py"), str(model), str(tmp_path / "killed"), "6", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(HELPERS)}
     done = subprocess.run(script, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     run_suite(suite_process.config_of(model), tmp_path / "whole")
