@@ -14,7 +14,6 @@ from risfast.baselines.capon import (
     TransformerCaponOptions,
     TrueCapon,
 )
-from risfast.baselines.dcd_music import CheckoutOptions, DcdMusic, NfSubspaceNet
 from risfast.baselines.decoupled import (
     DecoupledMusic,
     DecoupledMusicOptions,
@@ -26,7 +25,7 @@ from risfast.baselines.music import LsMusic, MusicOptions
 from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
 from risfast.setup import Setup
 
-__all__ = ["BASELINES", "CHECKOUT_BASELINES", "build_baseline"]
+__all__ = ["BASELINES", "build_baseline"]
 
 BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
     "ls_capon": (LsCapon, CaponOptions),
@@ -42,12 +41,6 @@ BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
 }
 """The class of each baseline and that of its options. ``true_capon`` needs the truth: see its ``with_truth``."""
 
-CHECKOUT_BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
-    "nf_subspacenet": (NfSubspaceNet, CheckoutOptions),
-    "dcd_music": (DcdMusic, CheckoutOptions),
-}
-"""The same for those that run public code which does not come with risfast: their options must name it."""
-
 
 def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     """Make a baseline.
@@ -55,11 +48,11 @@ def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     Parameters
     ----------
     name : str
-        One of :data:`BASELINES` or of :data:`CHECKOUT_BASELINES`.
+        One of :data:`BASELINES`.
     setup : Setup
         What it is for.
     options : dataclass, optional
-        Of the class that the table names; None is its defaults. A baseline of a checkout has none.
+        Of the class that the table names; None is its defaults.
 
     Returns
     -------
@@ -70,10 +63,9 @@ def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     TypeError, ValueError
         An unknown name, options of another class, or what the class itself refuses.
     """
-    known = {**BASELINES, **CHECKOUT_BASELINES}
-    if name not in known:
-        raise ValueError(f"baseline must be one of {', '.join(known)}; got {name!r}")
-    kind, kind_of_options = known[name]
+    if name not in BASELINES:
+        raise ValueError(f"baseline must be one of {', '.join(BASELINES)}; got {name!r}")
+    kind, kind_of_options = BASELINES[name]
     if options is not None and not isinstance(options, kind_of_options):
         raise TypeError(f"options of {name} must be {kind_of_options.__name__}, got {type(options).__name__}")
     made: Baseline = kind(setup, options)

@@ -55,11 +55,6 @@ class Options:
     """Of the localizer; baselines run on the CPU."""
     transformer: Opt[Path] = None
     """Model folder of a transformer backbone, for transformer_capon."""
-    dcd_checkout: Opt[Path] = None
-    """Folder of a checkout of https://github.com/aradgast/DCD-MUSIC, for the methods nf_subspacenet and dcd_music.
-    Its code is run."""
-    dcd_weights: tuple[Path, ...] = ()
-    """Weights for them, a file each: python -m risfast.baselines.dcd_train makes them."""
     workers: int = 1
     """Processes, of one thread each."""
     resamples: int = 1000
@@ -94,8 +89,6 @@ def run(options: Options, progress: Progress) -> int:
         setup=None if options.setup is None else read_setup(options.setup),
         device=options.device,
         transformer=options.transformer,
-        dcd_checkout=options.dcd_checkout,
-        dcd_weights=options.dcd_weights,
     )
     if options.resamples < 1:
         raise ValueError(f"--resamples must be at least 1, got {options.resamples}")

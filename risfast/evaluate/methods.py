@@ -11,11 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from risfast.baselines import BASELINES, CHECKOUT_BASELINES, Baseline, build_baseline
+from risfast.baselines import BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
-from risfast.baselines.dcd_checkout import CLONE
-from risfast.baselines.dcd_music import CheckoutOptions, LineBaseline
-from risfast.baselines.dcd_networks import read_weights
 from risfast.evaluate.scenarios import KNOWLEDGE
 from risfast.evaluate.variants import VARIANTS
 from risfast.localize import Localizer, pipeline
@@ -28,7 +25,6 @@ from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
 __all__ = [
-    "CHECKOUT_METHODS",
     "DEFAULT_METHODS",
     "METHODS",
     "METHOD_TITLES",
@@ -40,8 +36,6 @@ __all__ = [
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
 METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
-CHECKOUT_METHODS = tuple(CHECKOUT_BASELINES)
-"""Methods that need a checkout of public code, and weights for it."""
 METHOD_TITLES = {
     "localizer": "localizer",
     "localizer_raw": "localizer, no polish",
@@ -54,8 +48,6 @@ METHOD_TITLES = {
     "separable_music": "decoupled MUSIC, angles apart",
     "range_music": "range MUSIC",
     "transformer_capon": "transformer + Capon",
-    "nf_subspacenet": "NF-SubspaceNet",
-    "dcd_music": "DCD-MUSIC",
     "true_capon": "Capon on the true covariance",
     "ml_from_truth": "ML started at the truth",
     "bound": "Cramér-Rao bound",
@@ -122,12 +114,6 @@ class _Baseline:
         return Found(sources, time.perf_counter() - began, {})
 
 
-class _CheckoutMethod(_Baseline):
-    def __init__(self, line: LineBaseline) -> None:
-        super().__init__(line)
-        self.line = line
-
-
 class _FromTruth:
     """Maximum likelihood started at the true sources, with the range posterior: what the best search could find."""
 
@@ -154,14 +140,11 @@ class Methods:
         self,
         model: Path | None,
         transformer: Path | None = None,
-        dcd_checkout: Path | None = None,
-        dcd_weights: tuple[Path, ...] = (),
         *,
         setup: Setup | None = None,
         device: str = "cpu",
     ) -> None:
         self._model, self._transformer = model, transformer
-        self._dcd_checkout, self._dcd_weights = dcd_checkout, dcd_weights
         self._device = device
         if model is None and setup is None:
             raise ValueError("without a model, a setup or a system says what the problem is")
@@ -193,20 +176,12 @@ class Methods:
     def check(self, names: tuple[str, ...]) -> None:
         """Refuse what cannot be made, before any work."""
         for name in names:
-            if name not in METHODS and name not in CHECKOUT_METHODS:
-                known = ", ".join((*METHODS, *CHECKOUT_METHODS))
-                raise ValueError(f"methods must be among {known}; got {name!r}")
+            if name not in METHODS:
+                raise ValueError(f"methods must be among {', '.join(METHODS)}; got {name!r}")
         if len(set(names)) != len(names):
             raise ValueError(f"methods must not repeat, got {', '.join(names)}")
         if "transformer_capon" in names and self._transformer is None:
             raise ValueError("transformer_capon needs a trained model: give its folder with --transformer")
-        asked = [name for name in names if name in CHECKOUT_METHODS]
-        if not asked and (self._dcd_checkout is not None or self._dcd_weights):
-            raise ValueError(
-                f"--dcd-checkout and --dcd-weights are for {' and '.join(CHECKOUT_METHODS)}: name them in --methods"
-            )
-        for name in asked:
-            self[name]  # imports the checkout
 
     @property
     def localizer(self) -> Localizer:
@@ -242,10 +217,6 @@ class Methods:
         if name == "transformer_capon":
             assert self._transformer is not None
             return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name][1]())}
-        if name in CHECKOUT_METHODS:
-            method = self[name]
-            assert isinstance(method, _CheckoutMethod)
-            return method.line.identity()
         return {"options": _plain(_FromTruth.options if name == "ml_from_truth" else BASELINES[name][1]())}
 
     def __getitem__(self, name: str) -> Method:
@@ -263,22 +234,7 @@ class Methods:
         if name == "transformer_capon" and self._transformer is not None:
             backbone, _ = load_model(self._transformer, build_backbone, setup=self.setup)
             return _Baseline(TransformerCapon(self.setup, backbone=backbone))
-        if name in CHECKOUT_METHODS:
-            return self._of_checkout(name)
         return _Baseline(build_baseline(name, self.setup))
-
-    def _of_checkout(self, name: str) -> Method:
-        if self._dcd_checkout is None:
-            raise ValueError(f"{name} needs its public code: `{CLONE}`, and give the folder with --dcd-checkout")
-        fitting = [path for path in self._dcd_weights if read_weights(path).options.method == name]
-        if len(fitting) != 1:
-            raise ValueError(
-                f"{name} needs one file of trained weights with --dcd-weights, got {len(fitting)}; make one with "
-                f"`python -m risfast.baselines.dcd_train --checkout {self._dcd_checkout} --method {name} "
-                f"--out {name}.safetensors`"
-            )
-        kind, _ = CHECKOUT_BASELINES[name]
-        return _CheckoutMethod(kind(self.setup, CheckoutOptions(self._dcd_checkout, fitting[0])))
 
 
 def _plain(options: Any) -> Any:

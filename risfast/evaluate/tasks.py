@@ -27,8 +27,7 @@ class SuiteConfig:
     suite: str = "all"  # One of :data:`risfast.evaluate.scenarios.SUITES`
     scenes: int = 1000  # Of the main set; the others follow from it
     snapshots: tuple[int, ...] = (64, 16)  # L, each at least 1
-    # Among :data:`risfast.evaluate.methods.METHODS` and ``CHECKOUT_METHODS``
-    methods: tuple[str, ...] = DEFAULT_METHODS
+    methods: tuple[str, ...] = DEFAULT_METHODS  # Among :data:`risfast.evaluate.methods.METHODS`
     seed: int = 0x6576616C  # Of the scenes. The default is none that training, validation or test of the trainer uses
     # Model folder of the localizer; None is the classical fit, which needs no training
     model: Path | None = DEFAULT_MODEL
@@ -39,8 +38,6 @@ class SuiteConfig:
     setup: Setup | None = None
     device: str = "cpu"  # Of the localizer
     transformer: Path | None = None  # Model folder of the transformer backbone
-    dcd_checkout: Path | None = None  # Checkout that :data:`risfast.evaluate.methods.CHECKOUT_METHODS` run
-    dcd_weights: tuple[Path, ...] = ()  # Their weights
 
     def __post_init__(self) -> None:
         """Check every value that needs no file."""
@@ -65,9 +62,7 @@ class SuiteConfig:
         setup = self.setup
         if setup is None and self.system is not None:
             setup = self.system.setup
-        return Methods(
-            self.model, self.transformer, self.dcd_checkout, self.dcd_weights, setup=setup, device=self.device
-        )
+        return Methods(self.model, self.transformer, setup=setup, device=self.device)
 
     def nominal(self, methods: Methods) -> SystemConfig:
         """The system that is simulated, for the problem of the methods."""

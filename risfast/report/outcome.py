@@ -77,8 +77,6 @@ def command_of(config: SuiteConfig) -> str:
         words += ["--device", config.device]
     if config.transformer is not None:
         words += ["--transformer", config.transformer.name]
-    if config.dcd_checkout is not None:
-        words += ["--dcd-checkout", config.dcd_checkout.name, "--dcd-weights", *(p.name for p in config.dcd_weights)]
     return shlex.join(words)
 
 

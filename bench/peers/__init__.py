@@ -1,7 +1,8 @@
 """What risfast is measured against: other ways to compute the same maps, written from the formulas.
 
-Nothing here imports risfast. A peer is a function from a :class:`Problem` to a call; what the call may reuse (a table,
-a compiled function, distances) is made outside it, so that a timing of the call leaves it out.
+Nothing in this file imports risfast (the adapters of DCD-MUSIC beside it do). A peer is a function from a
+:class:`Problem` to a call; what the call may reuse (a table, a compiled function, distances) is made outside it, so
+that a timing of the call leaves it out.
 """
 
 from __future__ import annotations

@@ -22,10 +22,21 @@ import pytest
 import torch
 from fake_checkout import write_checkout
 
-from risfast.baselines import CHECKOUT_BASELINES, build_baseline
-from risfast.baselines.dcd_checkout import calm, load_checkout, second_order_wavefront, system_model
-from risfast.baselines.dcd_music import CheckoutOptions
-from risfast.baselines.dcd_networks import (
+from risfast.errors import FileFormatError, ShapeError
+from risfast.evaluate import match
+from risfast.geometry import SensorArray
+from risfast.models import Measurement, build_backbone
+from risfast.models.files import save_model
+from risfast.simulate.scenes import SystemConfig, generate_scenes
+
+ROOT = Path(__file__).resolve().parents[2]
+# Appended, so that an installed risfast is what the other tests see.
+sys.path.append(str(ROOT))
+
+from bench.peers.dcd_checkout import calm, load_checkout, second_order_wavefront, system_model  # noqa: E402
+from bench.peers.dcd_evaluate import main as evaluate_main  # noqa: E402
+from bench.peers.dcd_music import PEERS, CheckoutOptions  # noqa: E402
+from bench.peers.dcd_networks import (  # noqa: E402
     MOST_SOURCES,
     LineNetwork,
     LineOptions,
@@ -36,22 +47,13 @@ from risfast.baselines.dcd_networks import (
     snapshots_of,
     write_weights,
 )
-from risfast.baselines.dcd_train import TrainOptions, draw_line_scenes, main, train_network
-from risfast.baselines.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
-from risfast.cli import main as risfast_train
-from risfast.errors import FileFormatError, ShapeError
-from risfast.evaluate import match
-from risfast.evaluate.methods import CHECKOUT_METHODS, METHOD_TITLES, Methods, measurement_of
-from risfast.evaluate.tasks import SuiteConfig
-from risfast.geometry import SensorArray
-from risfast.models import Measurement, build_backbone
-from risfast.models.files import save_model
-from risfast.simulate.scenes import SystemConfig, generate_scenes
+from bench.peers.dcd_train import TrainOptions, draw_line_scenes, main, train_network  # noqa: E402
+from bench.peers.line_cuts import LineSources, central_cuts, paired_sources, square_lattice  # noqa: E402
 
 SIDE = 6
 ARRAY = SensorArray.rectangular(SIDE, SIDE)
 SETUP = SystemConfig(array=ARRAY).setup
-NAMES = list(CHECKOUT_BASELINES)
+NAMES = list(PEERS)
 CLONE = "git clone https://github.com/aradgast/DCD-MUSIC"
 LINE = LineOptions(n_elements=SIDE, n_snapshots=24, near=2.0, far=12.0)
 
@@ -304,7 +306,7 @@ def test_the_range_of_a_pair_lies_between_those_of_its_lines_and_near_the_one_at
 @pytest.mark.parametrize("name", NAMES)
 def test_an_array_that_is_no_pair_of_lines_is_refused(folder, weights, name, array, words):
     with pytest.raises(ValueError, match=words):
-        build_baseline(name, SETUP.replace(array=array), CheckoutOptions(folder, weights[name]))
+        PEERS[name](SETUP.replace(array=array), CheckoutOptions(folder, weights[name]))
 
 
 # ---- weights
@@ -434,7 +436,7 @@ def hits(found, scenes):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_strong_lone_source_is_found_through_the_surface(folder, weights, name, covariance):
     scenes = generate_scenes(CONFIG, 11, range(4))
-    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], covariance))
+    baseline = PEERS[name](SETUP, CheckoutOptions(folder, weights[name], covariance))
     told = baseline.localize(Measurement.of(scenes), scenes.n_sources)
     assert [len(s) for s in told] == [1] * 4
     assert hits(told, scenes) == [1] * 4
@@ -445,7 +447,7 @@ def test_a_strong_lone_source_is_found_through_the_surface(folder, weights, name
 def test_as_many_sources_come_back_as_were_asked_for_whatever_the_batch(folder, weights, name):
     scenes = generate_scenes(dataclasses.replace(CONFIG, n_sources=(2, 2), snr_db=(0.0, 0.0)), 12, range(4))
     measurement, counts = Measurement.of(scenes), torch.tensor([0, 1, 3, 5])
-    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], "ls"))
+    baseline = PEERS[name](SETUP, CheckoutOptions(folder, weights[name], "ls"))
     found = baseline.localize(measurement, counts)
     assert [len(s) for s in found] == counts.tolist()
     for sources in found:
@@ -463,7 +465,7 @@ def test_as_many_sources_come_back_as_were_asked_for_whatever_the_batch(folder, 
 @pytest.mark.parametrize("name", NAMES)
 def test_blind_counts_are_those_of_the_line_that_sees_more(folder, weights, name, monkeypatch):
     scenes = generate_scenes(CONFIG, 13, range(3))
-    baseline = build_baseline(name, SETUP, CheckoutOptions(folder, weights[name], "ls"))
+    baseline = PEERS[name](SETUP, CheckoutOptions(folder, weights[name], "ls"))
     seen = iter([torch.tensor([1, 2, 3]), torch.tensor([2, 1, 3])])
     monkeypatch.setattr(LineNetwork, "counts", lambda self, covariance: next(seen))
     assert [len(s) for s in baseline.localize(Measurement.of(scenes))] == [2, 2, 3]
@@ -472,11 +474,11 @@ def test_blind_counts_are_those_of_the_line_that_sees_more(folder, weights, name
 def test_a_method_says_what_it_lacks(folder, weights):
     for name in NAMES:
         with pytest.raises(ValueError, match=CLONE):
-            build_baseline(name, SETUP)
+            PEERS[name](SETUP)
         with pytest.raises(ValueError, match=f"dcd_train --checkout .* --method {name}"):
-            build_baseline(name, SETUP, CheckoutOptions(folder))
+            PEERS[name](SETUP, CheckoutOptions(folder))
     with pytest.raises(ValueError, match="holds weights of dcd_music, not of nf_subspacenet"):
-        build_baseline("nf_subspacenet", SETUP, CheckoutOptions(folder, weights["dcd_music"]))
+        PEERS["nf_subspacenet"](SETUP, CheckoutOptions(folder, weights["dcd_music"]))
     with pytest.raises(ValueError, match="covariance must be one of sbl, als, ls"):
         CheckoutOptions(folder, weights["dcd_music"], "guess")
 
@@ -516,7 +518,7 @@ def test_the_command_writes_weights_that_the_method_runs_with(folder, tmp_path, 
     assert "step 4/4" in printed.err
     assert read_weights(out).options == dataclasses.replace(LINE, method="dcd_music")
     scenes = generate_scenes(CONFIG, 14, range(1))
-    baseline = build_baseline("dcd_music", SETUP, CheckoutOptions(folder, out))
+    baseline = PEERS["dcd_music"](SETUP, CheckoutOptions(folder, out))
     assert len(baseline.localize(Measurement.of(scenes), torch.tensor([2]))[0]) == 2
 
 
@@ -549,7 +551,7 @@ def test_only_a_centred_line_is_trained(checkout):
         train_network(checkout, dataclasses.replace(LINE, centred=False), TrainOptions(steps=1))
 
 
-# ---- the suite
+# ---- the comparison
 
 
 @pytest.fixture(scope="module")
@@ -562,42 +564,24 @@ def model(tmp_path_factory):
     return place
 
 
-def test_the_suite_runs_them_with_a_checkout_and_weights(model, folder, weights):
-    config = SuiteConfig(
-        methods=("localizer", *NAMES), model=model, dcd_checkout=folder, dcd_weights=tuple(weights.values())
-    )
-    methods = config.build_methods()
-    methods.check(config.methods)
-    scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(2))
-    for name in CHECKOUT_METHODS:
-        assert name in METHOD_TITLES
-        assert methods[name] is methods[name]
-        found = methods[name].find(scenes, *measurement_of(scenes, "count"))
-        assert [len(s) for s in found.sources] == scenes.n_sources.tolist()
-        identity = methods.identity(name)
-        assert json.loads(json.dumps(identity)) == identity
-        assert identity["weights"] == read_weights(weights[name]).sha256
-        assert identity["checkout"] == load_checkout(folder).fingerprint
+def test_the_command_scores_them_beside_methods_of_risfast(model, folder, weights, capsys):
+    arguments = ["--checkout", str(folder), "--weights", *map(str, weights.values()), "--model", str(model)]
+    arguments += ["--methods", "localizer", "--scenes", "17", "--snapshots", "6"]
+    assert evaluate_main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[3] for line in lines] == ["localizer", *NAMES]
+    assert all(0 <= float(line.split()[5]) <= 1 for line in lines)
 
 
-def test_the_suite_refuses_what_is_missing_before_any_work(model, folder, weights):
-    with pytest.raises(ValueError, match=CLONE + ".*--dcd-checkout"):
-        Methods(model).check(("dcd_music",))
-    with pytest.raises(ValueError, match="--dcd-weights, got 0"):
-        Methods(model, dcd_checkout=folder, dcd_weights=(weights["dcd_music"],)).check(("nf_subspacenet",))
-    with pytest.raises(ValueError, match="--dcd-weights, got 2"):
-        Methods(model, dcd_checkout=folder, dcd_weights=(weights["dcd_music"],) * 2).check(("dcd_music",))
-    with pytest.raises(ValueError, match="are for nf_subspacenet and dcd_music"):
-        Methods(model, dcd_checkout=folder).check(("localizer",))
-    with pytest.raises(FileFormatError, match="no such folder"):
-        Methods(model, dcd_checkout=folder / "none", dcd_weights=tuple(weights.values())).check(("dcd_music",))
-
-
-def test_the_command_line_hands_them_on(model, folder, weights, tmp_path, capsys):
-    arguments = ["evaluate", "--suite", "main", "--model", str(model), "--out", str(tmp_path / "out")]
-    arguments += ["--scenes", "1", "--snapshots", "6", "--methods", "dcd_music"]
-    assert risfast_train([*arguments, "--dcd-weights", str(weights["dcd_music"])]) == 2
-    assert CLONE in capsys.readouterr().err
+def test_the_command_refuses_what_is_missing(model, folder, weights, capsys):
+    for given, words in (
+        ([], CLONE),
+        ([weights["dcd_music"]] * 2, "must be of different methods, got dcd_music, dcd_music"),
+        ([folder / "none"], "cannot be read"),
+    ):
+        arguments = ["--checkout", str(folder), "--model", str(model), "--weights", *map(str, given)]
+        assert evaluate_main(arguments) == 1
+        assert words in capsys.readouterr().err
 
 
 # ---- the real checkout
@@ -649,7 +633,7 @@ class TestRealCheckout:
         path = tmp_path / "weights.safetensors"
         write_weights(path, network, line, {})
         scenes = generate_scenes(SystemConfig(n_snapshots=16), 3, range(4))
-        found = build_baseline(name, SystemConfig().setup, CheckoutOptions(Path(REAL), path)).localize(
+        found = PEERS[name](SystemConfig().setup, CheckoutOptions(Path(REAL), path)).localize(
             Measurement.of(scenes), scenes.n_sources
         )
         assert [len(s) for s in found] == scenes.n_sources.tolist()

@@ -1,6 +1,6 @@
 """Training of the networks of a DCD-MUSIC checkout on scenes of a uniform linear array.
 
-    python -m risfast.baselines.dcd_train --checkout FOLDER --method nf_subspacenet --out nf_subspacenet.safetensors
+    python -m bench.peers.dcd_train --checkout FOLDER --method nf_subspacenet --out nf_subspacenet.safetensors
 
 Network, differentiable peak finding and losses are the checkout's own; scenes come from here: exact spherical
 wavefronts on a line that is as long as a side of the surface, over the ranges of the surface's field of view.
@@ -20,8 +20,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.baselines.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, load_checkout
-from risfast.baselines.dcd_networks import MOST_SOURCES, LineOptions, build_network, write_weights
+from bench.peers.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, load_checkout
+from bench.peers.dcd_networks import MOST_SOURCES, LineOptions, build_network, write_weights
 from risfast.geometry import SensorArray
 from risfast.steering import steering_vectors
 
@@ -202,9 +202,9 @@ def _train_to_file(command: TrainCommand, tell: Callable[[int, int, float], None
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line."""
-    import tyro  # noqa: PLC0415 - only the command needs it
+    import tyro
 
-    command = tyro.cli(TrainCommand, prog="python -m risfast.baselines.dcd_train", args=arguments)
+    command = tyro.cli(TrainCommand, prog="python -m bench.peers.dcd_train", args=arguments)
     began, losses = time.monotonic(), list[float]()
 
     def tell(step: int, steps: int, loss: float) -> None:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from bench.peers.dcd_checkout import CLONE, load_checkout
+from bench.peers.dcd_networks import MOST_SOURCES, LineNetwork, read_weights
+from bench.peers.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
 from risfast.baselines.base import by_count, check_request, reported
-from risfast.baselines.dcd_checkout import CLONE, load_checkout
-from risfast.baselines.dcd_networks import MOST_SOURCES, LineNetwork, read_weights
 from risfast.baselines.fits import Sbl
-from risfast.baselines.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
 from risfast.covariance import als_covariance, covariance_from_factor, ls_covariance
 from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["COVARIANCES", "CheckoutOptions", "DcdMusic", "LineBaseline", "NfSubspaceNet"]
+__all__ = ["COVARIANCES", "PEERS", "CheckoutOptions", "DcdMusic", "LineBaseline", "NfSubspaceNet"]
 
 COVARIANCES = ("sbl", "als", "ls")
 
@@ -33,7 +32,7 @@ class CheckoutOptions:
     checkout : Path or None
         Folder of the checkout; its code is run. There is no default.
     weights : Path or None
-        Trained weights; see :func:`risfast.baselines.dcd_networks.read_weights`. There is no default.
+        Trained weights; see :func:`bench.peers.dcd_networks.read_weights`. There is no default.
     covariance : {"sbl", "als", "ls"}
         How the covariance of the surface is estimated: by the sparse fit of :class:`risfast.baselines.fits.Sbl`, by
         alternating least squares of rank 5, or by ridge least squares.
@@ -78,7 +77,7 @@ class LineBaseline:
             raise ValueError(f"{self.method} runs code that does not come with risfast: `{CLONE}` and name the folder")
         if o.weights is None:
             raise ValueError(
-                f"{self.method} needs trained weights: python -m risfast.baselines.dcd_train --checkout {o.checkout} "
+                f"{self.method} needs trained weights: python -m bench.peers.dcd_train --checkout {o.checkout} "
                 f"--method {self.method} --out {self.method}.safetensors"
             )
         weights = read_weights(o.weights)
@@ -86,22 +85,10 @@ class LineBaseline:
             raise ValueError(f"{o.weights} holds weights of {weights.options.method}, not of {self.method}")
         self.setup, self.options = setup, o
         self._lattice = square_lattice(setup.array, weights.options.n_elements)
-        checkout = load_checkout(o.checkout)
-        self._network = LineNetwork(checkout, weights)
+        self._network = LineNetwork(load_checkout(o.checkout), weights)
         self._sbl = Sbl(setup) if o.covariance == "sbl" else None
         line = weights.options
         self._range_m = (line.near * setup.array.wavelength_m, line.far * setup.array.wavelength_m)
-        self._identity = {"weights": weights.sha256, "checkout": checkout.fingerprint, "covariance": o.covariance}
-
-    def identity(self) -> dict[str, Any]:
-        """What the results depend on.
-
-        Returns
-        -------
-        dict
-            JSON values: checksums of the weights and of the checkout, and how the covariance is estimated.
-        """
-        return dict(self._identity)
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
@@ -115,7 +102,7 @@ class LineBaseline:
         Returns
         -------
         list of B Sources
-            As :func:`risfast.baselines.line_cuts.paired_sources` gives them.
+            As :func:`bench.peers.line_cuts.paired_sources` gives them.
 
         Raises
         ------
@@ -171,10 +158,10 @@ class NfSubspaceNet(LineBaseline):
 
     Notes
     -----
-    The network is that of the checkout; see :func:`risfast.baselines.dcd_checkout.load_checkout` for its publications.
+    The network is that of the checkout; see :func:`bench.peers.dcd_checkout.load_checkout` for its publications.
     It was made for the snapshots of a linear array. Here it gets the covariance of a row (and of a column) of the
     surface, which is estimated first, as snapshots that have it for their sample covariance; how angles are paired and
-    ranges joined is told at :func:`risfast.baselines.line_cuts.paired_sources`.
+    ranges joined is told at :func:`bench.peers.line_cuts.paired_sources`.
     """
 
     method = "nf_subspacenet"
@@ -187,3 +174,7 @@ class DcdMusic(LineBaseline):
     """
 
     method = "dcd_music"
+
+
+PEERS: dict[str, type[LineBaseline]] = {kind.method: kind for kind in (NfSubspaceNet, DcdMusic)}
+"""By name; what a file of weights calls its method."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.baselines.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, system_model
+from bench.peers.dcd_checkout import SPACING_WAVELENGTHS, Checkout, calm, system_model
 from risfast.errors import FileFormatError, ShapeError
 from risfast.io.durable import replace_file
 
@@ -165,7 +165,7 @@ class LineNetwork:
 
 def write_weights(path: Path, network: nn.Module, options: LineOptions, made_by: dict[str, Any]) -> None:
     """Write weights with what rebuilds their network, as safetensors."""
-    from safetensors.torch import save  # noqa: PLC0415 - only where a file is written
+    from safetensors.torch import save
 
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     metadata = {"format": _FORMAT, "options": json.dumps(asdict(options)), "made_by": json.dumps(made_by)}
@@ -198,7 +198,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def _own_weights(path: Path, digest: str) -> Weights:
-    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 - only where a file is read
+    from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, "pt") as file:
