@@ -16,7 +16,7 @@ from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.models.atoms import AtomAxes
 from risfast.models.cells import RangeCells
 from risfast.setup import Setup, Tolerance, uniform_axis
-from risfast.simulate.system import SystemConfig
+from risfast.simulate.scenes import SystemConfig
 
 HALF, FULL = (-math.pi / 2, math.pi / 2), (-math.pi, math.pi)
 FRONT = Region((-1.0, 1.0), (-0.5, 0.5), (0.5, 10.0))

@@ -22,7 +22,7 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
-from risfast.simulate.system_json import differing_fields
+from risfast.simulate.system_file import differing_fields
 
 __all__ = ["Place", "ResultsFolder", "environment"]
 

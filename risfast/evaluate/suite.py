@@ -27,7 +27,7 @@ from risfast.evaluate.tasks import TRUTH, SuiteConfig, Task, tasks_of
 from risfast.setup import Tolerance
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Scenes, generate_scenes
-from risfast.simulate.system_json import system_to_json
+from risfast.simulate.system_file import system_to_json
 from risfast.sources import Sources
 
 __all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]

@@ -6,8 +6,8 @@ written by :func:`read_setup` and :func:`write_setup`, those of options by
 :func:`read_options` and :func:`write_options`.
 """
 
+from risfast.io.assemble import SPEED_OF_LIGHT_M_S, SPEED_OF_SOUND_M_S
 from risfast.io.export import RESULT_SUFFIXES, source_rows, write_recording, write_results, write_spectrum
-from risfast.io.fields import SPEED_OF_LIGHT_M_S, SPEED_OF_SOUND_M_S
 from risfast.io.options_file import read_options, write_options
 from risfast.io.positions import read_positions
 from risfast.io.reading import FIELDS, FORMATS, read

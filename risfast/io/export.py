@@ -15,11 +15,11 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import SearchGrid
+from risfast.io.assemble import layout
 from risfast.io.durable import finite_json, replace_file
 from risfast.io.guard import HELD_BYTES, megabytes, need
 from risfast.io.recording import Recording
-from risfast.io.scenes import layout
-from risfast.io.setup_text import SETUP_VARIABLE, setup_bytes
+from risfast.io.setup_file import SETUP_VARIABLE, setup_bytes
 from risfast.setup import Setup
 
 if TYPE_CHECKING:

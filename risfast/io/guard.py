@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import struct
 import tokenize
+import tomllib
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,9 +22,12 @@ from risfast.errors import FileFormatError
 __all__ = [
     "HELD_BYTES",
     "PARSER_ERRORS",
+    "as_numbers",
     "check_held",
     "content_of",
     "file_head",
+    "held_dtype",
+    "load_toml",
     "megabytes",
     "need",
     "parsing",
@@ -36,6 +40,7 @@ HELD_BYTES = 256 << 20
 """Anything that is read whole (a covariance, codes, positions, a header) may take so many bytes; snapshots are read in
 blocks and may be as long as the disk allows."""
 
+_COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # the signature follows a user block; MATLAB's takes 512 bytes
 _MAT5_MARKS = (b"IM", b"MI")  # byte order mark at 126, little and big endian
@@ -127,6 +132,36 @@ def need(module: str, what: str, extra: str) -> ModuleType:
             f"{what} needs the package {package}, which is not installed: pip install 'risfast[{extra}]' "
             f"or pip install {package}"
         ) from error
+
+
+def load_toml(path: Path, what: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
+    """The document of a TOML file that is to hold ``what``."""
+    file_head(path)
+    if path.stat().st_size > HELD_BYTES // 8:
+        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=parse_float)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+
+
+def as_numbers(values: Array) -> Array:
+    """Complex numbers from the records that MATLAB and others make of them."""
+    if values.dtype.names in _COMPLEX_RECORDS:
+        real, imaginary = (values[field] for field in values.dtype.names)
+        if real.dtype.kind in "iuf" and imaginary.dtype.kind in "iuf":
+            single = real.dtype.itemsize <= 4 and real.dtype.kind == "f"
+            pair = np.empty(values.shape, np.complex64 if single else np.complex128)
+            pair.real, pair.imag = real, imaginary
+            return pair
+    return values
+
+
+def held_dtype(stored: np.dtype[Any]) -> np.dtype[Any]:
+    """What numbers are held as: single precision stays single, and torch has no extended precision."""
+    target: np.dtype[Any] = np.result_type(stored, np.float32)
+    widest = np.dtype(np.complex128 if target.kind == "c" else np.float64)
+    return target if target.itemsize <= widest.itemsize else widest
 
 
 def megabytes(count: int) -> str:

@@ -11,11 +11,9 @@ from xml.parsers import expat
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import HELD_BYTES, file_head, megabytes, parsing
+from risfast.io.guard import HELD_BYTES, Array, file_head, megabytes, parsing
 
 __all__ = ["POSITION_SUFFIXES", "read_positions", "read_table"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 POSITION_SUFFIXES = (".xml", ".csv", ".txt", ".toml")
 

@@ -10,24 +10,22 @@ import numpy as np
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.acoustics import read_acoular, read_benchmark
-from risfast.io.fields import Found, ReadOptions, assemble
-from risfast.io.guard import content_of, file_head, shape_text
-from risfast.io.hdf5_file import Hdf5Container
-from risfast.io.mat5_file import Mat5Container
-from risfast.io.npz_file import NpzContainer
+from risfast.io.assemble import Found, ReadOptions, assemble
+from risfast.io.formats.acoustics import read_acoular, read_benchmark
+from risfast.io.formats.hdf5 import Hdf5Container
+from risfast.io.formats.mat5 import Mat5Container
+from risfast.io.formats.npz import NpzContainer
+from risfast.io.formats.sigmf import read_sigmf
+from risfast.io.formats.uvh5 import read_uvh5
+from risfast.io.guard import content_of, file_head, held_dtype, shape_text
 from risfast.io.recording import Recording, Snapshots
-from risfast.io.setup_text import SETUP_VARIABLE, parse_setup
-from risfast.io.sigmf import read_sigmf
-from risfast.io.uvh5 import read_uvh5
+from risfast.io.setup_file import SETUP_VARIABLE, parse_setup
 from risfast.setup import Setup
 
 if TYPE_CHECKING:
     Container = Hdf5Container | Mat5Container | NpzContainer
 
 __all__ = ["FIELDS", "FORMATS", "read"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "covariance": ("covariance", "R"),
@@ -286,10 +284,7 @@ def _samples(container: Container, found: Found, name: str) -> Snapshots:
         raise FileFormatError(
             f"{source} must be (L, N), one row per snapshot, found {shape_text(values.shape)} of {values.dtype}"
         )
-    target = np.result_type(values.dtype, np.float32)
-    if target.itemsize > (16 if target.kind == "c" else 8):
-        target = np.dtype(np.complex128 if target.kind == "c" else np.float64)
-    return Snapshots.of(values.astype(target), source)
+    return Snapshots.of(values.astype(held_dtype(values.dtype)), source)
 
 
 FORMATS: dict[str, Callable[[Path, ReadOptions], Found]] = {

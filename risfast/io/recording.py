@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,11 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import SensorArray
+from risfast.io.guard import Array, megabytes
 from risfast.setup import Sampling, Setup
 
-__all__ = ["Flagged", "Provenance", "Recording", "Snapshots"]
+__all__ = ["Flagged", "Provenance", "Recording", "Snapshots", "raw_snapshots"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 Load = Callable[[int, int], Array]
 
 BLOCK_BYTES = 32 << 20  # a few of these exist at a time: the block as stored, as numbers, and the one before
@@ -392,3 +393,43 @@ def _columns(snapshots: Snapshots, keep: Array) -> Snapshots:
             self._source.__exit__(*problem)
 
     return Snapshots((len(snapshots), len(keep)), snapshots.dtype, Chosen, snapshots.source)
+
+
+def raw_snapshots(
+    path: Path,
+    offset: int,
+    shape: tuple[int, int],
+    width: int,
+    stored: np.dtype[Any],
+    convert: Callable[[Array], Array],
+) -> Snapshots:
+    """Rows of ``width`` stored numbers each, from byte ``offset`` on."""
+    # Plain reads into a buffer rather than a memory map: pages of a map count as memory of the process for as long as
+    # the system likes, a buffer is there once.
+    row = width * stored.itemsize
+    needed, there = offset + shape[0] * row, path.stat().st_size
+    if needed > there:
+        raise FileFormatError(
+            f"{path}: {shape[0]} rows of {row} bytes from byte {offset} on are declared, {megabytes(needed)}, but the "
+            f"file ends after {megabytes(there)}: it is cut off, or the number of rows or channels is wrong"
+        )
+
+    @contextmanager
+    def opened() -> Iterator[Load]:
+        with path.open("rb", buffering=0) as stream:
+
+            def load(start: int, stop: int) -> Array:
+                values = np.empty((stop - start, width), stored)
+                target = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+                stream.seek(offset + start * row)
+                done = 0
+                while done < len(target):
+                    count = stream.readinto(target[done:])
+                    if not count:
+                        raise FileFormatError(f"{path}: the file ended while it was read; is it still being written?")
+                    done += count
+                return convert(values)
+
+            yield load
+
+    return Snapshots(shape, convert(np.empty((0, width), stored)).dtype, opened, str(path))

@@ -1,27 +1,37 @@
-"""Setups as TOML files, in metres and degrees: ``setup.toml``, and the ``array.toml`` of earlier versions."""
+"""Setups as TOML files, in metres and degrees, and as bytes of JSON inside files of measurements."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import math
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import torch
 
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
 from risfast.io.durable import replace_file
-from risfast.io.guard import HELD_BYTES, file_head, megabytes
+from risfast.io.guard import Array, load_toml
 from risfast.io.positions import read_table
 from risfast.setup import Sampling, Setup, Tolerance, array_to_json
 from risfast.steering import WAVEFRONTS, Wavefront
 
-__all__ = ["SETUP_FILE_FORMAT", "SetupParts", "read_setup", "read_setup_parts", "write_setup"]
+__all__ = [
+    "SETUP_FILE_FORMAT",
+    "SETUP_VARIABLE",
+    "SetupParts",
+    "parse_setup",
+    "read_setup",
+    "read_setup_parts",
+    "setup_bytes",
+    "write_setup",
+]
 
 SETUP_FILE_FORMAT = 1
 
@@ -107,13 +117,7 @@ def read_setup(path: str | Path) -> Setup:
 def read_setup_parts(path: str | Path) -> SetupParts:
     """What a setup file says, and what it does not; see :func:`read_setup` for the format and the errors."""
     path = Path(path)
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no setup")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"), parse_float=_Written)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+    values = load_toml(path, "setup", _Written)
     document = _Table(path, "", values)
     if "format" not in values and "array" not in values:
         return SetupParts(_old_array(document))
@@ -432,3 +436,28 @@ def _tolerance(document: _Table, array: SensorArray) -> Tolerance:
             raise table.wrong(f"range_m in [tolerance] must be a number of metres, at least 0, or inf, got {value!r}")
         range_m = float(value)
     return Tolerance(angles[0], angles[1], range_m)
+
+
+SETUP_VARIABLE = "risfast_setup"
+"""Name of the variable; ``jsondecode(char(risfast_setup))`` in MATLAB."""
+
+
+def setup_bytes(setup: Setup) -> Array:
+    """JSON of a setup as a uint8 array, shape (length,)."""
+    return np.frombuffer(json.dumps(setup.to_json(), allow_nan=False).encode(), np.uint8)
+
+
+def parse_setup(path: Path, values: Array) -> Setup:
+    """The setup of :func:`setup_bytes`, or an error that names the file."""
+    if values.dtype != np.uint8:
+        raise FileFormatError(f"{path}: {SETUP_VARIABLE!r} must hold the bytes of JSON, found {values.dtype}")
+    try:
+        description = json.loads(values.tobytes())
+        if not isinstance(description, dict):
+            raise ValueError(f"it must be an object, found {description!r:.60}")
+        return Setup.from_json(description)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise FileFormatError(
+            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({error}); give one with setup=, which takes its "
+            "place"
+        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,8 +10,6 @@ from risfast.errors import FileFormatError
 from risfast.io.recording import Snapshots
 
 __all__ = ["narrowband_covariance"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _BLOCK_BYTES = 16 << 20
 
@@ -76,8 +72,7 @@ def narrowband_covariance(
     if not low <= frequency_hz <= sample_rate_hz / 2:
         raise ValueError(
             f"frequency_hz must lie within {low:g} .. {sample_rate_hz / 2:g} Hz (samples come at {sample_rate_hz:g} "
-            "Hz), "
-            f"got {frequency_hz:g}"
+            f"Hz), got {frequency_hz:g}"
         )
     if len(samples) < block_size:
         raise FileFormatError(

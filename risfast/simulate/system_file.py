@@ -1,23 +1,61 @@
-"""A user's own system: from a TOML file, in degrees, or from a setup alone."""
+"""Systems as JSON, for manifests, checkpoints and model cards, and as TOML files of a user, in degrees."""
 
 from __future__ import annotations
 
 import math
-import tomllib
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import HELD_BYTES, file_head, megabytes
+from risfast.io.guard import load_toml
 from risfast.io.setup_file import read_setup
 from risfast.io.toml_file import from_table
-from risfast.setup import Setup
+from risfast.setup import Setup, array_from_json, array_to_json
 from risfast.simulate.impairments import Impairments
-from risfast.simulate.system import Coherence, SystemConfig
+from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.steering import Wavefront
 
-__all__ = ["read_system", "system_of"]
+__all__ = ["differing_fields", "read_system", "system_from_json", "system_of", "system_to_json"]
+
+
+def system_to_json(config: SystemConfig) -> dict[str, Any]:
+    """Every field of a system as JSON values: numbers, strings, lists and tables."""
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    values["array"] = array_to_json(config.array)
+    values["impairments"] = asdict(config.impairments)
+    values["coherence"] = asdict(config.coherence)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
+    """The system that :func:`system_to_json` described."""
+    expected = {f.name for f in fields(SystemConfig)}
+    if set(description) != expected:
+        wrong = sorted(set(description) ^ expected)
+        raise ValueError(f"a system has the fields {', '.join(sorted(expected))}; missing or unknown: {wrong}")
+    values: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+    }
+    values["array"] = array_from_json(description["array"])
+    values["impairments"] = Impairments(**description["impairments"])
+    values["coherence"] = Coherence(**description["coherence"])
+    return SystemConfig(**values)
+
+
+def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Names of the entries in which two nested descriptions differ."""
+    found: list[str] = []
+    for name in sorted(set(a) | set(b)):
+        left, right = a.get(name), b.get(name)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += [f"{name}.{inner}" for inner in differing_fields(left, right)]
+        elif left != right:
+            found.append(name)
+    return found
+
 
 SYSTEM_FILE_FORMAT = 1
 
@@ -59,13 +97,7 @@ _SAME = (
 def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no system")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+    table = load_toml(path, "system")
     found = table.pop("format", None)
     if found != SYSTEM_FILE_FORMAT or isinstance(found, bool):
         given = "the key format is missing" if found is None else f"format {found!r}"

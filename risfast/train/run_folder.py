@@ -17,7 +17,7 @@ from risfast.io.durable import replace_file
 from risfast.io.toml_file import as_table, read_toml, to_toml
 from risfast.localize.pipeline import PipelineOptions
 from risfast.simulate.scenes import Scenes, generate_scenes
-from risfast.simulate.system_json import differing_fields
+from risfast.simulate.system_file import differing_fields
 from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.records import MetricsFile

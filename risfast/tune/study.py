@@ -13,7 +13,7 @@ import optuna
 
 from risfast import __version__
 from risfast.io.toml_file import as_table, from_table
-from risfast.simulate.system_json import differing_fields
+from risfast.simulate.system_file import differing_fields
 from risfast.tune.errors import StudyError
 from risfast.tune.jobs import Jobs
 from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions

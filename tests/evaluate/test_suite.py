@@ -35,7 +35,7 @@ from risfast.report.charts import number
 from risfast.report.outcome import finish
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig, generate_scenes
-from risfast.simulate.system_json import differing_fields, system_from_json
+from risfast.simulate.system_file import differing_fields, system_from_json
 
 HELPERS = Path(__file__).parents[1] / "helpers"
 

@@ -14,7 +14,7 @@ from risfast import DetectionOptions, SearchGrid, detect_sources
 from risfast.errors import FileFormatError
 from risfast.geometry import spherical_to_cartesian
 from risfast.io import SPEED_OF_SOUND_M_S, narrowband_covariance, read_positions
-from risfast.io.hdf5_file import Hdf5Container
+from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.ops import mvdr_spectrum
 from risfast.simulate import read
 

@@ -254,7 +254,7 @@ def test_batches_of_covariances_also_as_matlab_pages(tmp_path):
 @pytest.mark.parametrize("dtype", ["f8", "f4", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "c16", "c8"])
 @pytest.mark.parametrize("compressed", [False, True])
 def test_every_numeric_class_of_scipys_mat_files(tmp_path, dtype, compressed):
-    from risfast.io.mat5_file import Mat5Container
+    from risfast.io.formats.mat5 import Mat5Container
 
     values = (np.random.default_rng(1).normal(size=(4, 7)) * 50).astype(dtype)
     if np.dtype(dtype).kind == "c":
@@ -274,7 +274,7 @@ MATLAB_FILES = Path(scipy.io.__file__).parent / "matlab" / "tests" / "data"
 
 @pytest.mark.skipif(not MATLAB_FILES.is_dir(), reason="this scipy comes without its MATLAB test files")
 def test_files_that_matlab_itself_wrote_read_as_scipy_reads_them():
-    from risfast.io.mat5_file import Mat5Container
+    from risfast.io.formats.mat5 import Mat5Container
 
     seen = 0
     for path in sorted(MATLAB_FILES.glob("test[!h]*_[67].*_*.mat")):
@@ -292,7 +292,7 @@ def test_files_that_matlab_itself_wrote_read_as_scipy_reads_them():
 
 @pytest.mark.skipif(not MATLAB_FILES.is_dir(), reason="this scipy comes without its MATLAB test files")
 def test_a_file_of_version_73_that_matlab_itself_wrote():
-    from risfast.io.hdf5_file import Hdf5Container
+    from risfast.io.formats.hdf5 import Hdf5Container
 
     container = Hdf5Container(MATLAB_FILES / "testhdf5_7.4_GLNX86.mat")
     assert container.holds == {"testdouble": (1, 9)}

@@ -19,8 +19,7 @@ from risfast.localize.polish import PolishOptions
 from risfast.models import Measurement, build_backbone
 from risfast.models.base import CovarianceEstimate
 from risfast.setup import Setup
-from risfast.simulate.scenes import generate_scenes
-from risfast.simulate.system import SystemConfig
+from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 ARRAY = SensorArray.rectangular(5, 5)
 REGION = Region((-0.8, 0.5), (-0.3, 0.5), (0.4, 4.0))

@@ -19,9 +19,8 @@ from risfast.geometry import PlanarArray
 from risfast.setup import Setup, array_from_json, array_to_json
 from risfast.simulate import Coherence, SystemConfig, generate_scenes
 from risfast.simulate.impairments import Impairments
-from risfast.simulate.shard_manifest import read_manifest, write_manifest
-from risfast.simulate.shards import ShardSet, ShardSpec, write_shards
-from risfast.simulate.system_json import system_from_json, system_to_json
+from risfast.simulate.shards import ShardSet, ShardSpec, read_manifest, write_manifest, write_shards
+from risfast.simulate.system_file import system_from_json, system_to_json
 from risfast.train.batches import ShardSource, shard_folder
 
 SYSTEM = SystemConfig(

@@ -14,18 +14,14 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import shape_text
-from risfast.io.matrices import as_batch, as_complex, as_hermitian
+from risfast.io.guard import Array, as_numbers, held_dtype, shape_text
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
-from risfast.io.scenes import arrange
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.io.welch import narrowband_covariance
 from risfast.setup import Setup
 
-__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "Found", "ReadOptions", "assemble"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
+__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "Found", "ReadOptions", "assemble", "layout"]
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's default too
@@ -35,17 +31,17 @@ SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's defaul
 class ReadOptions:
     """What the caller knows better than the file, or what the file does not say; see :func:`risfast.simulate.read`."""
 
-    format: str | None = None  # As :func:`risfast.simulate.read` takes them
-    fields: Mapping[str, str] = field(default_factory=dict)  # As :func:`risfast.simulate.read` takes them
-    setup: Setup | SensorArray | str | Path | None = None  # As :func:`risfast.simulate.read` takes them
-    positions_m: Any = None  # As :func:`risfast.simulate.read` takes them
-    wavelength_m: float | None = None  # As :func:`risfast.simulate.read` takes them
-    frequency_hz: float | None = None  # As :func:`risfast.simulate.read` takes them
-    speed_m_s: float | None = None  # As :func:`risfast.simulate.read` takes them
-    sample_rate_hz: float | None = None  # As :func:`risfast.simulate.read` takes them
-    polarization: str | None = None  # As :func:`risfast.simulate.read` takes them
-    block_size: int = 256  # As :func:`risfast.simulate.read` takes them
-    flagged: Iterable[int] = ()  # As :func:`risfast.simulate.read` takes them
+    format: str | None = None
+    fields: Mapping[str, str] = field(default_factory=dict)
+    setup: Setup | SensorArray | str | Path | None = None
+    positions_m: Any = None
+    wavelength_m: float | None = None
+    frequency_hz: float | None = None
+    speed_m_s: float | None = None
+    sample_rate_hz: float | None = None
+    polarization: str | None = None
+    block_size: int = 256
+    flagged: Iterable[int] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before any file is opened."""
@@ -306,8 +302,7 @@ def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int
         if not snapshots.held:
             raise FileFormatError(
                 f"{found.path}: {name!r} is {rows} x {columns}, one row per element; it is read in blocks of "
-                "snapshots, "
-                f"so save it the other way round, {columns} x {rows}"
+                f"snapshots, so save it the other way round, {columns} x {rows}"
             )
         found.notes.append(f"{name} was {rows} x {columns} and is turned to {columns} x {rows}")
         snapshots = Snapshots.of(np.ascontiguousarray(snapshots.read().numpy().T), snapshots.source)
@@ -315,8 +310,7 @@ def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int
         kind = "elements" if channel is None else "antennas of the channel"
         raise FileFormatError(
             f"{found.path}: {name!r} is {rows} x {columns}, and there are {seen} {kind}: expected (L, {seen}); if "
-            "these "
-            "are other positions, give the right ones with setup or positions_m"
+            "these are other positions, give the right ones with setup or positions_m"
         )
     if len(snapshots) == 0:
         raise FileFormatError(f"{found.path}: {name!r} holds no snapshots")
@@ -341,8 +335,163 @@ def _covariance(found: Found, values: Array, n: int, known: set[int]) -> tuple[T
     if bool((power < 0).any()):
         raise FileFormatError(
             f"{found.path}: {name!r} has negative powers on its diagonal (element {int(power.amin(0).argmin())}), so "
-            "it "
-            "is not a covariance"
+            "it is not a covariance"
         )
     dead = torch.nonzero(power.amax(0) == 0)[:, 0].tolist()
     return matrix, [index for index in dead if index not in known]
+
+
+# Deviation from Hermitian symmetry, relative to the largest entry, that rounding to single precision or a printout with
+# five digits can leave; anything above it means that the matrix is something else.
+_HERMITIAN_TOLERANCE = 1e-4
+
+
+def as_complex(raw: Any, path: Path, name: str) -> Array:
+    """A plain real or complex array, also from the (real, imag) records of MATLAB and others."""
+    if isinstance(raw, np.ndarray):
+        raw = as_numbers(raw)
+    if not isinstance(raw, np.ndarray) or raw.dtype.kind not in "iufc":
+        what = f"dtype {raw.dtype}" if isinstance(raw, np.ndarray) else type(raw).__name__
+        raise FileFormatError(f"{path}: {name!r} must be a full array of real or complex numbers, got {what}")
+    return raw.astype(held_dtype(raw.dtype))
+
+
+def as_batch(values: Array, path: Path, name: str, *, pages_last: bool, n_elements: int | None) -> Array:
+    """(B, N, N) from (N, N), (B, N, N) or, where MATLAB's pages are possible, (N, N, B)."""
+    shape = " x ".join(map(str, values.shape))
+    if values.size == 0:
+        raise FileFormatError(f"{path}: {name!r} is empty ({shape or 'no shape'})")
+    if values.ndim == 2 and values.shape[0] == values.shape[1]:
+        batch = values[None]
+    elif values.ndim == 3 and pages_last and values.shape[0] == values.shape[1] != values.shape[2]:
+        batch = np.moveaxis(values, -1, 0)
+    elif values.ndim == 3 and values.shape[1] == values.shape[2]:
+        batch = values
+    else:
+        raise FileFormatError(f"{path}: {name!r} has shape {shape}; {_shape_mend(values, n_elements)}")
+    if n_elements is not None and batch.shape[-1] != n_elements:
+        raise FileFormatError(
+            f"{path}: {name!r} holds {batch.shape[-1]} x {batch.shape[-1]} matrices, but the array has {n_elements} "
+            "elements; give the array that the covariance was measured with"
+        )
+    return batch
+
+
+def _shape_mend(values: Array, n_elements: int | None) -> str:
+    """What a wrong shape most likely is."""
+    expected = "expected one covariance (N, N) or a batch (B, N, N)"
+    if values.ndim == 2:
+        rows, columns = values.shape
+        by_columns = n_elements == columns if n_elements in (rows, columns) else rows >= columns
+        formula = "X.T @ X.conj() / L" if by_columns else "X @ X.conj().T / L"
+        layout = f"{rows} snapshots of {columns}" if by_columns else f"{columns} snapshots of {rows}"
+        return (
+            f"{expected}. It is not square: these look like snapshots ({layout} elements); save R = {formula} instead"
+        )
+    if values.ndim == 3 and values.shape[0] == values.shape[1]:
+        return f"{expected}. The batch comes last here: save numpy.moveaxis(R, -1, 0)"
+    if values.ndim == 3 and values.shape[-1] == 2 and values.dtype.kind != "c":
+        return f"{expected}. It looks like real and imaginary parts side by side: save R[..., 0] + 1j * R[..., 1]"
+    return expected
+
+
+def as_hermitian(batch: Array, path: Path, name: str, *, real: bool) -> Tensor:
+    """Checked and made exactly Hermitian."""
+    bad = int(batch.size - np.isfinite(batch).sum())
+    if bad:
+        raise FileFormatError(f"{path}: {name!r} holds {bad} values that are NaN or infinite")
+    mirrored = np.conj(np.swapaxes(batch, -1, -2))
+    scale = np.abs(batch).max(axis=(-1, -2))
+    deviation = np.abs(batch - mirrored).max(axis=(-1, -2)) / np.where(scale > 0, scale, 1)
+    worst = int(deviation.argmax())
+    if deviation[worst] > _HERMITIAN_TOLERANCE:
+        mend = ""
+        if real:
+            mend = "; it is real, its imaginary part may have been lost on the way"
+        elif np.abs(batch - np.swapaxes(batch, -1, -2)).max() <= _HERMITIAN_TOLERANCE * scale.max():
+            mend = "; it is symmetric, so the conjugate in R = E[x x^H] may have been forgotten"
+        raise FileFormatError(
+            f"{path}: {name!r} is not Hermitian: R and R^H differ by {deviation[worst]:.1e} of the largest entry "
+            f"(matrix {worst} of {len(batch)}){mend}"
+        )
+    single = batch.dtype in (np.complex64, np.float32)
+    return torch.from_numpy(((batch + mirrored) / 2).astype(np.complex64 if single else np.complex128))
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def layout(shapes: Shapes, n_elements: int, *, pages_last: bool) -> tuple[int, dict[str, bool]] | None:
+    """Axis of the scenes, and which fields must be transposed for all to fit together; None if they cannot."""
+    # Where both axes fit, as where the sides are equal, the one with fewer fields to transpose is meant, else the
+    # first.
+    axes = (0, -1) if pages_last else (0,)
+    fitting = [(axis, turned) for axis in axes if (turned := _turned(shapes, n_elements, axis)) is not None]
+    return min(fitting, key=lambda choice: sum(choice[1].values()), default=None)
+
+
+def _turned(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | None:
+    scenes = shapes["snapshots"][axis]
+    inner = {}
+    for name, shape in shapes.items():
+        if len(shape) == 3 and shape[axis] != scenes:
+            return None
+        inner[name] = shape if len(shape) == 2 else (shape[1:] if axis == 0 else shape[:-1])
+    turned: dict[str, bool] = {}
+    antennas = n_elements
+    if "channel" in inner:
+        if n_elements not in inner["channel"]:
+            return None
+        turned["channel"] = inner["channel"][1] != n_elements
+        antennas = inner["channel"][0 if not turned["channel"] else 1]
+    if antennas not in inner["snapshots"]:
+        return None
+    turned["snapshots"] = inner["snapshots"][1] != antennas
+    length = inner["snapshots"][0 if not turned["snapshots"] else 1]
+    if "codes" in inner:
+        if inner["codes"] not in ((length, n_elements), (n_elements, length)):
+            return None
+        turned["codes"] = inner["codes"] != (length, n_elements)
+    return turned
+
+
+def arrange(found: Found, n_elements: int) -> tuple[int, Snapshots, Tensor | None, Tensor | None]:
+    """Number of scenes, their snapshots one after the other, codes and channel with the scene first."""
+    given = {"snapshots": found.batch, "codes": found.codes, "channel": found.channel}
+    values = {
+        name: as_complex(value, found.path, found.name(name)) for name, value in given.items() if value is not None
+    }
+    shapes = {name: value.shape for name, value in values.items()}
+    shown = ", ".join(f"{found.name(name)} {shape_text(shape)}" for name, shape in shapes.items())
+    if any(value.ndim not in (2, 3) or value.size == 0 for value in values.values()):
+        raise FileFormatError(f"{found.path}: scenes of snapshots must be (B, L, M) and not empty, found {shown}")
+    chosen = layout(shapes, n_elements, pages_last=found.pages_last)
+    if chosen is None:
+        seen = "y (B, L, M), codes (B, L, N) and channel (B, M, N)" if "channel" in shapes else "snapshots (B, L, N)"
+        raise FileFormatError(
+            f"{found.path}: {shown} do not belong together for N = {n_elements} elements: expected {seen}; if the "
+            "array is another one, give it with setup"
+        )
+    axis, turned = chosen
+    for name, value in values.items():
+        batch = np.moveaxis(value, axis, 0) if value.ndim == 3 else value
+        values[name] = batch.swapaxes(-1, -2) if turned[name] else batch
+        if values[name].shape != shapes[name]:
+            found.notes.append(
+                f"{found.name(name)} was {shape_text(shapes[name])} and is turned to {shape_text(values[name].shape)}"
+            )
+    y = values["snapshots"]
+    if y.dtype.kind != "c":
+        raise FileFormatError(f"{found.path}: {found.name('snapshots')!r} is real; snapshots are complex")
+    rows = np.ascontiguousarray(y).reshape(-1, y.shape[2])
+    snapshots = Snapshots.of(rows, f"{found.path}: {found.name('snapshots')!r}")
+    codes, channel = (_tensor(found, name, values.get(name)) for name in ("codes", "channel"))
+    return len(y), snapshots, codes, channel
+
+
+def _tensor(found: Found, name: str, values: Array | None) -> Tensor | None:
+    if values is None:
+        return None
+    if not np.isfinite(values).all():
+        raise FileFormatError(f"{found.path}: {found.name(name)!r} ({name}) holds values that are NaN or infinite")
+    return torch.from_numpy(np.ascontiguousarray(values.astype(np.result_type(values.dtype, np.complex64))))

@@ -14,17 +14,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import check_held, parsing, shape_text
+from risfast.io.guard import Array, check_held, parsing, shape_text
 from risfast.io.recording import Snapshots
 
 __all__ = ["Mat5Container"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _KIND = "a MATLAB file of version 5 to 7"
 _HEADER_BYTES = 128
@@ -175,8 +173,7 @@ class Mat5Container:
             what = _OTHER.get(variable.type_code, f"class {variable.type_code}")
             raise FileFormatError(
                 f"{self.path}: {name!r} is a {what} ({shape_text(variable.shape)}), and only full arrays of numbers "
-                "are "
-                "read; save full(double(X)) of the field that matters as a variable of its own"
+                "are read; save full(double(X)) of the field that matters as a variable of its own"
             )
         result = np.dtype(_NUMERIC[variable.type_code])
         check_held(self.path, name, variable.shape, 2 * result.itemsize)

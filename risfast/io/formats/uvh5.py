@@ -11,20 +11,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.acoustics import choose_frequency
-from risfast.io.fields import SPEED_OF_LIGHT_M_S, Found, ReadOptions
-from risfast.io.guard import check_held, file_head, shape_text
-from risfast.io.hdf5_file import Hdf5Container
+from risfast.io.assemble import SPEED_OF_LIGHT_M_S, Found, ReadOptions
+from risfast.io.formats.acoustics import choose_frequency
+from risfast.io.formats.hdf5 import Hdf5Container
+from risfast.io.guard import Array, check_held, file_head, shape_text
 from risfast.io.recording import Flagged
 
 __all__ = ["read_uvh5"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _POLARIZATIONS = {1: "I", -1: "rr", -2: "ll", -5: "xx", -6: "yy"}  # of which a covariance can be made
 _ALL_POLARIZATIONS = {**_POLARIZATIONS, 2: "Q", 3: "U", 4: "V", -3: "rl", -4: "lr", -7: "xy", -8: "yx"}
@@ -225,8 +222,7 @@ def _check_unphased(container: Hdf5Container) -> None:
     if kinds - {"unprojected"}:
         raise FileFormatError(
             f"{path}: the visibilities are phased to a source ({', '.join(sorted(kinds))}), so the directions of the "
-            "array "
-            "are lost; undo it with pyuvdata (UVData.unproject_phase()) and write the file again"
+            "array are lost; undo it with pyuvdata (UVData.unproject_phase()) and write the file again"
         )
 
 

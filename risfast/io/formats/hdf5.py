@@ -11,17 +11,14 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import HELD_BYTES, check_held, megabytes, parsing, shape_text
+from risfast.io.guard import HELD_BYTES, Array, as_numbers, check_held, held_dtype, megabytes, parsing, shape_text
 from risfast.io.recording import Load, Snapshots
 
 __all__ = ["Hdf5Container", "check_dataset"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 _KIND = "HDF5"
 _LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
 _LONGEST_TEXT = 1 << 16
-_COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
 
 
 def check_dataset(path: Path, name: str, dataset: Any) -> None:
@@ -48,18 +45,6 @@ def check_dataset(path: Path, name: str, dataset: Any) -> None:
                 f"{path}: {name!r} is stored in chunks of {megabytes(chunk)}; at most {megabytes(HELD_BYTES)} are read "
                 "at a time (h5repack -l CHUNK=...)"
             )
-
-
-def as_numbers(values: Array) -> Array:
-    """Complex numbers from the records that MATLAB and others make of them."""
-    if values.dtype.names in _COMPLEX_RECORDS:
-        real, imaginary = (values[field] for field in values.dtype.names)
-        if real.dtype.kind in "iuf" and imaginary.dtype.kind in "iuf":
-            single = real.dtype.itemsize <= 4 and real.dtype.kind == "f"
-            pair = np.empty(values.shape, np.complex64 if single else np.complex128)
-            pair.real, pair.imag = real, imaginary
-            return pair
-    return values
 
 
 class Hdf5Container:
@@ -160,9 +145,7 @@ class Hdf5Container:
             sample = as_numbers(np.empty((0, 0), file[name].dtype))
         if sample.dtype.kind not in "fciu":
             return None
-        target = np.result_type(sample.dtype, np.float32)
-        if target.itemsize > (16 if target.kind == "c" else 8):
-            target = np.dtype(np.complex128 if target.kind == "c" else np.float64)
+        target = held_dtype(sample.dtype)
         turned = name in self._turned
 
         @contextmanager

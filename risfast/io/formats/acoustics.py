@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.fields import SPEED_OF_SOUND_M_S, Found, ReadOptions
-from risfast.io.guard import file_head, shape_text
-from risfast.io.hdf5_file import Hdf5Container
+from risfast.io.assemble import SPEED_OF_SOUND_M_S, Found, ReadOptions
+from risfast.io.formats.hdf5 import Hdf5Container
+from risfast.io.guard import Array, file_head, shape_text
 from risfast.io.recording import Snapshots
 
 __all__ = ["read_acoular", "read_benchmark"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def read_acoular(path: Path, options: ReadOptions) -> Found:

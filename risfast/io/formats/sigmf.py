@@ -12,14 +12,11 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.fields import SPEED_OF_LIGHT_M_S, Found, ReadOptions
-from risfast.io.guard import file_head, megabytes, parsing
-from risfast.io.recording import Snapshots
-from risfast.io.rows import raw_snapshots
+from risfast.io.assemble import SPEED_OF_LIGHT_M_S, Found, ReadOptions
+from risfast.io.guard import Array, file_head, megabytes, parsing
+from risfast.io.recording import Snapshots, raw_snapshots
 
 __all__ = ["read_sigmf"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _KIND = "SigMF"
 _LARGEST_META = 16 << 20
@@ -74,8 +71,7 @@ def read_sigmf(path: Path, options: ReadOptions) -> Found:
         raise FileFormatError(
             f"{data}: {megabytes(size)} are no whole number of samples of {channels} channels, {row} bytes each "
             f"(core:datatype {core['core:datatype']}, core:num_channels {channels}): it is cut off, or "
-            "core:num_channels "
-            "is wrong"
+            "core:num_channels is wrong"
         )
     rows = raw_snapshots(data, header, (length, channels), width, samples.stored, samples.convert())
     rate = _number(meta, core, "core:sample_rate")

@@ -14,13 +14,10 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import check_held, megabytes, parsing, shape_text
-from risfast.io.recording import Snapshots
-from risfast.io.rows import raw_snapshots
+from risfast.io.guard import Array, check_held, megabytes, parsing, shape_text
+from risfast.io.recording import Snapshots, raw_snapshots
 
 __all__ = ["NpzContainer"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 _KIND = "a NumPy .npz archive"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field

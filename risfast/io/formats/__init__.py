@@ -1,0 +1,1 @@
+"""Formats of measurements, one file each."""
