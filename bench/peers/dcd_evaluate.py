@@ -17,7 +17,7 @@ from risfast.evaluate.figures import figures
 from risfast.evaluate.methods import Methods, measurement_of
 from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.evaluate.scenarios import CHUNK
-from risfast.evaluate.tasks import SuiteConfig
+from risfast.evaluate.suite import SuiteConfig
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup
 from risfast.simulate.scenes import generate_scenes

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.geometry import SensorArray
+from risfast.geometry import SearchGrid, SensorArray
 from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["Baseline", "by_count", "check_request", "completed", "reported"]
+__all__ = ["Baseline", "by_count", "check_request", "completed", "exactly", "reported"]
 
 
 class Baseline(Protocol):
@@ -117,6 +117,21 @@ def completed(
         crowded |= _near(grid, grid[best], apart)
     device = found.azimuth.device
     return Sources.stack([found, Sources.at(grid[chosen].to(device), power[chosen].to(device))])
+
+
+def exactly(
+    found: Sequence[Sources],
+    counts: Sequence[int],
+    grid: SearchGrid,
+    volume: Callable[[int], Tensor],
+    separation: tuple[float, float, float],
+) -> list[Sources]:
+    """Of each scene as many sources as asked for; the volume over the grid is made where peaks are missing."""
+    axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
+    return [
+        completed(sources, count, axes, volume(scene), separation) if len(sources) < count else sources[:count]
+        for scene, (sources, count) in enumerate(zip(found, counts, strict=True))
+    ]
 
 
 def _near(grid: Tensor, position: Tensor, apart: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from risfast.baselines.base import check_request, completed, reported
+from risfast.baselines.base import check_request, exactly, reported
 from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.geometry import SearchGrid
@@ -66,20 +66,19 @@ def capon_sources(covariance: Tensor, setup: Setup, options: CaponOptions, n_sou
         found = detect_sources(effective, setup, grid, loading=options.loading, options=how)
         if n_sources is None:
             return reported(found, setup)
-        axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
-        for i, (sources, count) in enumerate(zip(found, n_sources.tolist(), strict=True)):
-            volume = torch.zeros(0)
-            if len(sources) < count:
-                volume = mvdr_spectrum(
-                    effective[i],
-                    setup.array,
-                    grid,
-                    loading=options.loading,
-                    wavefront=setup.wavefront,
-                    reduce="none",
-                )
-            result.append(completed(sources, count, axes, volume, options.detection.separation(setup)))
-        return reported(result, setup)
+
+        def volume(scene: int) -> Tensor:
+            return mvdr_spectrum(
+                effective[scene],
+                setup.array,
+                grid,
+                loading=options.loading,
+                wavefront=setup.wavefront,
+                reduce="none",
+            )
+
+        whole = exactly(found, n_sources.tolist(), grid, volume, options.detection.separation(setup))
+        return reported(whole, setup)
 
 
 class LsCapon:

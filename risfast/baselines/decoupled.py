@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from risfast.baselines.base import reported
-from risfast.baselines.music import CRITERIA, by_subspace, leading
-from risfast.baselines.range_sweep import RangeSweep
+from risfast.baselines.music import OrderOptions, RangeSweep, SubspaceBaseline, leading
 from risfast.geometry import Lattice
-from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -35,26 +33,25 @@ _SPARE_PEAKS = 4  # directions beyond the number of sources: two sources may sha
 
 
 @dataclass(frozen=True)
-class DecoupledMusicOptions:
+class DecoupledMusicOptions(OrderOptions):
     """Options of :class:`DecoupledMusic`."""
 
     n_phases: int = 128  # Points of the direction spectrum along each axis of the lattice, >= 8
     n_ranges: int = 200  # Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3
     share: float = 2 / 3  # Side of the smoothed part, relative to that of the lattice
-    criterion: str = "mdl"  # Of the number of sources, where it is not given
-    max_sources: int = 8  # Largest number that the criterion may choose
     # Whether both phase steps of a direction are searched together, over ``n_phases`` squared points, or each along its
     # own side of the lattice, over ``n_phases`` each, and then paired
     directions: str = "joint"
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if self.n_phases < 8 or self.n_ranges < 3 or self.max_sources < 1:
-            raise ValueError("n_phases must be at least 8, n_ranges at least 3 and max_sources at least 1")
+        super().__post_init__()
+        if self.n_phases < 8 or self.n_ranges < 3:
+            raise ValueError(
+                f"n_phases must be at least 8 and n_ranges at least 3, got {self.n_phases}, {self.n_ranges}"
+            )
         if not 0 < self.share <= 1:
             raise ValueError(f"share must lie in (0, 1], got {self.share!r}")
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
         if self.directions not in DIRECTIONS:
             raise ValueError(f"directions must be one of {', '.join(DIRECTIONS)}; got {self.directions!r}")
 
@@ -69,7 +66,7 @@ class _Candidate(NamedTuple):
     peak: int
 
 
-class DecoupledMusic:
+class DecoupledMusic(SubspaceBaseline):
     """Decoupled MUSIC on the least-squares covariance."""
 
     # After P. Ramezani, A. Kosasih, E. Björnson, "An efficient modified MUSIC algorithm for RIS-assisted near-field
@@ -79,6 +76,8 @@ class DecoupledMusic:
     # swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
     # the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
 
+    options: DecoupledMusicOptions
+
     def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
         array = setup.array
         lattice = array.lattice
@@ -87,15 +86,6 @@ class DecoupledMusic:
         self.setup, self.options = setup, options or DecoupledMusicOptions()
         self._lattice: Lattice = lattice
         self._sweep = RangeSweep(setup, self.options.n_ranges)
-
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
-
-        n_sources (B,)
-        """
-        o = self.options
-        most = min(o.max_sources, self.most_sources)
-        return by_subspace(measurement, self.setup.array, n_sources, o.criterion, most, self.of_covariance)
 
     @property
     def _spacings(self) -> tuple[float, float]:

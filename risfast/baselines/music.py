@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, completed, reported
+from risfast.baselines.base import by_count, check_request, exactly, reported
 from risfast.baselines.capon import peaks_without_threshold
 from risfast.covariance import ls_covariance
 from risfast.detect import DetectionOptions, detect_sources_lowrank
-from risfast.geometry import SearchGrid, SensorArray
+from risfast.geometry import SearchGrid
 from risfast.models.base import Measurement
 from risfast.ops import mvdr_spectrum_lowrank
 from risfast.setup import Setup
 from risfast.sources import Sources
+from risfast.steering import steering_vectors
 
-__all__ = ["CRITERIA", "LOADING", "LsMusic", "MusicOptions", "by_subspace", "model_order"]
+__all__ = [
+    "CRITERIA",
+    "LOADING",
+    "LsMusic",
+    "MusicOptions",
+    "OrderOptions",
+    "RangeMusic",
+    "RangeMusicOptions",
+    "RangeSweep",
+    "SubspaceBaseline",
+    "model_order",
+]
+
 
 CRITERIA = ("mdl", "aic")
 # Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
@@ -53,14 +66,11 @@ def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", mos
 
 
 @dataclass(frozen=True)
-class MusicOptions:
-    """Options of :class:`LsMusic`."""
+class OrderOptions:
+    """How the number of sources is chosen where it is not given."""
 
-    criterion: str = "mdl"  # Of the number of sources, where it is not given
+    criterion: str = "mdl"
     max_sources: int = 8  # Largest number that the criterion may choose, >= 1
-    # Candidates, refinement and separation of peaks; its thresholds are not used
-    detection: DetectionOptions = field(default_factory=DetectionOptions)
-    grid: SearchGrid | None = None  # None is that of the setup, :meth:`risfast.Setup.search_grid`
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -68,6 +78,15 @@ class MusicOptions:
             raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {self.criterion!r}")
         if self.max_sources < 1:
             raise ValueError(f"max_sources must be at least 1, got {self.max_sources}")
+
+
+@dataclass(frozen=True)
+class MusicOptions(OrderOptions):
+    """Options of :class:`LsMusic`."""
+
+    # Candidates, refinement and separation of peaks; its thresholds are not used
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    grid: SearchGrid | None = None  # None is that of the setup, :meth:`risfast.Setup.search_grid`
 
 
 def subspace_order(covariance: Tensor, n_snapshots: int, criterion: str, most: int) -> Tensor:
@@ -90,23 +109,84 @@ def leading(covariance: Tensor, count: int) -> Tensor:
     return torch.linalg.eigh(covariance.to(torch.complex128)).eigenvectors[..., -count:].to(covariance.dtype)
 
 
-class LsMusic:
+def music_peaks(
+    subspace: Tensor,
+    setup: Setup,
+    grid: SearchGrid,
+    detection: DetectionOptions,
+    separation: tuple[float, float, float],
+) -> list[Sources]:
+    """The strongest peaks of MUSIC spectra, as many as the subspaces have dimensions.
+
+    subspace (B, N, K)
+    """
+    count = subspace.shape[-1]
+    found = detect_sources_lowrank(
+        subspace, setup, grid, loading=LOADING, options=peaks_without_threshold(detection, count)
+    )
+
+    def volume(scene: int) -> Tensor:
+        return mvdr_spectrum_lowrank(
+            subspace[scene], setup.array, grid, loading=LOADING, wavefront=setup.wavefront, reduce="none"
+        )
+
+    return exactly(found, [count] * len(found), grid, volume, separation)
+
+
+class SubspaceBaseline:
+    """A baseline on the signal subspaces of least-squares covariances; the subclasses find as many sources there."""
+
+    setup: Setup
+    options: OrderOptions
+
+    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
+        """Find the sources of B scenes, all those of equal count together; see :class:`risfast.baselines.Baseline`.
+
+        n_sources (B,)
+        """
+        array = self.setup.array
+        check_request(measurement, array, n_sources)
+        if len(measurement) == 0:
+            return []
+        covariance = ls_covariance(
+            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
+        )
+        counts = n_sources
+        if counts is None:
+            most = min(self.options.max_sources, self.most_sources)
+            counts = subspace_order(covariance, measurement.y.shape[1], self.options.criterion, most)
+        if len(counts) and int(counts.max()) >= array.n_elements:  # a signal subspace that would leave no noise
+            raise ValueError(
+                f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"
+            )
+        return by_count(
+            counts.cpu(), lambda scenes, count: self.of_covariance(covariance[scenes.to(covariance.device)], count)
+        )
+
+    @property
+    def most_sources(self) -> int:
+        """Sources that can be told apart, as far as it is known."""
+        return self.options.max_sources
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """Exactly ``count`` sources of each of a batch of covariances.
+
+        covariance (B, N, N)
+        """
+        raise NotImplementedError
+
+
+class LsMusic(SubspaceBaseline):
     """MUSIC on the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`."""
 
     # R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986. The spectrum
     # is that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the
     # grid.
 
+    options: MusicOptions
+
     def __init__(self, setup: Setup, options: MusicOptions | None = None) -> None:
         self.setup, self.options = setup, options or MusicOptions()
-
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
-
-        n_sources (B,)
-        """
-        o = self.options
-        return by_subspace(measurement, self.setup.array, n_sources, o.criterion, o.max_sources, self.of_covariance)
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """The strongest peaks of the MUSIC spectra of a batch of covariances.
@@ -115,52 +195,92 @@ class LsMusic:
         """
         o, setup = self.options, self.setup
         grid = o.grid if o.grid is not None else setup.search_grid()
+        found = music_peaks(leading(covariance, count), setup, grid, o.detection, o.detection.separation(setup))
+        return reported(found, setup)
+
+
+@dataclass(frozen=True)
+class RangeMusicOptions(OrderOptions):
+    """Options of :class:`RangeMusic`."""
+
+    # Candidates, refinement and separation of directions; its thresholds are not used
+    detection: DetectionOptions = field(default_factory=DetectionOptions)
+    n_ranges: int = 200  # Points of the sweep over the ranges of the setup, uniform in 1/range, >= 3
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        super().__post_init__()
+        if self.n_ranges < 3:
+            raise ValueError(f"n_ranges must be at least 3, got {self.n_ranges}")
+
+
+class RangeMusic(SubspaceBaseline):
+    """MUSIC in direction with plane waves, then in range, on the least-squares covariance."""
+
+    # What a far-field direction finder leads to. It searches one plane of directions instead of a volume; but the
+    # wavefront of a source nearer than the Fraunhofer distance 2 D^2 / wavelength bends over the aperture D, and its
+    # peak in the plane-wave spectrum is broad, or split.
+
+    options: RangeMusicOptions
+
+    def __init__(self, setup: Setup, options: RangeMusicOptions | None = None) -> None:
+        self.setup, self.options = setup, options or RangeMusicOptions()
+        self._far = setup.replace(wavefront="planar")
+        self._sweep = RangeSweep(setup, self.options.n_ranges)
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """Exactly ``count`` sources of each of a batch of covariances.
+
+        covariance (B, N, N)
+        """
+        detection = self.options.detection
         subspace = leading(covariance, count)
-        found = detect_sources_lowrank(
-            subspace, setup, grid, loading=LOADING, options=peaks_without_threshold(o.detection, count)
-        )
-        axes, result = (grid.azimuth_rad, grid.elevation_rad, grid.range_m), []
-        for i, sources in enumerate(found):
-            volume = torch.zeros(0)
-            if len(sources) < count:
-                volume = mvdr_spectrum_lowrank(
-                    subspace[i], setup.array, grid, loading=LOADING, wavefront=setup.wavefront, reduce="none"
-                )
-            result.append(completed(sources, count, axes, volume, o.detection.separation(self.setup)))
-        return reported(result, setup)
+        power = covariance.diagonal(dim1=1, dim2=2).real.mean(1).double().cpu() / count
+        apart = (*detection.separation(self.setup)[:2], math.inf)
+        directions = music_peaks(subspace, self._far, self._far.search_grid(), detection, apart)
+        ranged = [self._ranged(subspace[i], one, float(power[i])) for i, one in enumerate(directions)]
+        return reported(ranged, self.setup)
+
+    def _ranged(self, subspace: Tensor, directions: Sources, power: float) -> Sources:
+        """The sources in those directions with their ranges."""
+        rows = subspace.to(torch.complex128).mH
+        found = [
+            (*self._sweep.deepest(rows, azimuth, elevation), azimuth, elevation)
+            for azimuth, elevation in zip(directions.azimuth.tolist(), directions.elevation.tolist(), strict=True)
+        ]
+        _, r, azimuth, elevation = torch.tensor(sorted(found), dtype=torch.float64).unbind(-1)
+        return Sources.at(torch.stack([azimuth, elevation, r], -1), torch.full_like(r, power))
 
 
-def by_subspace(
-    measurement: Measurement,
-    array: SensorArray,
-    n_sources: Tensor | None,
-    criterion: str,
-    most: int,
-    find: Callable[[Tensor, int], list[Sources]],
-) -> list[Sources]:
-    """Sources from the least-squares covariances of B scenes, all those of equal count together.
+@dataclass(frozen=True)
+class RangeSweep:
+    """MUSIC along rays, over the ranges of a setup."""
 
-    n_sources (B,)
-    """
-    check_request(measurement, array, n_sources)
-    if len(measurement) == 0:
-        return []
-    covariance = ls_covariance(
-        measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
-    )
-    counts = n_sources
-    if counts is None:
-        counts = subspace_order(covariance, measurement.y.shape[1], criterion, most)
-    check_subspace(counts, array)
-    return by_count(counts.cpu(), lambda scenes, count: find(covariance[scenes.to(covariance.device)], count))
+    setup: Setup  # Array of N elements
+    n_points: int  # Points of a sweep, uniform in 1/range; a second one of as many is made around the best
 
+    def deepest(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
+        """Deepest null in one direction.
 
-def check_subspace(counts: Tensor, array: SensorArray) -> None:
-    """Refuse a signal subspace that would leave no noise.
+        subspace (K, N)
+        """
+        inverse = torch.linspace(*self.setup.region.inverse_range, self.n_points, dtype=torch.float64)
+        null = self._null(subspace, azimuth, elevation, 1 / inverse)
+        at = int(null.argmin())
+        low, high = inverse[max(at - 1, 0)], inverse[min(at + 1, len(inverse) - 1)]
+        finer = torch.linspace(float(low), float(high), self.n_points, dtype=torch.float64)
+        null = self._null(subspace, azimuth, elevation, 1 / finer)
+        at = int(null.argmin())
+        return float(null[at]), float(1 / finer[at])
 
-    counts (B,)
-    """
-    if len(counts) and int(counts.max()) >= array.n_elements:
-        raise ValueError(
-            f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"
-        )
+    def _null(self, subspace: Tensor, azimuth: float, elevation: float, r: Tensor) -> Tensor:
+        """(N - |U^H a|^2) / N at ranges r."""
+        a = steering_vectors(
+            self.setup.array,
+            torch.tensor(azimuth, dtype=torch.float64),
+            torch.tensor(elevation, dtype=torch.float64),
+            r,
+            wavefront=self.setup.wavefront,
+            dtype=torch.complex128,
+        ).to(subspace.device)
+        return 1 - (subspace @ a.mT).abs().square().sum(0) / a.shape[1]

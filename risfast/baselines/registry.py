@@ -21,8 +21,7 @@ from risfast.baselines.decoupled import (
     SeparableMusicOptions,
 )
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
-from risfast.baselines.music import LsMusic, MusicOptions
-from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
+from risfast.baselines.music import LsMusic, MusicOptions, RangeMusic, RangeMusicOptions
 from risfast.setup import Setup
 
 __all__ = ["BASELINES", "build_baseline"]

@@ -12,7 +12,7 @@ from risfast.evaluate.matching import Array
 from risfast.evaluate.metrics import Scores, score
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import SceneSet
-from risfast.evaluate.suite import TRUTH, Task, tasks_of
+from risfast.evaluate.suite import TRUTH, tasks_of
 from risfast.setup import Tolerance
 
 __all__ = ["Collected", "Key", "Mismatched", "Timing", "Truth", "bound_errors", "collect"]
@@ -96,7 +96,7 @@ def collect(
     for task in tasks_of(sets, snapshots):
         for label in task.labels:
             key = Key(task.scene_set, task.cell, task.snapshots, label)
-            chunks.setdefault(key, []).append(_with_size(results.read(task.place(label)), task))
+            chunks.setdefault(key, []).append(results.read(task.place(label)))
     truth = {key[:3]: _truth(parts) for key, parts in chunks.items() if key.label == TRUTH}
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
@@ -111,10 +111,6 @@ def collect(
         collected.timing[key] = _timing(parts)
         collected.failures[key] = sum(int(part["failed"].sum()) for part in parts)
     return collected
-
-
-def _with_size(values: dict[str, Array], task: Task) -> dict[str, Array]:
-    return {**values, "size": np.array(task.stop - task.start)}
 
 
 def _truth(parts: Sequence[dict[str, Array]]) -> Truth:
@@ -147,8 +143,8 @@ def _timing(parts: Sequence[dict[str, Array]]) -> Timing:
     parts = [part for part in parts if np.isfinite(part["seconds"])]  # a chunk with a failure tells no time
     names = [name for name in parts[0] if name.startswith("stage_")] if parts else []
     return Timing(
-        np.array([float(part["seconds"] / part["size"]) for part in parts]),
-        {n.removeprefix("stage_"): np.array([float(part[n] / part["size"]) for part in parts]) for n in names},
+        np.array([float(part["seconds"] / len(part["count"])) for part in parts]),
+        {n.removeprefix("stage_"): np.array([float(part[n] / len(part["count"])) for part in parts]) for n in names},
     )
 
 

@@ -1,4 +1,4 @@
-"""Figures over a set of scenes, with bootstrap intervals, and tables of them by count, SNR and range.
+"""Figures over a set of scenes, with bootstrap intervals.
 
 A record always holds precision and recall beside the errors: errors of what was found mean nothing without how much
 was found. Intervals resample whole scenes, for the sources of a scene share its noise and its channel.
@@ -7,8 +7,6 @@ was found. Intervals resample whole scenes, for the sources of a scene share its
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +14,7 @@ import numpy as np
 from risfast.evaluate.matching import Array
 from risfast.evaluate.metrics import Scores
 
-__all__ = ["FIGURES", "Interval", "Row", "bootstrap", "bootstrap_difference", "figures", "table"]
+__all__ = ["FIGURES", "NOTHING", "Interval", "bootstrap", "bootstrap_difference", "figures"]
 
 FIGURES: dict[str, str] = {
     "scenes": "scenes",
@@ -63,13 +61,7 @@ class Interval(NamedTuple):
     high: float  # Ends of the interval
 
 
-@dataclass(frozen=True)
-class Row:
-    """One row of a table."""
-
-    low: float  # The interval of the variable that the row is for: low <= variable < high
-    high: float  # The interval of the variable that the row is for: low <= variable < high
-    figures: dict[str, Interval]  # All of :data:`FIGURES`
+NOTHING = Interval(math.nan, math.nan, math.nan)
 
 
 def figures(scores: Scores) -> dict[str, float]:
@@ -101,32 +93,6 @@ def bootstrap_difference(
         name: _interval(values[0][name] - values[1][name], spreads[0][name] - spreads[1][name], level)
         for name in FIGURES
     }
-
-
-def table(
-    scores: Scores,
-    variable: str,
-    edges: Sequence[float],
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> list[Row]:
-    """Figures by number of sources, by SNR or by range."""
-    cuts = np.asarray(edges, dtype=float)
-    if cuts.ndim != 1 or len(cuts) < 2 or not (np.diff(cuts) > 0).all():
-        raise ValueError(f"edges must be at least two increasing numbers, got {list(edges)}")
-    by_scene = {"sources": scores.n_true, "snr_db": scores.snr_db}
-    if variable not in (*by_scene, "range_m"):
-        raise ValueError(f"variable must be one of sources, snr_db, range_m; got {variable!r}")
-    rows = []
-    for low, high in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        if variable == "range_m":
-            part = scores.in_range(low, high)
-        else:
-            part = scores.of_scenes((by_scene[variable] >= low) & (by_scene[variable] < high))
-        rows.append(Row(low, high, bootstrap(part, resamples=resamples, level=level, seed=seed)))
-    return rows
 
 
 def _weights(scenes: int, resamples: int, level: float, seed: int) -> Array:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict, is_dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,7 +16,6 @@ from torch import Tensor, nn
 from risfast.baselines import BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
 from risfast.evaluate.scenarios import KNOWLEDGE
-from risfast.evaluate.variants import VARIANTS
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.localize.polish import PolishOptions
@@ -28,11 +29,60 @@ __all__ = [
     "DEFAULT_METHODS",
     "METHODS",
     "METHOD_TITLES",
+    "VARIANTS",
     "Found",
     "Method",
     "Methods",
+    "Variant",
     "measurement_of",
 ]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One change to the localizer of a model."""
+
+    title: str  # For tables
+    # Options of :class:`risfast.localize.PipelineOptions` that differ, by their names with dots
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    # Whether the sparse covariance fit without any training stands in for the model, with the default options
+    classical: bool = False
+
+    def of(self, options: PipelineOptions) -> PipelineOptions:
+        """The changed options."""
+        for name, value in self.changes.items():
+            options = _changed(options, name, value)
+        return options
+
+
+def _changed(options: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(options, **{first: _changed(getattr(options, first), rest, value) if rest else value})
+
+
+_NO_CONFIDENCE = {"decision.least_confidence": 0.0}
+_CAPON_RAW = {"candidates.source": "capon", "polished": False}
+VARIANTS: Mapping[str, Variant] = MappingProxyType(
+    {
+        "without_confidence": Variant("no calibrated confidence", _NO_CONFIDENCE),
+        "without_posterior": Variant(
+            "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}
+        ),
+        "without_births": Variant("polish without births", {"polish.births": 0}),
+        "without_deaths": Variant(
+            "polish of positions only: no births, no deaths",
+            {**_NO_CONFIDENCE, "polish.births": 0, "polish.penalty": 0.0},
+        ),
+        "capon_polish": Variant("candidates from Capon peaks", {"candidates.source": "capon"}),
+        "capon_raw": Variant("Capon peaks of the covariance, no polish", _CAPON_RAW),
+        "capon_blend": Variant(
+            "the same, a tenth of the sample covariance blended in", {**_CAPON_RAW, "map.blend": 0.1}
+        ),
+        "classical": Variant("classical fit instead of the trained backbone", classical=True),
+        "classical_raw": Variant("classical fit, no polish", {"polished": False}, classical=True),
+    }
+)
+"""By the name of the method, in the order of the table."""
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
 METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)

@@ -40,7 +40,7 @@ ABLATION = (
     "classical",
     "classical_raw",
 )
-"""The localizer, and what it is without a stage (:data:`risfast.evaluate.variants.VARIANTS`)."""
+"""The localizer, and what it is without a stage (:data:`risfast.evaluate.methods.VARIANTS`)."""
 # Directions around which close pairs are placed.
 _CENTRES_DEG = (-45.0, -22.5, 0.0, 22.5, 45.0)
 

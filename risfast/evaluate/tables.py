@@ -1,29 +1,38 @@
-"""The tables of a suite, and the files that hold them."""
+"""The groups of scenes of every benchmark with their figures, the tables of a suite, and the files that hold them."""
 
 from __future__ import annotations
 
 import csv
 import importlib
 import io
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors
-from risfast.evaluate.figures import Interval
-from risfast.evaluate.groups import KEPT, Group
+from risfast.evaluate.figures import NOTHING, Interval, bootstrap, bootstrap_difference
 from risfast.evaluate.matching import Array
-from risfast.evaluate.scenarios import FROZEN_SCENES, SceneSet
+from risfast.evaluate.metrics import Scores
+from risfast.evaluate.scenarios import FROZEN_SCENES, MAP_SNR_DB, MAP_SOURCES, SceneSet
 from risfast.io.durable import replace_file
+from risfast.simulate.scenes import SystemConfig
 
 __all__ = [
     "HEADLINE",
+    "KEPT",
+    "REFERENCE",
+    "Edges",
+    "Group",
     "Table",
     "frozen_rows",
     "group_rows",
+    "groups_of",
     "headline_rows",
     "mismatch_rows",
     "scene_rows",
@@ -31,6 +40,247 @@ __all__ = [
     "write_csv",
     "write_parquet",
 ]
+
+
+REFERENCE = "greedy_ml"  # what every method is compared with
+KEPT = (
+    "scenes",
+    "sources",
+    "f1",
+    "precision",
+    "recall",
+    "implied_recall",
+    "recall_over_implied",
+    "ghosts_per_scene",
+    "count_accuracy",
+    "gospa_m",
+    "median_xyz_pairs_m",
+    "rmse_xyz_pairs_m",
+    "rmse_xyz_hits_m",
+    "rmse_range_hits_m",
+    "rmse_azimuth_hits_rad",
+    "rmse_elevation_hits_rad",
+    "error_over_bound",
+)
+"""Those of :data:`risfast.evaluate.figures.FIGURES` that the tables hold."""
+
+LOUD_DB = 5.0
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Intervals that the main set is cut into, of SNR, range and azimuth; the defaults are of the reference system."""
+
+    snr_db: tuple[float, ...] = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)  # Increasing; empty where the value is fixed
+    range_m: tuple[float, ...] = (0.5, 1.5, 3.0, 5.0, 7.0, 8.5, 10.0)  # Increasing; empty where the value is fixed
+    # Increasing; empty where the value is fixed
+    azimuth_deg: tuple[float, ...] = (-60.0, -40.0, -20.0, 0.0, 20.0, 40.0, 60.0)
+    near_m: float = 5.0  # Sources up to here are near
+
+    @classmethod
+    def of(cls, system: SystemConfig) -> Edges:
+        """Those of the reference system where its intervals are the system's, else five or six equal ones."""
+        usual = cls()
+        azimuth = tuple(math.degrees(value) for value in system.azimuth_rad)
+        near, far = system.range_m
+        same = (near, far) == (usual.range_m[0], usual.range_m[-1])
+        return cls(
+            _equal(usual.snr_db, system.snr_db),
+            _equal(usual.range_m, system.range_m),
+            _equal(usual.azimuth_deg, azimuth),
+            usual.near_m if same else (near + far) / 2,
+        )
+
+
+def _equal(usual: tuple[float, ...], interval: tuple[float, ...]) -> tuple[float, ...]:
+    """The usual edges where these are their ends, else as many equal ones."""
+    low, high = interval
+    if math.isclose(low, usual[0], abs_tol=1e-9) and math.isclose(high, usual[-1], abs_tol=1e-9):
+        return usual
+    return tuple(np.linspace(low, high, len(usual)).tolist()) if high > low else ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures of one method over some scenes or sources."""
+
+    benchmark: str  # B1 .. B9, ablation or robustness; ``headline`` for the groups that only the headline table needs
+    scene_set: str
+    label: str
+    snapshots: int
+    variable: str  # What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own
+    low: float  # low <= variable < high; NaN where there is no interval
+    high: float  # low <= variable < high; NaN where there is no interval
+    figures: dict[str, Interval]
+    # From greedy ML with the same knowledge on the same scenes; of an ablation, from the localizer
+    difference: dict[str, Interval] | None
+    second: tuple[float, float] = (math.nan, math.nan)  # The same interval of the SNR in a map of two variables
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return self.label.partition("@")[0]
+
+    @property
+    def knowledge(self) -> str:
+        """What it was told."""
+        return self.label.partition("@")[2] or "blind"
+
+
+CutScores = Callable[[Key], Scores]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """A part of a run: what it is called, and how scores are cut to it."""
+
+    benchmark: str
+    variable: str
+    of: CutScores
+    low: float = math.nan
+    high: float = math.nan
+    second: tuple[float, float] = (math.nan, math.nan)
+    reference: str = REFERENCE
+
+
+Report = Callable[[int, int], None]
+
+
+def _cuts(collected: Collected, edges: Edges) -> Iterator[_Cut]:
+    """Of the main set, blind."""
+    scores = collected.scores
+
+    def near(key: Key) -> Scores:
+        return _some(collected, LOUD_DB)(key).in_range(0.0, math.nextafter(edges.near_m, math.inf))
+
+    def count(k: int, key: Key) -> Scores:
+        return scores[key].of_scenes(scores[key].n_true == k)
+
+    def ranges(low: float, high: float, key: Key) -> Scores:
+        return scores[key].in_range(low, high)
+
+    def azimuths(low: float, high: float, key: Key) -> Scores:
+        return collected.in_azimuth(key, math.radians(low), math.radians(high))
+
+    yield _Cut("B1", "all", scores.__getitem__)
+    yield _Cut("headline", "snr_low", _some(collected, high=LOUD_DB), -math.inf, LOUD_DB)
+    yield _Cut("headline", "snr_high", _some(collected, 10.0), 10.0, math.inf)
+    yield _Cut("headline", "near", near, 0.0, edges.near_m)
+    for k in MAP_SOURCES:
+        yield _Cut("B3", "sources", partial(count, k), float(k), k + 1.0)
+    for low, high, end in _intervals(edges.snr_db):
+        yield _Cut("B4", "snr_db", _some(collected, low, end), low, high)
+    for low, high, end in _intervals(edges.range_m):
+        yield _Cut("B5", "range_m", partial(ranges, low, end), low, high)
+    for low, high, end in _intervals(edges.azimuth_deg):
+        yield _Cut("B6", "azimuth_deg", partial(azimuths, low, end), low, high)
+
+
+def _some(collected: Collected, low: float = -math.inf, high: float = math.inf, scenes: float = math.inf) -> CutScores:
+    """The first scenes, where their SNR is in an interval."""
+
+    def part(key: Key) -> Scores:
+        scores = collected.scores[key]
+        inside = (scores.snr_db >= low) & (scores.snr_db < high)
+        return scores.of_scenes(inside & (np.arange(len(scores)) < scenes))
+
+    return part
+
+
+def _intervals(edges: Sequence[float]) -> Iterator[tuple[float, float, float]]:
+    """(low, high, end): the last interval ends behind its edge, where estimates pile up at the field of view's."""
+    for low, high in itertools.pairwise(edges):
+        yield low, high, high + (1e-9 * abs(high) if high == edges[-1] else 0.0)
+
+
+def groups_of(
+    collected: Collected,
+    sets: Sequence[SceneSet],
+    snapshots: Sequence[int],
+    *,
+    edges: Edges | None = None,
+    resamples: int = 1000,
+    report: Report | None = None,
+) -> list[Group]:
+    """Every group of every benchmark that the records allow."""
+    jobs = list(_jobs(collected, sets, snapshots, edges or Edges()))
+    groups = []
+    for number, (key, cut) in enumerate(jobs):
+        groups.append(_group(collected, key, cut, resamples))
+        if report is not None:
+            report(number + 1, len(jobs))
+    return groups
+
+
+def _jobs(
+    collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int], edges: Edges
+) -> Iterator[tuple[Key, _Cut]]:
+    cuts, whole = list(_cuts(collected, edges)), collected.scores.__getitem__
+    compared = False
+    for scene_set in sets:
+        for length in snapshots:
+            for run in scene_set.runs:
+                key = Key(scene_set.name, 0, length, run.label)
+                if scene_set.name == "main":
+                    for cut in _main_cuts(cuts, key, collected, edges):
+                        yield key, cut
+                elif scene_set.name == "map":
+                    for cell, (k, snr) in enumerate(itertools.product(MAP_SOURCES, MAP_SNR_DB)):
+                        yield key._replace(cell=cell), _Cut("B9", "sources", whole, float(k), k + 1.0, (snr, snr))
+                elif scene_set.name == "ablation":
+                    yield key, _Cut("ablation", "all", whole, reference="localizer")
+                else:
+                    yield key, _Cut("robustness", "all", _joined(collected, len(scene_set.cells)))
+                    if not compared:  # the same scenes without a mismatch, once
+                        yield key, _Cut("robustness", "nominal", partial(_nominal, collected, scene_set.scenes))
+        compared = compared or scene_set.name not in ("main", "map", "ablation")
+
+
+def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected, edges: Edges) -> Iterator[_Cut]:
+    """All cuts of a blind run; of an oracle, and of the blind run on the scenes that oracles see, whole and by SNR."""
+    method, _, knowledge = key.label.partition("@")
+    blind = not knowledge and method != "true_capon"
+    if blind:
+        yield from cuts
+    seen = collected.scores.get(key._replace(label=f"{method}@count") if blind else key)
+    if seen is None:
+        return
+    plain = blind or (knowledge == "count" and method != "ml_from_truth")
+    yield _Cut("B2" if plain else "B7", "all", _some(collected, scenes=len(seen)))
+    for low, high, end in _intervals(edges.snr_db):
+        yield _Cut("B7", "snr_db", _some(collected, low, end, len(seen)), low, high)
+
+
+def _nominal(collected: Collected, scenes: int, key: Key) -> Scores:
+    return _some(collected, scenes=scenes)(key._replace(scene_set="main", cell=0))
+
+
+def _joined(collected: Collected, cells: int) -> CutScores:
+    return lambda key: Scores.joined([collected.scores[key._replace(cell=cell)] for cell in range(cells)])
+
+
+def _group(collected: Collected, key: Key, cut: _Cut, resamples: int) -> Group:
+    scores = cut.of(key)
+    found = bootstrap(scores, resamples=resamples)
+    knowledge = key.label.partition("@")[2]
+    reference = key._replace(label=f"{cut.reference}@{knowledge}" if knowledge else cut.reference)
+    difference = None
+    if key.label != reference.label and reference in collected.scores:
+        apart = bootstrap_difference(scores, cut.of(reference), resamples=resamples)
+        difference = {name: apart[name] for name in KEPT}
+    return Group(
+        cut.benchmark,
+        key.scene_set,
+        key.label,
+        key.snapshots,
+        cut.variable,
+        cut.low,
+        cut.high,
+        {name: found[name] for name in KEPT},
+        difference,
+        cut.second,
+    )
+
 
 Row = dict[str, Any]
 Table = list[Row]
@@ -48,34 +298,34 @@ HEADLINE = {
 """Title, group and figure of each row of the headline table; its last row is the time."""
 
 
+def _told(label: str) -> Row:
+    method, _, knowledge = label.partition("@")
+    return {"method": method, "knowledge": knowledge or "blind"}
+
+
+def _ends(name: str, value: Interval) -> Row:
+    return {name: value.value, f"{name}_low": value.low, f"{name}_high": value.high}
+
+
 def group_rows(groups: Sequence[Group]) -> Table:
     """One row for each group and figure."""
-    rows = []
-    for group in groups:
-        for name in KEPT:
-            value = group.figures[name]
-            apart = (group.difference or {}).get(name, Interval(math.nan, math.nan, math.nan))
-            rows.append(
-                {
-                    "benchmark": group.benchmark,
-                    "scenes": group.scene_set,
-                    "snapshots": group.snapshots,
-                    "method": group.method,
-                    "knowledge": group.knowledge,
-                    "variable": group.variable,
-                    "low": group.low,
-                    "high": group.high,
-                    "snr_db": group.second[0],
-                    "figure": name,
-                    "value": value.value,
-                    "value_low": value.low,
-                    "value_high": value.high,
-                    "minus_greedy_ml": apart.value,
-                    "minus_greedy_ml_low": apart.low,
-                    "minus_greedy_ml_high": apart.high,
-                }
-            )
-    return rows
+    return [
+        {
+            "benchmark": group.benchmark,
+            "scenes": group.scene_set,
+            "snapshots": group.snapshots,
+            **_told(group.label),
+            "variable": group.variable,
+            "low": group.low,
+            "high": group.high,
+            "snr_db": group.second[0],
+            "figure": name,
+            **_ends("value", group.figures[name]),
+            **_ends("minus_greedy_ml", (group.difference or {}).get(name, NOTHING)),
+        }
+        for group in groups
+        for name in KEPT
+    ]
 
 
 def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
@@ -91,24 +341,14 @@ def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
             bound = {"f1": implied, "recall": implied, "median_xyz_pairs_m": median, "error_over_bound": 1.0}
             for label in labels:
                 group = chosen[length, label, variable]
-                apart = (group.difference or {}).get(figure, Interval(math.nan, math.nan, math.nan))
-                rows.append(
-                    _headline(
-                        length,
-                        name,
-                        title.format(near=group.high),
-                        label,
-                        group.figures[figure],
-                        bound.get(figure, math.nan),
-                        apart,
-                    )
-                )
+                apart = (group.difference or {}).get(figure, NOTHING)
+                shown = title.format(near=group.high)
+                limit = bound.get(figure, math.nan)
+                rows.append(_headline(length, name, shown, label, group.figures[figure], limit, apart))
         for label in [label for own, label in blind if own == length]:
-            seconds = collected.timing[Key("main", 0, length, label)].total * 1e3
-            value = _quartiles(seconds)
-            nothing = Interval(math.nan, math.nan, math.nan)
+            value = _quartiles(collected.timing[Key("main", 0, length, label)].total * 1e3)
             title = "time per scene, one thread (ms; median and quartiles of chunks)"
-            rows.append(_headline(length, "time", title, label, value, math.nan, nothing))
+            rows.append(_headline(length, "time", title, label, value, math.nan, NOTHING))
     return rows
 
 
@@ -122,13 +362,9 @@ def _headline(length: int, name: str, title: str, label: str, value: Interval, b
         "name": name,
         "title": title,
         "method": label,
-        "value": value.value,
-        "value_low": value.low,
-        "value_high": value.high,
+        **_ends("value", value),
         "bound": bound,
-        "minus_greedy_ml": apart.value,
-        "minus_greedy_ml_low": apart.low,
-        "minus_greedy_ml_high": apart.high,
+        **_ends("minus_greedy_ml", apart),
     }
 
 
@@ -180,8 +416,7 @@ def timing_rows(collected: Collected) -> Table:
                 {
                     "scene_set": key.scene_set,
                     "snapshots": key.snapshots,
-                    "method": key.label.partition("@")[0],
-                    "knowledge": key.label.partition("@")[2] or "blind",
+                    **_told(key.label),
                     "stage": stage,
                     "ms_per_scene": middle,
                     "ms_low_quartile": low,
@@ -195,7 +430,7 @@ def timing_rows(collected: Collected) -> Table:
 def _quartiles(values: Array) -> Interval:
     """Median and quartiles; NaN where there is nothing."""
     if not len(values):
-        return Interval(math.nan, math.nan, math.nan)
+        return NOTHING
     low, middle, high = np.quantile(values, [0.25, 0.5, 0.75]).tolist()
     return Interval(middle, low, high)
 
@@ -210,8 +445,7 @@ def scene_rows(collected: Collected) -> Table:
         rows += [
             {
                 "snapshots": key.snapshots,
-                "method": key.label.partition("@")[0],
-                "knowledge": key.label.partition("@")[2] or "blind",
+                **_told(key.label),
                 "scene": scene,
                 "snr_db": float(scores.snr_db[scene]),
                 "sources": int(scores.n_true[scene]),

@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from risfast.evaluate.collected import Collected, collect
-from risfast.evaluate.groups import Edges, Group, groups_of
 from risfast.evaluate.methods import DEFAULT_METHODS, Methods
 from risfast.evaluate.records import ENVIRONMENT, ResultsFolder
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import SuiteConfig
 from risfast.evaluate.tables import (
+    Edges,
+    Group,
     Table,
     frozen_rows,
     group_rows,
+    groups_of,
     headline_rows,
     mismatch_rows,
     scene_rows,

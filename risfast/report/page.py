@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from risfast.evaluate.collected import Collected
-from risfast.evaluate.groups import Group
 from risfast.evaluate.scenarios import SceneSet
-from risfast.evaluate.tables import Table, mismatch_rows
+from risfast.evaluate.tables import Group, Table, mismatch_rows
 from risfast.io.toml_file import as_table
 from risfast.localize import Localizer
 from risfast.report import pictures, tables

@@ -14,9 +14,9 @@ import torch
 
 from risfast.covariance import effective_covariance, ls_covariance
 from risfast.evaluate.collected import Collected, Key, bound_errors
-from risfast.evaluate.groups import Group
 from risfast.evaluate.matching import Array
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES
+from risfast.evaluate.tables import Group
 from risfast.geometry import SearchGrid
 from risfast.localize import Localizer, pipeline
 from risfast.models import Measurement

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from risfast.evaluate.figures import Interval
-from risfast.evaluate.groups import REFERENCE, Group
 from risfast.evaluate.scenarios import SceneSet
-from risfast.evaluate.tables import Row, Table
+from risfast.evaluate.tables import REFERENCE, Group, Row, Table
 from risfast.report.charts import DASH, number
 from risfast.report.html_table import difference_html, html_table, value_html
 from risfast.report.latex import latex_table, latex_value
@@ -39,7 +38,7 @@ class Column(NamedTuple):
     """A figure as a column of a table of methods."""
 
     title: str  # Head of the column
-    figure: str  # Name among :data:`risfast.evaluate.groups.KEPT`
+    figure: str  # Name among :data:`risfast.evaluate.tables.KEPT`
     form: str = "{:.3f}"  # Of its numbers, for ``str.format``
 
 

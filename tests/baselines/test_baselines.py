@@ -15,9 +15,7 @@ from risfast.baselines.base import completed
 from risfast.baselines.capon import AlsCaponOptions, CaponOptions, TransformerCapon, TransformerCaponOptions
 from risfast.baselines.decoupled import DecoupledMusic, DecoupledMusicOptions, SeparableMusicOptions
 from risfast.baselines.fits import GreedyMl, GreedyMlOptions, SblOptions
-from risfast.baselines.music import LsMusic, MusicOptions, model_order
-from risfast.baselines.range_music import RangeMusic, RangeMusicOptions
-from risfast.baselines.range_sweep import RangeSweep
+from risfast.baselines.music import LsMusic, MusicOptions, RangeMusic, RangeMusicOptions, RangeSweep, model_order
 from risfast.errors import ShapeError
 from risfast.evaluate import match
 from risfast.geometry import Region, SearchGrid, SensorArray

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 
 from risfast.evaluate import match, summarise
-from risfast.evaluate.figures import FIGURES, bootstrap, bootstrap_difference, figures, table
+from risfast.evaluate.figures import FIGURES, bootstrap, bootstrap_difference, figures
 from risfast.evaluate.metrics import gospa, score
 
 
@@ -179,41 +178,9 @@ def test_intervals_repeat_with_their_seed():
     assert repr(bootstrap(scores, resamples=50, seed=3)) != repr(bootstrap(scores, resamples=50, seed=4))
 
 
-@pytest.mark.parametrize(("variable", "edges"), [("sources", [1, 2, 3, 5]), ("snr_db", [-5, 0, 10, 20])])
-def test_tables_of_scenes_split_them(variable, edges):
-    estimated, true, bounds, snr = random_set(4)
-    rows = table(score(estimated, true, bound=bounds, snr_db=snr), variable, edges, resamples=20)
-    assert [(r.low, r.high) for r in rows] == list(itertools.pairwise(edges))
-    of = {"sources": [len(t) for t in true], "snr_db": snr.tolist()}[variable]
-    for row in rows:
-        chosen = [i for i, v in enumerate(of) if row.low <= v < row.high]
-        expected = by_loops(*([part[i] for i in chosen] for part in (estimated, true, bounds)))
-        for name, value in expected.items():
-            assert row.figures[name].value == pytest.approx(value, rel=1e-9, nan_ok=True), name
-
-
-def test_a_table_by_range_counts_sources_and_estimates_and_nothing_of_whole_scenes():
-    scores = scored(6, 60)
-    rows = table(scores, "range_m", [0, 2, 5, 20], resamples=20)
-    whole = figures(scores)
-    assert sum(r.figures["sources"].value for r in rows) == whole["sources"]
-    assert sum(r.figures["estimates"].value for r in rows) == whole["estimates"]
-    hits = [r.figures["recall"].value * r.figures["sources"].value for r in rows]
-    assert sum(hits) == pytest.approx(whole["recall"] * whole["sources"])
-    for row in rows:
-        assert 0 < row.figures["recall"].value < 1
-        for name in FIGURES:
-            if name.startswith(("gospa", "count", "ghosts")):
-                assert math.isnan(row.figures[name].value), name
-
-
 def test_bad_arguments_are_named():
     scores = scored(0)
     with pytest.raises(ValueError, match="resamples"):
         bootstrap(scores, resamples=0)
     with pytest.raises(ValueError, match="level"):
         bootstrap(scores, level=1.0)
-    with pytest.raises(ValueError, match="edges"):
-        table(scores, "snr_db", [3, 1])
-    with pytest.raises(ValueError, match="variable"):
-        table(scores, "colour", [0, 1])

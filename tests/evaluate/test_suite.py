@@ -21,12 +21,11 @@ from tiny_suite import ARRAY, finished, save_tiny_model, tiny_config
 
 from risfast.errors import FileFormatError
 from risfast.evaluate.figures import figures
-from risfast.evaluate.methods import METHOD_TITLES, METHODS, Methods, measurement_of
+from risfast.evaluate.methods import METHOD_TITLES, METHODS, VARIANTS, Methods, measurement_of
 from risfast.evaluate.metrics import score_scenes
 from risfast.evaluate.records import Place, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
-from risfast.evaluate.variants import VARIANTS
 from risfast.geometry import SensorArray
 from risfast.localize import Localizer
 from risfast.localize.pipeline import PipelineOptions

@@ -17,12 +17,20 @@ from tiny_suite import SETUP, Finished, finished
 
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors, collect
 from risfast.evaluate.figures import Interval
-from risfast.evaluate.groups import KEPT, Edges, groups_of
 from risfast.evaluate.methods import Methods
 from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.records import ResultsFolder
 from risfast.evaluate.scenarios import Run, SceneSet
-from risfast.evaluate.tables import HEADLINE, headline_rows, mismatch_rows, write_csv, write_parquet
+from risfast.evaluate.tables import (
+    HEADLINE,
+    KEPT,
+    Edges,
+    groups_of,
+    headline_rows,
+    mismatch_rows,
+    write_csv,
+    write_parquet,
+)
 from risfast.report.latex import latex_table, latex_value
 from risfast.report.outcome import finish
 from risfast.simulate.scenes import SystemConfig, generate_scenes
