@@ -149,19 +149,24 @@ def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
     """
     covariance = coordinate_covariance(likelihood.derivatives(state).information, state.mask.shape[1])
     r = 1 / state.position[..., 2]
-    # d range = -range^2 d(1/range): the sign turns the covariances with the angles.
-    slope = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
-    covariance = covariance * slope[..., None] * slope[..., None, :]
+    covariance = of_range(covariance, r)
     there = state.mask[..., None, None]
-    position = _position_rms(covariance, state.position[..., 1], r)
+    position = position_variance(covariance, state.position[..., 1], r).sqrt()
     return SourceBound(torch.where(there, covariance, torch.nan), torch.where(state.mask, position, torch.nan))
 
 
-def _position_rms(covariance: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
-    """Root of the trace of the covariance of (x, y, z): the coordinates move a point in orthogonal directions."""
+def of_range(covariance: Tensor, r: Tensor) -> Tensor:
+    """Covariances of (azimuth, elevation, range) from those of (azimuth, elevation, 1/range)."""
+    # d range = -range^2 d(1/range): the sign turns the covariances with the angles.
+    slope = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)
+    return covariance * slope[..., None] * slope[..., None, :]
+
+
+def position_variance(covariance: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
+    """Trace of the covariance of (x, y, z): the coordinates move a point in orthogonal directions."""
     variance = covariance.diagonal(dim1=-2, dim2=-1)
     metric = torch.stack([(r * elevation.cos()).square(), r.square(), torch.ones_like(r)], -1)
-    return (variance * metric).sum(-1).sqrt()
+    return (variance * metric).sum(-1)
 
 
 def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from risfast.localize.likelihood import SINGULAR, Likelihood, SourceState
+from risfast.localize.scoring import climb
 from risfast.steering import steering_phase_gradient
 
 __all__ = ["Divergence", "Expected", "Minimum", "nearest"]
@@ -186,48 +187,32 @@ def nearest(divergence: Divergence, state: SourceState) -> Minimum:
     # Newton's method on the expected log-likelihood, with the absolute values of the eigenvalues of the Hessian, so
     # that it leaves saddle points, and with damping that grows after a step that would lower the value (J. Nocedal and
     # S. J. Wright, Numerical Optimization, 2006, section 3.4).
+    k = state.mask.shape[1]
     at = divergence.expected(state)
     floor = torch.where(state.mask, state.position[..., 2], torch.inf).amin(1) / _FARTHEST
     floor = torch.where(floor.isfinite(), floor, 0.0)  # a scene without sources
-    state = SourceState(state.position.clone(), state.power.clone(), state.noise.clone(), state.mask)
     converged = torch.zeros_like(floor, dtype=torch.bool)
-    damping = torch.zeros_like(floor)
-    active = at.value.isfinite().nonzero()[:, 0]
-    for _ in range(_MOST_STEPS):
-        here, now = state.take(active), at.take(active)
-        step, gain = _step(now, _free(here, now.gradient, floor[active]), damping[active], state.mask.shape[1])
+
+    def propose(active: Tensor, here: SourceState, now: Expected, damping: Tensor) -> tuple[Tensor, Tensor]:
+        step, gain = _step(now, _free(here, now.gradient, floor[active]), damping, k)
         converged[active] = gain <= _SETTLED
-        going = gain > _SETTLED
-        active, here, step = active[going], here.take(going.nonzero()[:, 0]), step[going]
-        if not len(active):
-            break
-        moved = _clamped(here.moved(step), floor[active])
-        there = divergence[active].expected(moved)
-        better = there.value >= at.value[active] - _ROUNDING * at.value[active].abs()  # False for NaN
-        damping[active] = _next_damping(damping[active], better)
-        taken = better.nonzero()[:, 0]
-        _put(state, at, active[taken], moved.take(taken), there.take(taken))
+        return step, gain > _SETTLED
+
+    def evaluate(active: Tensor, moved: SourceState) -> tuple[SourceState, Expected]:
+        moved.position[..., 2] = torch.maximum(moved.position[..., 2], floor[active][:, None])
+        return moved, divergence[active].expected(moved)
+
+    def judge(there: Tensor, before: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        better = there >= before - _ROUNDING * before.abs()  # False for NaN
+        less = damping * _DAMPING_DOWN
+        less = torch.where(less < _DAMPING_LEAST, 0.0, less)
+        more = (damping * _DAMPING_UP).clamp_min(_DAMPING_FIRST)
+        return better, torch.where(better, less, more), torch.ones_like(better)
+
+    active = at.value.isfinite().nonzero()[:, 0]
+    damping = torch.zeros_like(floor)
+    state, at = climb(state, at, damping, active, _MOST_STEPS, propose=propose, evaluate=evaluate, judge=judge)
     return Minimum(state, at, _free(state, at.gradient, floor), converged)
-
-
-def _next_damping(damping: Tensor, better: Tensor) -> Tensor:
-    less = damping * _DAMPING_DOWN
-    less = torch.where(less < _DAMPING_LEAST, 0.0, less)
-    return torch.where(better, less, (damping * _DAMPING_UP).clamp_min(_DAMPING_FIRST))
-
-
-def _put(state: SourceState, at: Expected, scenes: Tensor, moved: SourceState, there: Expected) -> None:
-    """Write some of the scenes in place."""
-    for name in ("position", "power", "noise"):
-        getattr(state, name)[scenes] = getattr(moved, name)
-    for f in fields(Expected):
-        getattr(at, f.name)[scenes] = getattr(there, f.name)
-
-
-def _clamped(state: SourceState, floor: Tensor) -> SourceState:
-    """With no inverse range below the limit."""
-    state.position[..., 2] = torch.maximum(state.position[..., 2], floor[:, None])
-    return state
 
 
 def _free(state: SourceState, gradient: Tensor, floor: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from risfast.covariance import SensingOperator
-from risfast.evaluate.bounds import implied_recall, true_state
+from risfast.evaluate.bounds import implied_recall, of_range, position_variance, true_state
 from risfast.evaluate.divergence import Divergence, Expected, nearest
 from risfast.evaluate.matching import Tolerance
 from risfast.geometry import SensorArray, spherical_to_cartesian
@@ -220,9 +220,7 @@ def mismatched_cramer_rao_bound(likelihood: Likelihood, state: SourceState, fact
     covariance, lost, minimal = _sandwich(at.expected, at.free, k)
     found = at.converged & minimal
     r = 1 / at.state.position[..., 2]
-    slope = torch.stack([torch.ones_like(r), torch.ones_like(r), -r.square()], -1)  # d range = -range^2 d(1/range)
-    covariance = covariance * slope[..., None] * slope[..., None, :]
-    covariance = covariance + torch.diag_embed(torch.where(lost, torch.inf, 0.0))
+    covariance = of_range(covariance, r) + torch.diag_embed(torch.where(lost, torch.inf, 0.0))
     here = torch.cat([at.state.position[..., :2], r[..., None]], -1)
     true = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     position = _position_rms(covariance, here, true, lost)
@@ -258,8 +256,6 @@ def _sandwich(at: Expected, free: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
 
 def _position_rms(covariance: Tensor, here: Tensor, true: Tensor, lost: Tensor) -> Tensor:
     """Root mean square distance from the true point of errors about another; infinite where that is not determined."""
-    elevation, r = here[..., 1], here[..., 2]
-    metric = torch.stack([(r * elevation.cos()).square(), r.square(), torch.ones_like(r)], -1)
-    variance = (covariance.diagonal(dim1=-2, dim2=-1) * metric).sum(-1)
+    variance = position_variance(covariance, here[..., 1], here[..., 2])
     apart = (spherical_to_cartesian(here) - spherical_to_cartesian(true)).square().sum(-1)
     return torch.where(lost.any(-1), torch.inf, (variance + apart).sqrt())

@@ -120,8 +120,7 @@ def assemble(found: Found, options: ReadOptions) -> Recording:
     if found.batch is not None:
         scenes, snapshots, codes, channel = arrange(found, n)
     else:
-        codes = _matrix(found, "codes", found.codes, (None, n), array)
-        channel = _matrix(found, "channel", found.channel, (None, n), array)
+        codes, channel = _matrix(found, "codes", array), _matrix(found, "channel", array)
         snapshots = None if found.snapshots is None else _oriented(found, found.snapshots, channel, n)
     matrix = None
     if covariance is not None:
@@ -271,15 +270,13 @@ def _from_time(found: Found, options: ReadOptions, frequency: float | None) -> t
     return matrix.numpy()[None], centre + actual
 
 
-def _matrix(
-    found: Found, what: str, values: Array | None, shape: tuple[int | None, int], array: SensorArray
-) -> Tensor | None:
+def _matrix(found: Found, what: str, array: SensorArray) -> Tensor | None:
     """Codes or channel as a complex tensor (?, N)."""
+    values: Array | None = getattr(found, what)
     if values is None:
         return None
-    name = found.name(what)
+    name, n = found.name(what), array.n_elements
     numbers = as_complex(values, found.path, name)
-    n = shape[1]
     if numbers.ndim == 2 and numbers.shape[0] == n != numbers.shape[1]:
         found.notes.append(f"{name} was {shape_text(numbers.shape)} and is turned to {shape_text(numbers.shape[::-1])}")
         numbers = numbers.T
@@ -288,10 +285,7 @@ def _matrix(
             f"{found.path}: {name!r} ({what}) must have {n} columns, one for each of {array}, found "
             f"{shape_text(values.shape)}; if the array is another one, give it with setup"
         )
-    if not np.isfinite(numbers).all():
-        raise FileFormatError(f"{found.path}: {name!r} ({what}) holds values that are NaN or infinite")
-    target = np.result_type(numbers.dtype, np.complex64)
-    return torch.from_numpy(np.ascontiguousarray(numbers.astype(target)))
+    return _tensor(found, what, numbers)
 
 
 def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int) -> Snapshots:

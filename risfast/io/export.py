@@ -7,6 +7,7 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -244,14 +245,7 @@ def _known_setup(recording: Recording) -> Setup | None:
 
 
 def _provenance(recording: Recording) -> str:
-    source = recording.provenance
-    return json.dumps({
-        "path": source.path,
-        "format": source.format,
-        "details": source.details,
-        "notes": source.notes,
-        "flagged": [[item.index, item.name, item.reason] for item in recording.flagged],
-    })  # fmt: skip
+    return json.dumps({**asdict(recording.provenance), "flagged": [astuple(item) for item in recording.flagged]})
 
 
 def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> None:

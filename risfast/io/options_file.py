@@ -9,8 +9,7 @@ import tomli_w
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
-from risfast.io.guard import load_toml
-from risfast.io.toml_file import as_table, from_table
+from risfast.io.toml_file import as_table, from_table, read_toml_table
 
 if TYPE_CHECKING:
     from risfast.localize.pipeline import PipelineOptions
@@ -49,14 +48,12 @@ def read_options(path: str | Path) -> PipelineOptions:
 def read_options_as(default: T, path: str | Path) -> T:
     """Options of the class of ``default``, any frozen dataclass; file and errors are those of :func:`read_options`."""
     path = Path(path)
-    table = load_toml(path, "options")
-    found = table.pop("format", None)
-    if found != OPTIONS_FILE_FORMAT or isinstance(found, bool):
-        given = "the key format is missing" if found is None else f"format {found!r}"
-        raise FileFormatError(
-            f"{path}: {given}, and this version reads options with format = {OPTIONS_FILE_FORMAT}; write them again "
-            "with this version (risfast.io.write_options), or read them with the one that wrote them"
-        )
+    table = read_toml_table(
+        path,
+        "options",
+        OPTIONS_FILE_FORMAT,
+        "; write them again with this version (risfast.io.write_options), or read them with the one that wrote them",
+    )
     try:
         return from_table(type(default), table, base=default)
     except (ValueError, TypeError) as error:

@@ -381,18 +381,13 @@ class Recording:
 
 def _columns(snapshots: Snapshots, keep: Array) -> Snapshots:
     """Some of the channels."""
-    opened = snapshots.opened
 
-    class Chosen(AbstractContextManager[Load]):
-        def __enter__(self) -> Load:
-            self._source = opened()
-            load = self._source.__enter__()
-            return lambda start, stop: load(start, stop)[:, keep]
+    @contextmanager
+    def opened() -> Iterator[Load]:
+        with snapshots.opened() as load:
+            yield lambda start, stop: load(start, stop)[:, keep]
 
-        def __exit__(self, *problem: Any) -> None:
-            self._source.__exit__(*problem)
-
-    return Snapshots((len(snapshots), len(keep)), snapshots.dtype, Chosen, snapshots.source)
+    return Snapshots((len(snapshots), len(keep)), snapshots.dtype, opened, snapshots.source)
 
 
 def raw_snapshots(

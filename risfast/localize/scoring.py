@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from torch import Tensor
 from risfast.localize.likelihood import Derivatives, Likelihood, SourceState
 from risfast.setup import Setup
 
-__all__ = ["Box", "Point", "ascend"]
+__all__ = ["Box", "Point", "ascend", "climb"]
 
 # Longest step: of an angle in beam widths, of 1/range by the phase of the outermost element, of log power and log
 # noise.
@@ -86,15 +88,47 @@ class Point:
 
         scenes (b,)
         """
-        return Point(
-            SourceState(
-                self.state.position.index_copy(0, scenes, other.state.position),
-                self.state.power.index_copy(0, scenes, other.state.power),
-                self.state.noise.index_copy(0, scenes, other.state.noise),
-                self.state.mask.index_copy(0, scenes, other.state.mask),
-            ),
-            self.value.index_copy(0, scenes, other.value),
-        )
+        return Point(_put(self.state, scenes, other.state), self.value.index_copy(0, scenes, other.value))
+
+
+def climb(
+    state: SourceState,
+    at: Any,
+    damping: Tensor,
+    active: Tensor,
+    iterations: int,
+    *,
+    propose: Callable[[Tensor, SourceState, Any, Tensor], tuple[Tensor, Tensor]],
+    evaluate: Callable[[Tensor, SourceState], tuple[SourceState, Any]],
+    judge: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
+) -> tuple[SourceState, Any]:
+    """Damped Newton steps of all scenes at once, each until it has settled.
+
+    ``at`` is what a step is made from: a dataclass of tensors, ``value`` among them, with ``take``.
+    ``propose`` gives the steps of the active scenes and which of these go on, ``evaluate`` the states after a step,
+    kept within their bounds, and what is there, ``judge`` from the new and the old values and the damping which steps
+    are taken, the next damping, and which scenes go on.
+    """
+    for _ in range(iterations):
+        here, now = state.take(active), at.take(active)
+        step, more = propose(active, here, now, damping[active])
+        going = more.nonzero()[:, 0]
+        active = active[going]
+        if not len(active):
+            break
+        moved, there = evaluate(active, here.take(going).moved(step[going]))
+        better, damping[active], more = judge(there.value, now.value[going], damping[active])
+        taken = better.nonzero()[:, 0]
+        state = _put(state, active[taken], moved.take(taken))
+        at = _put(at, active[taken], there.take(taken))
+        active = active[more]
+    return state, at
+
+
+def _put(one: Any, scenes: Tensor, other: Any) -> Any:
+    """A copy of a dataclass of tensors with some of the scenes, by their indices, taken from ``other``."""
+    values = {f.name: getattr(one, f.name).index_copy(0, scenes, getattr(other, f.name)) for f in fields(one)}
+    return replace(one, **values)
 
 
 def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
@@ -109,36 +143,31 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     # 11(2), 1963.
     used = state.mask.any(0).nonzero()[:, 0]
     inner = state.columns(used)
-    active = torch.arange(len(state.noise), device=state.noise.device)
     at = likelihood.derivatives(inner)
-    found = Point(inner, at.value)
-    damping = torch.full_like(at.value, _DAMPING_START)
-    for _ in range(iterations):
-        here = found.state.take(active)
-        step, expected = _step(at, damping, _held(here, box, at.gradient), box.longest)
+
+    def propose(active: Tensor, here: SourceState, now: Derivatives, damping: Tensor) -> tuple[Tensor, Tensor]:
+        step, expected = _step(now, damping, _held(here, box, now.gradient), box.longest)
         promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
         if goal is not None:
-            promising &= ~(at.value + _HOPE * expected < goal[active])
-        going = promising.nonzero()[:, 0]
-        if not len(going):
-            break
-        active, damping, at, here, step = active[going], damping[going], at.take(going), here.take(going), step[going]
-        moved = box[active].clamp(here.moved(step))
-        there = likelihood[active].derivatives(moved)
-        gain = there.value - at.value
+            promising &= ~(now.value + _HOPE * expected < goal[active])
+        return step, promising
+
+    def evaluate(active: Tensor, moved: SourceState) -> tuple[SourceState, Derivatives]:
+        moved = box[active].clamp(moved)
+        return moved, likelihood[active].derivatives(moved)
+
+    def judge(there: Tensor, before: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        gain = there - before
         better = gain > 0  # False for NaN
-        taken = better.nonzero()[:, 0]
-        found = found.put(active[taken], Point(moved.take(taken), there.value[taken]))
-        at = _chosen(better, there, at)
         damping = torch.where(better, damping * _DAMPING_DOWN, damping * _DAMPING_UP)
-        damping = damping.clamp(_DAMPING_LEAST, _DAMPING_MOST)
-        going = (~better | (gain >= _CONVERGED)).nonzero()[:, 0]
-        active, damping, at = active[going], damping[going], at.take(going)
-        if not len(going):
-            break
+        return better, damping.clamp(_DAMPING_LEAST, _DAMPING_MOST), ~better | (gain >= _CONVERGED)
+
+    every = torch.arange(len(state.noise), device=state.noise.device)
+    damping = torch.full_like(at.value, _DAMPING_START)
+    found, at = climb(inner, at, damping, every, iterations, propose=propose, evaluate=evaluate, judge=judge)
     position, power = state.position.clone(), state.power.clone()
-    position[:, used], power[:, used] = found.state.position, found.state.power
-    return Point(SourceState(position, power, found.state.noise, state.mask), found.value)
+    position[:, used], power[:, used] = found.position, found.power
+    return Point(SourceState(position, power, found.noise, state.mask), at.value)
 
 
 def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
@@ -167,12 +196,3 @@ def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor) -> tu
     others = longest.new_tensor([_LONGEST_POWER] * k + [_LONGEST_NOISE])
     bound = torch.cat([longest.repeat_interleave(k), others])
     return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound), expected
-
-
-def _chosen(condition: Tensor, one: Derivatives, other: Derivatives) -> Derivatives:
-    """``one`` in the scenes where the condition holds."""
-    return Derivatives(
-        torch.where(condition, one.value, other.value),
-        torch.where(condition[:, None], one.gradient, other.gradient),
-        torch.where(condition[:, None, None], one.information, other.information),
-    )

@@ -10,9 +10,8 @@ from typing import Any
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import load_toml
 from risfast.io.setup_file import read_setup
-from risfast.io.toml_file import from_table
+from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup, array_from_json, array_to_json
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
@@ -97,11 +96,7 @@ _SAME = (
 def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
-    table = load_toml(path, "system")
-    found = table.pop("format", None)
-    if found != SYSTEM_FILE_FORMAT or isinstance(found, bool):
-        given = "the key format is missing" if found is None else f"format {found!r}"
-        raise FileFormatError(f"{path}: {given}, and this version reads systems with format = {SYSTEM_FILE_FORMAT}")
+    table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
     try:
         given_keys = from_table(_SystemFile, table)
         both = [key for key in _ARRAY_KEYS if key in table]
