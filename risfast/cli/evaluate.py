@@ -12,7 +12,6 @@ from risfast.cli.options import Common, Flag, Flat, Opt, refuse_existing
 from risfast.cli.progress import Progress
 
 if TYPE_CHECKING:  # the suite is imported when it runs
-    from risfast.evaluate.suite import Progress as SuiteProgress
     from risfast.report.outcome import Outcome
 
 __all__ = ["Options", "run"]
@@ -96,9 +95,9 @@ def run(options: Options, progress: Progress) -> int:
         refuse_existing([options.export / "suite.json"], "--export", overwrite=options.overwrite)
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-    def tell(now: SuiteProgress) -> None:
+    def tell(done: int, total: int, note: str) -> None:
         if rank == 0:
-            progress("scenes by methods", now.done, now.total, unit="scenes", note=now.note)
+            progress("scenes by methods", done, total, unit="scenes", note=note)
 
     results = run_suite(config, options.output, workers=options.workers, rank=rank, world=world, report=tell)
     if rank:

@@ -76,7 +76,7 @@ def gospa(estimated: Any, true: Any, cutoff_m: float = DEFAULT_CUTOFF_M, toleran
     scored = tolerance is None or math.isfinite(tolerance.range_m)
     distance, points = pair_distances(estimated, true, range_scored=scored)
     if scored:
-        far = [np.isinf(np.asarray(torch.as_tensor(v).detach().cpu())[:, 2]) for v in (estimated, true)]
+        far = [np.isinf(_array(v)[:, 2]) for v in (estimated, true)]
         distance = np.where(points | (far[0][:, None] & far[1]), distance, math.inf)
     squared = np.square(distance)  # [Ke, Kt]
     row, column = linear_sum_assignment(np.minimum(squared, cutoff_m**2))
@@ -252,8 +252,8 @@ def score(
     cutoff_m = DEFAULT_CUTOFF_M * reach if cutoff_m is None else cutoff_m
     matches = [match(e, t, tolerance) for e, t in zip(estimated, true, strict=True)]
     parts = [gospa(e, t, cutoff_m, tolerance)[1:] for e, t in zip(estimated, true, strict=True)]
-    positions = [np.asarray(torch.as_tensor(t).detach().cpu(), dtype=np.float64) for t in true]
-    ranges = [np.asarray(torch.as_tensor(e).detach().cpu(), dtype=np.float64)[:, 2] for e in estimated]
+    positions = [_array(t) for t in true]
+    ranges = [_array(e)[:, 2] for e in estimated]
     n_true = np.array([m.n_true for m in matches], dtype=np.int64)
     n_estimated = np.array([m.n_estimated for m in matches], dtype=np.int64)
     bounds = [np.full((k, 3), np.nan) for k in n_true] if bound is None else [np.asarray(v, float) for v in bound]
@@ -265,11 +265,11 @@ def score(
         source_scene=np.repeat(np.arange(scenes), n_true),
         source_position=_stacked(positions, 3),
         source_error=_stacked([_error_by_source(m) for m in matches], 4),
-        source_hit=np.concatenate([_hit_by_source(m) for m in matches] or [np.zeros(0, bool)]),
+        source_hit=np.concatenate([*(_hits(m, m.n_true, 1) for m in matches), np.zeros(0, bool)]),
         source_bound=_stacked(bounds, 3),
         estimate_scene=np.repeat(np.arange(scenes), n_estimated),
         estimate_range_m=np.concatenate([*ranges, np.zeros(0)]),
-        estimate_hit=np.concatenate([_hit_by_estimate(m) for m in matches] or [np.zeros(0, bool)]),
+        estimate_hit=np.concatenate([*(_hits(m, m.n_estimated, 0) for m in matches), np.zeros(0, bool)]),
         sharp_m=0.3 * reach,
     )
 
@@ -315,6 +315,10 @@ def score_scenes(
     )
 
 
+def _array(values: Any) -> Array:
+    return np.asarray(torch.as_tensor(values).detach().cpu(), dtype=np.float64)
+
+
 def _stacked(parts: Sequence[Array], width: int) -> Array:
     return np.concatenate([*parts, np.zeros((0, width))]).reshape(-1, width)
 
@@ -325,13 +329,8 @@ def _error_by_source(m: Match) -> Array:
     return error
 
 
-def _hit_by_source(m: Match) -> Array:
-    hit = np.zeros(m.n_true, dtype=bool)
-    hit[m.pairs[m.hit, 1]] = True
-    return hit
-
-
-def _hit_by_estimate(m: Match) -> Array:
-    hit = np.zeros(m.n_estimated, dtype=bool)
-    hit[m.pairs[m.hit, 0]] = True
+def _hits(m: Match, count: int, column: int) -> Array:
+    """Of the estimates (column 0 of the pairs) or the true sources (1)."""
+    hit = np.zeros(count, dtype=bool)
+    hit[m.pairs[m.hit, column]] = True
     return hit

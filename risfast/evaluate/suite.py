@@ -31,7 +31,7 @@ from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import system_of, system_to_json
 from risfast.sources import Sources
 
-__all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
+__all__ = ["TRUTH", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
 
 
 TRUTH = "truth"  # the record that holds the answer and the bound
@@ -104,11 +104,6 @@ class Task(NamedTuple):
         """Where the record of one run belongs."""
         return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
 
-    @property
-    def work(self) -> float:
-        """Relative cost: scenes and runs, most of which grow with the number of snapshots."""
-        return (self.stop - self.start) * len(self.labels) * (self.snapshots + 16)
-
 
 def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
     """Every chunk of every set, in the order of the sets."""
@@ -128,18 +123,7 @@ _WARM_SCENES = 2  # enough to build every table that a method keeps
 _POLL_S = 0.5
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands; rates are NaN where they are not known yet."""
-
-    done: int  # Scenes that have gone through a method, counted once for each method
-    total: int  # Scenes that have gone through a method, counted once for each method
-    per_s: float
-    seconds_left: float
-    note: str = ""
-
-
-Report = Callable[[Progress], None]
+Report = Callable[[int, int, str], None]  # scenes by methods that are done, of how many, and what runs
 
 
 def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: bool = True) -> ResultsFolder:
@@ -180,7 +164,7 @@ def run_suite(
     results = open_results(config, folder, methods, leads=rank == 0)
     every = tasks_of(config.sets(methods), config.snapshots)
     own = [task for task in every[rank::world] if not _complete(results, task)]
-    counter = _Counter(results, every, report or (lambda _: None))
+    counter = _Counter(results, every, report or (lambda *_: None))
     counter.tell()
     if workers == 1:
         with _one_thread():
@@ -206,11 +190,6 @@ class _Counter:
         self._results, self._report = results, report
         self._open = {task for task in tasks if not _complete(results, task)}
         self._total = sum(_runs(task) for task in tasks)
-        self._began, self._first = time.monotonic(), self._done()
-        self._work = sum(task.work for task in self._open)
-
-    def _done(self) -> int:
-        return self._total - sum(_runs(task) for task in self._open)
 
     def finished(self, task: Task) -> None:
         self._open.discard(task)
@@ -222,12 +201,7 @@ class _Counter:
         return not self._open
 
     def tell(self, note: str = "") -> None:
-        spent = time.monotonic() - self._began
-        rest = sum(task.work for task in self._open)
-        fresh = self._done() - self._first
-        left = spent * rest / (self._work - rest) if fresh else (0.0 if not self._open else float("nan"))
-        rate = fresh / spent if fresh and spent > 0 else float("nan")
-        self._report(Progress(self._done(), self._total, rate, left, note))
+        self._report(self._total - sum(_runs(task) for task in self._open), self._total, note)
 
 
 def _runs(task: Task) -> int:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import Array, as_numbers, held_dtype, shape_text
+from risfast.io.guard import Array, as_numbers, held_dtype, inventory, shape_text
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
 from risfast.io.setup_file import SetupParts, read_setup_parts
@@ -96,9 +96,7 @@ class Found:
 
     def inventory(self) -> str:
         """Everything in the file with its shape."""
-        some = [f"{name} ({shape_text(shape)})" for name, shape in sorted(self.holds.items())[:20]]
-        more = f" and {len(self.holds) - 20} more" if len(self.holds) > 20 else ""
-        return (", ".join(some) or "nothing") + more
+        return inventory(self.holds)
 
 
 def assemble(found: Found, options: ReadOptions) -> Recording:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ __all__ = [
     "content_of",
     "file_head",
     "held_dtype",
+    "inventory",
     "load_toml",
     "megabytes",
     "need",
@@ -142,6 +143,12 @@ def megabytes(count: int) -> str:
 def shape_text(shape: Sequence[int]) -> str:
     """(16, 64) as 16 x 64."""
     return " x ".join(map(str, shape)) or "a single number"
+
+
+def inventory(holds: Mapping[str, Sequence[int]]) -> str:
+    """Everything in a file with its shape."""
+    some = [f"{name} ({shape_text(shape)})" for name, shape in sorted(holds.items())[:20]]
+    return (", ".join(some) or "nothing") + (f" and {len(holds) - 20} more" if len(holds) > 20 else "")
 
 
 def check_held(path: Path, name: str, shape: Sequence[int], itemsize: int) -> None:

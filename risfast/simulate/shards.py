@@ -40,7 +40,6 @@ SCENES_FORMAT = 2
 
 MANIFEST = "manifest.json"
 SAMPLE_COVARIANCE = "sample_covariance"
-_CHUNK = 1 << 22  # bytes that a digest reads at once
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,8 @@ class ShardSpec:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
-    found = hashlib.sha256()
     with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

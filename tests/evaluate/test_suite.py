@@ -25,7 +25,7 @@ from risfast.evaluate.methods import METHOD_TITLES, METHODS, VARIANTS, Methods, 
 from risfast.evaluate.metrics import score_scenes
 from risfast.evaluate.records import Place, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
-from risfast.evaluate.suite import TRUTH, Progress, SuiteConfig, run_suite, tasks_of
+from risfast.evaluate.suite import TRUTH, SuiteConfig, run_suite, tasks_of
 from risfast.geometry import SensorArray
 from risfast.localize import Localizer
 from risfast.localize.pipeline import PipelineOptions
@@ -322,21 +322,16 @@ def test_the_whole_suite_reaches_every_set(tmp_path_factory: pytest.TempPathFact
 
 def test_a_finished_folder_is_left_as_it_is(model: Path, whole: ResultsFolder) -> None:
     before = {p: p.stat().st_mtime_ns for p in (whole.folder / "records").rglob("*.npz")}
-    seen: list[Progress] = []
-    run_suite(tiny_config(model), whole.folder, report=seen.append)
+    seen: list[tuple[int, int, str]] = []
+    run_suite(tiny_config(model), whole.folder, report=lambda *now: seen.append(now))
     assert {p: p.stat().st_mtime_ns for p in (whole.folder / "records").rglob("*.npz")} == before
-    assert seen[-1].done == seen[-1].total == 36
-    assert seen[-1].seconds_left == 0
+    assert seen[-1][:2] == (36, 36)
 
 
 def test_progress_counts_scenes_by_methods_and_ends_complete(model: Path, tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    run_suite(tiny_config(model, methods=("localizer_raw",)), tmp_path, report=seen.append)
-    assert [p.done for p in seen] == [0, 16, 18]
-    assert all(p.total == 18 for p in seen)
-    assert math.isnan(seen[0].per_s)
-    assert seen[1].per_s > 0
-    assert seen[1].seconds_left > 0
+    seen: list[tuple[int, int, str]] = []
+    run_suite(tiny_config(model, methods=("localizer_raw",)), tmp_path, report=lambda *now: seen.append(now))
+    assert [now[:2] for now in seen] == [(0, 18), (16, 18), (18, 18)]
 
 
 def test_missing_records_are_made_again_the_same(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
@@ -362,19 +357,19 @@ def test_killed_at_any_instant_it_goes_on_to_the_same_records(model: Path, tmp_p
 
 
 def test_several_workers_make_the_same_records(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
-    seen: list[Progress] = []
-    run_suite(tiny_config(model), tmp_path, workers=2, report=seen.append)
+    seen: list[tuple[int, int, str]] = []
+    run_suite(tiny_config(model), tmp_path, workers=2, report=lambda *now: seen.append(now))
     assert_same_records(tmp_path, whole.folder)
-    assert seen[-1].done == seen[-1].total
+    assert seen[-1][0] == seen[-1][1]
 
 
 def test_two_processes_started_together_share_the_work(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
     config = tiny_config(model)
     other = threading.Thread(target=run_suite, args=(config, tmp_path), kwargs={"rank": 1, "world": 2})
     other.start()
-    seen: list[Progress] = []
-    run_suite(config, tmp_path, rank=0, world=2, report=seen.append)
-    assert seen[-1].done == seen[-1].total  # the first returns when all are through
+    seen: list[tuple[int, int, str]] = []
+    run_suite(config, tmp_path, rank=0, world=2, report=lambda *now: seen.append(now))
+    assert seen[-1][0] == seen[-1][1]  # the first returns when all are through
     other.join()
     assert_same_records(tmp_path, whole.folder)
 

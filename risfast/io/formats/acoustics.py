@@ -9,7 +9,7 @@ import numpy as np
 from risfast.errors import FileFormatError
 from risfast.io.assemble import SPEED_OF_SOUND_M_S, Found, ReadOptions
 from risfast.io.formats.hdf5 import Hdf5Container
-from risfast.io.guard import Array, file_head, shape_text
+from risfast.io.guard import Array, file_head, inventory, shape_text
 from risfast.io.recording import Snapshots
 
 __all__ = ["read_acoular", "read_benchmark"]
@@ -45,8 +45,7 @@ def _time_data(container: Hdf5Container, name: str) -> Snapshots:
 
 def _expect(container: Hdf5Container, name: str) -> None:
     if name not in container.holds:
-        there = ", ".join(f"{key} ({shape_text(shape)})" for key, shape in list(container.holds.items())[:20])
-        raise FileFormatError(f"{container.path}: there is no {name!r}; the file holds {there or 'nothing'}")
+        raise FileFormatError(f"{container.path}: there is no {name!r}; the file holds {inventory(container.holds)}")
 
 
 def _attribute(container: Hdf5Container, name: str, attribute: str) -> float | None:

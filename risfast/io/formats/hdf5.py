@@ -108,14 +108,14 @@ class Hdf5Container:
         return values.T if name in self._turned else values
 
     def load_text(self, name: str) -> str:
-        """A short text; empty if the dataset holds something else."""
+        """A short text without the blanks around it; empty if the dataset holds something else."""
         with self.file() as file:
             dataset = file[name]
             if dataset.shape != () or dataset.dtype.itemsize > _LONGEST_TEXT:
                 return ""
             check_dataset(self.path, name, dataset)
             value = dataset[()]
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
 
     def load_part(self, name: str, part: tuple[Any, ...]) -> Array:
         """A slice of a dataset, in the file's own order of axes."""

@@ -211,24 +211,19 @@ def _check_unphased(container: Hdf5Container) -> None:
     """A covariance is of the antennas as they stand; phases towards a source in the sky belong to another frame."""
     path, holds = container.path, container.holds
     kinds = {
-        _text(container, name)
+        container.load_text(name)
         for name in holds
         if name.startswith("Header/phase_center_catalog/") and name.endswith("cat_type")
     }
     if "Header/phase_type" in holds:
         kinds.add(
-            {"drift": "unprojected", "unknown": "unprojected"}.get(_text(container, "Header/phase_type"), "phased")
+            {"drift": "unprojected", "unknown": "unprojected"}.get(container.load_text("Header/phase_type"), "phased")
         )
     if kinds - {"unprojected"}:
         raise FileFormatError(
             f"{path}: the visibilities are phased to a source ({', '.join(sorted(kinds))}), so the directions of the "
             "array are lost; undo it with pyuvdata (UVData.unproject_phase()) and write the file again"
         )
-
-
-def _text(container: Hdf5Container, name: str) -> str:
-    value = container.load_text(name)
-    return value.strip()
 
 
 def _east_north_up(path: Path, header: dict[str, Array], numbers: Array) -> Array:
@@ -240,13 +235,8 @@ def _east_north_up(path: Path, header: dict[str, Array], numbers: Array) -> Arra
     angles = [header[name] for name in ("latitude", "longitude")]
     if any(angle.size != 1 or not np.isfinite(angle).all() for angle in angles):
         raise FileFormatError(f"{path}: latitude and longitude must be single numbers in degrees")
-    latitude, longitude = (math.radians(float(angle.reshape(-1)[0])) for angle in angles)
-    sin_lat, cos_lat, sin_lon, cos_lon = (
-        math.sin(latitude),
-        math.cos(latitude),
-        math.sin(longitude),
-        math.cos(longitude),
-    )
+    radians = [math.radians(float(angle.reshape(-1)[0])) for angle in angles]
+    (sin_lat, cos_lat), (sin_lon, cos_lon) = ((math.sin(angle), math.cos(angle)) for angle in radians)
     turn = np.array([
         [-sin_lon, cos_lon, 0.0],
         [-sin_lat * cos_lon, -sin_lat * sin_lon, cos_lat],
@@ -273,5 +263,5 @@ def _details(container: Hdf5Container, code: int, times: int) -> dict[str, str]:
     details = {"polarization": _ALL_POLARIZATIONS.get(code, str(code)), "integrations": str(times)}
     for name in ("telescope_name", "instrument", "object_name", "vis_units"):
         if f"Header/{name}" in container.holds:
-            details[name] = _text(container, f"Header/{name}")
+            details[name] = container.load_text(f"Header/{name}")
     return details
