@@ -196,16 +196,6 @@ def _read_mat(path: Path, options: ReadOptions) -> Found:
     return _read_variables(container, options)
 
 
-def _read_hdf5(path: Path, options: ReadOptions) -> Found:
-    file_head(path)
-    return _read_variables(Hdf5Container(path), options)
-
-
-def _read_npz(path: Path, options: ReadOptions) -> Found:
-    file_head(path)
-    return _read_variables(NpzContainer(path), options)
-
-
 def _read_variables(container: Container, options: ReadOptions) -> Found:
     """Fields by their names, as mapped or as expected."""
     path, holds = container.path, container.holds
@@ -288,9 +278,9 @@ def _samples(container: Container, found: Found, name: str) -> Snapshots:
 
 
 FORMATS: dict[str, Callable[[Path, ReadOptions], Found]] = {
-    "npz": _read_npz,
+    "npz": lambda path, options: _read_variables(NpzContainer(path), options),
     "mat": _read_mat,
-    "hdf5": _read_hdf5,
+    "hdf5": lambda path, options: _read_variables(Hdf5Container(path), options),
     "acoular": read_acoular,
     "aiaa": read_benchmark,
     "uvh5": read_uvh5,

@@ -9,7 +9,7 @@ import numpy as np
 from risfast.errors import FileFormatError
 from risfast.io.assemble import SPEED_OF_SOUND_M_S, Found, ReadOptions
 from risfast.io.formats.hdf5 import Hdf5Container
-from risfast.io.guard import Array, file_head, inventory, shape_text
+from risfast.io.guard import Array, inventory, shape_text
 from risfast.io.recording import Snapshots
 
 __all__ = ["read_acoular", "read_benchmark"]
@@ -17,7 +17,6 @@ __all__ = ["read_acoular", "read_benchmark"]
 
 def read_acoular(path: Path, options: ReadOptions) -> Found:
     """Samples in time as acoular's ``WriteH5`` stores them; positions come from the caller."""
-    file_head(path)
     container = Hdf5Container(path)
     name = options.fields.get("time_data", "time_data")
     samples = _time_data(container, name)
@@ -64,7 +63,6 @@ def read_benchmark(path: Path, options: ReadOptions) -> Found:
     """Cross-spectral matrices or samples of the AIAA array methods benchmark."""
     # "Array Methods HDF5 File Definitions", revision 2.4, 2016: matrices (N, N, F), positions (N, 3). The matrix is
     # ``csmReal + fftSign j csmImaginary``, as acoular reads it: fftSign is the sign in the exponent of the transform.
-    file_head(path)
     container = Hdf5Container(path)
     holds = container.holds
     found = Found(path, "AIAA array benchmark", holds, speed_m_s=SPEED_OF_SOUND_M_S, names={})

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import HELD_BYTES, Array, as_numbers, check_held, held_dtype, megabytes, parsing, shape_text
+from risfast.io.guard import (
+    HELD_BYTES,
+    Array,
+    as_numbers,
+    check_held,
+    file_head,
+    held_dtype,
+    megabytes,
+    parsing,
+    shape_text,
+)
 from risfast.io.recording import Load, Snapshots
 
 __all__ = ["Hdf5Container", "check_dataset"]
@@ -53,6 +63,7 @@ class Hdf5Container:
     kind = _KIND
 
     def __init__(self, path: Path) -> None:
+        file_head(path)
         self.path = path
         self.pages_last = path.suffix.lower() == ".mat"
         self._shapes: dict[str, tuple[int, ...]] = {}

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import Array, check_held, megabytes, parsing, shape_text
+from risfast.io.guard import Array, check_held, file_head, megabytes, parsing, shape_text
 from risfast.io.recording import Snapshots, raw_snapshots
 
 __all__ = ["NpzContainer"]
@@ -39,6 +39,7 @@ class NpzContainer:
     pages_last = False
 
     def __init__(self, path: Path) -> None:
+        file_head(path)
         self.path = path
         self._members: dict[str, _Member] = {}
         with parsing(path, _KIND), zipfile.ZipFile(path) as archive:

@@ -18,7 +18,7 @@ from risfast.errors import FileFormatError
 from risfast.io.assemble import SPEED_OF_LIGHT_M_S, Found, ReadOptions
 from risfast.io.formats.acoustics import choose_frequency
 from risfast.io.formats.hdf5 import Hdf5Container
-from risfast.io.guard import Array, check_held, file_head, shape_text
+from risfast.io.guard import Array, check_held, shape_text
 from risfast.io.recording import Flagged
 
 __all__ = ["read_uvh5"]
@@ -45,7 +45,6 @@ class _Chosen:
 def read_uvh5(path: Path, options: ReadOptions) -> Found:
     """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`."""
     # Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
-    file_head(path)
     container = Hdf5Container(path)
     holds = container.holds
     missing = [name for name in (*(f"Header/{item}" for item in _HEADER), "Data/visdata") if name not in holds]
