@@ -213,7 +213,7 @@ def polish_sources(
     Notes
     -----
     Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
-    source at atom g with n_g and d_g of :func:`risfast.models.fit.statistics`, the gain of the likelihood would be
+    source at atom g with n_g and d_g of :func:`risfast.models.unrolled.statistics`, the gain of the likelihood would be
     L (rho - 1 - log rho) with rho = n_g / d_g > 1 if all snapshots saw the atom with the same gain; the atoms that are
     best by this are compared by their exact gains.
     """
