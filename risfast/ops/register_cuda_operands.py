@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from risfast.ops.devices import kernel_module
 from risfast.ops.domain import adjoint_of
-from risfast.ops.register_devices import kernel_module
 from risfast.ops.spectra import mean_power
 
 __all__ = [

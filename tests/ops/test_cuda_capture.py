@@ -34,7 +34,6 @@ from risfast.ops import (  # noqa: E402
     analysis,
     bartlett_spectrum,
     clear_plans,
-    denominators,
     lag,
     local_maxima_3d,
     music_spectrum,
@@ -44,7 +43,6 @@ from risfast.ops import (  # noqa: E402
     refinement,
     register,
     register_common,
-    register_linear,
     synthesis,
 )
 
@@ -148,7 +146,7 @@ def gpu_without_values(monkeypatch, launched):
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", launch)
     monkeypatch.setattr(importlib.import_module("triton.runtime.interpreter").InterpretedFunction, "run", launch)
-    for module in (register_common, denominators):
+    for module in (register_common, refinement):
         monkeypatch.setattr(module, "serves_kernels", on_device)
 
     def run(call):
@@ -267,8 +265,8 @@ PLAIN = {
     "risfast::capon_lowrank_backward": register.capon_lowrank_backward_torch,
     "risfast::bartlett": register.bartlett_torch,
     "risfast::music": register.music_torch,
-    "risfast::analysis": register_linear.analysis_torch,
-    "risfast::synthesis": register_linear.adjoint_torch,
+    "risfast::analysis": register.analysis_torch,
+    "risfast::synthesis": register.adjoint_torch,
     "risfast::walk": refinement.walk_torch,
 }
 
@@ -292,8 +290,7 @@ def test_without_the_kernels_plain_torch_stays_on_the_device(monkeypatch, wavefr
     for module, name in (
         (register, "check_covariance_values"),
         (register, "check_finite"),
-        (register_linear, "check_finite"),
-        (register_linear, "check_hermitian"),
+        (register, "check_hermitian"),
         (plain_operands, "_refuse_indefinite"),
     ):
         monkeypatch.setattr(module, name, lambda *args: None)
