@@ -18,10 +18,10 @@ from risfast.detect import DetectionOptions, detect_fixed, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank
 from risfast.ops import register_cuda_operands as operands
+from risfast.ops.devices import kernel_module
 from risfast.ops.peaks_reference import local_maxima_3d_reference
 from risfast.ops.register_cuda_maps import from_factor, from_matrix, scale_for
 from risfast.ops.register_cuda_tables import DevicePlan, device_plan
-from risfast.ops.register_devices import kernel_module
 from risfast.steering import steering_vectors
 
 LOADING = 1e-2

@@ -30,7 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 from bench.measure import cpu_model, interleaved, synchronised, versions
 from risfast.losses import BackboneObjective
-from risfast.models import Measurement, fit
+from risfast.models import Measurement
+from risfast.models import unrolled as fit
 from risfast.models.atoms import AtomGrid
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes

@@ -1,4 +1,4 @@
-"""Newton steps down a quadratic form for all candidates of all scenes on a GPU, as in :mod:`risfast.ops.descent`.
+"""Newton steps down a quadratic form for all candidates of all scenes on a GPU, as in :mod:`risfast.ops.refinement`.
 
 Each iteration evaluates the form on a stencil of 19 points around every candidate, fits a quadratic model, moves to its
 minimum (downhill along directions of negative curvature too), and keeps the lowest point seen. Candidates and models
@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from risfast.ops import descent as definition
+from risfast.ops import refinement as definition
 
 from .forms import FormGeometry, forms
 from .launch import check_operands, on_device

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid, direction_cosines
+from risfast.models.atoms import RangeCells
 from risfast.models.base import CovarianceEstimate
-from risfast.models.cells import RangeCells
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.steering import Wavefront, steering_vectors

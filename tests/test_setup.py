@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from risfast.geometry import Region, SearchGrid, SensorArray
-from risfast.models.atoms import AtomAxes
-from risfast.models.cells import RangeCells
+from risfast.models.atoms import AtomAxes, RangeCells
 from risfast.setup import Setup, Tolerance, uniform_axis
 from risfast.simulate.scenes import SystemConfig
 

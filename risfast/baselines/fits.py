@@ -43,7 +43,7 @@ class Sbl:
     # M. E. Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1, 2001; the step p <- p sqrt(n /
     # d) is that of P. Gerstoft, C. F. Mecklenbräuker, A. Xenaki, S. Nannuru, "Multisnapshot sparse Bayesian learning
     # for DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see
-    # ``risfast.models.fit``.
+    # ``risfast.models.unrolled``.
 
     def __init__(self, setup: Setup, options: SblOptions | None = None) -> None:
         self.setup, self.options = setup, options or SblOptions()

@@ -21,8 +21,8 @@ from torch import Tensor
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
 from risfast.localize.polish import Polished
+from risfast.models.atoms import RangeCells
 from risfast.models.base import SourceMap
-from risfast.models.cells import RangeCells
 from risfast.models.decode import counts_near
 from risfast.setup import Setup
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -23,78 +24,9 @@ from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["PolishOptions", "Polished", "bury_sources", "merge_sources", "polish_sources"]
+__all__ = ["PolishOptions", "Polished", "polish_sources"]
 
 _ALIKE = 0.8  # squared correlation of two responses from which on they may be of one source
-
-
-def merge_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
-    """Make one of two sources that look alike to the antennas, where the penalised likelihood prefers it."""
-    # Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
-    open_scenes = torch.arange(len(point.value), device=point.value.device)
-    for _ in range(point.state.mask.shape[1] - 1):
-        here = point.take(open_scenes)
-        alike, first, second = _most_alike(likelihood[open_scenes], here.state)
-        trial = (alike > _ALIKE).nonzero()[:, 0]
-        if not len(trial):
-            return point
-        tried, one, other = here.take(trial).state, first[trial], second[trial]
-        index = torch.arange(len(trial), device=trial.device)
-        mask, position, power = tried.mask.clone(), tried.position.clone(), tried.power.clone()
-        both = torch.stack([power[index, one], power[index, other]], 1)
-        share = both[:, 1:] / both.sum(1, keepdim=True)
-        gap = position[index, other] - position[index, one]
-        gap[:, 0] -= 2 * math.pi * (gap[:, 0] / (2 * math.pi)).round()  # the short way round
-        position[index, one] = position[index, one] + share * gap
-        power[index, one], mask[index, other] = both.sum(1), False
-        merged = replace(tried, position=position, power=power, mask=mask)
-        goal = here.value[trial] - penalty
-        scenes = open_scenes[trial]
-        tried_point = ascend(likelihood[scenes], merged, box[scenes], iterations, goal)
-        better = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
-        open_scenes = scenes[better]
-        if not len(open_scenes):
-            return point
-        point = point.put(open_scenes, tried_point.take(better))
-    return point
-
-
-def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest squared correlation of two sources' responses [B], and which two they are [B], [B]."""
-    b, k = state.mask.shape
-    seen = likelihood.seen(state.position).flatten(1, 2)  # [B, L M, K]
-    gram = squared_magnitude(seen.mH @ seen)
-    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
-    alike = gram / (norm[:, :, None] * norm[:, None]).clamp_min(1e-300)
-    pairs = (state.mask[:, :, None] & state.mask[:, None]).triu(1)
-    alike, index = torch.where(pairs, alike, 0.0).view(b, k * k).max(1)
-    return alike, index // k, index % k
-
-
-def bury_sources(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
-    """Take away, one after the other, sources that the penalised likelihood does without."""
-    open_scenes = torch.arange(len(point.value), device=point.value.device)
-    for _ in range(point.state.mask.shape[1]):
-        part = likelihood[open_scenes]
-        here = point.take(open_scenes)
-        drop, weakest = part.losses(here.state).min(1)
-        # The others may take over a part: what is lost at first is up to three times what is lost in the end.
-        trial = (drop < 3 * penalty).nonzero()[:, 0]
-        if not len(trial):
-            return point
-        tried = here.take(trial).state
-        mask = tried.mask.clone()
-        mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
-        goal = here.value[trial] - penalty
-        tried_point = ascend(part[trial], replace(tried, mask=mask), box[open_scenes[trial]], iterations, goal)
-        dead = (tried_point.value + penalty > here.value[trial]).nonzero()[:, 0]
-        open_scenes = open_scenes[trial[dead]]
-        if not len(open_scenes):
-            return point
-        point = point.put(open_scenes, tried_point.take(dead))
-    return point
-
-
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 _TAIL = 6.0  # deviations of 1/range beyond which the posterior is not looked at
@@ -213,7 +145,7 @@ def polish_sources(
     Notes
     -----
     Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
-    source at atom g with n_g and d_g of :func:`risfast.models.fit.statistics`, the gain of the likelihood would be
+    source at atom g with n_g and d_g of :func:`risfast.models.unrolled.statistics`, the gain of the likelihood would be
     L (rho - 1 - log rho) with rho = n_g / d_g > 1 if all snapshots saw the atom with the same gain; the atoms that are
     best by this are compared by their exact gains.
     """
@@ -225,15 +157,14 @@ def polish_sources(
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
-    found = merge_sources(likelihood, found, box, penalty, options.iterations)
-    found = bury_sources(likelihood, found, box, penalty, options.iterations)
+    found = _fewer(likelihood, found, box, penalty, options.iterations)
     before = found.state.mask.sum(1)
-    found = _bear(likelihood, found, box, atoms, penalty, options)
+    propose = partial(_with_best_atom, atoms=atoms, penalty=penalty)
+    found = _changed(likelihood, found, box, penalty, options.births, options.iterations, propose)
     grown = (found.state.mask.sum(1) != before).nonzero()[:, 0]
     if len(grown):  # a new source may have taken over an old one
-        part = likelihood[grown]
-        again = merge_sources(part, found.take(grown), box[grown], penalty, options.iterations)
-        found = found.put(grown, bury_sources(part, again, box[grown], penalty, options.iterations))
+        again = _fewer(likelihood[grown], found.take(grown), box[grown], penalty, options.iterations)
+        found = found.put(grown, again)
     return _report(likelihood, found, box, atoms.setup, penalty, options)
 
 
@@ -266,40 +197,94 @@ def _start(
     return box.clamp(state), box
 
 
-def _bear(
-    likelihood: Likelihood,
-    point: Point,
-    box: Box,
-    atoms: AtomGrid,
-    penalty: float,
-    options: PolishOptions,
+_Proposal = Callable[[Likelihood, SourceState], tuple[Tensor, SourceState]]  # scenes [b] of B, and their states
+
+
+def _changed(
+    likelihood: Likelihood, point: Point, box: Box, worth: float, rounds: int, iterations: int, propose: _Proposal
 ) -> Point:
-    """Add, one after the other, the source whose likelihood gain over the grid is largest, while it is worth it."""
+    """Propose a change, climb from it, and keep it where the likelihood rises by more than ``worth``; and again."""
     open_scenes = torch.arange(len(point.value), device=point.value.device)
-    for _ in range(options.births):
-        open_scenes = open_scenes[~point.state.mask[open_scenes].all(1)]
-        if not len(open_scenes):
-            return point
-        gain, position, power = _best_atom(likelihood[open_scenes], point.state.take(open_scenes), atoms)
-        # Scoring moves the source off the grid and gains again: half the penalty is worth a trial.
-        trial = (gain > 0.5 * penalty).nonzero()[:, 0]
-        open_scenes = open_scenes[trial]
-        if not len(open_scenes):
-            return point
+    for _ in range(rounds):
         here = point.take(open_scenes)
-        slot = here.state.mask.int().argmin(1)
-        index = torch.arange(len(slot), device=slot.device)
-        mask, positions, powers = (v.clone() for v in (here.state.mask, here.state.position, here.state.power))
-        mask[index, slot], positions[index, slot], powers[index, slot] = True, position[trial], power[trial]
-        born = box[open_scenes].clamp(replace(here.state, position=positions, power=powers, mask=mask))
-        goal = here.value + penalty
-        tried = ascend(likelihood[open_scenes], born, box[open_scenes], options.iterations, goal)
-        alive = (tried.value - penalty > here.value).nonzero()[:, 0]
-        open_scenes = open_scenes[alive]
+        trial, state = propose(likelihood[open_scenes], here.state)
+        if not len(trial):
+            return point
+        scenes, before = open_scenes[trial], here.value[trial]
+        tried = ascend(likelihood[scenes], box[scenes].clamp(state), box[scenes], iterations, before + worth)
+        better = (tried.value - worth > before).nonzero()[:, 0]
+        open_scenes = scenes[better]
         if not len(open_scenes):
             return point
-        point = point.put(open_scenes, tried.take(alive))
+        point = point.put(open_scenes, tried.take(better))
     return point
+
+
+def _merged(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, SourceState]:
+    """One in the place of two sources that look alike to the antennas."""
+    # Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
+    alike, first, second = _most_alike(likelihood, state)
+    trial = (alike > _ALIKE).nonzero()[:, 0]
+    tried, one, other = state.take(trial), first[trial], second[trial]
+    index = torch.arange(len(trial), device=trial.device)
+    mask, position, power = tried.mask.clone(), tried.position.clone(), tried.power.clone()
+    both = torch.stack([power[index, one], power[index, other]], 1)
+    share = both[:, 1:] / both.sum(1, keepdim=True)
+    gap = position[index, other] - position[index, one]
+    gap[:, 0] -= 2 * math.pi * (gap[:, 0] / (2 * math.pi)).round()  # the short way round
+    position[index, one] = position[index, one] + share * gap
+    power[index, one], mask[index, other] = both.sum(1), False
+    return trial, replace(tried, position=position, power=power, mask=mask)
+
+
+def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest squared correlation of two sources' responses [B], and which two they are [B], [B]."""
+    b, k = state.mask.shape
+    seen = likelihood.seen(state.position).flatten(1, 2)  # [B, L M, K]
+    gram = squared_magnitude(seen.mH @ seen)
+    norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+    alike = gram / (norm[:, :, None] * norm[:, None]).clamp_min(1e-300)
+    pairs = (state.mask[:, :, None] & state.mask[:, None]).triu(1)
+    alike, index = torch.where(pairs, alike, 0.0).view(b, k * k).max(1)
+    return alike, index // k, index % k
+
+
+def _without_weakest(likelihood: Likelihood, state: SourceState, penalty: float) -> tuple[Tensor, SourceState]:
+    """The sources but the one that is missed least."""
+    drop, weakest = likelihood.losses(state).min(1)
+    # The others may take over a part: what is lost at first is up to three times what is lost in the end.
+    trial = (drop < 3 * penalty).nonzero()[:, 0]
+    tried = state.take(trial)
+    mask = tried.mask.clone()
+    mask[torch.arange(len(trial), device=mask.device), weakest[trial]] = False
+    return trial, replace(tried, mask=mask)
+
+
+def _with_best_atom(
+    likelihood: Likelihood, state: SourceState, atoms: AtomGrid, penalty: float
+) -> tuple[Tensor, SourceState]:
+    """The sources, and one more where the likelihood gains most over the grid."""
+    room = (~state.mask.all(1)).nonzero()[:, 0]
+    if not len(room):
+        return room, state.take(room)
+    gain, position, power = _best_atom(likelihood[room], state.take(room), atoms)
+    # Scoring moves the source off the grid and gains again: half the penalty is worth a trial.
+    enough = (gain > 0.5 * penalty).nonzero()[:, 0]
+    trial = room[enough]
+    tried = state.take(trial)
+    slot = tried.mask.int().argmin(1)
+    index = torch.arange(len(slot), device=slot.device)
+    mask, positions, powers = tried.mask.clone(), tried.position.clone(), tried.power.clone()
+    mask[index, slot], positions[index, slot], powers[index, slot] = True, position[enough], power[enough]
+    return trial, replace(tried, position=positions, power=powers, mask=mask)
+
+
+def _fewer(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
+    """Merge and take away sources that the penalised likelihood does without."""
+    most = point.state.mask.shape[1]
+    point = _changed(likelihood, point, box, -penalty, most - 1, iterations, _merged)
+    without = partial(_without_weakest, penalty=penalty)
+    return _changed(likelihood, point, box, -penalty, most, iterations, without)
 
 
 def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:

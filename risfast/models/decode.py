@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from risfast.detect import Sources
-from risfast.models.atoms import AtomAxes
+from risfast.models.atoms import AtomAxes, RangeCells
 from risfast.models.base import SourceMap
-from risfast.models.cells import RangeCells
 from risfast.ops import local_maxima_3d, nms_3d
 from risfast.setup import Tolerance
 

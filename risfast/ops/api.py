@@ -12,7 +12,8 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import checks, register, register_linear
+from risfast.ops import checks, register
+from risfast.ops import register as register_linear
 from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.ops.devices import PRECISIONS
 from risfast.steering import WAVEFRONTS

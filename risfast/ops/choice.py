@@ -9,7 +9,7 @@ import torch
 
 from risfast.geometry import Lattice, find_lattice
 from risfast.ops.domain import Domain
-from risfast.ops.evaluator_cache import cached_nodes
+from risfast.ops.evaluators import cached_nodes
 from risfast.ops.interpolation import BoxNodes
 from risfast.ops.nodes import NodeSet
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from risfast.ops.devices import serve_cpu
 from risfast.ops.peaks_reference import reject_bad_candidates, reject_nan
 from risfast.ops.peaks_register import local_maxima_op, nms_op
-from risfast.ops.register_devices import serve_cpu
 
 __all__ = ["local_maxima_cpu", "nms_cpu"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from risfast.ops import register_cuda_peaks
+from risfast.ops.devices import serve_gpu
 from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
-from risfast.ops.register_devices import serve_gpu
 
 __all__ = ["local_maxima_op", "nms_op"]
 

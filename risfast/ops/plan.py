@@ -25,8 +25,7 @@ from risfast.ops.choice import (
     table_budget,
 )
 from risfast.ops.domain import Domain, domain_of
-from risfast.ops.evaluator_cache import CPU, EvaluatorCache, cached_nodes, held_bytes, points_on
-from risfast.ops.evaluators import Evaluator
+from risfast.ops.evaluators import CPU, Evaluator, EvaluatorCache, cached_nodes, held_bytes, points_on
 from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
 from risfast.ops.nodes import TILE_BYTES, NodeSet
 from risfast.steering import check_wavefront

@@ -13,12 +13,11 @@ from torch import Tensor
 
 from risfast.ops import checks, spectra
 from risfast.ops import register_cuda_operands as operands
-from risfast.ops.devices import checks_values
+from risfast.ops.devices import checks_values, kernel_module
 from risfast.ops.domain import adjoint_of
 from risfast.ops.register_common import whole
 from risfast.ops.register_cuda_maps import filled, from_factor, from_matrix, from_residual, outer_products, scale_for
 from risfast.ops.register_cuda_tables import DevicePlan, device_plan
-from risfast.ops.register_devices import kernel_module
 
 __all__ = [
     "analysis",

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from risfast.ops.devices import kernel_module
 from risfast.ops.register_cuda_tables import DevicePlan
-from risfast.ops.register_devices import kernel_module
 
 __all__ = ["filled", "from_factor", "from_matrix", "from_nodes", "from_residual", "outer_products", "scale_for"]
 

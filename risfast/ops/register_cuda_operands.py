@@ -5,16 +5,11 @@ A scene that has no operand (a covariance without positive trace, or not definit
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from risfast.ops.devices import kernel_module
 from risfast.ops.domain import adjoint_of
-from risfast.ops.register_devices import kernel_module
 from risfast.ops.spectra import mean_power
 
 __all__ = [
@@ -24,7 +19,6 @@ __all__ = [
     "loaded_inverse",
     "lowrank_delta",
     "lowrank_inverse",
-    "made_once",
     "residual_factors",
     "rounding_shift",
     "shifted_factor",
@@ -43,49 +37,6 @@ def _inverse_dtype(precision: str | None) -> torch.dtype:
     return torch.float32 if precision == "tf32" else torch.float64
 
 
-# What has been made of the covariances of the innermost :func:`made_once`, by their contents' identity.
-_made: ContextVar[dict[tuple[Any, ...], tuple[Tensor, Any]] | None] = ContextVar("made_once", default=None)
-
-
-@contextlib.contextmanager
-def made_once() -> Iterator[None]:
-    """Within it the factor and the inverse of a covariance are made once, for whoever asks for either."""
-    # Results live as long as the block, and are found only by a covariance in the same memory that no torch operation
-    # has written since (in inference mode nothing may write it). A CUDA graph must be captured around the whole block.
-    token = _made.set({})
-    try:
-        yield
-    finally:
-        _made.reset(token)
-
-
-def _once(covariance: Tensor, what: tuple[Any, ...], make: Callable[[], Any]) -> Any:
-    """Result of ``make``, or of an earlier one within :func:`made_once`."""
-    made = _made.get()
-    if made is None:
-        return make()
-    version = 0 if covariance.is_inference() else covariance._version  # which inference mode does not count
-    memory = (covariance.untyped_storage()._cdata, covariance.storage_offset(), covariance.dtype, version)
-    layout = (tuple(covariance.shape), covariance.stride(), covariance.is_conj())
-    key = (*what, *memory, *layout)
-    if key not in made:
-        made[key] = covariance, make()  # the covariance is held, so that no other takes its place in memory
-    return made[key][1]
-
-
-def _kernel_factor(covariance: Tensor, loading: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """W as complex numbers of two ``dtype``, zero below its diagonal, and info, by the kernel."""
-
-    def make() -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] = kernel_module("inverse").inverse_factor(
-            covariance, _delta(covariance, loading), dtype=dtype
-        )
-        return found
-
-    found: tuple[Tensor, Tensor] = _once(covariance, ("factor", loading, dtype), make)
-    return found
-
-
 def loaded_factor(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
     """W = L^-H of R + delta I = L L^H.
 
@@ -93,8 +44,8 @@ def loaded_factor(covariance: Tensor, loading: float, precision: str | None = No
     """
     if covariance.shape[-1] > kernel_module("inverse").LARGEST:
         return shifted_factor(covariance, _delta(covariance, loading), precision)
-    factor, info = _kernel_factor(covariance, loading, _inverse_dtype(precision))
-    return _poisoned(factor, info).to(torch.complex64)
+    delta, dtype = _delta(covariance, loading), _inverse_dtype(precision)
+    return _poisoned(*kernel_module("inverse").inverse_factor(covariance, delta, dtype=dtype)).to(torch.complex64)
 
 
 def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
@@ -117,20 +68,11 @@ def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = N
 
     covariance (B, N, N) -> (B, N, N)
     """
-    dtype = _inverse_dtype(precision)
-
-    def make() -> Tensor:
-        kernels = kernel_module("inverse")
-        if covariance.shape[-1] > kernels.LARGEST:
-            lower, info = _shifted_cholesky(covariance, _delta(covariance, loading))
-            return _poisoned(torch.cholesky_inverse(lower), info)
-        if _made.get() is None:
-            return _poisoned(*kernels.hermitian_inverse(covariance, _delta(covariance, loading), dtype=dtype))
-        factor, info = _kernel_factor(covariance, loading, dtype)
-        return _poisoned(kernels.inverse_from_factor(factor), info)
-
-    inverse: Tensor = _once(covariance, ("inverse", loading, dtype), make)
-    return inverse
+    kernels, delta = kernel_module("inverse"), _delta(covariance, loading)
+    if covariance.shape[-1] > kernels.LARGEST:
+        lower, info = _shifted_cholesky(covariance, delta)
+        return _poisoned(torch.cholesky_inverse(lower), info)
+    return _poisoned(*kernels.hermitian_inverse(covariance, delta, dtype=_inverse_dtype(precision)))
 
 
 def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:

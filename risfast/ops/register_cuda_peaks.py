@@ -7,9 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from risfast.ops.devices import checks_values
+from risfast.ops.devices import checks_values, kernel_module
 from risfast.ops.kept import constant_on, kept_tables
-from risfast.ops.register_devices import kernel_module
 
 __all__ = ["local_maxima_3d", "nms_3d", "refine", "walk"]
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import find_lattice
-from risfast.ops.devices import PRECISIONS
+from risfast.ops.devices import PRECISIONS, kernel_module
 from risfast.ops.domain import Domain, domain_of
-from risfast.ops.evaluator_cache import cached_nodes
+from risfast.ops.evaluators import cached_nodes
 from risfast.ops.kept import kept_tables
 from risfast.ops.plan import plan_of, request_of
 from risfast.ops.register_common import Geometry
-from risfast.ops.register_devices import kernel_module
 
 __all__ = ["DevicePlan", "DeviceTables", "device_plan", "lag_dtype"]
 

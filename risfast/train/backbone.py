@@ -17,9 +17,8 @@ from risfast.localize.localizer import OPTIONS_FILE
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.losses import BackboneObjective, ObjectiveOptions
 from risfast.models import build_backbone
-from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.models.atoms import AtomAxes, AtomGrid, RangeCells
 from risfast.models.base import CovarianceEstimate
-from risfast.models.cells import RangeCells
 from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes

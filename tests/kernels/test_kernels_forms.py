@@ -11,7 +11,7 @@ import torch
 from test_kernels_interpreter import DEVICE, kernel_module, poisoned, tl, triton  # noqa: F401 - poisoned: a fixture
 from test_refinement import ARRAYS, WAVELENGTH, random_positions
 
-from risfast.ops import descent as definition
+from risfast.ops import refinement as definition
 
 descent = kernel_module("descent")
 forms = kernel_module("forms")

@@ -14,8 +14,7 @@ from test_refinement import ARRAYS, FIELD_HIGH, FIELD_LOW, WAVELENGTH, brute_pow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from risfast.errors import ShapeError
-from risfast.ops.descent import walk_spacing
-from risfast.ops.refinement import refine_op, walk_op
+from risfast.ops.refinement import refine_op, walk_op, walk_spacing
 
 kernels = kernel_module("refine")
 

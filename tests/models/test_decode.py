@@ -10,9 +10,8 @@ import torch
 
 from risfast.geometry import SensorArray
 from risfast.losses import BackboneObjective, ObjectiveOptions
-from risfast.models.atoms import AtomAxes
+from risfast.models.atoms import AtomAxes, RangeCells
 from risfast.models.base import CovarianceEstimate, SourceMap
-from risfast.models.cells import RangeCells
 from risfast.models.decode import MapDetection, PowerDetection, counts_near, sources_of_map, sources_of_power
 from risfast.setup import Tolerance
 from risfast.simulate.scenes import SystemConfig, generate_scenes

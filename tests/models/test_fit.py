@@ -10,8 +10,7 @@ from test_atoms import steering
 from risfast.geometry import SensorArray
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
-from risfast.models.fit import _factor, statistics
-from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
+from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions, _factor, statistics
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 AXES = AtomAxes(7, 5, 3)

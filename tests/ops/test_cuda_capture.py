@@ -11,7 +11,6 @@ import importlib
 import importlib.util
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,7 +27,6 @@ if importlib.util.find_spec("risfast.kernels") is None:
 
 import risfast.ops.operands as plain_operands  # noqa: E402
 import risfast.ops.register_cuda as gpu  # noqa: E402
-import risfast.ops.register_cuda_operands as operands  # noqa: E402
 import risfast.ops.register_cuda_peaks as gpu_peaks  # noqa: E402
 from risfast.detect import DetectionOptions, detect_fixed  # noqa: E402
 from risfast.geometry import PlanarArray, SearchGrid  # noqa: E402
@@ -36,7 +34,6 @@ from risfast.ops import (  # noqa: E402
     analysis,
     bartlett_spectrum,
     clear_plans,
-    denominators,
     lag,
     local_maxima_3d,
     music_spectrum,
@@ -46,7 +43,6 @@ from risfast.ops import (  # noqa: E402
     refinement,
     register,
     register_common,
-    register_linear,
     synthesis,
 )
 
@@ -150,7 +146,7 @@ def gpu_without_values(monkeypatch, launched):
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", launch)
     monkeypatch.setattr(importlib.import_module("triton.runtime.interpreter").InterpretedFunction, "run", launch)
-    for module in (register_common, denominators):
+    for module in (register_common, refinement):
         monkeypatch.setattr(module, "serves_kernels", on_device)
 
     def run(call):
@@ -253,47 +249,6 @@ def test_detection_does_not_wait_from_the_covariance_to_its_fixed_outputs(
     assert served == [spectrum, "risfast::local_maxima_3d", "risfast::walk", "risfast::refine", "risfast::nms_3d"]
 
 
-@pytest.mark.parametrize(("wavefront", "method"), CASES)
-def test_detection_factors_its_covariance_once_where_it_is_told_to(gpu_without_values, launched, wavefront, method):
-    def call():
-        options = DetectionOptions(candidates=6, refine_points=(9, 9, 9))
-        with operands.made_once():
-            detect_fixed(
-                fake(3, 12, 12), SURFACE, GRID, factored=False, wavefront=wavefront, method=method, options=options
-            )
-
-    gpu_without_values(call)
-    assert launched.count("inverse_factor_kernel") == 1
-    assert launched.count("gram_kernel") == 1
-
-
-def test_what_was_made_of_a_covariance_is_not_given_to_another(monkeypatch):
-    made = []
-
-    def factor(covariance, delta, *, dtype):
-        made.append(covariance.clone())
-        return covariance.to(torch.complex128) * len(made), torch.zeros(len(covariance), dtype=torch.int32)
-
-    kernels = SimpleNamespace(LARGEST=256, inverse_factor=factor)
-    monkeypatch.setattr(operands, "kernel_module", lambda name: kernels)
-    R = torch.eye(4, dtype=torch.complex64).repeat(2, 1, 1)
-    with operands.made_once():
-        first = operands.loaded_factor(R, 1e-2)
-        assert torch.equal(operands.loaded_factor(R, 1e-2), first)
-        assert torch.equal(operands.loaded_factor(R[:], 1e-2), first)
-        assert len(made) == 1
-        for other, loading in ((R[:1], 1e-2), (R.clone(), 1e-2), (R.mT, 1e-2), (R, 1e-3)):
-            before = len(made)
-            operands.loaded_factor(other, loading)
-            assert len(made) == before + 1
-        R.mul_(2)
-        assert torch.equal(operands.loaded_factor(R, 1e-2), (2 * torch.eye(4)).expand(2, 4, 4) * len(made))
-    before = len(made)
-    operands.loaded_factor(R, 1e-2)
-    operands.loaded_factor(R, 1e-2)
-    assert len(made) == before + 2  # outside the block nothing is kept
-
-
 def test_the_harness_sees_a_wait(gpu_without_values):
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         gpu_without_values(lambda: bool(fake(3).real.sum() > 0))
@@ -310,8 +265,8 @@ PLAIN = {
     "risfast::capon_lowrank_backward": register.capon_lowrank_backward_torch,
     "risfast::bartlett": register.bartlett_torch,
     "risfast::music": register.music_torch,
-    "risfast::analysis": register_linear.analysis_torch,
-    "risfast::synthesis": register_linear.adjoint_torch,
+    "risfast::analysis": register.analysis_torch,
+    "risfast::synthesis": register.adjoint_torch,
     "risfast::walk": refinement.walk_torch,
 }
 
@@ -335,8 +290,7 @@ def test_without_the_kernels_plain_torch_stays_on_the_device(monkeypatch, wavefr
     for module, name in (
         (register, "check_covariance_values"),
         (register, "check_finite"),
-        (register_linear, "check_finite"),
-        (register_linear, "check_hermitian"),
+        (register, "check_hermitian"),
         (plain_operands, "_refuse_indefinite"),
     ):
         monkeypatch.setattr(module, name, lambda *args: None)

@@ -47,8 +47,11 @@ from risfast.ops import (  # noqa: E402
     plan,
     synthesis,
 )
-from risfast.ops.register import capon_backward_torch, capon_lowrank_backward_torch  # noqa: E402
-from risfast.ops.register_linear import adjoint_torch  # noqa: E402
+from risfast.ops.register import (  # noqa: E402
+    adjoint_torch,
+    capon_backward_torch,
+    capon_lowrank_backward_torch,
+)
 
 # Lanes beyond the end of an array may divide by zero: a GPU does so silently, and nothing of it is stored.
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value|overflow):RuntimeWarning")

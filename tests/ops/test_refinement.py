@@ -10,8 +10,7 @@ import torch
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.ops import nms_3d
-from risfast.ops.descent import descend, form, steering
-from risfast.ops.refinement import refine_peaks, walk_peaks
+from risfast.ops.refinement import descend, form, refine_peaks, steering, walk_peaks
 
 WAVELENGTH = 0.3
 ARRAYS = {
