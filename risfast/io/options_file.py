@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -10,8 +9,7 @@ import tomli_w
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
-from risfast.io.guard import HELD_BYTES, file_head, megabytes
-from risfast.io.toml_file import as_table, from_table
+from risfast.io.toml_file import as_table, from_table, read_table
 
 if TYPE_CHECKING:
     from risfast.localize.pipeline import PipelineOptions
@@ -50,20 +48,12 @@ def read_options(path: str | Path) -> PipelineOptions:
 def read_options_as(default: T, path: str | Path) -> T:
     """Options of the class of ``default``, any frozen dataclass; file and errors are those of :func:`read_options`."""
     path = Path(path)
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no options")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
-    found = table.pop("format", None)
-    if found != OPTIONS_FILE_FORMAT or isinstance(found, bool):
-        given = "the key format is missing" if found is None else f"format {found!r}"
-        raise FileFormatError(
-            f"{path}: {given}, and this version reads options with format = {OPTIONS_FILE_FORMAT}; write them again "
-            "with this version (risfast.io.write_options), or read them with the one that wrote them"
-        )
+    table = read_table(
+        path,
+        "options",
+        OPTIONS_FILE_FORMAT,
+        "; write them again with this version (risfast.io.write_options), or read them with the one that wrote them",
+    )
     try:
         return from_table(type(default), table, base=default)
     except (ValueError, TypeError) as error:

@@ -13,8 +13,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import tomli_w
 
 from risfast.errors import FileFormatError
+from risfast.io.guard import HELD_BYTES, file_head, megabytes
 
-__all__ = ["as_table", "from_table", "read_toml", "to_toml"]
+__all__ = ["as_table", "from_table", "read_table", "read_toml", "to_toml"]
 
 T = TypeVar("T")
 
@@ -124,3 +125,19 @@ def read_toml(kind: type[T], path: Path) -> T:
         return from_table(kind, tomllib.loads(path.read_text(encoding="utf-8")))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
         raise FileFormatError(f"{path}: {error}") from error
+
+
+def read_table(path: Path, what: str, written: int, mend: str = "") -> dict[str, Any]:
+    """What a TOML file of ``format = written`` holds besides its format."""
+    file_head(path)
+    if path.stat().st_size > HELD_BYTES // 8:
+        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+    found = table.pop("format", None)
+    if found != written or isinstance(found, bool):
+        given = "the key format is missing" if found is None else f"format {found!r}"
+        raise FileFormatError(f"{path}: {given}, and this version reads {what} with format = {written}{mend}")
+    return table

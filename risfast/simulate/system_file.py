@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import HELD_BYTES, file_head, megabytes
 from risfast.io.setup_file import read_setup
-from risfast.io.toml_file import from_table
+from risfast.io.toml_file import from_table, read_table
 from risfast.setup import Setup
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.system import Coherence, SystemConfig
@@ -59,17 +57,7 @@ _SAME = (
 def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no system")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
-    found = table.pop("format", None)
-    if found != SYSTEM_FILE_FORMAT or isinstance(found, bool):
-        given = "the key format is missing" if found is None else f"format {found!r}"
-        raise FileFormatError(f"{path}: {given}, and this version reads systems with format = {SYSTEM_FILE_FORMAT}")
+    table = read_table(path, "systems", SYSTEM_FILE_FORMAT)
     try:
         given_keys = from_table(_SystemFile, table)
         both = [key for key in _ARRAY_KEYS if key in table]

@@ -1,4 +1,4 @@
-"""``risfast-train backbone``: stage 1, from measurements to covariance."""
+"""``risfast backbone``: stage 1, from measurements to covariance."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
-from risfast.train.config import BackboneOptions, RunConfig, reaches_beyond
+from risfast.train.config import BackboneOptions, RunConfig, RunOptions, reaches_beyond
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
-from risfast.train.run_folder import RunOptions
 from risfast.train.runs import Figures, Measured, Report
 from risfast.train.stage import Outcome, train_stage
 from risfast.train.validation import is_constant, validate

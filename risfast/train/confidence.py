@@ -75,10 +75,10 @@ class Subject:
         stored, within = folder / OPTIONS_FILE, folder / REFINER_FOLDER
         options = read_options(stored) if stored.is_file() else PipelineOptions()
         refiner = load_helpful_refiner(within, card, setup) if within.is_dir() else None
-        return cls(Parts(module, setup, refiner=refiner), options, system_of(setup, card), folder)
+        return cls(Parts(module, setup, refiner=refiner), options, training_system(setup, card), folder)
 
 
-def system_of(setup: Setup, card: dict[str, Any]) -> SystemConfig:
+def training_system(setup: Setup, card: dict[str, Any]) -> SystemConfig:
     """The system that a model was trained on, as its card says, or the reference system's with the model's setup."""
     training = card.get("training", {})
     told = dict(training.get("system", {}))

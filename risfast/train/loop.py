@@ -21,9 +21,8 @@ from risfast.train.checkpoints import Checkpoint
 from risfast.train.config import DataOptions, OptimiserOptions
 from risfast.train.distributed import World
 from risfast.train.optimisation import Optimiser, WeightAverage
-from risfast.train.records import RunningMeans
 
-__all__ = ["BackboneTask", "StepReport", "Task", "Trainer", "TrainingError"]
+__all__ = ["BackboneTask", "RunningMeans", "StepReport", "Task", "Trainer", "TrainingError", "autocast"]
 
 _START_STEPS = 20  # steps whose mean loss is the start that divergence is measured from
 _SMOOTHING = 0.95  # of the loss that is compared with it: a memory of about 20 steps
@@ -74,6 +73,34 @@ class BackboneTask:
         with autocast(self.amp):
             estimate = self.module(Measurement.of(scenes, noise_known=noise_known))
         return self.objective(estimate, scenes)
+
+
+class RunningMeans:
+    """Means of named figures since the last line; a figure that was not given in a step is left out of its own mean."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Take in one step."""
+        for name, value in figures.items():
+            if math.isfinite(value):
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = [total + value, count + 1]
+
+    def take(self) -> dict[str, float]:
+        """The means, and start afresh."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+    def state(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps."""
+        return dict(self._sums)
+
+    def load_state(self, state: Mapping[str, list[float]]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._sums = {name: list(pair) for name, pair in state.items()}
 
 
 @dataclass(frozen=True)

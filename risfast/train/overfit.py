@@ -18,7 +18,7 @@ from risfast.models.base import Measurement
 from risfast.models.files import Build
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import backbone_objective, made_backbone
-from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
+from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions, require, require_least
 from risfast.train.distributed import open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.stage import machine_settings
@@ -66,11 +66,8 @@ class OverfitConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not self.gate > 0:
-            raise ValueError(f"gate must be positive, got {self.gate!r}")
-        for name in ("scenes", "steps", "batch_size", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        require(self.gate > 0, f"gate must be positive, got {self.gate!r}")
+        require_least(self, scenes=1, steps=1, batch_size=1, every=1)
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, SystemConfig
 from risfast.sources import Sources
 from risfast.train.batches import FlySource, SceneSource, ShardSource
+from risfast.train.config import RunOptions
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import Task, Trainer
 from risfast.train.pictures import draw_curves, draw_localisation
-from risfast.train.run_folder import RunFolder, RunOptions, validation_scenes
-from risfast.train.runs import Figures, Measured, Report, Run
+from risfast.train.runs import Figures, Measured, Report, Run, RunFolder, validation_scenes
 from risfast.train.validation import scene_slice
 
 __all__ = ["Outcome", "Stage", "machine_settings", "train_stage"]

@@ -20,7 +20,7 @@ from risfast.sources import Sources
 
 __all__ = [
     "CovarianceScores",
-    "capon_sources",
+    "capon_answers",
     "is_constant",
     "peak_to_sidelobe_db",
     "scene_slice",
@@ -107,7 +107,7 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
 
     estimated, true (B, N, K_f) and (B, N, K)
     """
-    errors, energies = [], []
+    errors, energies, truth_factors = [], [], []
     predictions, truths = _Moments(), _Moments()
     for estimate, truth in zip(estimated, true, strict=True):
         keep = truth.abs().square().sum((-2, -1)) > 0
@@ -116,6 +116,7 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
         energy, own = _inner(t, t), _inner(f, f)
         errors.append((energy - 2 * _inner(f, t) + own) / energy)
         energies.append(energy)
+        truth_factors.append(t)
         predictions.add(f, own)
         truths.add(t, energy)
     error = torch.cat(errors)
@@ -124,13 +125,7 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
     assert truths.total is not None
     mean = truths.total / len(error)
     # mean over scenes of |M - R|^2 / |R|^2, with <M, R> = tr(F^H M F)
-    cross = torch.cat(
-        [
-            (t.conj() * (mean @ t)).real.sum((-2, -1))
-            for t in (_unit_trace(truth.to(torch.complex128)) for truth in true)
-            for t in (t[t.abs().square().sum((-2, -1)) > 0],)
-        ]
-    )
+    cross = torch.cat([(t.conj() * (mean @ t)).real.sum((-2, -1)) for t in truth_factors])
     energy = torch.cat(energies)
     return CovarianceScores(
         nmse_mean=float(error.mean()),
@@ -241,7 +236,7 @@ def _capon_figures(
 ) -> dict[str, float]:
     """Detection from the effective covariance, and from the true one."""
     setup, measurement = parts.setup, pipeline.measure(scenes, options)
-    found = capon_sources(parts, measurement, estimate, options)
+    found = capon_answers(parts, measurement, estimate, options)
     spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)
     position, mask = scenes.position, scenes.mask
     ratios = [
@@ -249,7 +244,7 @@ def _capon_figures(
     ]
     finite = [ratio for ratio in ratios if math.isfinite(ratio)]
     truth = replace(options, map=replace(options.map, blend=0.0, shrinkage=False))
-    of_truth = capon_sources(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
+    of_truth = capon_answers(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
     return {
         **summary_figures(score_sources(found, scenes, setup.tolerance), "capon_"),
         "capon_peak_to_sidelobe_db": sum(finite) / len(finite) if finite else math.nan,
@@ -257,7 +252,7 @@ def _capon_figures(
     }
 
 
-def capon_sources(
+def capon_answers(
     parts: Parts, measurement: Measurement, estimate: CovarianceEstimate, options: PipelineOptions
 ) -> list[Sources]:
     """Capon detection where it is the answer, whatever source of candidates the options name."""

@@ -27,9 +27,8 @@ from risfast.models.files import read_card
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.setup import Setup
 from risfast.sources import Sources
-from risfast.tune.errors import StudyError
 from risfast.tune.objectives import farthest_m, final_value, judging_scenes
-from risfast.tune.options import HpoConfig
+from risfast.tune.options import HpoConfig, StudyError
 from risfast.tune.space import model_folder, pipeline_options, start_options
 from risfast.tune.worker import Result
 

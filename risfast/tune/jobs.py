@@ -24,7 +24,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from risfast.tune.errors import StudyError
+from risfast.tune.options import StudyError
 from risfast.tune.storage import Opened
 
 __all__ = ["Job", "Jobs", "TrialLostError", "slot_trials"]

@@ -24,9 +24,8 @@ from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
-from risfast.train.runs import Progress
-from risfast.tune.errors import TrialRejectedError
-from risfast.tune.options import HpoConfig, ScoreOptions
+from risfast.train.runs import RunProgress
+from risfast.tune.options import HpoConfig, ScoreOptions, TrialRejectedError
 from risfast.tune.space import pipeline_options, trial_config
 from risfast.tune.worker import Result
 
@@ -160,7 +159,7 @@ class _Watch:
         """Since the start."""
         return time.monotonic() - self._began
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: RunProgress) -> None:
         """A run tells each step once its validation, if there was one, is in."""
         step = progress.step
         if progress.note or step == 0 or (step % self._every and step != self._steps) or step in self.values:

@@ -15,9 +15,8 @@ from optuna.trial import TrialState
 
 from risfast.io.durable import finite_json
 from risfast.train.loop import TrainingError
-from risfast.tune.errors import TrialRejectedError
 from risfast.tune.jobs import Job, TrialLostError
-from risfast.tune.options import HpoConfig
+from risfast.tune.options import HpoConfig, TrialRejectedError
 from risfast.tune.space import study_space, untuned
 from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy, sampler_of, slot_seed

@@ -27,7 +27,7 @@ from risfast.simulate import generate_scenes
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
 from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner
-from risfast.train.runs import Progress
+from risfast.train.runs import RunProgress
 
 SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
 
@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(backbone: Path, finished: Path, tmp_path: Path) -> None:
-    def die(progress: Progress) -> None:
+    def die(progress: RunProgress) -> None:
         if progress.step == 5:
             raise Killed
 
