@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from risfast.cli.options import Command, Common, Flag, Flat, check_device, refuse_existing
+from risfast.cli.options import Command, Common, Flag, Flat, refuse_existing, usable_device
 from risfast.cli.progress import ProgressBar
 from risfast.evaluate.demo_options import DemoOptions
 
@@ -37,7 +37,7 @@ class DemoCommand(Command):
         """The demo."""
         from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
-        check_device(self.device)
+        usable_device(self.device)
         chosen = DemoOptions(self.scenes, self.seed, self.snapshots, self.grid, self.output, self.device)
         pictures = sorted(self.output.glob("*.png")) if self.output.is_dir() else []
         refuse_existing(pictures, "--output", overwrite=self.overwrite)

@@ -105,7 +105,7 @@ class EvaluateCommand(Command):
             return 0
         outcome = finish(config, results, resamples=self.resamples, export=self.export, report=progress)
         progress.close()
-        print(outcome_text(outcome))
+        print(_outcome_text(outcome))
         return 0
 
 
@@ -122,7 +122,7 @@ _SHORT = {
 }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def _outcome_text(outcome: Outcome) -> str:
     """The headline figures, and where everything is."""
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):

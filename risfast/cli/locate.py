@@ -13,7 +13,7 @@ from torch import Tensor
 from tyro.conf import Positional, arg
 
 from risfast.cli.import_file import field_names
-from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_device, check_output
+from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output, usable_device
 from risfast.cli.progress import ProgressBar
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import FileFormatError
@@ -121,7 +121,7 @@ class LocateCommand(Command):
     def run(self, progress: ProgressBar) -> int:
         """Read, choose a model, localise, report."""
         picture = self.results.picture_of(self.file)
-        device = check_device(self.device)
+        device = usable_device(self.device)
         if self.sources is not None and self.sources < 1:
             raise ValueError(f"--sources must be at least 1, got {self.sources}")
         parts = None if self.setup is None else read_setup_parts(self.setup)
@@ -202,7 +202,7 @@ class DetectCommand(Command):
     def run(self, progress: ProgressBar) -> int:
         """Read, search, report."""
         picture = self.results.picture_of(self.file)
-        device = check_device(self.device)
+        device = usable_device(self.device)
         mapped = {} if self.key is None else {"covariance": self.key}
         recording = read(self.file, fields=mapped, setup=self.setup).with_covariance()
         assert recording.covariance is not None

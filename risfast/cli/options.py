@@ -24,13 +24,13 @@ __all__ = [
     "Opt",
     "Unset",
     "Whole",
-    "check_device",
     "check_output",
     "in_options",
     "option_names",
     "option_registry",
     "refuse_existing",
     "table_of",
+    "usable_device",
 ]
 
 T = TypeVar("T")
@@ -113,7 +113,7 @@ def table_of(items: Sequence[str]) -> dict[str, Any]:
     return table
 
 
-def check_device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """The device of that name; a ValueError if torch cannot use it on this machine."""
     import torch  # noqa: PLC0415 - help and versions do not need it
 

@@ -20,7 +20,7 @@ from risfast.train.overfit import OverfitConfig, overfit
 
 if TYPE_CHECKING:
     from risfast.train.runs import RunProgress
-    from risfast.train.stage import Outcome
+    from risfast.train.stage import RunOutcome
 
 __all__ = [
     "BackboneCommand",
@@ -30,7 +30,6 @@ __all__ = [
     "ShardsCommand",
     "given_before",
     "on_machine",
-    "outcome_text",
     "progress_note",
 ]
 
@@ -101,16 +100,16 @@ class BackboneCommand(ConfiguredCommand):
         outcome = self._train(replace(self.settings, machine=machine), report)
         progress.close()
         if outcome is not None:
-            print(outcome_text(outcome))
+            print(_outcome_text(outcome))
             self._judge(outcome)
         return 0
 
-    def _train(self, settings: Any, report: Any) -> Outcome | None:
+    def _train(self, settings: Any, report: Any) -> RunOutcome | None:
         from risfast.train.backbone import train_backbone  # noqa: PLC0415 - help does not need it
 
         return train_backbone(settings, self.output, report)
 
-    def _judge(self, outcome: Outcome) -> None:
+    def _judge(self, outcome: RunOutcome) -> None:
         """What else there is to say."""
 
 
@@ -123,12 +122,12 @@ class RefinerCommand(BackboneCommand):
     )
     settings: Annotated[RefinerConfig, Flat, Whole] = field(default_factory=RefinerConfig)  # type: ignore[assignment]
 
-    def _train(self, settings: Any, report: Any) -> Outcome | None:
+    def _train(self, settings: Any, report: Any) -> RunOutcome | None:
         from risfast.train.refiner import train_refiner  # noqa: PLC0415
 
         return train_refiner(settings, self.output, report)
 
-    def _judge(self, outcome: Outcome) -> None:
+    def _judge(self, outcome: RunOutcome) -> None:
         from risfast.train.refiner import helps  # noqa: PLC0415
 
         verdict = "helps" if helps(outcome.figures) else "does not help, and is marked so in its card"
@@ -237,7 +236,7 @@ _ROWS = {
 }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def _outcome_text(outcome: RunOutcome) -> str:
     """The table that a run ends with, and where its files are; angles in degrees."""
     lines = list(outcome.notes)
     if outcome.complete:

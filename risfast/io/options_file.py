@@ -9,7 +9,7 @@ import tomli_w
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
-from risfast.io.toml_file import as_table, from_table, read_table
+from risfast.io.toml_file import as_table, from_table, read_toml_table
 
 if TYPE_CHECKING:
     from risfast.localize.pipeline import PipelineOptions
@@ -48,7 +48,7 @@ def read_options(path: str | Path) -> PipelineOptions:
 def read_options_as(default: T, path: str | Path) -> T:
     """Options of the class of ``default``, any frozen dataclass; file and errors are those of :func:`read_options`."""
     path = Path(path)
-    table = read_table(
+    table = read_toml_table(
         path,
         "options",
         OPTIONS_FILE_FORMAT,

@@ -15,7 +15,7 @@ import tomli_w
 from risfast.errors import FileFormatError
 from risfast.io.guard import HELD_BYTES, file_head, megabytes
 
-__all__ = ["as_table", "from_table", "read_table", "read_toml", "to_toml"]
+__all__ = ["as_table", "from_table", "read_toml", "read_toml_table", "to_toml"]
 
 T = TypeVar("T")
 
@@ -127,7 +127,7 @@ def read_toml(kind: type[T], path: Path) -> T:
         raise FileFormatError(f"{path}: {error}") from error
 
 
-def read_table(path: Path, what: str, written: int, mend: str = "") -> dict[str, Any]:
+def read_toml_table(path: Path, what: str, written: int, mend: str = "") -> dict[str, Any]:
     """What a TOML file of ``format = written`` holds besides its format."""
     file_head(path)
     if path.stat().st_size > HELD_BYTES // 8:

@@ -9,7 +9,7 @@ from pathlib import Path
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
 from risfast.io.setup_file import read_setup
-from risfast.io.toml_file import from_table, read_table
+from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.system import Coherence, SystemConfig
@@ -57,7 +57,7 @@ _SAME = (
 def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
-    table = read_table(path, "systems", SYSTEM_FILE_FORMAT)
+    table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
     try:
         given_keys = from_table(_SystemFile, table)
         both = [key for key in _ARRAY_KEYS if key in table]

@@ -27,8 +27,8 @@ from risfast.sources import Sources
 from risfast.train.config import BackboneOptions, RunConfig, RunOptions, reaches_beyond
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
-from risfast.train.runs import Figures, Measured, Report
-from risfast.train.stage import Outcome, train_stage
+from risfast.train.runs import Figures, Measured, RunReport
+from risfast.train.stage import RunOutcome, train_stage
 from risfast.train.validation import is_constant, validate
 
 __all__ = ["BackboneStage", "backbone_objective", "keep_options", "made_backbone", "train_backbone"]
@@ -82,8 +82,13 @@ def keep_options(folder: Path, config: RunOptions) -> None:
 
 
 def train_backbone(
-    config: RunConfig, folder: Path, report: Report, *, build: Build | None = None, objective: Objective | None = None
-) -> Outcome | None:
+    config: RunConfig,
+    folder: Path,
+    report: RunReport,
+    *,
+    build: Build | None = None,
+    objective: Objective | None = None,
+) -> RunOutcome | None:
     """Train a backbone, or go on with a run that was interrupted."""
 
     def make(world: World) -> BackboneStage:

@@ -41,7 +41,7 @@ from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train.config import SystemOptions
 
 SEED = 640_001
-CODE_KINDS = ("dft", "random", "hadamard", "mixed")
+_CODE_KINDS = ("dft", "random", "hadamard", "mixed")
 _DECAY = 1e-3
 _LOG_SECONDS = 20.0  # between two lines of progress where stderr is no terminal
 
@@ -84,7 +84,7 @@ def training_system(setup: Setup, card: dict[str, Any]) -> SystemConfig:
     told = dict(training.get("system", {}))
     # The array is the setup's, whatever became of the file that it was read from.
     told |= {"array": "", "wavefront": setup.wavefront}
-    kinds = tuple(training.get("data", {}).get("code_kinds", CODE_KINDS))
+    kinds = tuple(training.get("data", {}).get("code_kinds", _CODE_KINDS))
     region = setup.region
     return replace(
         from_table(SystemOptions, told).system(1, kinds),

@@ -67,6 +67,12 @@ def reaches_beyond(inner: Region, outer: Region) -> bool:
     )
 
 
+_SAME_IN_SYSTEM = (
+    *("n_antennas", "range_m", "n_sources", "snr_db", "rician_factor", "gain", "wavefront", "impairments"),
+    "coherence",
+)
+
+
 @dataclass(frozen=True)
 class SystemOptions:
     """The system and the distribution of its scenes; the defaults are the reference system."""
@@ -108,10 +114,6 @@ class SystemOptions:
     coherence: Coherence = field(default_factory=Coherence)
     """Coherent sources."""
 
-    def with_snr(self, snr_db: tuple[float, float]) -> SystemOptions:
-        """The same at another SNR."""
-        return replace(self, snr_db=snr_db)
-
     @property
     def _region(self) -> Region:
         azimuth, elevation = (tuple(map(math.radians, pair)) for pair in (self.azimuth_deg, self.elevation_deg))
@@ -148,21 +150,13 @@ class SystemOptions:
         """The system with L = ``n_snapshots`` and these codes."""
         return SystemConfig(
             array=self._parts().array,
-            n_antennas=self.n_antennas,
             n_snapshots=n_snapshots,
             azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
             elevation_rad=(math.radians(self.elevation_deg[0]), math.radians(self.elevation_deg[1])),
-            range_m=self.range_m,
-            n_sources=self.n_sources,
-            snr_db=self.snr_db,
             code_kinds=code_kinds,
             code_bits=self.code_bits or None,
-            rician_factor=self.rician_factor,
-            gain=self.gain,
             min_separation_rad=math.radians(self.min_separation_deg),
-            wavefront=self.wavefront,
-            impairments=self.impairments,
-            coherence=self.coherence,
+            **{name: getattr(self, name) for name in _SAME_IN_SYSTEM},
         )
 
 

@@ -22,7 +22,7 @@ from risfast.train.config import DataOptions, OptimiserOptions
 from risfast.train.distributed import World
 from risfast.train.optimisation import Optimiser, WeightAverage
 
-__all__ = ["BackboneTask", "RunningMeans", "StepReport", "Task", "Trainer", "TrainingError", "autocast"]
+__all__ = ["BackboneTask", "RunningMeans", "StepReport", "Trainer", "TrainingError", "TrainingTask", "autocast"]
 
 _START_STEPS = 20  # steps whose mean loss is the start that divergence is measured from
 _SMOOTHING = 0.95  # of the loss that is compared with it: a memory of about 20 steps
@@ -32,7 +32,7 @@ class TrainingError(RuntimeError):
     """A run cannot go on; the message says why, and the last good checkpoint is intact."""
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained, and what its loss is."""
 
     @property
@@ -121,7 +121,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: TrainingTask,
         source: SceneSource,
         data: DataOptions,
         options: OptimiserOptions,
@@ -246,12 +246,10 @@ class Trainer:
         self.average.load_tensors(checkpoint.tensors["average"], checkpoint.state["average_count"])
         self.optimiser.load_tensors(checkpoint.tensors.get("optimiser", {}))
         self.optimiser.load_scaler_state(checkpoint.state["scaler"])
-        self._take_counters(checkpoint.state)
-        self.optimiser.schedule(self.step)
-
-    def _take_counters(self, state: Mapping[str, Any]) -> None:
+        state = checkpoint.state
         self.step = state["step"]
         self.skipped, self._skipped_in_row = state["skipped"], state["skipped_in_row"]
         self._start = list(state["start"])
         self._smoothed = math.nan if state["smoothed"] is None else state["smoothed"]
         self.means.load_state(state["means"])
+        self.optimiser.schedule(self.step)

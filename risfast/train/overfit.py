@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -122,7 +122,7 @@ def overfit(
     )
     with open_world(config.device) as world, machine_settings(config.threads, deterministic=False):
         setup = config.system.setup()
-        system = config.system.with_snr(config.snr_db).system(config.snapshots, config.code_kinds)
+        system = replace(config.system, snr_db=config.snr_db).system(config.snapshots, config.code_kinds)
         scenes = generate_scenes(system, config.seed, range(config.scenes), world.device)
         torch.manual_seed(config.seed)
         module = made_backbone(config.backbone, setup, build).to(world.device)

@@ -16,7 +16,6 @@ from risfast.localize.pipeline import Parts
 from risfast.localize.refiner import (
     Refiner,
     RefinerInput,
-    build_refiner,
     estimate_maps,
     refined_sources,
 )
@@ -32,11 +31,11 @@ from risfast.train.backbone import keep_options
 from risfast.train.config import RefinerConfig
 from risfast.train.distributed import World
 from risfast.train.loop import autocast
-from risfast.train.runs import Figures, Measured, Report
-from risfast.train.stage import Outcome, train_stage
+from risfast.train.runs import Figures, Measured, RunReport
+from risfast.train.stage import RunOutcome, train_stage
 from risfast.train.validation import capon_answers, scene_slice, score_sources, summary_figures
 
-__all__ = ["RefinerStage", "helps", "load_refiner", "train_refiner"]
+__all__ = ["RefinerStage", "helps", "train_refiner"]
 
 
 @dataclass
@@ -151,7 +150,7 @@ class _Judged:
     others: dict[str, float]
 
 
-def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcome | None:
+def train_refiner(config: RefinerConfig, folder: Path, report: RunReport) -> RunOutcome | None:
     """Train a refiner, or go on with a run that was interrupted."""
 
     def make(world: World) -> RefinerStage:
@@ -182,8 +181,3 @@ def helps(figures: Figures) -> bool:
     recall = all(mean("recall") >= mean(f"{other}recall") for other in others)
     fewer = all(mean("ghosts_per_scene") < mean(f"{other}ghosts_per_scene") for other in others)
     return more or (recall and fewer)
-
-
-def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """A refiner from its model folder."""
-    return load_model(folder, build_refiner, device)

@@ -28,7 +28,7 @@ from risfast.train.config import RunOptions, ValidationOptions
 from risfast.train.distributed import World
 from risfast.train.loop import StepReport, Trainer, TrainingError
 
-__all__ = ["EventFile", "Measured", "MetricsFile", "Run", "RunFolder", "RunProgress", "validation_scenes"]
+__all__ = ["EventFile", "Measured", "MetricsFile", "RunFolder", "RunProgress", "TrainingRun", "validation_scenes"]
 
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 
@@ -164,16 +164,14 @@ class RunProgress:
 
     step: int  # Taken so far, and of the whole run
     steps: int  # Taken so far, and of the whole run
-    scenes: int  # Learned from so far
     loss: float  # Smoothed
     nmse: float  # Means over the sets of the latest validation
     f1: float  # Means over the sets of the latest validation
     scenes_per_s: float  # Since the run was started or went on; validation is left out
-    seconds_left: float  # At that rate
     note: str = ""  # What the run does besides taking steps; empty where nothing
 
 
-Report = Callable[[RunProgress], None]
+RunReport = Callable[[RunProgress], None]
 
 
 class Measured(NamedTuple):
@@ -201,14 +199,14 @@ class _Best:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One run of a trainer in a folder."""
 
     folder: RunFolder
     trainer: Trainer
     module: nn.Module  # What is trained and kept
     world: World
-    report: Report
+    report: RunReport
     measure: Callable[[Scenes], Measured]  # How good the module is
     best: _Best = field(default_factory=_Best)  # The best validation so far, and how many have not been better since
     seconds: float = 0.0  # Spent in the run so far, its interruptions left out
@@ -283,7 +281,7 @@ class Run:
             return
         means = self.trainer.means.take()
         parts = {name[6:]: means.pop(name) for name in list(means) if name.startswith("parts.")}
-        self.folder.metrics.append(
+        self._record(
             {
                 "kind": "train",
                 "step": taken.step,
@@ -314,15 +312,7 @@ class Run:
                 "collapsed to a constant; change the backbone or the learning rate, or pass "
                 "--validation.stop-constant False to go on regardless"
             )
-        self.best.stale = self._shared(self.best.stale)
-
-    def _shared(self, value: int) -> int:
-        """What the first process holds; early stopping must end all of them in the same step."""
-        if self.world.size == 1:
-            return value
-        told = torch.tensor([value], device=self.world.device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told.item())
+        self.best.stale = self.world.agree(self.best.stale)  # early stopping ends all processes in the same step
 
     def _measure(self) -> bool:
         figures: Figures = {}
@@ -333,7 +323,7 @@ class Run:
                 figures[name], same = self.measure(scenes)
                 constant.append(same)
         self.latest = finite_json(figures)
-        self.folder.metrics.append(
+        self._record(
             {
                 "kind": "validation",
                 "step": self.trainer.step,
@@ -370,17 +360,14 @@ class Run:
         self.folder.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
 
     def _tell(self, note: str = "") -> None:
-        left = (self.folder.config.optimiser.steps - self.trainer.step) * self.folder.config.optimiser.batch_size
         self.report(
             RunProgress(
                 self.trainer.step,
                 self.folder.config.optimiser.steps,
-                self.trainer.scenes,
                 self._loss,
                 self._mean("nmse_mean"),
                 self._mean("f1"),
                 self._rate,
-                left / self._rate if self._rate > 0 else math.nan,
                 note,
             )
         )

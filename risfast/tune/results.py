@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from optuna.trial import FrozenTrial
+from scipy.stats import rankdata
 
 from risfast.evaluate.figures import FIGURES, Interval, bootstrap_difference, figures
 from risfast.evaluate.metrics import Scores
@@ -25,7 +26,7 @@ from risfast.tune.pictures import draw_study
 from risfast.tune.space import pipeline_options, study_space, trial_config, tunes_pipeline, untuned
 from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy, finished_trials, is_complete, slot_seed
-from risfast.tune.worker import Objective, work
+from risfast.tune.worker import TrialObjective, work
 
 __all__ = [
     "HeldOut",
@@ -187,7 +188,7 @@ def second_config(config: Hpo2Config) -> HpoConfig:
     )
 
 
-def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell: Callable[[str], None]) -> None:
+def second_stage(first: OpenStudy, second: OpenStudy, objective: TrialObjective, tell: Callable[[str], None]) -> None:
     """Do the best of stage 1 again, their parameters unchanged."""
     chosen = top_trials(first, second.config.trials)
     work(second, objective, tell, fixed=[dict(t.params) for t in chosen])
@@ -200,16 +201,9 @@ def second_stage(first: OpenStudy, second: OpenStudy, objective: Objective, tell
 
 def rank_correlation(one: Sequence[float], other: Sequence[float]) -> float:
     """Spearman's rank correlation; ties share their mean rank."""
-    a, b = _ranks(one), _ranks(other)
-    a, b = a - a.mean(), b - b.mean()
+    a, b = (ranks - ranks.mean() for ranks in (rankdata(one), rankdata(other)))
     scale = math.sqrt(float((a**2).sum() * (b**2).sum()))
     return float((a * b).sum()) / scale if scale > 0 else math.nan
-
-
-def _ranks(values: Sequence[float]) -> Any:
-    v = np.asarray(values, float)
-    below = (v[None] < v[:, None]).sum(1)
-    return below + ((v[None] == v[:, None]).sum(1) + 1) / 2
 
 
 @dataclass(frozen=True)

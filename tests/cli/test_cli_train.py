@@ -195,9 +195,9 @@ def test_a_backbone_that_fails_the_gate_ends_with_status_1(tmp_path: Path, capsy
 
 
 def test_what_is_known_stands_beside_the_bar() -> None:
-    nothing = RunProgress(0, 600, 0, math.nan, math.nan, math.nan, math.nan, math.nan, "validating L16")
+    nothing = RunProgress(0, 600, math.nan, math.nan, math.nan, math.nan, "validating L16")
     assert progress_note(nothing) == "validating L16"
-    there = RunProgress(60, 600, 960, 0.51234, 0.2, 0.634, 17.25, 3725.0)
+    there = RunProgress(60, 600, 0.51234, 0.2, 0.634, 17.25)
     assert progress_note(there) == "loss 0.5123  NMSE 0.200  F1 0.634  scenes/s 17.2"
 
 

@@ -210,7 +210,7 @@ def test_the_scenes_are_those_of_the_model_s_own_system(subject):
     told = {"training": {"system": {"array": "gone.toml", "n_sources": [1, 2], "n_antennas": 7}}}
     system = training_system(setup, told)
     assert system.setup == setup
-    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence.CODE_KINDS)
+    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence._CODE_KINDS)
     assert training_system(setup, {}).setup == setup
 
 
