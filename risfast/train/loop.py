@@ -38,11 +38,9 @@ class TrainingTask(Protocol):
     @property
     def module(self) -> nn.Module:
         """What is trained."""
-        ...
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
         """Mean loss over the scenes, and its parts."""
-        ...
 
 
 class Objective(Protocol):
@@ -50,7 +48,6 @@ class Objective(Protocol):
 
     def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
         """Mean loss over the scenes, and its parts."""
-        ...
 
 
 def autocast(amp: str) -> AbstractContextManager[Any]:

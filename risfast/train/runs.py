@@ -28,7 +28,16 @@ from risfast.train.config import RunOptions, ValidationOptions
 from risfast.train.distributed import World
 from risfast.train.loop import StepReport, Trainer, TrainingError
 
-__all__ = ["EventFile", "Measured", "MetricsFile", "RunFolder", "RunProgress", "TrainingRun", "validation_scenes"]
+__all__ = [
+    "EventFile",
+    "Measured",
+    "MetricsFile",
+    "RunFolder",
+    "RunProgress",
+    "TrainingRun",
+    "validation_scenes",
+    "validation_sets",
+]
 
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 
@@ -92,6 +101,11 @@ class EventFile:
             elif isinstance(value, int | float) and math.isfinite(value):
                 self._writer.add_scalar(f"{prefix}{name}", value, step)
         self._writer.flush()
+
+
+def validation_sets(config: RunOptions, seed: int, count: int, device: torch.device) -> dict[str, Scenes]:
+    """The fixed scenes that a run is judged on, one set for each L that it validates at, by name."""
+    return {f"L{n}": validation_scenes(config, n, seed, count, device) for n in config.validation.snapshots}
 
 
 def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
@@ -217,10 +231,7 @@ class TrainingRun:
         """Make the validation scenes once."""
         config = self.folder.config
         self._options: ValidationOptions = config.validation
-        self._sets = {
-            f"L{n}": validation_scenes(config, n, self._options.seed, self._options.scenes, self.world.device)
-            for n in self._options.snapshots
-        }
+        self._sets = validation_sets(config, self._options.seed, self._options.scenes, self.world.device)
         self._fresh = True
         self._events: EventFile | None = None
         self._rate = math.nan

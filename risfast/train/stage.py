@@ -20,7 +20,7 @@ from risfast.train.config import RunOptions
 from risfast.train.distributed import World, open_world
 from risfast.train.loop import Trainer, TrainingTask
 from risfast.train.pictures import draw_curves, draw_localisation
-from risfast.train.runs import Figures, Measured, RunFolder, RunReport, TrainingRun, validation_scenes
+from risfast.train.runs import Figures, Measured, RunFolder, RunReport, TrainingRun, validation_scenes, validation_sets
 from risfast.train.validation import scene_slice
 
 __all__ = ["RunOutcome", "Stage", "machine_settings", "train_stage"]
@@ -47,15 +47,12 @@ class Stage(TrainingTask, Protocol):
 
     def measure(self, scenes: Scenes) -> Measured:
         """How good the module is, as validation and the final test take it."""
-        ...
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
         """Estimate and sources of a few scenes."""
-        ...
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
         """Write the model folder."""
-        ...
 
 
 @contextmanager
@@ -131,16 +128,11 @@ def _pictured(config: RunOptions, device: torch.device) -> Scenes:
 
 def _tested(run: TrainingRun, stage: Stage) -> Figures:
     """Figures on the test scenes of every L."""
-    config = run.folder.config
-    options = config.validation
+    options = run.folder.config.validation
     if not options.test_scenes:
         return {}
-    return {
-        f"L{n}": stage.measure(
-            validation_scenes(config, n, options.test_seed, options.test_scenes, run.world.device)
-        ).figures
-        for n in options.snapshots
-    }
+    sets = validation_sets(run.folder.config, options.test_seed, options.test_scenes, run.world.device)
+    return {name: stage.measure(scenes).figures for name, scenes in sets.items()}
 
 
 def _card(run: TrainingRun, best_step: int, figures: Figures) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from risfast.localize.pipeline import PipelineOptions
 from risfast.models import build_backbone
 from risfast.models.files import Build, load_model
 from risfast.setup import Setup
-from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.scenes import Scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
-from risfast.train.runs import RunProgress
+from risfast.train.runs import RunProgress, validation_sets
 from risfast.tune.options import HpoConfig, ScoreOptions, TrialRejectedError
 from risfast.tune.space import pipeline_options, trial_config
 from risfast.tune.worker import Result
@@ -37,13 +37,7 @@ _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 
 def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dict[str, Scenes]:
     """The fixed scenes of a study, one set for each L that the base configuration validates at."""
-    base = config.base
-    return {
-        f"L{n}": generate_scenes(
-            base.system.system(n, base.data.code_kinds), config.score.seed, range(config.score.scenes), device
-        )
-        for n in base.validation.snapshots
-    }
+    return validation_sets(config.base, config.score.seed, config.score.scenes, torch.device(device))
 
 
 def farthest_m(setup: Setup) -> float:

@@ -45,7 +45,6 @@ class TrialObjective(Protocol):
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
     ) -> Result:
         """Judge a choice of parameters."""
-        ...
 
 
 def work(
