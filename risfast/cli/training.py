@@ -33,6 +33,7 @@ __all__ = [
     "progress_note",
 ]
 
+OfRun = Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")]
 ConfigFile = Annotated[
     Opt[Path], arg(help="TOML file with options, such as the config.toml of another run; options given here win.")
 ]
@@ -79,9 +80,7 @@ class BackboneCommand(ConfiguredCommand):
 
     RESUMES: ClassVar[str] = "; the same command goes on from the last checkpoint"
 
-    output: Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")] = Path(
-        "risfast-backbone"
-    )
+    output: OfRun = Path("risfast-backbone")
     config: ConfigFile = None
     minutes: Opt[float] = None
     """Short for --machine.minutes."""
@@ -117,9 +116,7 @@ class BackboneCommand(ConfiguredCommand):
 class RefinerCommand(BackboneCommand):
     """Options of ``risfast refiner``."""
 
-    output: Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")] = Path(
-        "risfast-refiner"
-    )
+    output: OfRun = Path("risfast-refiner")
     settings: Annotated[RefinerConfig, Flat, Whole] = field(default_factory=RefinerConfig)  # type: ignore[assignment]
 
     def _train(self, settings: Any, report: Any) -> RunOutcome | None:

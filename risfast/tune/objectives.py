@@ -107,7 +107,16 @@ class TrainingObjective:
     ) -> Result:
         """Train, report each validation, and judge."""
         config = self.run_config(choice, seed)
-        watch = _Watch(config, self._config.score.f1_weight, report)
+        began, validations = time.monotonic(), dict[int, float]()
+
+        def watch(progress: RunProgress) -> None:
+            """A run tells each step once its validation, if there was one, is in."""
+            step, last = progress.step, config.optimiser.steps
+            validated = step and (step % config.validation.every == 0 or step == last) and step not in validations
+            if validated and not progress.note:
+                validations[step] = progress.nmse + self._config.score.f1_weight * (1 - progress.f1)
+                report(step, validations[step])
+
         try:
             outcome = train_backbone(config, folder, watch, build=self._build)
         finally:  # a trial is begun anew, never resumed: only its model and metrics stay
@@ -116,11 +125,13 @@ class TrainingObjective:
         if not outcome.complete:
             raise TrialRejectedError("machine.minutes ended its training before its last step")
         if self._config.objective == "surrogate":
-            if watch.best is None:
+            finite = [value for value in validations.values() if math.isfinite(value)]
+            if not finite:
                 raise TrialRejectedError("no validation gave a finite value")
-            return Result(watch.best, {"validations": watch.values, "train_seconds": round(watch.seconds, 3)})
-        result = self._judge(outcome.model, pipeline_options(self._config, choice), config.machine.device)
-        return Result(result.value, {**result.attributes, "train_seconds": round(watch.seconds, 3)})
+            result = Result(min(finite), {"validations": validations})
+        else:
+            result = self._judge(outcome.model, pipeline_options(self._config, choice), config.machine.device)
+        return Result(result.value, {**result.attributes, "train_seconds": round(time.monotonic() - began, 3)})
 
     def _judge(self, model: Path, options: PipelineOptions, device: str) -> Result:
         module, card = load_model(model, self._build, device)
@@ -136,30 +147,3 @@ class TrainingObjective:
         count = sum(len(scenes) for scenes in self._scenes.values())
         extra = {"seconds_per_scene": seconds / count, "parameters": card.get("parameters")}
         return Result(result.value, {**result.attributes, **extra})
-
-
-class _Watch:
-    """Turns the progress of a run into reports of its validations."""
-
-    def __init__(self, config: RunConfig, f1_weight: float, report: Callable[[int, float], None]) -> None:
-        self._every, self._steps = config.validation.every, config.optimiser.steps
-        self._weight, self._report = f1_weight, report
-        self._began = time.monotonic()
-        self.best: float | None = None
-        self.values: dict[int, float] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._began
-
-    def __call__(self, progress: RunProgress) -> None:
-        """A run tells each step once its validation, if there was one, is in."""
-        step = progress.step
-        if progress.note or step == 0 or (step % self._every and step != self._steps) or step in self.values:
-            return
-        value = progress.nmse + self._weight * (1 - progress.f1)
-        self.values[step] = value
-        if math.isfinite(value):
-            self.best = value if self.best is None else min(self.best, value)
-        self._report(step, value)
