@@ -89,20 +89,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"risfast {__version__}")
         return 0
     command = rest[0]
-    try:
-        _known(command)
-    except UsageError as error:
-        print(f"risfast: {error}", file=sys.stderr)
-        return 2
-    return _run(command, [*rest[1:], *common])
-
-
-def _known(command: str) -> None:
     if command in COMMANDS:
-        return
+        return _run(command, [*rest[1:], *common])
     near = difflib.get_close_matches(command, COMMANDS, n=1)
     mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-    raise UsageError(f"there is no command {command!r}; {mend}")
+    print(f"risfast: there is no command {command!r}; {mend}", file=sys.stderr)
+    return 2
 
 
 def _run(command: str, arguments: list[str]) -> int:
@@ -111,40 +103,30 @@ def _run(command: str, arguments: list[str]) -> int:
     from risfast.cli.progress import ProgressBar  # noqa: PLC0415
 
     verbose = "--verbose" in arguments or "--debug" in arguments
-    progress: ProgressBar | None = None
     kind = COMMANDS[command].kind
     try:
         options = parse(command, arguments)
         if options is None:
             return 0
-        progress = ProgressBar(quiet=options.common.quiet)
-        status: int = options.run(progress)
+        with contextlib.closing(ProgressBar(quiet=options.common.quiet)) as progress:  # gone before an error is told
+            return int(options.run(progress))
     except BrokenPipeError:
         return _unread()
     except KeyboardInterrupt:
-        _close(progress)
         print(f"interrupted{kind.RESUMES}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        _close(progress)
         if verbose:
             traceback.print_exc()
         names = {**dict(option_names(kind)), **kind.IN_OPTIONS}
         print(f"risfast {command}: {in_options(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
-    _close(progress)
-    return status
 
 
 def _unread() -> int:
     """Nobody reads what is printed any more, as behind ``| head``: no error to tell, and no more to print."""
     sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
     return 1
-
-
-def _close(progress: Any) -> None:
-    if progress is not None:
-        progress.close()
 
 
 def parse(command: str, arguments: Sequence[str]) -> Any:

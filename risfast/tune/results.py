@@ -30,7 +30,6 @@ from risfast.tune.worker import TrialObjective, work
 
 __all__ = [
     "HeldOut",
-    "StudyFiles",
     "Verdict",
     "held_out",
     "held_out_text",
@@ -52,14 +51,6 @@ _LEVEL = 0.95
 _MOST_SCENES = 10**7  # beyond this the answer is that the candidates are the same
 
 
-@dataclass(frozen=True)
-class StudyFiles:
-    """Files of a study."""
-
-    best: FrozenTrial  # The finished trial with the lowest value
-    files: dict[str, Path]  # By what they show or hold
-
-
 def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str, Path]:
     """Write what a trial stands for."""
     # ``best.toml``, of a training, for ``risfast backbone --config``; ``options.toml``, where options of the pipeline
@@ -75,15 +66,13 @@ def write_best(opened: OpenStudy, trial: FrozenTrial, folder: Path) -> dict[str,
     return written
 
 
-def write_study(opened: OpenStudy, folder: Path) -> StudyFiles:
-    """Write the best configuration and the pictures."""
+def write_study(opened: OpenStudy, folder: Path) -> dict[str, Path]:
+    """Write the best configuration and the pictures; files by what they show or hold."""
     with reachable(opened.opened.where), quiet():
-        best = finished_trials(opened)[0]
-        files = write_best(opened, best, folder)
-        return StudyFiles(best, files | draw_study(opened, folder))
+        return write_best(opened, finished_trials(opened)[0], folder) | draw_study(opened, folder)
 
 
-def results_text(opened: OpenStudy, results: StudyFiles) -> str:
+def results_text(opened: OpenStudy, files: Mapping[str, Path]) -> str:
     """The best trials, the parameters of the best against those without tuning, and the files."""
     trials = finished_trials(opened)
     done, open_slots, dead = opened.jobs.state()
@@ -101,11 +90,11 @@ def results_text(opened: OpenStudy, results: StudyFiles) -> str:
     width = max(len(name) for name in before)
     lines.append(f"{'best':{width}}  {'value':>12}  {'untuned':>12}")
     lines += [
-        f"{name:{width}}  {_short(results.best.params[name]):>12}  {_short(value):>12}"
+        f"{name:{width}}  {_short(trials[0].params[name]):>12}  {_short(value):>12}"
         for name, value in before.items()
-        if name in results.best.params
+        if name in trials[0].params
     ]
-    lines += [f"{name}: {path}" for name, path in results.files.items()]
+    lines += [f"{name}: {path}" for name, path in files.items()]
     return "\n".join(lines)
 
 
