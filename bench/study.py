@@ -26,8 +26,7 @@ import optuna
 
 from risfast.train.stage import machine_settings
 from risfast.tune.objectives import TrainingObjective
-from risfast.tune.options import HpoConfig, PrunerOptions
-from risfast.tune.presets import PRESETS
+from risfast.tune.options import PRESETS, HpoConfig, PrunerOptions
 from risfast.tune.study import open_study
 from risfast.tune.worker import Result, work
 

@@ -1,7 +1,7 @@
 """The command line, ``risfast``: the only place that prints.
 
-One file a command, which is imported when it is run: it has ``Options``, a dataclass from which tyro makes its options,
-and ``run(options, progress)``, which returns the exit status. Degrees and dB stop here.
+A command is a class of :class:`risfast.cli.options.Command`, whose file is imported when it is run: a dataclass from
+which tyro makes its options, and what runs them. Degrees and dB stop here.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import make_dataclass
 from typing import Annotated, Any, NamedTuple, Union
 
@@ -23,26 +23,45 @@ from risfast import __version__
 __all__ = ["COMMANDS", "main", "parse"]
 
 
-class _Command(NamedTuple):
+class _Entry(NamedTuple):
     """Where a command is, and what the list of commands says of it."""
 
     module: str
+    name: str
     about: str
+
+    @property
+    def kind(self) -> type[Any]:
+        """The class of the command."""
+        found: type[Any] = getattr(importlib.import_module(f"risfast.cli.{self.module}"), self.name)
+        return found
 
 
 COMMANDS = {
-    "demo": _Command("demo", "simulate scenes, localise their sources, print a table and draw pictures"),
-    "locate": _Command("locate", "find the sources in a recording: a table, a picture, a file"),
-    "detect": _Command("detect", "find the sources in a covariance, as locate --model none does"),
-    "import": _Command("import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
-    "doctor": _Command("doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
-    "evaluate": _Command("evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
-    "backbone": _Command("backbone", "train a backbone, from measurements to covariance"),
-    "refiner": _Command("refiner", "train a refiner on the maps of a trained backbone"),
-    "overfit": _Command("overfit", "check that a backbone can learn a few scenes by heart, before it is trained"),
-    "shards": _Command("shards", "make scenes once and keep them in files, for training, validation and test"),
-    "hpo": _Command("hpo", "tune the options of a training, or of the detection of a trained model"),
-    "hpo2": _Command("hpo2", "tune a training in two stages: many short ones, then the best of them, longer"),
+    "demo": _Entry("demo", "DemoCommand", "simulate scenes, localise their sources, print a table and draw pictures"),
+    "locate": _Entry("locate", "LocateCommand", "find the sources in a recording: a table, a picture, a file"),
+    "detect": _Entry("locate", "DetectCommand", "find the sources in a covariance, as locate --model none does"),
+    "import": _Entry(
+        "import_file", "ImportCommand", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"
+    ),
+    "doctor": _Entry(
+        "doctor", "DoctorCommand", "check versions, devices, accuracy, speed and the disk, and say what to do"
+    ),
+    "evaluate": _Entry(
+        "evaluate", "EvaluateCommand", "measure methods against the bound on fixed scenes; tables and a report"
+    ),
+    "backbone": _Entry("training", "BackboneCommand", "train a backbone, from measurements to covariance"),
+    "refiner": _Entry("training", "RefinerCommand", "train a refiner on the maps of a trained backbone"),
+    "overfit": _Entry(
+        "training", "OverfitCommand", "check that a backbone can learn a few scenes by heart, before it is trained"
+    ),
+    "shards": _Entry(
+        "training", "ShardsCommand", "make scenes once and keep them in files, for training, validation and test"
+    ),
+    "hpo": _Entry("tuning", "HpoCommand", "tune the options of a training, or of the detection of a trained model"),
+    "hpo2": _Entry(
+        "tuning", "Hpo2Command", "tune a training in two stages: many short ones, then the best of them, longer"
+    ),
 }
 _OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
 _COMMON = ("--quiet", "--verbose", "--debug")
@@ -70,51 +89,38 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"risfast {__version__}")
         return 0
     command = rest[0]
-    try:
-        _known(command)
-    except UsageError as error:
-        print(f"risfast: {error}", file=sys.stderr)
-        return 2
-    return _run(command, [*rest[1:], *common])
-
-
-def _known(command: str) -> None:
     if command in COMMANDS:
-        return
+        return _run(command, [*rest[1:], *common])
     near = difflib.get_close_matches(command, COMMANDS, n=1)
     mend = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
-    raise UsageError(f"there is no command {command!r}; {mend}")
+    print(f"risfast: there is no command {command!r}; {mend}", file=sys.stderr)
+    return 2
 
 
 def _run(command: str, arguments: list[str]) -> int:
     """Parse and run a command; every error becomes one line."""
     from risfast.cli.options import in_options, option_names  # noqa: PLC0415 - tyro is not for --version
-    from risfast.cli.progress import Progress  # noqa: PLC0415
+    from risfast.cli.progress import ProgressBar  # noqa: PLC0415
 
     verbose = "--verbose" in arguments or "--debug" in arguments
-    progress: Progress | None = None
-    module = importlib.import_module(f"risfast.cli.{COMMANDS[command].module}")
+    kind = COMMANDS[command].kind
     try:
         options = parse(command, arguments)
         if options is None:
             return 0
-        progress = Progress(quiet=options.common.quiet)
-        status: int = module.run(options, progress)
+        with contextlib.closing(ProgressBar(quiet=options.common.quiet)) as progress:  # gone before an error is told
+            return int(options.run(progress))
     except BrokenPipeError:
         return _unread()
     except KeyboardInterrupt:
-        _close(progress)
-        print(f"interrupted{getattr(module, 'RESUMES', '')}", file=sys.stderr)
+        print(f"interrupted{kind.RESUMES}", file=sys.stderr)
         return 130
     except (ValueError, TypeError, OSError, RuntimeError) as error:
-        _close(progress)
         if verbose:
             traceback.print_exc()
-        names = {**dict(option_names(module.Options)), **getattr(module, "IN_OPTIONS", {})}
+        names = {**dict(option_names(kind)), **kind.IN_OPTIONS}
         print(f"risfast {command}: {in_options(' '.join(str(error).split()), names)}", file=sys.stderr)
         return 2
-    _close(progress)
-    return status
 
 
 def _unread() -> int:
@@ -123,27 +129,22 @@ def _unread() -> int:
     return 1
 
 
-def _close(progress: Any) -> None:
-    if progress is not None:
-        progress.close()
-
-
 def parse(command: str, arguments: Sequence[str]) -> Any:
     """The options of a command; None where only its help was asked for, which is printed."""
     import tyro  # noqa: PLC0415
 
     from risfast.cli.options import option_registry  # noqa: PLC0415
 
-    module = importlib.import_module(f"risfast.cli.{COMMANDS[command].module}")
-    arguments = [_present(word, getattr(module, "OLD_SPELLINGS", {})) for word in arguments]
-    default = module.defaults(arguments) if hasattr(module, "defaults") else None
+    kind = COMMANDS[command].kind
+    arguments = [_present(word, kind.OLD_SPELLINGS) for word in arguments]
+    default = kind.defaults(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
-                module.Options,
+                kind,
                 prog=f"risfast {command}",
-                description=_description(command, module),
+                description=_description(COMMANDS[command]),
                 args=arguments,
                 registry=option_registry(),
                 **({} if default is None else {"default": default}),
@@ -154,15 +155,14 @@ def parse(command: str, arguments: Sequence[str]) -> Any:
         raise UsageError(_one_line(complaint.getvalue())) from None
 
 
-def _present(word: str, own: dict[str, str]) -> str:
+def _present(word: str, own: Mapping[str, str]) -> str:
     """An option in its present spelling."""
     name, equals, value = word.partition("=")
     return f"{own.get(name, _OLD_SPELLINGS.get(name, name))}{equals}{value}"
 
 
-def _description(command: str, module: Any) -> str:
-    about = COMMANDS[command].about
-    return f"{about[0].upper()}{about[1:]}.\n\n{getattr(module, 'HELP', '')}".strip()
+def _description(command: _Entry) -> str:
+    return f"{command.about[0].upper()}{command.about[1:]}.\n\n{command.kind.HELP}".strip()
 
 
 def _one_line(box: str) -> str:
@@ -185,11 +185,7 @@ def _overview(arguments: Sequence[str]) -> int:
     whole = bool(arguments) and arguments[0] in _COMPLETION
     commands: list[Any] = []
     for name, command in COMMANDS.items():
-        if whole:
-            module = importlib.import_module(f"risfast.cli.{command.module}")
-            kind, about = module.Options, _description(name, module)
-        else:
-            kind, about = make_dataclass(name, []), command.about
+        kind, about = (command.kind, _description(command)) if whole else (make_dataclass(name, []), command.about)
         commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
     text = "Near-field source localisation behind surfaces and arrays.\n\n" + _HELP
     from risfast.cli.options import option_registry  # noqa: PLC0415

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from risfast.cli.options import Common, Flag, Flat, check_device, refuse_existing
-from risfast.cli.progress import Progress
+from risfast.cli.options import Command, Common, Flag, Flat, refuse_existing, usable_device
+from risfast.cli.progress import ProgressBar
 from risfast.evaluate.demo_options import DemoOptions
 
-__all__ = ["Options", "run"]
+__all__ = ["DemoCommand"]
 
 
 @dataclass(frozen=True)
-class Options:
+class DemoCommand(Command):
     """Options of ``risfast demo``."""
 
     scenes: int = DemoOptions.scenes
@@ -33,21 +33,20 @@ class Options:
     """Replace the pictures that are there."""
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
+    def run(self, progress: ProgressBar) -> int:
+        """The demo."""
+        from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
-def run(options: Options, progress: Progress) -> int:
-    """The demo."""
-    from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
-
-    check_device(options.device)
-    chosen = DemoOptions(options.scenes, options.seed, options.snapshots, options.grid, options.output, options.device)
-    pictures = sorted(options.output.glob("*.png")) if options.output.is_dir() else []
-    refuse_existing(pictures, "--output", overwrite=options.overwrite)
-    report = run_demo(chosen, progress)
-    progress.close()
-    print(format_scores(report))
-    print()
-    print(explanation(report))
-    print()
-    for description, path in report.pictures.items():
-        print(f"{description}: {path}")
-    return 0
+        usable_device(self.device)
+        chosen = DemoOptions(self.scenes, self.seed, self.snapshots, self.grid, self.output, self.device)
+        pictures = sorted(self.output.glob("*.png")) if self.output.is_dir() else []
+        refuse_existing(pictures, "--output", overwrite=self.overwrite)
+        report = run_demo(chosen, progress)
+        progress.close()
+        print(format_scores(report))
+        print()
+        print(explanation(report))
+        print()
+        for description, path in report.pictures.items():
+            print(f"{description}: {path}")
+        return 0

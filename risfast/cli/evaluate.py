@@ -6,27 +6,27 @@ import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from risfast.cli.options import Common, Flag, Flat, Opt, refuse_existing
-from risfast.cli.progress import Progress
+from risfast.cli.options import Command, Common, Flag, Flat, Opt, refuse_existing
+from risfast.cli.progress import ProgressBar
 
 if TYPE_CHECKING:  # the suite is imported when it runs
     from risfast.report.outcome import Outcome
 
-__all__ = ["Options", "run"]
-
-HELP = (
-    "Methods see the very same simulated scenes, beside greedy maximum likelihood and the Cramér-Rao bound. Ends with "
-    "tables (CSV, and Parquet where pyarrow is installed) and one HTML page. A run that was interrupted goes on with "
-    "the same command. Under torchrun every process takes its share of the scenes."
-)
-RESUMES = "; the same command goes on"
+__all__ = ["EvaluateCommand"]
 
 
 @dataclass(frozen=True)
-class Options:
+class EvaluateCommand(Command):
     """Options of ``risfast evaluate``."""
+
+    HELP: ClassVar[str] = (
+        "Methods see the very same simulated scenes, beside greedy maximum likelihood and the Cramér-Rao bound. Ends "
+        "with tables (CSV, and Parquet where pyarrow is installed) and one HTML page. A run that was interrupted goes "
+        "on with the same command. Under torchrun every process takes its share of the scenes."
+    )
+    RESUMES: ClassVar[str] = "; the same command goes on"
 
     suite: Literal["all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen"] = "all"
     """main: all methods, nothing told. oracle, map, robustness, ablation: that and one more part. all: everything.
@@ -66,46 +66,41 @@ class Options:
     """Replace the copies that are in the folder of --export."""
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
+    def run(self, progress: ProgressBar) -> int:
+        """Run the suite, or go on with it."""
+        from risfast.evaluate.methods import DEFAULT_METHODS  # noqa: PLC0415
+        from risfast.evaluate.suite import SuiteConfig, run_suite  # noqa: PLC0415
+        from risfast.io.setup_file import read_setup  # noqa: PLC0415
+        from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
+        from risfast.report.outcome import finish  # noqa: PLC0415
+        from risfast.simulate.system_file import read_system  # noqa: PLC0415
 
-def run(options: Options, progress: Progress) -> int:
-    """Run the suite, or go on with it."""
-    from risfast.evaluate.methods import DEFAULT_METHODS  # noqa: PLC0415
-    from risfast.evaluate.suite import SuiteConfig, run_suite  # noqa: PLC0415
-    from risfast.io.setup_file import read_setup  # noqa: PLC0415
-    from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
-    from risfast.report.outcome import finish  # noqa: PLC0415
-    from risfast.simulate.system_file import read_system  # noqa: PLC0415
+        methods = self.methods or (*DEFAULT_METHODS, *(("transformer_capon",) if self.transformer else ()))
+        same = ("suite", "scenes", "snapshots", "seed", "device", "transformer")
+        config = SuiteConfig(
+            methods=methods,
+            model={"default": DEFAULT_MODEL, "none": None}.get(self.model, Path(self.model)),
+            system=None if self.system is None else read_system(self.system),
+            setup=None if self.setup is None else read_setup(self.setup),
+            **{name: getattr(self, name) for name in same},
+        )
+        if self.resamples < 1:
+            raise ValueError(f"--resamples must be at least 1, got {self.resamples}")
+        if self.export is not None:
+            refuse_existing([self.export / "suite.json"], "--export", overwrite=self.overwrite)
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
-    methods = options.methods or (*DEFAULT_METHODS, *(("transformer_capon",) if options.transformer else ()))
-    config = SuiteConfig(
-        suite=options.suite,
-        scenes=options.scenes,
-        snapshots=options.snapshots,
-        methods=methods,
-        seed=options.seed,
-        model={"default": DEFAULT_MODEL, "none": None}.get(options.model, Path(options.model)),
-        system=None if options.system is None else read_system(options.system),
-        setup=None if options.setup is None else read_setup(options.setup),
-        device=options.device,
-        transformer=options.transformer,
-    )
-    if options.resamples < 1:
-        raise ValueError(f"--resamples must be at least 1, got {options.resamples}")
-    if options.export is not None:
-        refuse_existing([options.export / "suite.json"], "--export", overwrite=options.overwrite)
-    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        def tell(done: int, total: int, note: str) -> None:
+            if rank == 0:
+                progress("scenes by methods", done, total, unit="scenes", note=note)
 
-    def tell(done: int, total: int, note: str) -> None:
-        if rank == 0:
-            progress("scenes by methods", done, total, unit="scenes", note=note)
-
-    results = run_suite(config, options.output, workers=options.workers, rank=rank, world=world, report=tell)
-    if rank:
+        results = run_suite(config, self.output, workers=self.workers, rank=rank, world=world, report=tell)
+        if rank:
+            return 0
+        outcome = finish(config, results, resamples=self.resamples, export=self.export, report=progress)
+        progress.close()
+        print(_outcome_text(outcome))
         return 0
-    outcome = finish(config, results, resamples=options.resamples, export=options.export, report=progress)
-    progress.close()
-    print(outcome_text(outcome))
-    return 0
 
 
 _SHORT = {
@@ -121,7 +116,7 @@ _SHORT = {
 }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def _outcome_text(outcome: Outcome) -> str:
     """The headline figures, and where everything is."""
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):

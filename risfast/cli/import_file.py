@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from risfast.cli.options import Common, Flag, Flat, Opt, check_output
-from risfast.cli.progress import Progress
+from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output
+from risfast.cli.progress import ProgressBar
 
 if TYPE_CHECKING:
     from risfast.io import Recording
 
-__all__ = ["Options", "describe", "field_names", "run"]
-
-HELP = "Without an output it only says what is there. risfast import SOURCE OUTPUT is the same as --output OUTPUT."
-OLD_SPELLINGS = {"--array": "--setup", "--array-output": "--setup-output"}
-IN_OPTIONS = {"array": "--setup", "positions_m": "--positions"}
+__all__ = ["ImportCommand", "describe", "field_names"]
 
 
 @dataclass(frozen=True)
-class Options:
+class ImportCommand(Command):
     """Options of ``risfast import``."""
+
+    HELP: ClassVar[str] = (
+        "Without an output it only says what is there. risfast import SOURCE OUTPUT is the same as --output OUTPUT."
+    )
+    OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup", "--array-output": "--setup-output"}
+    IN_OPTIONS: ClassVar[dict[str, str]] = {"array": "--setup", "positions_m": "--positions"}
 
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     """.npz, .mat, .h5, .uvh5, .sigmf-meta"""
@@ -63,6 +65,33 @@ class Options:
     """Make the sample covariance of the snapshots."""
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
+    def run(self, progress: ProgressBar) -> int:
+        """Read, describe, write."""
+        from risfast.io import read, write_recording, write_setup  # noqa: PLC0415
+        from risfast.io.export import RECORDING_SUFFIXES  # noqa: PLC0415
+
+        if self.target is not None and self.output is not None:
+            raise ValueError(f"give OUTPUT or --output, not both: got {self.target} and {self.output}")
+        output = self.target or self.output
+        for path, name in ((output, "OUTPUT"), (self.setup_output, "--setup-output")):
+            if path is not None and path.exists() and self.source.exists() and path.samefile(self.source):
+                raise ValueError(f"{name} is the file that is read, {str(path)!r}")
+        check_output(output, "OUTPUT", RECORDING_SUFFIXES, overwrite=self.overwrite)
+        check_output(self.setup_output, "--setup-output", (".toml",), overwrite=self.overwrite)
+        named = ("format", "setup", "wavelength_m", "frequency_hz", "speed_m_s", "sample_rate_hz", "polarization")
+        given = {name: getattr(self, name) for name in (*named, "block_size", "flagged")}
+        recording = read(self.source, fields=field_names(self.fields), positions_m=self.positions, **given)
+        if self.covariance:
+            recording = recording.with_covariance()
+        print(describe(recording))
+        if output is not None:
+            write_recording(output, recording)
+            print(f"written: {output}")
+        if self.setup_output is not None:
+            write_setup(self.setup_output, recording.setup)
+            print(f"setup: {self.setup_output}")
+        return 0
+
 
 def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
     """FIELD=NAME pairs."""
@@ -73,45 +102,6 @@ def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
             raise ValueError(f"--field must be FIELD=NAME, such as covariance=Rxx, got {pair!r}")
         mapped[field] = name
     return mapped
-
-
-def run(options: Options, progress: Progress) -> int:
-    """Read, describe, write."""
-    from risfast.io import read, write_recording, write_setup  # noqa: PLC0415
-    from risfast.io.export import RECORDING_SUFFIXES  # noqa: PLC0415
-
-    if options.target is not None and options.output is not None:
-        raise ValueError(f"give OUTPUT or --output, not both: got {options.target} and {options.output}")
-    output = options.target or options.output
-    for path, name in ((output, "OUTPUT"), (options.setup_output, "--setup-output")):
-        if path is not None and path.exists() and options.source.exists() and path.samefile(options.source):
-            raise ValueError(f"{name} is the file that is read, {str(path)!r}")
-    check_output(output, "OUTPUT", RECORDING_SUFFIXES, overwrite=options.overwrite)
-    check_output(options.setup_output, "--setup-output", (".toml",), overwrite=options.overwrite)
-    recording = read(
-        options.source,
-        format=options.format,
-        fields=field_names(options.fields),
-        setup=options.setup,
-        positions_m=options.positions,
-        wavelength_m=options.wavelength_m,
-        frequency_hz=options.frequency_hz,
-        speed_m_s=options.speed_m_s,
-        sample_rate_hz=options.sample_rate_hz,
-        polarization=options.polarization,
-        block_size=options.block_size,
-        flagged=options.flagged,
-    )
-    if options.covariance:
-        recording = recording.with_covariance()
-    print(describe(recording))
-    if output is not None:
-        write_recording(output, recording)
-        print(f"written: {output}")
-    if options.setup_output is not None:
-        write_setup(options.setup_output, recording.setup)
-        print(f"setup: {options.setup_output}")
-    return 0
 
 
 def describe(recording: Recording) -> str:

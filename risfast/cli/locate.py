@@ -1,53 +1,88 @@
-"""``risfast locate``: from a recording of any kind to a table, a picture and a file of its sources."""
+"""``risfast locate`` and ``risfast detect``: from a recording of any kind to a table, a picture and a file."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import torch
+from torch import Tensor
 from tyro.conf import Positional, arg
 
-from risfast.cli.detect import (
-    REGION_METAVAR,
-    Covariances,
-    RegionDeg,
-    Results,
-    check_results,
-    detect_in,
-    problem_of,
-    region_of,
-    report,
-)
-from risfast.cli.found import draw, edge_note, source_table
 from risfast.cli.import_file import field_names
-from risfast.cli.options import Common, Flat, Opt, check_device
-from risfast.cli.progress import Progress
-from risfast.detect import DetectionOptions
+from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output, usable_device
+from risfast.cli.progress import ProgressBar
+from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import FileFormatError
-from risfast.io import Recording, read, read_options, write_results
+from risfast.evaluate.demo_options import GRIDS
+from risfast.geometry import Region, SearchGrid
+from risfast.io import RESULT_SUFFIXES, Recording, read, read_options, source_rows, write_results
 from risfast.io.setup_file import SetupParts, read_setup_parts
+from risfast.ops import mvdr_spectrum
+from risfast.report.plots import PICTURE_SUFFIXES
 from risfast.setup import Setup
+from risfast.sources import Sources
 
 if TYPE_CHECKING:
-    import torch
+    from risfast.localize import Localizer, PipelineOptions
 
-    from risfast.localize import Localisation, Localizer, PipelineOptions
+__all__ = ["DetectCommand", "LocateCommand", "OutputOptions", "region_of", "source_table"]
 
-__all__ = ["Options", "run"]
-
-HELP = (
-    "FILE holds snapshots behind a surface with its codes and channel, snapshots of an array that is sampled itself, "
-    "or a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
-)
-OLD_SPELLINGS = {"--array": "--setup"}
-IN_OPTIONS = {"n_sources": "--sources", "array": "--setup", "positions_m": "--positions", "speed_m_s": "--speed"}
+_SCENES_AT_ONCE = 8  # so that a long file shows progress
+_REGION_DEG = tuple[float, float, float, float, float, float]
+_REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"
 
 
 @dataclass(frozen=True)
-class Options:
+class OutputOptions:
+    """Where what was found goes."""
+
+    output: Opt[Path] = None
+    """Write the sources as .csv, .json, .parquet or .mat."""
+    picture: Opt[Path] = None
+    """Draw the direction map and the sources as .png, .pdf or .svg; by default next to FILE, as FILE.sources.png."""
+    no_picture: Flag = False
+    """Draw nothing."""
+    picture_scene: int = 0
+    """Which scene of a file with several is drawn, from 0."""
+    overwrite: Flag = False
+    """Replace results and pictures that are there."""
+
+    def picture_of(self, file: Path) -> Path | None:
+        """Where the picture goes, None where none is drawn; results that could not be written are refused."""
+        check_output(self.output, "--output", RESULT_SUFFIXES, overwrite=self.overwrite)
+        if self.no_picture:
+            if self.picture is not None:
+                raise ValueError("give --picture or --no-picture, not both")
+            return None
+        picture = self.picture or file.with_name(f"{file.name}.sources.png")
+        option = "--picture" if self.picture is not None else "--picture, --no-picture"
+        if file.exists():  # or it is the file that is complained about
+            check_output(picture, option, PICTURE_SUFFIXES, overwrite=self.overwrite)
+        return picture
+
+    def check_scene(self, scenes: int) -> None:
+        """Refuse to draw a scene that is not there."""
+        if not 0 <= self.picture_scene < scenes:
+            raise ValueError(f"--picture-scene must be from 0 to {scenes - 1}, got {self.picture_scene}")
+
+
+@dataclass(frozen=True)
+class LocateCommand(Command):
     """Options of ``risfast locate``."""
+
+    HELP: ClassVar[str] = (
+        "FILE holds snapshots behind a surface with its codes and channel, snapshots of an array that is sampled "
+        "itself, or a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
+    )
+    OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup"}
+    IN_OPTIONS: ClassVar[dict[str, str]] = {
+        **{"n_sources": "--sources", "array": "--setup"},
+        **{"positions_m": "--positions", "speed_m_s": "--speed"},
+    }
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]
     """The recording."""
@@ -61,7 +96,7 @@ class Options:
     """Positions alone, as acoular's .xml, .csv or .toml."""
     wavelength_m: Opt[float] = None
     """Wavelength in metres, where neither FILE nor --setup says it."""
-    region: Annotated[Opt[RegionDeg], arg(metavar=REGION_METAVAR)] = None
+    region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
     """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
     array can tell apart."""
     speed: Annotated[Opt[float], arg(metavar="M_S")] = None
@@ -80,42 +115,164 @@ class Options:
     """Report no source that is less probable than this, from 0 to 1; by default as the options or the model say."""
     device: str = "cpu"
     """Where to compute, cpu or cuda."""
-    results: Annotated[Results, Flat] = field(default_factory=Results)
+    results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
+    def run(self, progress: ProgressBar) -> int:
+        """Read, choose a model, localise, report."""
+        picture = self.results.picture_of(self.file)
+        device = usable_device(self.device)
+        if self.sources is not None and self.sources < 1:
+            raise ValueError(f"--sources must be at least 1, got {self.sources}")
+        parts = None if self.setup is None else read_setup_parts(self.setup)
+        region = region_of(self.region)
+        chosen = None if self.model in (None, "none") else _model(self)
+        recording = _read(self, chosen, progress)
+        if self.common.verbose:
+            for note in recording.provenance.notes:
+                progress.say(f"{self.file.name}: {note}")
+        if recording.covariance is not None:
+            setup = _problem(recording, region)
+            return _covariance(self, recording.covariance.to(device), setup, picture, progress)
+        localizer = _localizer(self, chosen, recording, parts, region, progress).to(device)
+        typed = {name: getattr(self, name) for name in ("least_confidence", "max_sources")}
+        decision = replace(localizer.options.decision, **{k: v for k, v in typed.items() if v is not None})
+        localizer.options = replace(localizer.options, decision=decision)
+        self.results.check_scene(recording.scenes)
+        progress("localising", 0, recording.scenes, unit="scenes")
+        found = localizer.analyse(
+            recording,
+            n_sources=self.sources,
+            report=lambda done, total: progress("localising", done, total, unit="scenes"),
+        )
+        progress.close()
+        setup = found.setup or localizer.setup
 
-def run(options: Options, progress: Progress) -> int:
-    """Read, choose a model, localise, report."""
-    picture = check_results(options.results, options.file)
-    device = check_device(options.device)
-    if options.sources is not None and options.sources < 1:
-        raise ValueError(f"--sources must be at least 1, got {options.sources}")
-    parts = None if options.setup is None else read_setup_parts(options.setup)
-    region = None if options.region is None else region_of(options.region)
-    chosen = None if options.model in (None, "none") else _model(options)
-    recording = _read(options, chosen, progress)
-    if options.common.verbose:
-        for note in recording.provenance.notes:
-            progress.say(f"{options.file.name}: {note}")
-    if recording.covariance is not None:
-        return _covariance(options, recording.covariance.to(device), problem_of(recording, region), picture, progress)
-    localizer = _localizer(options, chosen, recording, parts, progress).to(device)
-    localizer.options = _decision(localizer.options, options)
-    scenes = recording.scenes
-    if not 0 <= options.results.picture_scene < scenes:
-        raise ValueError(f"--picture-scene must be from 0 to {scenes - 1}, got {options.results.picture_scene}")
-    progress("localising", 0, scenes, unit="scenes")
-    found = localizer.analyse(
-        recording,
-        n_sources=options.sources,
-        report=lambda done, total: progress("localising", done, total, unit="scenes"),
-    )
-    progress.close()
-    _report(found, localizer, options, picture, progress)
-    return 0
+        def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
+            from risfast.covariance import covariance_from_factor, effective_covariance  # noqa: PLC0415
+            from risfast.localize import pipeline  # noqa: PLC0415
+
+            matrix = effective_covariance(covariance_from_factor(found.factor[scene : scene + 1]))
+            power, grid = pipeline.spectrum(matrix, setup, localizer.options)
+            return power.power[0], grid
+
+        notes = [*found.notes, _edge_note(found.sources, setup.region)]
+        if self.common.verbose:
+            notes.append(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
+        _report(self, found.sources, setup, notes, picture, spectrum, progress)
+        return 0
 
 
-def _model(options: Options) -> Localizer:
+@dataclass(frozen=True)
+class DetectCommand(Command):
+    """Options of ``risfast detect``."""
+
+    OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup"}
+
+    file: Annotated[Positional[Path], arg(metavar="FILE")]
+    """Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5; snapshots of an array that is sampled itself."""
+    setup: Opt[Path] = None
+    """TOML file with positions, wavelength and, where they are not to be derived, region and wavefront; needed where
+    FILE holds no positions."""
+    key: Annotated[Opt[str], arg(metavar="NAME")] = None
+    """Variable in the file; by default R or covariance."""
+    region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
+    """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup."""
+    grid: Opt[Literal["reference", "training"]] = None
+    """A search grid of the reference system, in place of the one that follows from the setup."""
+    azimuth_deg: Annotated[Opt[tuple[float, float, float]], arg(metavar="MIN MAX COUNT")] = None
+    """Azimuth axis in degrees, within +-180, in place of the grid's."""
+    elevation_deg: Annotated[Opt[tuple[float, float, float]], arg(metavar="MIN MAX COUNT")] = None
+    """Elevation axis in degrees, within +-90, in place of the grid's."""
+    range_m: Annotated[Opt[tuple[float, ...]], arg(metavar="M ...")] = None
+    """Range planes in metres, in place of the grid's."""
+    wavefront: Opt[Literal["spherical", "fresnel", "planar"]] = None
+    """By default that of the setup."""
+    loading: float = 1e-2
+    """Diagonal loading as a share of trace(R)/N."""
+    method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"
+    """How to compute it."""
+    max_sources: Annotated[Opt[int], arg(metavar="K")] = None
+    """Report at most K sources of a covariance."""
+    device: str = "cpu"
+    """Where to compute, cpu or cuda."""
+    results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+
+    def run(self, progress: ProgressBar) -> int:
+        """Read, search, report."""
+        picture = self.results.picture_of(self.file)
+        device = usable_device(self.device)
+        mapped = {} if self.key is None else {"covariance": self.key}
+        recording = read(self.file, fields=mapped, setup=self.setup).with_covariance()
+        assert recording.covariance is not None
+        setup = _problem(recording, region_of(self.region))
+        if self.wavefront is not None:
+            setup = setup.replace(wavefront=self.wavefront, tolerance=None)
+        setup, grid = _search(self, setup)
+        detection = DetectionOptions()
+        if self.max_sources is not None:
+            detection = replace(detection, max_sources=self.max_sources)
+        how: dict[str, Any] = {"loading": self.loading, "method": self.method, "named": self.grid is not None}
+        return _peaks(self, recording.covariance.to(device), setup, grid, detection, picture, progress, **how)
+
+
+def _problem(recording: Recording, region: Region | None) -> Setup:
+    """The setup of a recording with another region, which not every array needs (or is able) to derive."""
+    if region is None:
+        return recording.setup
+    if recording.given is not None:
+        return recording.setup.replace(region=region)
+    return Setup(recording.array, region, sampling=recording.sampling, speed_m_s=recording.speed_m_s)
+
+
+def region_of(given: _REGION_DEG | None) -> Region | None:
+    """--region, in degrees and metres."""
+    if given is None:
+        return None
+    az_low, az_high, el_low, el_high, near, far = given
+    for name, low, high, limit in (("azimuth", az_low, az_high, 360.0), ("elevation", el_low, el_high, 90.0)):
+        if not max(abs(low), abs(high)) <= limit or high < low:
+            raise ValueError(
+                f"--region: the {name} must be MIN MAX in degrees within +-{limit:g}, got {low:g} {high:g}"
+            )
+    if not 0 < near <= far or math.isinf(near):
+        raise ValueError(f"--region: the range must be R_MIN R_MAX in metres, above 0, got {near:g} {far:g}")
+    azimuth, elevation = (tuple(map(math.radians, pair)) for pair in ((az_low, az_high), (el_low, el_high)))
+    return Region((azimuth[0], azimuth[1]), (elevation[0], elevation[1]), (near, far))
+
+
+def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
+    """MIN MAX COUNT in degrees as a uniform axis in radians."""
+    low, high, count = limits
+    if not (math.isfinite(low) and math.isfinite(high)) or max(abs(low), abs(high)) > largest_deg:
+        raise ValueError(f"{name}: MIN and MAX must lie within +-{largest_deg:g} degrees, got {low:g} and {high:g}")
+    if count != int(count) or count < 1:
+        raise ValueError(f"{name}: COUNT must be a whole number >= 1, got {count:g}")
+    if high < low or (high == low) != (count == 1):
+        raise ValueError(f"{name}: MIN must be below MAX (or equal to it with COUNT 1), got {low:g} {high:g} {count:g}")
+    return torch.linspace(low, high, int(count), dtype=torch.float64).deg2rad()
+
+
+def _search(options: DetectCommand, setup: Setup) -> tuple[Setup, SearchGrid]:
+    """The grid with the axes that were given in place of its own, and the setup with their ends as its region."""
+    grid = setup.search_grid() if options.grid is None else GRIDS[options.grid]()
+    azimuth, elevation, ranges, region = grid.azimuth_rad, grid.elevation_rad, grid.range_m, setup.region
+    if options.azimuth_deg is not None:
+        azimuth = _axis_rad("--azimuth-deg", options.azimuth_deg, 180.0)
+        region = replace(region, azimuth_rad=(float(azimuth[0]), float(azimuth[-1])))
+    if options.elevation_deg is not None:
+        elevation = _axis_rad("--elevation-deg", options.elevation_deg, 90.0)
+        region = replace(region, elevation_rad=(float(elevation[0]), float(elevation[-1])))
+    if options.range_m is not None:
+        ranges = torch.tensor(options.range_m, dtype=torch.float64)
+    searched = SearchGrid(azimuth, elevation, ranges)
+    if options.range_m is not None:
+        region = replace(region, range_m=(float(ranges[0]), float(ranges[-1])))
+    return setup.replace(region=region), searched
+
+
+def _model(options: LocateCommand) -> Localizer:
     """The model that was asked for by name."""
     from risfast.localize import Localizer  # noqa: PLC0415 - networks, for what needs them
     from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
@@ -124,7 +281,7 @@ def _model(options: Options) -> Localizer:
     return Localizer.load(folder, options=options.options)
 
 
-def _read(options: Options, chosen: Localizer | None, progress: Progress) -> Recording:
+def _read(options: LocateCommand, chosen: Localizer | None, progress: ProgressBar) -> Recording:
     """The recording; of a file that says nothing of its array, with the array of the model that was asked for."""
 
     def reading(setup: Path | Setup | None) -> Recording:
@@ -152,29 +309,36 @@ def _read(options: Options, chosen: Localizer | None, progress: Progress) -> Rec
 
 
 def _localizer(
-    options: Options, chosen: Localizer | None, recording: Recording, parts: SetupParts | None, progress: Progress
+    options: LocateCommand,
+    chosen: Localizer | None,
+    recording: Recording,
+    parts: SetupParts | None,
+    region: Region | None,
+    progress: ProgressBar,
 ) -> Localizer:
     """The model, if it is one for this problem; the classical fit if none was asked for by name."""
     from risfast.localize import Localizer  # noqa: PLC0415
 
-    region = None if options.region is None else region_of(options.region)
-    if options.model == "none":
-        return Localizer.classical(problem_of(recording, region), options=_read_options(options))
-    model = chosen or _model(options)
-    unlike = _unlike(model, recording, parts, options)
-    if unlike is None:
-        return model
-    if chosen is not None:
-        raise ValueError(f"{unlike}; take --model none, or a model of its own (risfast backbone --system.array FILE)")
-    progress.say(f"{unlike}: the classical fit is used (--model none)")
-    return Localizer.classical(problem_of(recording, region), options=_read_options(options))
+    if options.model != "none":
+        model = chosen or _model(options)
+        unlike = _unlike(model, recording, parts, region, options)
+        if unlike is None:
+            return model
+        if chosen is not None:
+            raise ValueError(
+                f"{unlike}; take --model none, or a model of its own (risfast backbone --system.array FILE)"
+            )
+        progress.say(f"{unlike}: the classical fit is used (--model none)")
+    return Localizer.classical(_problem(recording, region), options=_read_options(options))
 
 
-def _read_options(options: Options) -> PipelineOptions | None:
+def _read_options(options: LocateCommand) -> PipelineOptions | None:
     return None if options.options is None else read_options(options.options)
 
 
-def _unlike(model: Localizer, recording: Recording, parts: SetupParts | None, options: Options) -> str | None:
+def _unlike(
+    model: Localizer, recording: Recording, parts: SetupParts | None, region: Region | None, options: LocateCommand
+) -> str | None:
     """Why a model is not for this problem; None where it is."""
     own, name = model.setup, "the default model" if options.model in (None, "default") else f"{options.model}"
     if recording.sampling != own.sampling:
@@ -185,7 +349,6 @@ def _unlike(model: Localizer, recording: Recording, parts: SetupParts | None, op
         return unlike
     scale = recording.array.wavelength_m / own.array.wavelength_m
     given = recording.given
-    region = None if options.region is None else region_of(options.region)
     if region is None and given is not None and (parts is None or parts.region is not None):
         region = given.region
     if region is not None and region != own.scaled(scale).region:
@@ -200,18 +363,8 @@ def _region_text(setup: Setup) -> str:
     return " ".join(f"{value:g}" for value in (*(round(v, 6) for v in degrees), *setup.region.range_m))
 
 
-def _decision(current: PipelineOptions, options: Options) -> PipelineOptions:
-    """The options with the thresholds that were typed."""
-    decision = current.decision
-    if options.least_confidence is not None:
-        decision = replace(decision, least_confidence=options.least_confidence)
-    if options.max_sources is not None:
-        decision = replace(decision, max_sources=options.max_sources)
-    return replace(current, decision=decision)
-
-
 def _covariance(
-    options: Options, matrices: torch.Tensor, setup: Setup, picture: Path | None, progress: Progress
+    options: LocateCommand, matrices: Tensor, setup: Setup, picture: Path | None, progress: ProgressBar
 ) -> int:
     """Peaks of the Capon map, as risfast detect finds them."""
     if options.model not in (None, "none"):
@@ -227,36 +380,127 @@ def _covariance(
     if options.sources is not None:  # as many peaks, however weak
         detection = replace(detection, max_sources=options.sources, max_db=math.inf, mad_z=None, prominence_db=0.0)
     grid = setup.search_grid() if chosen is None else chosen.grid(setup)
-    what = Covariances(matrices, setup, grid, detection=detection)
-    if chosen is not None:
-        what = replace(what, loading=chosen.map.loading)
-    found = detect_in(what, options.results.picture_scene, progress)
-    report(found, what, options.results, picture, options.file, progress)
+    how: dict[str, Any] = {} if chosen is None else {"loading": chosen.map.loading}
+    return _peaks(options, matrices, setup, grid, detection, picture, progress, **how)
+
+
+def _peaks(
+    options: LocateCommand | DetectCommand,
+    matrices: Tensor,
+    setup: Setup,
+    grid: SearchGrid,
+    detection: DetectionOptions,
+    picture: Path | None,
+    progress: ProgressBar,
+    *,
+    named: bool = False,
+    loading: float = 1e-2,
+    method: str = "auto",
+) -> int:
+    """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
+    options.results.check_scene(len(matrices))
+    found: list[Sources] = []
+    progress("detecting", 0, len(matrices), unit="scenes")
+    for chunk in matrices.split(_SCENES_AT_ONCE):
+        found += detect_sources(
+            chunk,
+            setup.array if named else setup,
+            grid,
+            loading=loading,
+            wavefront=setup.wavefront if named else None,
+            method=method,
+            options=detection,
+        )
+        progress("detecting", len(found), len(matrices), unit="scenes")
+    progress.close()
+
+    def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
+        matrix, wavefront = matrices[scene : scene + 1], setup.wavefront
+        power = mvdr_spectrum(matrix, setup.array, grid, loading=loading, wavefront=wavefront, method=method)
+        return power.power[0], grid
+
+    _report(options, found, setup, [_edge_note(found, setup.region)], picture, spectrum, progress)
     return 0
 
 
 def _report(
-    found: Localisation, localizer: Localizer, options: Options, picture: Path | None, progress: Progress
+    options: LocateCommand | DetectCommand,
+    found: list[Sources],
+    setup: Setup,
+    notes: Iterable[str | None],
+    picture: Path | None,
+    spectrum: Callable[[int], tuple[Tensor, SearchGrid]],
+    progress: ProgressBar,
 ) -> None:
     """The table first, so that it is there whatever becomes of the files; then notes, results and picture."""
-    setup = found.setup or localizer.setup
-    print(source_table(found.sources))
-    notes = [*found.notes, edge_note(found.sources, setup.region)]
+    print(source_table(found))
     for note in notes:
         if note is not None:
             progress.say(note)
-    if options.common.verbose:
-        progress.say(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
     if options.results.output is not None:
-        write_results(options.results.output, found.sources, setup)
+        write_results(options.results.output, found, setup)
         print(f"results: {options.results.output}")
     if picture is None:
         return
-    from risfast.covariance import covariance_from_factor, effective_covariance  # noqa: PLC0415
-    from risfast.localize import pipeline  # noqa: PLC0415
+    from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
 
     scene = options.results.picture_scene
-    matrix = effective_covariance(covariance_from_factor(found.factor[scene : scene + 1]))
-    power, grid = pipeline.spectrum(matrix, setup, localizer.options)
-    draw(picture, f"{options.file.name}, scene {scene}", power.power[0], grid, found.sources[scene])
+    power, grid = spectrum(scene)
+    panel = SpectrumPanel(f"{options.file.name}, scene {scene}", power, found[scene].position)
+    save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), picture)
     print(f"picture: {picture}")
+
+
+def source_table(scenes: Sequence[Sources]) -> str:
+    """A line a source: degrees, metres and dB; columns that say nothing of any source are left out."""
+    rows = source_rows(scenes)
+    columns = {
+        "scene": "{:>5}",
+        "source": "{:>6}",
+        "azimuth deg": "{:>11.2f}",
+        "elevation deg": "{:>13.2f}",
+        "range m": "{:>14}",
+        "power dB": "{:>8.1f}",
+    }
+    known = {name for name in ("confidence", "prominence_db") if any(math.isfinite(row[name]) for row in rows)}
+    columns |= {"confidence": "{:>10.3f}"} if "confidence" in known else {}
+    columns |= {"prominence dB": "{:>13.1f}"} if "prominence_db" in known else {}
+    columns["edge"] = "{:>4}"
+    shown = {"range m": lambda row: _range(row["range_m"]), "edge": lambda row: "yes" if row["at_edge"] else "-"}
+    keys = {name: name.replace(" ", "_").lower() for name in columns}
+    widths = {name: len(form.format(0)) for name, form in columns.items()}
+    lines = ["  ".join(name.rjust(widths[name]) for name in columns)]
+    for row in rows:
+        values = {name: shown[name](row) if name in shown else row[keys[name]] for name in columns}
+        lines.append("  ".join(form.format(values[name]) for name, form in columns.items()))
+    silent = [str(index) for index, found in enumerate(scenes) if len(found) == 0]
+    if silent:
+        lines.append(f"no sources in scene {', '.join(silent)}")
+    return "\n".join(lines)
+
+
+def _range(metres: float) -> str:
+    if math.isnan(metres):
+        return "not determined"
+    return "far field" if math.isinf(metres) else f"{metres:.3f}"
+
+
+def _edge_note(scenes: Sequence[Sources], region: Region) -> str | None:
+    """How many sources lie on the edge of the region, on which, and what to do; None where none does."""
+    found = Sources.stack(list(scenes))
+    edge = found[found.at_edge]
+    if not len(edge):
+        return None
+    where: list[str] = []
+    for name, limits, values in (
+        ("azimuth", region.azimuth_rad, edge.azimuth),
+        ("elevation", region.elevation_rad, edge.elevation),
+        ("range", region.range_m, edge.range),
+    ):
+        for limit in limits:
+            near = (1 / values - 1 / limit).abs() * limit if name == "range" else (values - limit).abs()
+            if math.isfinite(limit) and limits[0] < limits[1] and bool((near < 1e-3).any()):
+                where.append(f"{name} {limit:.2f} m" if name == "range" else f"{name} {math.degrees(limit):.1f} deg")
+    on = f" ({', '.join(where)})" if where else ""
+    verb = "lies" if len(edge) == 1 else "lie"
+    return f"{len(edge)} of {len(found)} sources {verb} on the edge of the region{on}: widen it with --region"

@@ -7,27 +7,30 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar, get_type_hints
 
 import tyro
 
 if TYPE_CHECKING:
     import torch
 
+    from risfast.cli.progress import ProgressBar
+
 __all__ = [
+    "Command",
     "Common",
     "Flag",
     "Flat",
     "Opt",
     "Unset",
     "Whole",
-    "check_device",
     "check_output",
     "in_options",
     "option_names",
     "option_registry",
     "refuse_existing",
     "table_of",
+    "usable_device",
 ]
 
 T = TypeVar("T")
@@ -51,6 +54,25 @@ class Common:
     """Print results only: no progress, no notes."""
     verbose: Flag = False
     """Show where an error happened, and every note."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: its fields, of which ``common`` is one, are its options."""
+
+    HELP: ClassVar[str] = ""  # What the help says besides its line in the list of commands
+    RESUMES: ClassVar[str] = ""  # What is said behind "interrupted"
+    OLD_SPELLINGS: ClassVar[Mapping[str, str]] = {}
+    IN_OPTIONS: ClassVar[Mapping[str, str]] = {}  # Options by what messages of the library call them, if not the field
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> Self | None:
+        """What the options are that are not given, where that depends on those that are."""
+        return None
+
+    def run(self, progress: ProgressBar) -> int:
+        """Do it; the exit status."""
+        raise NotImplementedError
 
 
 def option_registry() -> tyro.constructors.ConstructorRegistry:
@@ -91,7 +113,7 @@ def table_of(items: Sequence[str]) -> dict[str, Any]:
     return table
 
 
-def check_device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
     """The device of that name; a ValueError if torch cannot use it on this machine."""
     import torch  # noqa: PLC0415 - help and versions do not need it
 

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-__all__ = ["Progress"]
+__all__ = ["ProgressBar"]
 
 _LOG_SECONDS = 20.0  # between two lines in a log
 _LOG_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
@@ -41,7 +41,7 @@ class _Lines(_Bar):
         self.disable = True
 
 
-class Progress:
+class ProgressBar:
     """The stages of a command, one bar at a time; a new stage takes the place of the last one."""
 
     def __init__(self, *, quiet: bool = False, stream: TextIO | None = None) -> None:

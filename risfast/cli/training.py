@@ -1,30 +1,42 @@
-"""What the commands that train share: where a run lives, its bar, and the table that it ends with."""
+"""``risfast backbone``, ``refiner``, ``overfit`` and ``shards``: what trains, and what comes before it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
 
 import tyro
+from tyro.conf import arg
 
-from risfast.cli.progress import Progress
+from risfast.cli.options import Command, Common, Flag, Flat, Opt, Whole, refuse_existing
+from risfast.cli.progress import ProgressBar
 from risfast.io.toml_file import read_toml
+from risfast.train.config import MachineOptions, RefinerConfig, RunConfig, ShardsConfig
+from risfast.train.overfit import OverfitConfig, overfit
 
 if TYPE_CHECKING:
-    from risfast.train.config import MachineOptions
-    from risfast.train.runs import Progress as RunProgress
-    from risfast.train.runs import Report
-    from risfast.train.stage import Outcome
+    from risfast.train.runs import RunProgress
+    from risfast.train.stage import RunOutcome
 
-__all__ = ["ABOUT_CONFIG", "ABOUT_RUN", "from_file", "given_before", "on_machine", "outcome_text", "trained"]
+__all__ = [
+    "BackboneCommand",
+    "ConfiguredCommand",
+    "OverfitCommand",
+    "RefinerCommand",
+    "ShardsCommand",
+    "given_before",
+    "on_machine",
+    "progress_note",
+]
 
-T = TypeVar("T")
-
-ABOUT_RUN = "Folder of the run; the same command goes on with an interrupted one."
-ABOUT_CONFIG = "TOML file with options, such as the config.toml of another run; options given here win."
+OfRun = Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")]
+ConfigFile = Annotated[
+    Opt[Path], arg(help="TOML file with options, such as the config.toml of another run; options given here win.")
+]
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,18 @@ def given_before(arguments: Sequence[str]) -> _File:
     return found
 
 
-def from_file(kind: type[T], arguments: Sequence[str]) -> T:
-    """The configuration that ``--config`` names, or the defaults."""
-    path = given_before(arguments).config
-    return kind() if path is None else read_toml(kind, path)
+@dataclass(frozen=True)
+class ConfiguredCommand(Command):
+    """A command whose field ``settings`` is a configuration that ``--config`` reads from a file."""
+
+    RESUMES: ClassVar[str] = "; the same command goes on"
+
+    @classmethod
+    def defaults(cls, arguments: Sequence[str]) -> Self:
+        """Those of the file that ``--config`` names."""
+        path = given_before(arguments).config
+        kind: Any = {item.name: item.default_factory for item in fields(cls)}["settings"]
+        return cls(**{"settings": kind() if path is None else read_toml(kind, path)})
 
 
 def on_machine(machine: MachineOptions, device: str | None, minutes: float | None = None) -> MachineOptions:
@@ -54,19 +74,130 @@ def on_machine(machine: MachineOptions, device: str | None, minutes: float | Non
     return replace(machine, **{name: value for name, value in given.items() if value is not None})
 
 
-def trained(
-    train: Callable[[T, Path, Report], Outcome | None], config: T, folder: Path, progress: Progress
-) -> Outcome | None:
-    """A run under its bar, and the table that it ends with; None in every process but the first."""
+@dataclass(frozen=True)
+class BackboneCommand(ConfiguredCommand):
+    """Options of ``risfast backbone``."""
 
-    def report(now: RunProgress) -> None:
-        progress("training", now.step, now.steps, unit="steps", note=progress_note(now))
+    RESUMES: ClassVar[str] = "; the same command goes on from the last checkpoint"
 
-    outcome = train(config, folder, report)
-    progress.close()
-    if outcome is not None:
-        print(outcome_text(outcome))
-    return outcome
+    output: OfRun = Path("risfast-backbone")
+    config: ConfigFile = None
+    minutes: Opt[float] = None
+    """Short for --machine.minutes."""
+    device: Opt[str] = None
+    """Short for --machine.device."""
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+    settings: Annotated[RunConfig, Flat, Whole] = field(default_factory=RunConfig)
+
+    def run(self, progress: ProgressBar) -> int:
+        """Train, or go on with it; the table that it ends with comes from the first process."""
+        machine = on_machine(self.settings.machine, self.device, self.minutes)
+
+        def report(now: RunProgress) -> None:
+            progress("training", now.step, now.steps, unit="steps", note=progress_note(now))
+
+        outcome = self._train(replace(self.settings, machine=machine), report)
+        progress.close()
+        if outcome is not None:
+            print(_outcome_text(outcome))
+            self._judge(outcome)
+        return 0
+
+    def _train(self, settings: Any, report: Any) -> RunOutcome | None:
+        from risfast.train.backbone import train_backbone  # noqa: PLC0415 - help does not need it
+
+        return train_backbone(settings, self.output, report)
+
+    def _judge(self, outcome: RunOutcome) -> None:
+        """What else there is to say."""
+
+
+@dataclass(frozen=True)
+class RefinerCommand(BackboneCommand):
+    """Options of ``risfast refiner``."""
+
+    output: OfRun = Path("risfast-refiner")
+    settings: Annotated[RefinerConfig, Flat, Whole] = field(default_factory=RefinerConfig)  # type: ignore[assignment]
+
+    def _train(self, settings: Any, report: Any) -> RunOutcome | None:
+        from risfast.train.refiner import train_refiner  # noqa: PLC0415
+
+        return train_refiner(settings, self.output, report)
+
+    def _judge(self, outcome: RunOutcome) -> None:
+        from risfast.train.refiner import helps  # noqa: PLC0415
+
+        verdict = "helps" if helps(outcome.figures) else "does not help, and is marked so in its card"
+        print(f"against the backbone's own sources and Capon on the same covariances it {verdict}")
+
+
+@dataclass(frozen=True)
+class OverfitCommand(ConfiguredCommand):
+    """Options of ``risfast overfit``."""
+
+    HELP: ClassVar[str] = "One that cannot is not worth training. Ends with status 1 if the gate is not passed."
+    RESUMES: ClassVar[str] = ""
+
+    output: Path = Path("risfast-overfit")
+    """Folder for overfit.json."""
+    overwrite: Flag = False
+    """Replace the overfit.json that is there."""
+    config: ConfigFile = None
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+    settings: Annotated[OverfitConfig, Flat, Whole] = field(default_factory=OverfitConfig)
+
+    def run(self, progress: ProgressBar) -> int:
+        """1 if the backbone does not pass."""
+        config = self.settings
+        refuse_existing([self.output / "overfit.json"], "--output", overwrite=self.overwrite)
+
+        def report(step: int, steps: int, nmse: float) -> None:
+            progress("learning by heart", step, steps, unit="steps", note=f"NMSE {nmse:.4f}")
+
+        outcome = overfit(config, report, folder=self.output)
+        progress.close()
+        verdict = "below" if outcome.passed else "NOT below"
+        print(
+            f"{config.backbone.name}: NMSE {outcome.nmse_mean:.4f} mean, {outcome.nmse_median:.4f} median on "
+            f"{config.scenes} learned scenes at step {outcome.step}, {verdict} the gate of {config.gate:g}"
+        )
+        return 0 if outcome.passed else 1
+
+
+@dataclass(frozen=True)
+class ShardsCommand(ConfiguredCommand):
+    """Options of ``risfast shards``."""
+
+    HELP: ClassVar[str] = "Under torchrun every process makes its share."
+
+    output: Path = Path("risfast-shards")
+    """Folder of the scenes; the same command goes on with an interrupted run."""
+    config: ConfigFile = None
+    common: Annotated[Common, Flat] = field(default_factory=Common)
+    settings: Annotated[ShardsConfig, Flat, Whole] = field(default_factory=ShardsConfig)
+
+    def run(self, progress: ProgressBar) -> int:
+        """Make what is missing, and say what is there."""
+        from risfast.simulate.shards import write_shards  # noqa: PLC0415
+        from risfast.train.batches import shard_folder  # noqa: PLC0415
+
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        device = self.settings.device
+        if device == "cuda" and world > 1:
+            device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        written = []
+        for (split, n), spec in self.settings.sets().items():
+            path = shard_folder(self.output, split, n)
+
+            def report(done: int, total: int, label: str = f"{split} L{n}") -> None:
+                progress(label, done, total, unit="scenes")
+
+            write_shards(path, spec, device=device, report=report if rank == 0 else None, rank=rank, world=world)
+            written.append(f"{path}: {spec.count} scenes, {spec.size_bytes() / 1e6:.0f} MB")
+        progress.close()
+        if rank == 0:
+            print("\n".join(written))
+        return 0
 
 
 def progress_note(now: RunProgress) -> str:
@@ -102,7 +233,7 @@ _ROWS = {
 }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def _outcome_text(outcome: RunOutcome) -> str:
     """The table that a run ends with, and where its files are; angles in degrees."""
     lines = list(outcome.notes)
     if outcome.complete:

@@ -1,4 +1,4 @@
-"""``risfast-train backbone``: stage 1, from measurements to covariance."""
+"""``risfast backbone``: stage 1, from measurements to covariance."""
 
 from __future__ import annotations
 
@@ -23,12 +23,11 @@ from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
-from risfast.train.config import BackboneOptions, RunConfig, reaches_beyond
+from risfast.train.config import BackboneOptions, RunConfig, RunOptions, reaches_beyond
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
-from risfast.train.run_folder import RunOptions
-from risfast.train.runs import Figures, Measured, Report
-from risfast.train.stage import Outcome, train_stage
+from risfast.train.runs import Figures, Measured, RunReport
+from risfast.train.stage import RunOutcome, train_stage
 from risfast.train.validation import is_constant, validate
 
 __all__ = ["BackboneStage", "backbone_objective", "keep_options", "made_backbone", "train_backbone"]
@@ -82,8 +81,13 @@ def keep_options(folder: Path, config: RunOptions) -> None:
 
 
 def train_backbone(
-    config: RunConfig, folder: Path, report: Report, *, build: Build | None = None, objective: Objective | None = None
-) -> Outcome | None:
+    config: RunConfig,
+    folder: Path,
+    report: RunReport,
+    *,
+    build: Build | None = None,
+    objective: Objective | None = None,
+) -> RunOutcome | None:
     """Train a backbone, or go on with a run that was interrupted."""
 
     def make(world: World) -> BackboneStage:

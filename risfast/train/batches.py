@@ -46,7 +46,6 @@ class SceneSource(Protocol):
 
         indices (B,)
         """
-        ...
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train.config import SystemOptions
 
 SEED = 640_001
-CODE_KINDS = ("dft", "random", "hadamard", "mixed")
+_CODE_KINDS = ("dft", "random", "hadamard", "mixed")
 _DECAY = 1e-3
 _LOG_SECONDS = 20.0  # between two lines of progress where stderr is no terminal
 
@@ -75,16 +75,16 @@ class Subject:
         stored, within = folder / OPTIONS_FILE, folder / REFINER_FOLDER
         options = read_options(stored) if stored.is_file() else PipelineOptions()
         refiner = load_helpful_refiner(within, card, setup) if within.is_dir() else None
-        return cls(Parts(module, setup, refiner=refiner), options, system_of(setup, card), folder)
+        return cls(Parts(module, setup, refiner=refiner), options, training_system(setup, card), folder)
 
 
-def system_of(setup: Setup, card: dict[str, Any]) -> SystemConfig:
+def training_system(setup: Setup, card: dict[str, Any]) -> SystemConfig:
     """The system that a model was trained on, as its card says, or the reference system's with the model's setup."""
     training = card.get("training", {})
     told = dict(training.get("system", {}))
     # The array is the setup's, whatever became of the file that it was read from.
     told |= {"array": "", "wavefront": setup.wavefront}
-    kinds = tuple(training.get("data", {}).get("code_kinds", CODE_KINDS))
+    kinds = tuple(training.get("data", {}).get("code_kinds", _CODE_KINDS))
     region = setup.region
     return replace(
         from_table(SystemOptions, told).system(1, kinds),

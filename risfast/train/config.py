@@ -9,12 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from risfast.geometry import Region, SensorArray
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.localize.pipeline import PipelineOptions
+from risfast.localize.refiner import RefinedOptions
 from risfast.losses import ObjectiveOptions
+from risfast.models.pretrained import DEFAULT_MODEL
+from risfast.models.refiner import RefinerOptions
 from risfast.setup import Setup
 from risfast.simulate.codes import CODE_KINDS
 from risfast.simulate.impairments import Impairments
@@ -24,19 +28,32 @@ from risfast.simulate.shards import ShardSpec
 __all__ = [
     "BackboneOptions",
     "DataOptions",
+    "HeatmapOptions",
     "MachineOptions",
     "OptimiserOptions",
+    "RefinerConfig",
     "RunConfig",
+    "RunOptions",
     "ShardsConfig",
     "SystemOptions",
     "ValidationOptions",
     "reaches_beyond",
+    "require",
+    "require_least",
 ]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Refuse a configuration."""
     if not condition:
         raise ValueError(message)
+
+
+def require_least(config: Any, where: str = "", **least: int) -> None:
+    """Refuse values that lie below their least, by the names of their fields."""
+    for name, bound in least.items():
+        value = getattr(config, name)
+        require(value >= bound, f"{where}{name} must be at least {bound}, got {value!r}")
 
 
 def reaches_beyond(inner: Region, outer: Region) -> bool:
@@ -48,6 +65,12 @@ def reaches_beyond(inner: Region, outer: Region) -> bool:
         (low < first and not math.isclose(low, first)) or (high > last and not math.isclose(high, last))
         for (low, high), (first, last) in pairs
     )
+
+
+_SAME_IN_SYSTEM = (
+    *("n_antennas", "range_m", "n_sources", "snr_db", "rician_factor", "gain", "wavefront", "impairments"),
+    "coherence",
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,6 @@ class SystemOptions:
     coherence: Coherence = field(default_factory=Coherence)
     """Coherent sources."""
 
-    def with_snr(self, snr_db: tuple[float, float]) -> SystemOptions:
-        """The same at another SNR."""
-        return replace(self, snr_db=snr_db)
-
     @property
     def _region(self) -> Region:
         azimuth, elevation = (tuple(map(math.radians, pair)) for pair in (self.azimuth_deg, self.elevation_deg))
@@ -131,21 +150,13 @@ class SystemOptions:
         """The system with L = ``n_snapshots`` and these codes."""
         return SystemConfig(
             array=self._parts().array,
-            n_antennas=self.n_antennas,
             n_snapshots=n_snapshots,
             azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
             elevation_rad=(math.radians(self.elevation_deg[0]), math.radians(self.elevation_deg[1])),
-            range_m=self.range_m,
-            n_sources=self.n_sources,
-            snr_db=self.snr_db,
             code_kinds=code_kinds,
             code_bits=self.code_bits or None,
-            rician_factor=self.rician_factor,
-            gain=self.gain,
             min_separation_rad=math.radians(self.min_separation_deg),
-            wavefront=self.wavefront,
-            impairments=self.impairments,
-            coherence=self.coherence,
+            **{name: getattr(self, name) for name in _SAME_IN_SYSTEM},
         )
 
 
@@ -170,16 +181,16 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(len(self.snapshots) > 0, "data.snapshots must name at least one L")
-        _require(all(n >= 1 for n in self.snapshots), f"data.snapshots must be at least 1, got {self.snapshots}")
-        _require(
+        require(len(self.snapshots) > 0, "data.snapshots must name at least one L")
+        require(all(n >= 1 for n in self.snapshots), f"data.snapshots must be at least 1, got {self.snapshots}")
+        require(
             len(self.weights) == len(self.snapshots) and all(w >= 0 for w in self.weights) and sum(self.weights) > 0,
             f"data.weights must hold one share >= 0 for each of the {len(self.snapshots)} snapshots, "
             f"got {self.weights}",
         )
-        _require(0 <= self.noise_known <= 1, f"data.noise_known must lie in [0, 1], got {self.noise_known!r}")
-        _require(0 <= self.seed < 2**64, f"data.seed must lie in [0, 2^64), got {self.seed}")
-        _require(self.pool >= 0, f"data.pool must be at least 0, got {self.pool}")
+        require(0 <= self.noise_known <= 1, f"data.noise_known must lie in [0, 1], got {self.noise_known!r}")
+        require(0 <= self.seed < 2**64, f"data.seed must lie in [0, 2^64), got {self.seed}")
+        require_least(self, "data.", pool=0)
 
 
 @dataclass(frozen=True)
@@ -231,20 +242,18 @@ class OptimiserOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("steps", "batch_size", "accumulation", "max_skipped"):
-            _require(getattr(self, name) >= 1, f"optimiser.{name} must be at least 1, got {getattr(self, name)!r}")
-        _require(
+        least = {"steps": 1, "batch_size": 1, "accumulation": 1, "max_skipped": 1, "weight_decay": 0, "clip_norm": 0}
+        require_least(self, "optimiser.", **least)
+        require(
             math.isfinite(self.lr) and 0 <= self.min_lr <= self.lr and self.lr > 0,
             f"optimiser needs 0 <= min_lr <= lr and lr > 0, got lr = {self.lr!r} and min_lr = {self.min_lr!r}",
         )
-        _require(0 <= self.warmup <= self.steps, f"optimiser.warmup must lie in [0, steps], got {self.warmup}")
-        _require(all(0 <= b < 1 for b in self.betas), f"optimiser.betas must lie in [0, 1), got {self.betas}")
-        _require(self.weight_decay >= 0, f"optimiser.weight_decay must be at least 0, got {self.weight_decay!r}")
-        _require(self.clip_norm >= 0, f"optimiser.clip_norm must be at least 0, got {self.clip_norm!r}")
-        _require(0 <= self.ema_decay < 1, f"optimiser.ema_decay must lie in [0, 1), got {self.ema_decay!r}")
-        _require(0 <= self.swa_start < 1, f"optimiser.swa_start must lie in [0, 1), got {self.swa_start!r}")
-        _require(self.divergence > 0, f"optimiser.divergence must be positive, got {self.divergence!r}")
-        _require(
+        require(0 <= self.warmup <= self.steps, f"optimiser.warmup must lie in [0, steps], got {self.warmup}")
+        require(all(0 <= b < 1 for b in self.betas), f"optimiser.betas must lie in [0, 1), got {self.betas}")
+        require(0 <= self.ema_decay < 1, f"optimiser.ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+        require(0 <= self.swa_start < 1, f"optimiser.swa_start must lie in [0, 1), got {self.swa_start!r}")
+        require(self.divergence > 0, f"optimiser.divergence must be positive, got {self.divergence!r}")
+        require(
             self.batch_size % self.accumulation == 0,
             f"optimiser.batch_size = {self.batch_size} cannot be divided by accumulation = {self.accumulation}",
         )
@@ -284,12 +293,10 @@ class ValidationOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("every", "scenes", "batch_size"):
-            _require(getattr(self, name) >= 1, f"validation.{name} must be at least 1, got {getattr(self, name)!r}")
-        for name in ("capon_scenes", "test_scenes", "patience"):
-            _require(getattr(self, name) >= 0, f"validation.{name} must be at least 0, got {getattr(self, name)!r}")
-        _require(len(self.snapshots) > 0, "validation.snapshots must name at least one L")
-        _require(self.scenes >= 2, "validation.scenes must be at least 2: one scene cannot show a constant prediction")
+        least = {"every": 1, "scenes": 1, "batch_size": 1, "capon_scenes": 0, "test_scenes": 0, "patience": 0}
+        require_least(self, "validation.", **least)
+        require(len(self.snapshots) > 0, "validation.snapshots must name at least one L")
+        require(self.scenes >= 2, "validation.scenes must be at least 2: one scene cannot show a constant prediction")
 
 
 @dataclass(frozen=True)
@@ -317,11 +324,8 @@ class MachineOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        for name in ("log_every", "checkpoint_every", "keep"):
-            _require(getattr(self, name) >= 1, f"machine.{name} must be at least 1, got {getattr(self, name)!r}")
-        _require(self.threads >= 0, f"machine.threads must be at least 0, got {self.threads}")
-        _require(self.minutes >= 0, f"machine.minutes must be at least 0, got {self.minutes!r}")
-        _require(
+        require_least(self, "machine.", log_every=1, checkpoint_every=1, keep=1, threads=0, minutes=0)
+        require(
             self.amp == "off" or self.device.startswith("cuda"),
             f"machine.amp = {self.amp!r} needs machine.device cuda, got {self.device!r}",
         )
@@ -352,19 +356,93 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check what concerns several parts."""
-        seeds = (self.data.seed, self.validation.seed, self.validation.test_seed)
-        _require(
-            len(set(seeds)) == 3,
-            f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}: a run must not be judged "
-            "on scenes that it learned from",
-        )
+        _check_seeds(self)
         self.system.setup()  # its own checks, before any work
         self.system.system(self.data.snapshots[0], self.data.code_kinds)
-        _require(
+        require(
             self.pipeline.candidates.source != "refined",
             "pipeline.candidates.source is 'refined', and a backbone in training has no refiner yet; take 'own' or "
             "'capon'",
         )
+
+
+@dataclass(frozen=True)
+class HeatmapOptions:
+    """Targets and loss: focal loss against a Gaussian blob around each source."""
+
+    sigma_deg: float = 2.0
+    """Width of a blob, in azimuth and elevation."""
+    alpha: float = 0.25
+    """Weight of what is a source."""
+    gamma: float = 2.0
+    """How little cells count that are nearly right."""
+
+    def __post_init__(self) -> None:
+        """Check the width; the loss checks the rest."""
+        require(self.sigma_deg > 0, f"heatmap.sigma_deg must be positive, got {self.sigma_deg!r}")
+
+
+@dataclass(frozen=True)
+class RefinerConfig:
+    """A training of a refiner behind a frozen backbone."""
+
+    backbone: str = ""
+    """Model folder of the backbone; empty is the one that comes with the package."""
+    seed: int = 0
+    """Of the initial weights."""
+    network: RefinerOptions = field(default_factory=RefinerOptions)
+    """Size of the network; its number of maps follows from those that it is shown."""
+    reading: RefinedOptions = field(default_factory=RefinedOptions)
+    """How maps are made and read."""
+    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)
+    """What it is trained for."""
+    system: SystemOptions = field(default_factory=SystemOptions)
+    """The system that the scenes come from."""
+    data: DataOptions = field(default_factory=DataOptions)
+    """Which scenes."""
+    optimiser: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(lr=1e-3, averaging="none"))
+    """How; weights are not averaged in this stage."""
+    validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
+    """How it is judged; Capon detection is measured once, on all scenes."""
+    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
+    """From an estimate to sources, where the refiner has no part or is not believed."""
+    points_per_beam: float = 5.2
+    """Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home."""
+    machine: MachineOptions = field(default_factory=MachineOptions)
+    """On what."""
+
+    @property
+    def map_options(self) -> PipelineOptions:
+        """Options of the pipeline whose grid is that of the refiner's maps."""
+        return replace(self.pipeline, map=replace(self.pipeline.map, points_per_beam=self.points_per_beam))
+
+    def backbone_folder(self) -> Path:
+        """Where the backbone is."""
+        return Path(self.backbone) if self.backbone else DEFAULT_MODEL
+
+    def __post_init__(self) -> None:
+        """Check what concerns several parts."""
+        _check_seeds(self)
+        maps = len(self.reading.maps)
+        require(self.network.n_maps in (1, maps), f"network.n_maps must be {maps}, the maps of reading.maps")
+        beam = self.points_per_beam
+        require(0 < beam < math.inf, f"points_per_beam must be positive, got {beam!r}")
+        require(
+            self.validation.metric == "f1", "validation.metric must be f1: a refiner does not change the covariance"
+        )
+
+
+RunOptions = RunConfig | RefinerConfig
+"""What every configuration of a run holds: seed, system, data, optimiser, validation, pipeline and machine."""
+
+
+def _check_seeds(config: RunOptions) -> None:
+    seeds = (config.data.seed, config.validation.seed, config.validation.test_seed)
+    require(
+        len(set(seeds)) == 3,
+        f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}: a run must not be judged on "
+        "scenes that it learned from",
+    )
 
 
 @dataclass(frozen=True)
@@ -399,10 +477,10 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         counts = (self.train, self.val, self.test)
-        _require(all(n >= 0 for n in counts) and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
-        _require(len(self.snapshots) > 0, "snapshots must name at least one L")
+        require(all(n >= 0 for n in counts) and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
+        require(len(self.snapshots) > 0, "snapshots must name at least one L")
         seeds = (self.train_seed, self.val_seed, self.test_seed)
-        _require(len(set(seeds)) == 3, f"train_seed, val_seed and test_seed must differ, got {seeds}")
+        require(len(set(seeds)) == 3, f"train_seed, val_seed and test_seed must differ, got {seeds}")
         self.system.system(self.snapshots[0], self.code_kinds)
 
     def sets(self) -> dict[tuple[str, int], ShardSpec]:

@@ -48,13 +48,13 @@ class World:
             at += gradient.numel()
         return flat[at:].to(extra.device, extra.dtype)
 
-    def agree(self, flag: bool) -> bool:
+    def agree(self, value: int) -> int:
         """What the first process says."""
         if self.size == 1:
-            return flag
-        told = torch.tensor([int(flag)], device=self.device)
+            return value
+        told = torch.tensor([value], device=self.device)
         dist.broadcast(told, src=0)
-        return bool(told.item())
+        return int(told.item())
 
 
 @contextmanager

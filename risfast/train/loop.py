@@ -21,9 +21,8 @@ from risfast.train.checkpoints import Checkpoint
 from risfast.train.config import DataOptions, OptimiserOptions
 from risfast.train.distributed import World
 from risfast.train.optimisation import Optimiser, WeightAverage
-from risfast.train.records import RunningMeans
 
-__all__ = ["BackboneTask", "StepReport", "Task", "Trainer", "TrainingError"]
+__all__ = ["BackboneTask", "RunningMeans", "StepReport", "Trainer", "TrainingError", "TrainingTask", "autocast"]
 
 _START_STEPS = 20  # steps whose mean loss is the start that divergence is measured from
 _SMOOTHING = 0.95  # of the loss that is compared with it: a memory of about 20 steps
@@ -33,17 +32,15 @@ class TrainingError(RuntimeError):
     """A run cannot go on; the message says why, and the last good checkpoint is intact."""
 
 
-class Task(Protocol):
+class TrainingTask(Protocol):
     """What is trained, and what its loss is."""
 
     @property
     def module(self) -> nn.Module:
         """What is trained."""
-        ...
 
     def loss(self, scenes: Scenes, noise_known: bool) -> Terms:
         """Mean loss over the scenes, and its parts."""
-        ...
 
 
 class Objective(Protocol):
@@ -51,7 +48,6 @@ class Objective(Protocol):
 
     def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
         """Mean loss over the scenes, and its parts."""
-        ...
 
 
 def autocast(amp: str) -> AbstractContextManager[Any]:
@@ -76,6 +72,34 @@ class BackboneTask:
         return self.objective(estimate, scenes)
 
 
+class RunningMeans:
+    """Means of named figures since the last line; a figure that was not given in a step is left out of its own mean."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[float]] = {}
+
+    def add(self, figures: Mapping[str, float]) -> None:
+        """Take in one step."""
+        for name, value in figures.items():
+            if math.isfinite(value):
+                total, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = [total + value, count + 1]
+
+    def take(self) -> dict[str, float]:
+        """The means, and start afresh."""
+        means = {name: total / count for name, (total, count) in self._sums.items()}
+        self._sums = {}
+        return means
+
+    def state(self) -> dict[str, list[float]]:
+        """What a checkpoint keeps."""
+        return dict(self._sums)
+
+    def load_state(self, state: Mapping[str, list[float]]) -> None:
+        """Take back what :meth:`state` gave."""
+        self._sums = {name: list(pair) for name, pair in state.items()}
+
+
 @dataclass(frozen=True)
 class StepReport:
     """What one step did."""
@@ -94,7 +118,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: TrainingTask,
         source: SceneSource,
         data: DataOptions,
         options: OptimiserOptions,
@@ -219,12 +243,10 @@ class Trainer:
         self.average.load_tensors(checkpoint.tensors["average"], checkpoint.state["average_count"])
         self.optimiser.load_tensors(checkpoint.tensors.get("optimiser", {}))
         self.optimiser.load_scaler_state(checkpoint.state["scaler"])
-        self._take_counters(checkpoint.state)
-        self.optimiser.schedule(self.step)
-
-    def _take_counters(self, state: Mapping[str, Any]) -> None:
+        state = checkpoint.state
         self.step = state["step"]
         self.skipped, self._skipped_in_row = state["skipped"], state["skipped_in_row"]
         self._start = list(state["start"])
         self._smoothed = math.nan if state["smoothed"] is None else state["smoothed"]
         self.means.load_state(state["means"])
+        self.optimiser.schedule(self.step)

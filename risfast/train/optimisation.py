@@ -78,11 +78,11 @@ class Optimiser:
 
     def tensors(self) -> dict[str, Tensor]:
         """AdamW's memory by the name of its kind and of its parameter, ``exp_avg/NAME``."""
-        memory = {}
-        for name, parameter in self.parameters.items():
-            for key, value in self._adamw.state.get(parameter, {}).items():
-                memory[f"{key}/{name}"] = value
-        return memory
+        return {
+            f"{key}/{name}": value
+            for name, parameter in self.parameters.items()
+            for key, value in self._adamw.state.get(parameter, {}).items()
+        }
 
     def load_tensors(self, memory: Mapping[str, Tensor]) -> None:
         """Take back what :meth:`tensors` gave."""
@@ -123,14 +123,13 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after a step that was taken."""
-        kind = self._options.averaging
+        kind, keep = self._options.averaging, 0.0
+        early = kind == "swa" and step < self._options.swa_start * self._options.steps
         if kind == "ema":
             keep = min(self._options.ema_decay, (1 + self.count) / (10 + self.count))
-        elif kind == "swa" and step >= self._options.swa_start * self._options.steps:
+        elif kind == "swa" and not early:
             keep = self.count / (self.count + 1)
-        else:
-            keep = 0.0
-        self.count += 0 if kind == "swa" and step < self._options.swa_start * self._options.steps else 1
+        self.count += not early
         for name, parameter in self._live():
             self._values[name].lerp_(parameter, 1 - keep)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from risfast.models.base import Measurement
 from risfast.models.files import Build
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import backbone_objective, made_backbone
-from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions
+from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions, require, require_least
 from risfast.train.distributed import open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.stage import machine_settings
@@ -66,11 +66,8 @@ class OverfitConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not self.gate > 0:
-            raise ValueError(f"gate must be positive, got {self.gate!r}")
-        for name in ("scenes", "steps", "batch_size", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        require(self.gate > 0, f"gate must be positive, got {self.gate!r}")
+        require_least(self, scenes=1, steps=1, batch_size=1, every=1)
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def overfit(
     )
     with open_world(config.device) as world, machine_settings(config.threads, deterministic=False):
         setup = config.system.setup()
-        system = config.system.with_snr(config.snr_db).system(config.snapshots, config.code_kinds)
+        system = replace(config.system, snr_db=config.snr_db).system(config.snapshots, config.code_kinds)
         scenes = generate_scenes(system, config.seed, range(config.scenes), world.device)
         torch.manual_seed(config.seed)
         module = made_backbone(config.backbone, setup, build).to(world.device)

@@ -1,9 +1,8 @@
-"""``risfast-train refiner``: stage 2, a U-Net on the maps of a backbone that no longer changes."""
+"""``risfast refiner``: stage 2, a U-Net on the maps of a backbone that no longer changes."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,10 @@ from torch import nn
 
 from risfast.geometry import SearchGrid
 from risfast.localize import pipeline
-from risfast.localize.pipeline import Parts, PipelineOptions
+from risfast.localize.pipeline import Parts
 from risfast.localize.refiner import (
-    RefinedOptions,
     Refiner,
     RefinerInput,
-    build_refiner,
     estimate_maps,
     refined_sources,
 )
@@ -26,88 +23,19 @@ from risfast.losses import Terms, blob_heatmap, focal_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.files import load_model, read_card, save_model
-from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 from risfast.train.backbone import keep_options
-from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
+from risfast.train.config import RefinerConfig
 from risfast.train.distributed import World
 from risfast.train.loop import autocast
-from risfast.train.runs import Figures, Measured, Report
-from risfast.train.stage import Outcome, train_stage
-from risfast.train.validation import capon_sources, scene_slice, score_sources, summary_figures
+from risfast.train.runs import Figures, Measured, RunReport
+from risfast.train.stage import RunOutcome, train_stage
+from risfast.train.validation import capon_answers, scene_slice, score_sources, summary_figures
 
-__all__ = ["HeatmapOptions", "RefinerConfig", "RefinerStage", "helps", "load_refiner", "train_refiner"]
-
-
-@dataclass(frozen=True)
-class HeatmapOptions:
-    """Targets and loss: focal loss against a Gaussian blob around each source."""
-
-    sigma_deg: float = 2.0
-    """Width of a blob, in azimuth and elevation."""
-    alpha: float = 0.25
-    """Weight of what is a source."""
-    gamma: float = 2.0
-    """How little cells count that are nearly right."""
-
-    def __post_init__(self) -> None:
-        """Check the width; the loss checks the rest."""
-        if not self.sigma_deg > 0:
-            raise ValueError(f"heatmap.sigma_deg must be positive, got {self.sigma_deg!r}")
-
-
-@dataclass(frozen=True)
-class RefinerConfig:
-    """A training of a refiner behind a frozen backbone."""
-
-    backbone: str = ""
-    """Model folder of the backbone; empty is the one that comes with the package."""
-    seed: int = 0
-    """Of the initial weights."""
-    network: RefinerOptions = field(default_factory=RefinerOptions)
-    """Size of the network; its number of maps follows from those that it is shown."""
-    reading: RefinedOptions = field(default_factory=RefinedOptions)
-    """How maps are made and read."""
-    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)
-    """What it is trained for."""
-    system: SystemOptions = field(default_factory=SystemOptions)
-    """The system that the scenes come from."""
-    data: DataOptions = field(default_factory=DataOptions)
-    """Which scenes."""
-    optimiser: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(lr=1e-3, averaging="none"))
-    """How; weights are not averaged in this stage."""
-    validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
-    """How it is judged; Capon detection is measured once, on all scenes."""
-    pipeline: PipelineOptions = field(default_factory=PipelineOptions)
-    """From an estimate to sources, where the refiner has no part or is not believed."""
-    points_per_beam: float = 5.2
-    """Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home."""
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    """On what."""
-
-    @property
-    def map_options(self) -> PipelineOptions:
-        """Options of the pipeline whose grid is that of the refiner's maps."""
-        return replace(self.pipeline, map=replace(self.pipeline.map, points_per_beam=self.points_per_beam))
-
-    def backbone_folder(self) -> Path:
-        """Where the backbone is."""
-        return Path(self.backbone) if self.backbone else DEFAULT_MODEL
-
-    def __post_init__(self) -> None:
-        """Check what concerns several parts."""
-        seeds = (self.data.seed, self.validation.seed, self.validation.test_seed)
-        if len(set(seeds)) != 3:
-            raise ValueError(f"data.seed, validation.seed and validation.test_seed must differ, got {seeds}")
-        if self.network.n_maps not in (1, len(self.reading.maps)):
-            raise ValueError(f"network.n_maps must be {len(self.reading.maps)}, the maps of reading.maps")
-        if not 0 < self.points_per_beam < math.inf:
-            raise ValueError(f"points_per_beam must be positive, got {self.points_per_beam!r}")
-        if self.validation.metric != "f1":
-            raise ValueError("validation.metric must be f1: a refiner does not change the covariance")
+__all__ = ["RefinerStage", "helps", "train_refiner"]
 
 
 @dataclass
@@ -204,7 +132,7 @@ class RefinerStage:
             estimate, given = self.given(measurement)
             batches.append((given, estimate.factor))
             own += pipeline.candidates(self.parts, measurement, estimate, of_backbone)[0]
-            capon += capon_sources(self.parts, measurement, estimate, options)
+            capon += capon_answers(self.parts, measurement, estimate, options)
         others = {
             **summary_figures(score_sources(own, scenes, self.setup.tolerance), "own_"),
             **summary_figures(score_sources(capon, scenes, self.setup.tolerance), "capon_"),
@@ -222,7 +150,7 @@ class _Judged:
     others: dict[str, float]
 
 
-def train_refiner(config: RefinerConfig, folder: Path, report: Report) -> Outcome | None:
+def train_refiner(config: RefinerConfig, folder: Path, report: RunReport) -> RunOutcome | None:
     """Train a refiner, or go on with a run that was interrupted."""
 
     def make(world: World) -> RefinerStage:
@@ -253,8 +181,3 @@ def helps(figures: Figures) -> bool:
     recall = all(mean("recall") >= mean(f"{other}recall") for other in others)
     fewer = all(mean("ghosts_per_scene") < mean(f"{other}ghosts_per_scene") for other in others)
     return more or (recall and fewer)
-
-
-def load_refiner(folder: Path, device: torch.device | str = "cpu") -> tuple[nn.Module, dict[str, Any]]:
-    """A refiner from its model folder."""
-    return load_model(folder, build_refiner, device)

@@ -1,46 +1,191 @@
-"""A whole run in a folder: open or resume, train, validate, keep, and finish with a model."""
+"""A whole run in a folder: its files; open or resume, train, validate, keep, and finish with a model."""
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import platform
+import sys
 import time
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from risfast.io.durable import finite_json
-from risfast.simulate.scenes import Scenes
-from risfast.train.checkpoints import Checkpoint
-from risfast.train.config import ValidationOptions
+from risfast import __version__
+from risfast.errors import FileFormatError
+from risfast.io.durable import finite_json, replace_file
+from risfast.io.toml_file import as_table, read_toml, to_toml
+from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.system_file import differing_fields
+from risfast.train.checkpoints import Checkpoint, CheckpointFolder
+from risfast.train.config import RunOptions, ValidationOptions
 from risfast.train.distributed import World
 from risfast.train.loop import StepReport, Trainer, TrainingError
-from risfast.train.records import EventFile
-from risfast.train.run_folder import RunFolder, validation_scenes
 
-__all__ = ["Measured", "Progress", "Run"]
+__all__ = [
+    "EventFile",
+    "Measured",
+    "MetricsFile",
+    "RunFolder",
+    "RunProgress",
+    "TrainingRun",
+    "validation_scenes",
+    "validation_sets",
+]
+
+_FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 
 Figures = dict[str, dict[str, float]]
 
 
+class MetricsFile:
+    """``metrics.jsonl``: appended to during the run, cut back to a checkpoint when the run goes on from it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one line. It lasts once :meth:`sync` has been called."""
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(finite_json(line), allow_nan=False) + "\n")
+
+    def sync(self) -> None:
+        """Make what has been written last."""
+        if self.path.exists():
+            with self.path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every line; a last one that a kill cut short is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        found = []
+        for number, line in enumerate(lines, 1):
+            try:
+                found.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                if number < len(lines):
+                    raise FileFormatError(f"{self.path}: line {number} is not JSON") from error
+        return found
+
+    def cut(self, step: int) -> None:
+        """Drop the lines of later steps."""
+        kept = [line for line in self.read() if line["step"] <= step]
+        replace_file(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept).encode())
+
+
+class EventFile:
+    """The same figures as TensorBoard events."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # noqa: PLC0415  (an extra, and slow to import)
+        except ImportError as error:
+            raise ValueError(
+                "machine.tensorboard needs the tensorboard package: pip install 'risfast[tensorboard]'"
+            ) from error
+        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+
+    def add(self, figures: Mapping[str, Any], step: int, prefix: str = "") -> None:
+        """Write every number of nested figures; its name is the path to it."""
+        for name, value in figures.items():
+            if isinstance(value, Mapping):
+                self.add(value, step, f"{prefix}{name}/")
+            elif isinstance(value, int | float) and math.isfinite(value):
+                self._writer.add_scalar(f"{prefix}{name}", value, step)
+        self._writer.flush()
+
+
+def validation_sets(config: RunOptions, seed: int, count: int, device: torch.device) -> dict[str, Scenes]:
+    """The fixed scenes that a run is judged on, one set for each L that it validates at, by name."""
+    return {f"L{n}": validation_scenes(config, n, seed, count, device) for n in config.validation.snapshots}
+
+
+def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: int, device: torch.device) -> Scenes:
+    """The fixed scenes of one L that a run is judged on."""
+    system = config.system.system(n_snapshots, config.data.code_kinds)
+    return generate_scenes(system, seed, range(count), device)
+
+
+class RunFolder:
+    """config.toml, environment.json, metrics.jsonl, checkpoints and what a run ends with."""
+
+    def __init__(self, folder: Path, config: RunOptions) -> None:
+        self.folder, self.config = folder, config
+        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.machine.keep)
+
+    def open(self) -> None:
+        """Make the folder, or check that it holds this very run."""
+        path = self.folder / "config.toml"
+        if path.is_file():
+            self._refuse_earlier(path)
+            before = read_toml(type(self.config), path)
+            changed = [
+                name
+                for name in differing_fields(as_table(before), as_table(self.config))
+                if name.split(".")[0] not in _FREE
+            ]
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
+                    "on with it, or another folder"
+                )
+        elif self.folder.is_dir() and any(p for p in self.folder.iterdir() if not p.name.startswith(".")):
+            raise ValueError(f"{self.folder} is not empty and holds no run; choose another folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(path, to_toml(self.config).encode())
+        replace_file(self.folder / "environment.json", _environment(self.config).encode())
+
+    def _refuse_earlier(self, path: Path) -> None:
+        """Refuse a run of a version that validated in another way: its best checkpoint was chosen by other figures."""
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise FileFormatError(f"{path}: {error}") from error
+        if "pipeline" not in table:
+            command = "refiner" if "network" in table else "backbone"
+            raise ValueError(
+                f"{self.folder} holds a run of an earlier version, whose validation was told the noise power; its "
+                f"model can be used as it is. Begin the run again in another folder: "
+                f"`risfast {command} --config {path} --output FOLDER`"
+            )
+
+
+def _environment(config: RunOptions) -> str:
+    found = {
+        "risfast": __version__,
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "device": config.machine.device,
+        "gpu": torch.cuda.get_device_name() if config.machine.device.startswith("cuda") else None,
+        "threads": torch.get_num_threads(),
+    }
+    return json.dumps(found, indent=1) + "\n"
+
+
 @dataclass(frozen=True)
-class Progress:
+class RunProgress:
     """Where a run stands; NaN where it is not known yet."""
 
     step: int  # Taken so far, and of the whole run
     steps: int  # Taken so far, and of the whole run
-    scenes: int  # Learned from so far
     loss: float  # Smoothed
     nmse: float  # Means over the sets of the latest validation
     f1: float  # Means over the sets of the latest validation
     scenes_per_s: float  # Since the run was started or went on; validation is left out
-    seconds_left: float  # At that rate
     note: str = ""  # What the run does besides taking steps; empty where nothing
 
 
-Report = Callable[[Progress], None]
+RunReport = Callable[[RunProgress], None]
 
 
 class Measured(NamedTuple):
@@ -68,14 +213,14 @@ class _Best:
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """One run of a trainer in a folder."""
 
     folder: RunFolder
     trainer: Trainer
     module: nn.Module  # What is trained and kept
     world: World
-    report: Report
+    report: RunReport
     measure: Callable[[Scenes], Measured]  # How good the module is
     best: _Best = field(default_factory=_Best)  # The best validation so far, and how many have not been better since
     seconds: float = 0.0  # Spent in the run so far, its interruptions left out
@@ -86,10 +231,7 @@ class Run:
         """Make the validation scenes once."""
         config = self.folder.config
         self._options: ValidationOptions = config.validation
-        self._sets = {
-            f"L{n}": validation_scenes(config, n, self._options.seed, self._options.scenes, self.world.device)
-            for n in self._options.snapshots
-        }
+        self._sets = validation_sets(config, self._options.seed, self._options.scenes, self.world.device)
         self._fresh = True
         self._events: EventFile | None = None
         self._rate = math.nan
@@ -150,7 +292,7 @@ class Run:
             return
         means = self.trainer.means.take()
         parts = {name[6:]: means.pop(name) for name in list(means) if name.startswith("parts.")}
-        self.folder.metrics.append(
+        self._record(
             {
                 "kind": "train",
                 "step": taken.step,
@@ -181,15 +323,7 @@ class Run:
                 "collapsed to a constant; change the backbone or the learning rate, or pass "
                 "--validation.stop-constant False to go on regardless"
             )
-        self.best.stale = self._shared(self.best.stale)
-
-    def _shared(self, value: int) -> int:
-        """What the first process holds; early stopping must end all of them in the same step."""
-        if self.world.size == 1:
-            return value
-        told = torch.tensor([value], device=self.world.device)
-        torch.distributed.broadcast(told, src=0)
-        return int(told.item())
+        self.best.stale = self.world.agree(self.best.stale)  # early stopping ends all processes in the same step
 
     def _measure(self) -> bool:
         figures: Figures = {}
@@ -200,7 +334,7 @@ class Run:
                 figures[name], same = self.measure(scenes)
                 constant.append(same)
         self.latest = finite_json(figures)
-        self.folder.metrics.append(
+        self._record(
             {
                 "kind": "validation",
                 "step": self.trainer.step,
@@ -237,17 +371,14 @@ class Run:
         self.folder.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
 
     def _tell(self, note: str = "") -> None:
-        left = (self.folder.config.optimiser.steps - self.trainer.step) * self.folder.config.optimiser.batch_size
         self.report(
-            Progress(
+            RunProgress(
                 self.trainer.step,
                 self.folder.config.optimiser.steps,
-                self.trainer.scenes,
                 self._loss,
                 self._mean("nmse_mean"),
                 self._mean("f1"),
                 self._rate,
-                left / self._rate if self._rate > 0 else math.nan,
                 note,
             )
         )

@@ -16,20 +16,20 @@ from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, SystemConfig
 from risfast.sources import Sources
 from risfast.train.batches import FlySource, SceneSource, ShardSource
+from risfast.train.config import RunOptions
 from risfast.train.distributed import World, open_world
-from risfast.train.loop import Task, Trainer
+from risfast.train.loop import Trainer, TrainingTask
 from risfast.train.pictures import draw_curves, draw_localisation
-from risfast.train.run_folder import RunFolder, RunOptions, validation_scenes
-from risfast.train.runs import Figures, Measured, Report, Run
+from risfast.train.runs import Figures, Measured, RunFolder, RunReport, TrainingRun, validation_scenes, validation_sets
 from risfast.train.validation import scene_slice
 
-__all__ = ["Outcome", "Stage", "machine_settings", "train_stage"]
+__all__ = ["RunOutcome", "Stage", "machine_settings", "train_stage"]
 
 _PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What a run ended with."""
 
     complete: bool  # False where the time limit ended it; the same command goes on
@@ -42,20 +42,17 @@ class Outcome:
     notes: list[str]  # Damage that was found and what was done about it
 
 
-class Stage(Task, Protocol):
+class Stage(TrainingTask, Protocol):
     """What one training has that others have not: a module with its loss, how it is judged, and what is kept of it."""
 
     def measure(self, scenes: Scenes) -> Measured:
         """How good the module is, as validation and the final test take it."""
-        ...
 
     def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
         """Estimate and sources of a few scenes."""
-        ...
 
     def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
         """Write the model folder."""
-        ...
 
 
 @contextmanager
@@ -72,7 +69,9 @@ def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(before[1])
 
 
-def train_stage(config: RunOptions, folder: Path, report: Report, make: Callable[[World], Stage]) -> Outcome | None:
+def train_stage(
+    config: RunOptions, folder: Path, report: RunReport, make: Callable[[World], Stage]
+) -> RunOutcome | None:
     """Train what ``make`` makes, or go on with a run that was interrupted."""
     machine = config.machine
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
@@ -83,7 +82,7 @@ def train_stage(config: RunOptions, folder: Path, report: Report, make: Callable
             run_folder.open()
         scaled = machine.amp == "fp16"
         trainer = Trainer(stage, source, config.data, config.optimiser, world, config.seed, scaled=scaled)
-        run = Run(run_folder, trainer, stage.module, world, report, stage.measure)
+        run = TrainingRun(run_folder, trainer, stage.module, world, report, stage.measure)
         run.resume()
         complete = run.train()
         return _finish(run, stage, complete) if world.leads else None
@@ -102,7 +101,7 @@ def _scene_source(config: RunOptions) -> SceneSource:
     return ShardSource(Path(data.source), system, data.snapshots, judged_on)
 
 
-def _finish(run: Run, stage: Stage, complete: bool) -> Outcome:
+def _finish(run: TrainingRun, stage: Stage, complete: bool) -> RunOutcome:
     """Test the best weights, and write the model, its card, the curves and the pictures."""
     best_step = run.use_best()
     config, folder = run.folder.config, run.folder.folder
@@ -116,7 +115,7 @@ def _finish(run: Run, stage: Stage, complete: bool) -> Outcome:
         estimate, sources = stage.locate(scenes)
     draw_localisation(scenes, estimate, sources, config.system.setup(), config.pipeline, pictures["localisation"])
     steps = config.optimiser.steps
-    return Outcome(complete, run.trainer.step, steps, best_step, figures, folder / "model", pictures, run.notes)
+    return RunOutcome(complete, run.trainer.step, steps, best_step, figures, folder / "model", pictures, run.notes)
 
 
 def _pictured(config: RunOptions, device: torch.device) -> Scenes:
@@ -127,21 +126,16 @@ def _pictured(config: RunOptions, device: torch.device) -> Scenes:
     return scene_slice(scenes, order[[0, _PICTURED // 2, -1]])
 
 
-def _tested(run: Run, stage: Stage) -> Figures:
+def _tested(run: TrainingRun, stage: Stage) -> Figures:
     """Figures on the test scenes of every L."""
-    config = run.folder.config
-    options = config.validation
+    options = run.folder.config.validation
     if not options.test_scenes:
         return {}
-    return {
-        f"L{n}": stage.measure(
-            validation_scenes(config, n, options.test_seed, options.test_scenes, run.world.device)
-        ).figures
-        for n in options.snapshots
-    }
+    sets = validation_sets(run.folder.config, options.test_seed, options.test_scenes, run.world.device)
+    return {name: stage.measure(scenes).figures for name, scenes in sets.items()}
 
 
-def _card(run: Run, best_step: int, figures: Figures) -> dict[str, Any]:
+def _card(run: TrainingRun, best_step: int, figures: Figures) -> dict[str, Any]:
     """What made the model, and how good it is."""
     config = run.folder.config
     options = config.validation

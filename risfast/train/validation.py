@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,7 +20,7 @@ from risfast.sources import Sources
 
 __all__ = [
     "CovarianceScores",
-    "capon_sources",
+    "capon_answers",
     "is_constant",
     "peak_to_sidelobe_db",
     "scene_slice",
@@ -61,45 +61,36 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a.mH @ b).abs().square().sum((-2, -1))
 
 
-class _Moments:
-    """Sums over scenes of covariances, in float64."""
-
-    def __init__(self) -> None:
-        self.total: Tensor | None = None
-        self.directions: Tensor | None = None
-        self.energy: list[Tensor] = []
-
-    def add(self, factor: Tensor, energy: Tensor) -> None:
-        """Take in the factors [B, N, K] of covariances with |R|^2 = ``energy`` [B]."""
-        total = _summed_covariance(factor)
-        unit = torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), torch.zeros_like(energy)).sqrt()
-        directions = _summed_covariance(factor * unit[:, None, None])
-        self.total = total if self.total is None else self.total + total
-        self.directions = directions if self.directions is None else self.directions + directions
-        self.energy.append(energy)
-
-    def spread(self) -> float:
-        """Variance over scenes relative to the mean square: 1 - |mean|^2 / mean |R|^2."""
-        energy = torch.cat(self.energy)
-        assert self.total is not None
-        if not float(energy.mean()) > 0:
-            return 0.0
-        return max(1 - float((self.total / len(energy)).abs().square().sum() / energy.mean()), 0.0)
-
-    def correlation(self) -> float:
-        """Mean over pairs of different scenes; one without power counts as alike, as a constant is."""
-        energy = torch.cat(self.energy)
-        assert self.directions is not None
-        alive = int((energy > 0).sum())
-        if alive < 2:
-            return 1.0
-        return (float(self.directions.abs().square().sum()) - alive) / (alive * (alive - 1))
+# Factors [B, N, K] of covariances R in float64, and |R|^2 [B] of each, batch by batch.
+_Batches = Sequence[tuple[Tensor, Tensor]]
 
 
-def _summed_covariance(factor: Tensor) -> Tensor:
-    """Sum over scenes of F F^H: one product of [N, B K] with its adjoint."""
-    wide = factor.movedim(0, 1).flatten(1)
-    return wide @ wide.mH
+def _summed_covariance(factors: Iterable[Tensor]) -> Tensor:
+    """Sum over scenes of F F^H: of each batch one product of [N, B K] with its adjoint."""
+    wide = (factor.movedim(0, 1).flatten(1) for factor in factors)
+    total: Tensor = sum(w @ w.mH for w in wide)  # type: ignore[assignment]  # there is a batch
+    return total
+
+
+def _spread(batches: _Batches) -> float:
+    """Variance over scenes relative to the mean square: 1 - |mean|^2 / mean |R|^2."""
+    energy = torch.cat([of_batch for _, of_batch in batches])
+    if not float(energy.mean()) > 0:
+        return 0.0
+    mean = _summed_covariance(factor for factor, _ in batches) / len(energy)
+    return max(1 - float(mean.abs().square().sum() / energy.mean()), 0.0)
+
+
+def _correlation(batches: _Batches) -> float:
+    """Mean over pairs of different scenes; one without power counts as alike, as a constant is."""
+    alive = sum(int((energy > 0).sum()) for _, energy in batches)
+    if alive < 2:
+        return 1.0
+    units = [torch.where(energy > 0, energy.clamp_min(1e-300).rsqrt(), 0.0).sqrt() for _, energy in batches]
+    directions = _summed_covariance(
+        factor * unit[:, None, None] for (factor, _), unit in zip(batches, units, strict=True)
+    )
+    return (float(directions.abs().square().sum()) - alive) / (alive * (alive - 1))
 
 
 def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> CovarianceScores:
@@ -107,38 +98,27 @@ def score_covariances(estimated: Sequence[Tensor], true: Sequence[Tensor]) -> Co
 
     estimated, true (B, N, K_f) and (B, N, K)
     """
-    errors, energies = [], []
-    predictions, truths = _Moments(), _Moments()
+    predictions, truths, errors = [], [], []
     for estimate, truth in zip(estimated, true, strict=True):
         keep = truth.abs().square().sum((-2, -1)) > 0
-        f = _unit_trace(estimate[keep].to(torch.complex128))
-        t = _unit_trace(truth[keep].to(torch.complex128))
+        f, t = (_unit_trace(factor[keep].to(torch.complex128)) for factor in (estimate, truth))
         energy, own = _inner(t, t), _inner(f, f)
         errors.append((energy - 2 * _inner(f, t) + own) / energy)
-        energies.append(energy)
-        predictions.add(f, own)
-        truths.add(t, energy)
-    error = torch.cat(errors)
+        predictions.append((f, own))
+        truths.append((t, energy))
+    error, energy = torch.cat(errors), torch.cat([of_truth for _, of_truth in truths])
     if len(error) == 0:
         raise ValueError("no scene has a source: there is no covariance to compare with")
-    assert truths.total is not None
-    mean = truths.total / len(error)
+    mean = _summed_covariance([t for t, _ in truths]) / len(error)
     # mean over scenes of |M - R|^2 / |R|^2, with <M, R> = tr(F^H M F)
-    cross = torch.cat(
-        [
-            (t.conj() * (mean @ t)).real.sum((-2, -1))
-            for t in (_unit_trace(truth.to(torch.complex128)) for truth in true)
-            for t in (t[t.abs().square().sum((-2, -1)) > 0],)
-        ]
-    )
-    energy = torch.cat(energies)
+    cross = torch.cat([(t.conj() * (mean @ t)).real.sum((-2, -1)) for t, _ in truths])
     return CovarianceScores(
         nmse_mean=float(error.mean()),
         nmse_median=float(error.median()),
         nmse_of_mean=float(((mean.abs().square().sum() - 2 * cross) / energy + 1).mean()),
-        correlation=predictions.correlation(),
-        spread=predictions.spread(),
-        true_spread=truths.spread(),
+        correlation=_correlation(predictions),
+        spread=_spread(predictions),
+        true_spread=_spread(truths),
     )
 
 
@@ -241,7 +221,7 @@ def _capon_figures(
 ) -> dict[str, float]:
     """Detection from the effective covariance, and from the true one."""
     setup, measurement = parts.setup, pipeline.measure(scenes, options)
-    found = capon_sources(parts, measurement, estimate, options)
+    found = capon_answers(parts, measurement, estimate, options)
     spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)
     position, mask = scenes.position, scenes.mask
     ratios = [
@@ -249,7 +229,7 @@ def _capon_figures(
     ]
     finite = [ratio for ratio in ratios if math.isfinite(ratio)]
     truth = replace(options, map=replace(options.map, blend=0.0, shrinkage=False))
-    of_truth = capon_sources(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
+    of_truth = capon_answers(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
     return {
         **summary_figures(score_sources(found, scenes, setup.tolerance), "capon_"),
         "capon_peak_to_sidelobe_db": sum(finite) / len(finite) if finite else math.nan,
@@ -257,7 +237,7 @@ def _capon_figures(
     }
 
 
-def capon_sources(
+def capon_answers(
     parts: Parts, measurement: Measurement, estimate: CovarianceEstimate, options: PipelineOptions
 ) -> list[Sources]:
     """Capon detection where it is the answer, whatever source of candidates the options name."""

@@ -27,9 +27,8 @@ from risfast.models.files import read_card
 from risfast.models.unrolled import UnrolledBackbone
 from risfast.setup import Setup
 from risfast.sources import Sources
-from risfast.tune.errors import StudyError
 from risfast.tune.objectives import farthest_m, final_value, judging_scenes
-from risfast.tune.options import HpoConfig
+from risfast.tune.options import HpoConfig, StudyError
 from risfast.tune.space import model_folder, pipeline_options, start_options
 from risfast.tune.worker import Result
 
@@ -125,18 +124,13 @@ class DetectionObjective:
             path = self._folder / f"peaks-{key}.safetensors"
             found = _read_peaks(path)
             if found is None:
-                found = self._made_peaks(batches, options)
+                each = [pipeline.effective(batch.estimate, batch.measurement, options) for batch in batches]
+                parts = [pipeline.map_peaks(covariance, self._parts.setup, options) for covariance in each]
+                found = Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
                 self._folder.mkdir(parents=True, exist_ok=True)
                 replace_file(path, save({field: v.cpu().contiguous() for field, v in found._asdict().items()}))
-            self._peaks[key] = _moved(found, self._device)
+            self._peaks[key] = Peaks(*(field.to(self._device) for field in found))
         return self._peaks[key]
-
-    def _made_peaks(self, batches: list[_Batch], options: PipelineOptions) -> Peaks:
-        parts = []
-        for measurement, estimate, _ in batches:
-            covariance = pipeline.effective(estimate, measurement, options)
-            parts.append(pipeline.map_peaks(covariance, self._parts.setup, options))
-        return Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
     def _digest(self, name: str, options: PipelineOptions) -> str:
         """Of everything that the peaks depend on."""
@@ -171,10 +165,6 @@ def _check_source(parts: Parts, start: PipelineOptions) -> None:
         raise StudyError(
             "this model has no map of sources of its own to tune; give --base.pipeline.candidates.source capon"
         )
-
-
-def _moved(peaks: Peaks, device: torch.device) -> Peaks:
-    return Peaks(*(field.to(device) for field in peaks))
 
 
 def _read_peaks(path: Path) -> Peaks | None:

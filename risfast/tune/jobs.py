@@ -15,8 +15,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from risfast.tune.errors import StudyError
+from risfast.tune.options import StudyError
 from risfast.tune.storage import Opened
 
 __all__ = ["Job", "Jobs", "TrialLostError", "slot_trials"]
@@ -195,9 +195,30 @@ class Jobs:
                 return False
         return True
 
-    def beating(self, job: Job) -> _Beat:
-        """Give signs of life while a job runs."""
-        return _Beat(self._storage, job, self._beat_s)
+    @contextmanager
+    def beating(self, job: Job) -> Iterator[None]:
+        """Give signs of life while a job runs: a thread counts up in the storage."""
+        over = threading.Event()
+
+        def beat() -> None:
+            count = 0
+            while not over.wait(self._beat_s):
+                count += 1
+                try:
+                    self._storage.set_trial_user_attr(job.trial._trial_id, "beat", count)
+                except optuna.exceptions.UpdateFinishedTrialError:
+                    job.lost.set()
+                    return
+                except (optuna.exceptions.StorageInternalError, StudyError):
+                    continue  # out of reach for now; the trial goes on, and its end will tell
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def state(self) -> tuple[int, int, int]:
         """How many slots are done, wait or run, and are given up."""
@@ -205,31 +226,3 @@ class Jobs:
         done = sum(t.state in _DONE for t in trials)
         dead = sum(t.state == TrialState.FAIL and t.user_attrs["attempt"] + 1 >= self._attempts for t in trials)
         return done, len(trials) - done - dead, dead
-
-
-class _Beat:
-    """A thread that counts up in the storage while its trial runs."""
-
-    def __init__(self, storage: optuna.storages.BaseStorage, job: Job, beat_s: float) -> None:
-        self._storage, self._job, self._beat_s = storage, job, beat_s
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def _run(self) -> None:
-        count = 0
-        while not self._over.wait(self._beat_s):
-            count += 1
-            try:
-                self._storage.set_trial_user_attr(self._job.trial._trial_id, "beat", count)
-            except optuna.exceptions.UpdateFinishedTrialError:
-                self._job.lost.set()
-                return
-            except (optuna.exceptions.StorageInternalError, StudyError):
-                continue  # out of reach for now; the trial goes on, and its end will tell
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()

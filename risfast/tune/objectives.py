@@ -21,12 +21,11 @@ from risfast.localize.pipeline import PipelineOptions
 from risfast.models import build_backbone
 from risfast.models.files import Build, load_model
 from risfast.setup import Setup
-from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.scenes import Scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
-from risfast.train.runs import Progress
-from risfast.tune.errors import TrialRejectedError
-from risfast.tune.options import HpoConfig, ScoreOptions
+from risfast.train.runs import RunProgress, validation_sets
+from risfast.tune.options import HpoConfig, ScoreOptions, TrialRejectedError
 from risfast.tune.space import pipeline_options, trial_config
 from risfast.tune.worker import Result
 
@@ -38,13 +37,7 @@ _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 
 def judging_scenes(config: HpoConfig, device: torch.device | str = "cpu") -> dict[str, Scenes]:
     """The fixed scenes of a study, one set for each L that the base configuration validates at."""
-    base = config.base
-    return {
-        f"L{n}": generate_scenes(
-            base.system.system(n, base.data.code_kinds), config.score.seed, range(config.score.scenes), device
-        )
-        for n in base.validation.snapshots
-    }
+    return validation_sets(config.base, config.score.seed, config.score.scenes, torch.device(device))
 
 
 def farthest_m(setup: Setup) -> float:
@@ -114,7 +107,16 @@ class TrainingObjective:
     ) -> Result:
         """Train, report each validation, and judge."""
         config = self.run_config(choice, seed)
-        watch = _Watch(config, self._config.score.f1_weight, report)
+        began, validations = time.monotonic(), dict[int, float]()
+
+        def watch(progress: RunProgress) -> None:
+            """A run tells each step once its validation, if there was one, is in."""
+            step, last = progress.step, config.optimiser.steps
+            validated = step and (step % config.validation.every == 0 or step == last) and step not in validations
+            if validated and not progress.note:
+                validations[step] = progress.nmse + self._config.score.f1_weight * (1 - progress.f1)
+                report(step, validations[step])
+
         try:
             outcome = train_backbone(config, folder, watch, build=self._build)
         finally:  # a trial is begun anew, never resumed: only its model and metrics stay
@@ -123,11 +125,13 @@ class TrainingObjective:
         if not outcome.complete:
             raise TrialRejectedError("machine.minutes ended its training before its last step")
         if self._config.objective == "surrogate":
-            if watch.best is None:
+            finite = [value for value in validations.values() if math.isfinite(value)]
+            if not finite:
                 raise TrialRejectedError("no validation gave a finite value")
-            return Result(watch.best, {"validations": watch.values, "train_seconds": round(watch.seconds, 3)})
-        result = self._judge(outcome.model, pipeline_options(self._config, choice), config.machine.device)
-        return Result(result.value, {**result.attributes, "train_seconds": round(watch.seconds, 3)})
+            result = Result(min(finite), {"validations": validations})
+        else:
+            result = self._judge(outcome.model, pipeline_options(self._config, choice), config.machine.device)
+        return Result(result.value, {**result.attributes, "train_seconds": round(time.monotonic() - began, 3)})
 
     def _judge(self, model: Path, options: PipelineOptions, device: str) -> Result:
         module, card = load_model(model, self._build, device)
@@ -143,30 +147,3 @@ class TrainingObjective:
         count = sum(len(scenes) for scenes in self._scenes.values())
         extra = {"seconds_per_scene": seconds / count, "parameters": card.get("parameters")}
         return Result(result.value, {**result.attributes, **extra})
-
-
-class _Watch:
-    """Turns the progress of a run into reports of its validations."""
-
-    def __init__(self, config: RunConfig, f1_weight: float, report: Callable[[int, float], None]) -> None:
-        self._every, self._steps = config.validation.every, config.optimiser.steps
-        self._weight, self._report = f1_weight, report
-        self._began = time.monotonic()
-        self.best: float | None = None
-        self.values: dict[int, float] = {}
-
-    @property
-    def seconds(self) -> float:
-        """Since the start."""
-        return time.monotonic() - self._began
-
-    def __call__(self, progress: Progress) -> None:
-        """A run tells each step once its validation, if there was one, is in."""
-        step = progress.step
-        if progress.note or step == 0 or (step % self._every and step != self._steps) or step in self.values:
-            return
-        value = progress.nmse + self._weight * (1 - progress.f1)
-        self.values[step] = value
-        if math.isfinite(value):
-            self.best = value if self.best is None else min(self.best, value)
-        self._report(step, value)

@@ -1,21 +1,47 @@
-"""What a study is told: frozen dataclasses, from which the command line is generated and which the storage keeps."""
+"""What a study is told: frozen dataclasses, from which the command line is generated and which the storage keeps.
+
+With presets of two-stage studies that are ready to run, and what can be wrong with a study.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
 
-from risfast.train.config import RunConfig
+from risfast.train.config import (
+    BackboneOptions,
+    DataOptions,
+    MachineOptions,
+    OptimiserOptions,
+    RunConfig,
+    SystemOptions,
+    ValidationOptions,
+    require,
+    require_least,
+)
 
-__all__ = ["Hpo2Config", "HpoConfig", "PrunerOptions", "SamplerOptions", "ScoreOptions"]
+__all__ = [
+    "PRESETS",
+    "Hpo2Config",
+    "HpoConfig",
+    "PrunerOptions",
+    "SamplerOptions",
+    "ScoreOptions",
+    "StudyError",
+    "TrialRejectedError",
+]
 
 OBJECTIVES = ("surrogate", "mvdr_final")
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
+class StudyError(RuntimeError):
+    """A study cannot be opened or go on; the message says why and what to do."""
+
+
+class TrialRejectedError(RuntimeError):
+    """A trial that went wrong by its own options (a loss that diverged, memory that ran out); the study goes on."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +59,7 @@ class SamplerOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(self.startup >= 1, f"sampler.startup must be at least 1, got {self.startup}")
-        _require(self.candidates >= 1, f"sampler.candidates must be at least 1, got {self.candidates}")
+        require_least(self, "sampler.", startup=1, candidates=1)
 
 
 @dataclass(frozen=True)
@@ -52,9 +77,7 @@ class PrunerOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(self.startup >= 1, f"pruner.startup must be at least 1, got {self.startup}")
-        _require(self.warmup >= 0, f"pruner.warmup must be at least 0, got {self.warmup}")
-        _require(self.reduction >= 2, f"pruner.reduction must be at least 2, got {self.reduction}")
+        require_least(self, "pruner.", startup=1, warmup=0, reduction=2)
 
 
 @dataclass(frozen=True)
@@ -75,11 +98,11 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(self.scenes >= 2, f"score.scenes must be at least 2, got {self.scenes}")
-        _require(
+        require_least(self, "score.", scenes=2)
+        require(
             0 < self.xyz_norm_m < math.inf, f"score.xyz_norm_m must be positive and finite, got {self.xyz_norm_m!r}"
         )
-        _require(
+        require(
             0 <= self.f1_weight < math.inf, f"score.f1_weight must be finite and at least 0, got {self.f1_weight!r}"
         )
 
@@ -121,17 +144,16 @@ class HpoConfig:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(bool(self.name), "name must not be empty")
-        _require(
+        require(bool(self.name), "name must not be empty")
+        require(
             self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
         )
-        _require(self.what in ("training", "detection"), f"what must be training or detection, got {self.what!r}")
-        _require(self.trials >= 1, f"trials must be at least 1, got {self.trials}")
-        _require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
-        _require(0 < self.beat_s < math.inf, f"beat_s must be positive, got {self.beat_s!r}")
-        _require(self.attempts >= 1, f"attempts must be at least 1, got {self.attempts}")
+        require(self.what in ("training", "detection"), f"what must be training or detection, got {self.what!r}")
+        require_least(self, trials=1, attempts=1)
+        require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
+        require(0 < self.beat_s < math.inf, f"beat_s must be positive, got {self.beat_s!r}")
         seeds = (self.base.data.seed, self.base.validation.seed, self.base.validation.test_seed)
-        _require(
+        require(
             self.score.seed not in seeds,
             f"score.seed must differ from data.seed, validation.seed and validation.test_seed, got {self.score.seed}: "
             "a trial must not be judged on scenes that it learned from",
@@ -155,13 +177,48 @@ class Hpo2Config:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        _require(self.top >= 3, f"top must be at least 3, got {self.top}: fewer cannot be ranked")
-        _require(1 <= self.budget < math.inf, f"budget must be at least 1, got {self.budget!r}")
-        _require(self.resamples >= 100, f"resamples must be at least 100, got {self.resamples}")
-        _require(
+        require(self.top >= 3, f"top must be at least 3, got {self.top}: fewer cannot be ranked")
+        require(1 <= self.budget < math.inf, f"budget must be at least 1, got {self.budget!r}")
+        require_least(self, resamples=100)
+        require(
             self.study.what == "training" and self.study.objective == "surrogate",
             "stage 1 is a study of training by surrogate: leave study.what and study.objective as they are",
         )
-        _require(
+        require(
             self.top <= self.study.trials, f"top must be at most study.trials = {self.study.trials}, got {self.top}"
         )
+
+
+def _quick() -> Hpo2Config:
+    """A 6 x 6 surface and half a minute a training: both stages in minutes on one core."""
+    system = SystemOptions(n_h=6, n_v=6, n_antennas=8, n_sources=(1, 3), range_m=(0.5, 4.0))
+    region = system.setup().region
+    axes: dict[str, Any] = {"n_azimuth": 15, "n_elevation": 9, "n_range": 6}
+    axes |= {item.name: list(getattr(region, item.name)) for item in fields(region)}
+    base = RunConfig(
+        system=system,
+        data=DataOptions(snapshots=(16,), weights=(1.0,)),
+        backbone=BackboneOptions(options={"axes": axes}),
+        optimiser=OptimiserOptions(steps=100, batch_size=16, warmup=10),
+        validation=ValidationOptions(every=25, snapshots=(16,), scenes=64, capon_scenes=4, test_scenes=64),
+        machine=MachineOptions(checkpoint_every=100, log_every=25),
+    )
+    study = HpoConfig(
+        trials=16,
+        base=base,
+        sampler=SamplerOptions(startup=6),
+        pruner=PrunerOptions(startup=4),
+        score=ScoreOptions(scenes=256, xyz_norm_m=2.0),
+        beat_s=5.0,
+    )
+    return Hpo2Config(top=4, budget=3.0, study=study)
+
+
+def _reference() -> Hpo2Config:
+    """The reference system: what a GPU, or many, should be given."""
+    base = RunConfig(optimiser=OptimiserOptions(steps=2000, batch_size=64, warmup=100))
+    return Hpo2Config(top=8, budget=8.0, study=HpoConfig(trials=100, base=base, score=ScoreOptions(scenes=256)))
+
+
+PRESETS: dict[str, Callable[[], Hpo2Config]] = {"quick": _quick, "reference": _reference}
+"""By the name that ``risfast hpo2 --preset`` takes."""

@@ -14,9 +14,8 @@ from optuna.trial import FrozenTrial, TrialState
 from risfast.report.plots import save_figure
 from risfast.tune.jobs import slot_trials
 from risfast.tune.space import Choice, Float, Parameter, study_space
-from risfast.tune.stages import finished_trials
 from risfast.tune.storage import quiet
-from risfast.tune.study import OpenStudy
+from risfast.tune.study import OpenStudy, finished_trials
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from risfast.tune.errors import StudyError
+from risfast.tune.options import StudyError
 
 try:
     import fcntl
@@ -121,11 +121,6 @@ class Opened:
             self.storage.engine.dispose()
 
 
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
-
-
 def with_driver(url: str) -> str:
     """The URL with the driver that the extras of this package install, unless it names one."""
     scheme, separator, rest = url.partition("://")
@@ -158,7 +153,7 @@ def _journal(path: Path) -> Opened:
     lock = _JournalLock(path) if fcntl is not None else JournalFileOpenLock(str(path))
     try:
         backend = JournalFileBackend(str(path), lock)  # type: ignore[arg-type]  # the base class is not public
-        return Opened(JournalStorage(backend), str(path), _as_it_is)
+        return Opened(JournalStorage(backend), str(path), nullcontext)
     except (json.JSONDecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
         raise StudyError(f"{path} is damaged ({error}): restore it from a backup, or start another study") from error
 
@@ -176,7 +171,7 @@ def _database(url: str) -> Opened:
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() in _DRIVERS:
         options["connect_args"] = {"connect_timeout": _CONNECT_S}
-    return Opened(_relational(url, where, options), where, _as_it_is)
+    return Opened(_relational(url, where, options), where, nullcontext)
 
 
 def _relational(url: str, where: str, options: dict[str, Any]) -> RDBStorage:

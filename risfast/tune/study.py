@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
 from risfast import __version__
 from risfast.io.toml_file import as_table, from_table
 from risfast.simulate.system_file import differing_fields
-from risfast.tune.errors import StudyError
-from risfast.tune.jobs import Jobs
-from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions
+from risfast.tune.jobs import Jobs, slot_trials
+from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions, StudyError
 from risfast.tune.space import check_same_space, space_lines
 from risfast.tune.storage import Opened, open_storage, quiet, reachable
 
-__all__ = ["OpenStudy", "join_study", "open_study", "sampler_of", "slot_seed"]
+__all__ = ["OpenStudy", "finished_trials", "is_complete", "join_study", "open_study", "sampler_of", "slot_seed"]
 
 _KEY = "risfast"
 _FORMAT = 2  # 1: the localizer was told the noise power, and its options had other names
@@ -45,6 +45,24 @@ class OpenStudy:
     def __exit__(self, *_: object) -> None:
         """Let go of the storage."""
         self.opened.close()
+
+
+def finished_trials(opened: OpenStudy) -> list[FrozenTrial]:
+    """The completed trials that count, best first; ties go to the lowest number."""
+    counting = slot_trials(opened.study.get_trials(deepcopy=False)).values()
+    trials = [t for t in counting if is_complete(t)]
+    if not trials:
+        pruned = sum(t.state == TrialState.PRUNED for t in counting)
+        raise StudyError(
+            f"no trial of {opened.config.name!r} has finished ({pruned} were pruned): run the same command without "
+            "--report to go on, and if every trial is pruned see their reasons in the storage and widen the budget"
+        )
+    return sorted(trials, key=lambda t: (t.value, t.number))
+
+
+def is_complete(trial: FrozenTrial) -> bool:
+    """Whether it ended with a value."""
+    return trial.state == TrialState.COMPLETE and trial.value is not None
 
 
 def slot_seed(seed: int, slot: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,14 +16,13 @@ from optuna.trial import TrialState
 
 from risfast.io.durable import finite_json
 from risfast.train.loop import TrainingError
-from risfast.tune.errors import TrialRejectedError
 from risfast.tune.jobs import Job, TrialLostError
-from risfast.tune.options import HpoConfig
+from risfast.tune.options import HpoConfig, TrialRejectedError
 from risfast.tune.space import study_space, untuned
 from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy, sampler_of, slot_seed
 
-__all__ = ["Objective", "Result", "work"]
+__all__ = ["Result", "TrialObjective", "work"]
 
 # What ends a trial, not the study: its options were bad, or the machine too small for them.
 _REJECTED = (TrialRejectedError, TrainingError, torch.OutOfMemoryError, torch.linalg.LinAlgError, FloatingPointError)
@@ -38,19 +38,18 @@ class Result:
     attributes: dict[str, Any] = field(default_factory=dict)
 
 
-class Objective(Protocol):
+class TrialObjective(Protocol):
     """What a trial does."""
 
     def __call__(
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
     ) -> Result:
         """Judge a choice of parameters."""
-        ...
 
 
 def work(
     opened: OpenStudy,
-    objective: Objective,
+    objective: TrialObjective,
     tell: Callable[[str], None],
     *,
     fixed: list[Mapping[str, Any] | None] | None = None,
@@ -59,14 +58,16 @@ def work(
     jobs, where = opened.jobs, opened.opened.where
     with reachable(where), quiet():
         jobs.plan(fixed if fixed is not None else _slots(opened.config))
+
+    def prepare(slot: int) -> None:
+        # The sampler is made for the slot, so that its parameters do not depend on who takes it.
+        opened.study.sampler = sampler_of(opened.config.sampler, slot_seed(opened.config.seed, slot))
+
     while True:
         with reachable(where), quiet():
-            # The sampler is made for the slot, so that its parameters do not depend on who takes it.
-            job = _claim(opened)
-            if job is None:
-                _, open_slots, _ = jobs.state()
-                if not open_slots:
-                    return
+            job = jobs.claim(prepare)
+            if job is None and not jobs.state()[1]:
+                return
         if job is None:
             time.sleep(min(_POLL_S, opened.config.beat_s))
             continue
@@ -79,15 +80,7 @@ def _slots(config: HpoConfig) -> list[Mapping[str, Any] | None]:
     return [{name: now[name] for name in space if space[name].holds(now[name])}, *[None] * (config.trials - 1)]
 
 
-def _claim(opened: OpenStudy) -> Job | None:
-    return opened.jobs.claim(lambda slot: _seed_sampler(opened, slot))
-
-
-def _seed_sampler(opened: OpenStudy, slot: int) -> None:
-    opened.study.sampler = sampler_of(opened.config.sampler, slot_seed(opened.config.seed, slot))
-
-
-def _do(opened: OpenStudy, objective: Objective, job: Job, tell: Callable[[str], None]) -> None:
+def _do(opened: OpenStudy, objective: TrialObjective, job: Job, tell: Callable[[str], None]) -> None:
     began = time.monotonic()
     folder = opened.folder / "trials" / f"{opened.config.name}-{job.trial.number:05d}"
     value: float | None = None
@@ -112,19 +105,12 @@ def _do(opened: OpenStudy, objective: Objective, job: Job, tell: Callable[[str],
             attributes = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
     attributes = {**attributes, "seconds": round(time.monotonic() - began, 3)}
     if stop is not None:
-        _give_back(opened, job, attributes)
+        with suppress(RuntimeError, OSError):  # if the storage cannot be told, its silence will
+            opened.jobs.finish(job, TrialState.FAIL, None, finite_json(attributes))
         raise stop
     with reachable(opened.opened.where), quiet():
         kept = opened.jobs.finish(job, state, value, finite_json(attributes))
     tell(_line(job, state, value, attributes, kept))
-
-
-def _give_back(opened: OpenStudy, job: Job, attributes: Mapping[str, Any]) -> None:
-    """Mark the trial as failed, if the storage can still be told; if not, its silence will."""
-    try:
-        opened.jobs.finish(job, TrialState.FAIL, None, finite_json(attributes))
-    except (RuntimeError, OSError):
-        return
 
 
 def _reporter(job: Job) -> Callable[[int, float], None]:

@@ -16,9 +16,9 @@ import pytest
 import scipy.io
 
 from risfast.cli import main, parse
-from risfast.cli.detect import _search
+from risfast.cli.locate import _search
 from risfast.cli.options import in_options
-from risfast.cli.progress import Progress
+from risfast.cli.progress import ProgressBar
 from risfast.geometry import SearchGrid, SensorArray
 from risfast.setup import Setup
 
@@ -416,7 +416,7 @@ class Terminal(io.StringIO):
 
 def test_progress_is_a_bar_with_the_time_left_on_a_terminal() -> None:
     stream = Terminal()
-    progress = Progress(stream=stream)
+    progress = ProgressBar(stream=stream)
     for done in range(5):
         progress("work", done, 4, unit="scenes", note=f"loss {done}")
     progress.say("a line that stays")
@@ -432,7 +432,7 @@ def test_progress_in_a_log_is_the_first_and_the_last_line_and_one_now_and_then(
 ) -> None:
     stream, now = io.StringIO(), [100.0]
     monkeypatch.setattr("risfast.cli.progress.time.monotonic", lambda: now[0])
-    progress = Progress(stream=stream)
+    progress = ProgressBar(stream=stream)
     for done in range(11):
         now[0] += 5.0
         progress("work", done, 10)
@@ -451,14 +451,14 @@ def test_progress_in_a_log_is_the_first_and_the_last_line_and_one_now_and_then(
 
 def test_what_an_earlier_run_did_does_not_count_for_the_time_left() -> None:
     stream = io.StringIO()
-    progress = Progress(stream=stream)
+    progress = ProgressBar(stream=stream)
     progress("work", 90, 100)
     assert "90/100 [00:00<?" in stream.getvalue()
 
 
 def test_quiet_progress_writes_nothing() -> None:
     stream = Terminal()
-    progress = Progress(quiet=True, stream=stream)
+    progress = ProgressBar(quiet=True, stream=stream)
     progress("work", 1, 4)
     progress.say("a line")
     progress.close()

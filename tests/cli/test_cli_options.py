@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import json
 import os
@@ -15,7 +14,6 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
 from unittest import mock
 
 import pytest
@@ -40,10 +38,6 @@ def help_text(command: str) -> str:
     return out.getvalue()
 
 
-def module_of(command: str) -> ModuleType:
-    return importlib.import_module(f"risfast.cli.{COMMANDS[command].module}")
-
-
 def offered(command: str) -> list[str]:
     """Positional arguments and options, in the order of the help text."""
     return [found[1].removeprefix("-h, ") for found in ENTRY.finditer(help_text(command))]
@@ -62,7 +56,7 @@ def test_the_list_names_every_command() -> None:
 def test_every_command_takes_the_common_options_and_explains_each_of_its_own(command: str) -> None:
     assert {"--help", "--quiet", "--verbose"} <= set(offered(command))
     # An option without words shows its name (and its default) only. Those of configurations have classes of their own.
-    own = {f"--{item.name}".replace("_", "-") for item in fields(module_of(command).Options)}
+    own = {f"--{item.name}".replace("_", "-") for item in fields(COMMANDS[command].kind)}
     text = re.sub(r"\(default:[^)]*\)", "", help_text(command))
     entries = re.split(r"\n│ (?=-h, --help|--[a-z]|\[?[A-Z]+\]? )", re.sub(r"[╭╰]─.*", "", text))[1:]
     for entry in entries:

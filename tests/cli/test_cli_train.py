@@ -17,7 +17,7 @@ from risfast.models import build_backbone
 from risfast.models.files import load_model
 from risfast.simulate.shards import ShardSet
 from risfast.train.config import DataOptions, RunConfig, ValidationOptions
-from risfast.train.runs import Progress
+from risfast.train.runs import RunProgress
 
 SYSTEM = ["--system.n-h", "8", "--system.n-v", "6", "--system.n-antennas", "8", "--system.n-sources", "1", "2"]
 BACKBONE = [
@@ -195,9 +195,9 @@ def test_a_backbone_that_fails_the_gate_ends_with_status_1(tmp_path: Path, capsy
 
 
 def test_what_is_known_stands_beside_the_bar() -> None:
-    nothing = Progress(0, 600, 0, math.nan, math.nan, math.nan, math.nan, math.nan, "validating L16")
+    nothing = RunProgress(0, 600, math.nan, math.nan, math.nan, math.nan, "validating L16")
     assert progress_note(nothing) == "validating L16"
-    there = Progress(60, 600, 960, 0.51234, 0.2, 0.634, 17.25, 3725.0)
+    there = RunProgress(60, 600, 0.51234, 0.2, 0.634, 17.25)
     assert progress_note(there) == "loss 0.5123  NMSE 0.200  F1 0.634  scenes/s 17.2"
 
 

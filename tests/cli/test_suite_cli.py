@@ -8,7 +8,7 @@ import pytest
 from tiny_suite import save_tiny_model
 
 from risfast.cli import main, parse
-from risfast.cli.evaluate import Options
+from risfast.cli.evaluate import EvaluateCommand
 from risfast.evaluate.methods import DEFAULT_METHODS
 from risfast.evaluate.suite import SuiteConfig
 from risfast.report.outcome import command_of
@@ -25,7 +25,7 @@ def arguments(model: Path, out: Path, *more: str) -> list[str]:
 
 
 def test_defaults_are_those_of_the_suite() -> None:
-    options, config = Options(), SuiteConfig()
+    options, config = EvaluateCommand(), SuiteConfig()
     for name in ("suite", "scenes", "snapshots", "seed"):
         assert getattr(options, name) == getattr(config, name)
     assert config.methods == DEFAULT_METHODS

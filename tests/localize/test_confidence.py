@@ -26,7 +26,7 @@ from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train import confidence
-from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, system_of
+from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, training_system
 
 SEED = 31_337  # of no training and no fit
 
@@ -208,10 +208,10 @@ def test_the_scenes_are_those_of_the_model_s_own_system(subject):
     region = Region((-0.2, 0.7), (-0.1, 0.3), (0.2, 2.0))
     setup = Setup(SensorArray.rectangular(5, 3, 0.02, 0.04), region, "fresnel")
     told = {"training": {"system": {"array": "gone.toml", "n_sources": [1, 2], "n_antennas": 7}}}
-    system = system_of(setup, told)
+    system = training_system(setup, told)
     assert system.setup == setup
-    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence.CODE_KINDS)
-    assert system_of(setup, {}).setup == setup
+    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence._CODE_KINDS)
+    assert training_system(setup, {}).setup == setup
 
 
 def test_the_command_fits_and_draws(tmp_path, capsys, monkeypatch):

@@ -154,7 +154,7 @@ def test_validation_scores_what_the_localizer_finds_without_a_polish(model: Path
     measurement = pipeline.measure(scenes, options)
     with torch.no_grad():
         estimate = pipeline.estimate(parts, measurement)
-        assert_same(validation.capon_sources(parts, measurement, estimate, options), capon)
+        assert_same(validation.capon_answers(parts, measurement, estimate, options), capon)
         figures, _ = validation.validate(parts, scenes, options, batch_size=COUNT, capon_scenes=COUNT)
     for prefix, found in (("", expected), ("capon_", capon)):
         truth = [scenes.position[i][scenes.mask[i]] for i in range(COUNT)]

@@ -17,7 +17,7 @@ from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize import Localizer
 from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import MapOptions, PipelineOptions
-from risfast.localize.refiner import RefinedOptions
+from risfast.localize.refiner import RefinedOptions, build_refiner
 from risfast.models import build_backbone
 from risfast.models.files import load_model, read_card, save_model
 from risfast.models.pretrained import DEFAULT_MODEL
@@ -26,8 +26,8 @@ from risfast.setup import Setup
 from risfast.simulate import generate_scenes
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
-from risfast.train.refiner import RefinerConfig, RefinerStage, helps, load_refiner, train_refiner
-from risfast.train.runs import Progress
+from risfast.train.refiner import RefinerConfig, RefinerStage, helps, train_refiner
+from risfast.train.runs import RunProgress
 
 SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
 
@@ -68,7 +68,7 @@ def finished(backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_run_leaves_a_model_that_says_what_it_was_made_for(finished: Path, backbone: Path) -> None:
-    module, card = load_refiner(finished / "model")
+    module, card = load_model(finished / "model", build_refiner)
     assert isinstance(module, SpectrumRefiner)
     assert card["backbone"]["sha256"] == json.loads((backbone / "model.json").read_text())["sha256"]
     assert card["reading"]["maps"] == ["capon"]
@@ -96,7 +96,7 @@ class Killed(BaseException):
 
 
 def test_an_interrupted_run_goes_on_bit_for_bit(backbone: Path, finished: Path, tmp_path: Path) -> None:
-    def die(progress: Progress) -> None:
+    def die(progress: RunProgress) -> None:
         if progress.step == 5:
             raise Killed
 

@@ -32,15 +32,13 @@ from risfast.simulate import generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
-from risfast.train.records import EventFile
-from risfast.train.run_folder import validation_scenes
-from risfast.train.runs import Progress
-from risfast.train.stage import Outcome, _pictured
+from risfast.train.runs import EventFile, RunProgress, validation_scenes
+from risfast.train.stage import RunOutcome, _pictured
 
 PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 
 
-def train(config: RunConfig, folder: Path, **options: Any) -> Outcome:
+def train(config: RunConfig, folder: Path, **options: Any) -> RunOutcome:
     outcome = train_backbone(
         config, folder, options.pop("report", silent), build=options.pop("build", build), **options
     )
@@ -72,13 +70,13 @@ def assert_same_run(a: Path, b: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome, list[Progress]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, RunOutcome, list[RunProgress]]:
     folder = tmp_path_factory.mktemp("run") / "tiny"
-    seen: list[Progress] = []
+    seen: list[RunProgress] = []
     return folder, train(TINY, folder, report=seen.append), seen
 
 
-def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, Outcome, list[Progress]]) -> None:
+def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, RunOutcome, list[RunProgress]]) -> None:
     folder, outcome, seen = finished
     names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert names >= {
@@ -98,10 +96,11 @@ def test_a_run_leaves_everything_that_it_promises(finished: tuple[Path, Outcome,
     assert seen[-1].step == 12
     assert seen[-1].scenes == 96
     assert all(math.isfinite(v) for v in (seen[-1].loss, seen[-1].nmse, seen[-1].f1, seen[-1].scenes_per_s))
-    assert seen[-1].seconds_left == 0
 
 
-def test_the_metrics_tell_of_every_interval_and_validation(finished: tuple[Path, Outcome, list[Progress]]) -> None:
+def test_the_metrics_tell_of_every_interval_and_validation(
+    finished: tuple[Path, RunOutcome, list[RunProgress]],
+) -> None:
     lines = metrics(finished[0])
     assert [line["step"] for line in lines if line["kind"] == "validation"] == [0, 4, 8, 12]
     steps = [line for line in lines if line["kind"] == "train"]
@@ -118,7 +117,9 @@ def test_the_metrics_tell_of_every_interval_and_validation(finished: tuple[Path,
     }
 
 
-def test_the_model_is_the_best_average_and_says_what_made_it(finished: tuple[Path, Outcome, list[Progress]]) -> None:
+def test_the_model_is_the_best_average_and_says_what_made_it(
+    finished: tuple[Path, RunOutcome, list[RunProgress]],
+) -> None:
     folder, outcome, _ = finished
     module, card = load_model(outcome.model, build)
     assert card["name"] == "tiny"
@@ -132,12 +133,14 @@ def test_the_model_is_the_best_average_and_says_what_made_it(finished: tuple[Pat
     assert outcome.best_step == min(values, key=lambda step: values[step])
 
 
-def test_training_lowers_the_error_on_unseen_scenes(finished: tuple[Path, Outcome, list[Progress]]) -> None:
+def test_training_lowers_the_error_on_unseen_scenes(finished: tuple[Path, RunOutcome, list[RunProgress]]) -> None:
     values = [line["sets"]["L6"]["nmse_mean"] for line in metrics(finished[0]) if line["kind"] == "validation"]
     assert min(values[1:]) < values[0]
 
 
-def test_the_same_command_again_changes_nothing(finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path) -> None:
+def test_the_same_command_again_changes_nothing(
+    finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path
+) -> None:
     folder, outcome, _ = finished
     before = last_tensors(folder)
     again = train(TINY, folder)
@@ -146,7 +149,7 @@ def test_the_same_command_again_changes_nothing(finished: tuple[Path, Outcome, l
 
 
 def test_a_run_stopped_by_the_time_limit_goes_on_as_if_it_had_not_been(
-    finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path
+    finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path
 ) -> None:
     config = tiny(machine={"minutes": 1e-6})
     stopped = train(config, tmp_path / "run")
@@ -162,9 +165,9 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("at", [1, 2, 5, 7, 11])
 def test_an_interrupted_run_goes_on_bit_for_bit(
-    at: int, finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path
+    at: int, finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path
 ) -> None:
-    def die(progress: Progress) -> None:
+    def die(progress: RunProgress) -> None:
         if progress.step == at and not progress.note:
             raise Killed
 
@@ -176,9 +179,9 @@ def test_an_interrupted_run_goes_on_bit_for_bit(
 
 
 def test_a_damaged_checkpoint_is_named_and_the_run_ends_the_same(
-    finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path
+    finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path
 ) -> None:
-    def die(progress: Progress) -> None:
+    def die(progress: RunProgress) -> None:
         if progress.step == 9:
             raise Killed
 
@@ -206,7 +209,7 @@ def test_a_run_killed_at_ten_random_instants_ends_with_the_same_bits(tmp_path: P
 
 
 def test_another_configuration_is_refused_by_the_options_that_differ(
-    finished: tuple[Path, Outcome, list[Progress]],
+    finished: tuple[Path, RunOutcome, list[RunProgress]],
 ) -> None:
     with pytest.raises(ValueError, match=r"optimiser\.lr, system\.wavelength_m"):
         train(tiny(optimiser={"lr": 1e-3}, system={"wavelength_m": 0.25}), finished[0])
@@ -232,7 +235,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path: Path) -> None
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_with_room_it_goes_on(
-    finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(path: Path, data: bytes) -> None:
         if "00000008" in str(path):
@@ -336,7 +339,7 @@ def test_a_loss_that_diverges_ends_the_run(tmp_path: Path) -> None:
 
 
 def test_a_run_can_start_from_the_weights_of_another(
-    finished: tuple[Path, Outcome, list[Progress]], tmp_path: Path
+    finished: tuple[Path, RunOutcome, list[RunProgress]], tmp_path: Path
 ) -> None:
     model = finished[1].model
     config = tiny(
@@ -405,10 +408,21 @@ class Recorder:
         pass
 
 
-def test_events_hold_every_finite_figure_by_its_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Recorder
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    """The writers that are made, in place of TensorBoard's."""
+    module, made = types.ModuleType("torch.utils.tensorboard"), []
+    module.SummaryWriter = lambda *how, **more: made.append(Recorder(*how, **more)) or made[-1]
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return made
+
+
+def test_a_run_writes_its_training_and_its_validations_as_events(recorded: list[Recorder], tmp_path: Path) -> None:
+    train(tiny(machine={"tensorboard": True}, optimiser={"steps": 4}), tmp_path / "run")
+    assert {("train/loss", 3), ("validation/sets/L6/f1", 4)} <= set(recorded[0].scalars)
+
+
+def test_events_hold_every_finite_figure_by_its_path(recorded: list[Recorder], tmp_path: Path) -> None:
     events = EventFile(tmp_path, 7)
     events.add({"train": {"loss": 0.5, "parts": {"nmse": 1}, "name": "x", "bad": math.nan, "none": None}}, 8)
     assert events._writer.purge_step == 8

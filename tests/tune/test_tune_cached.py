@@ -20,13 +20,11 @@ from risfast.models.files import save_model
 from risfast.setup import Tolerance
 from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
 from risfast.tune.cached import DetectionObjective
-from risfast.tune.errors import StudyError
 from risfast.tune.objectives import farthest_m, final_value, judging_scenes
-from risfast.tune.options import HpoConfig, ScoreOptions
-from risfast.tune.results import write_best, write_results
+from risfast.tune.options import HpoConfig, ScoreOptions, StudyError
+from risfast.tune.results import write_best, write_study
 from risfast.tune.space import pipeline_options
-from risfast.tune.stages import finished_trials
-from risfast.tune.study import open_study
+from risfast.tune.study import finished_trials, open_study
 from risfast.tune.worker import work
 
 OPTIONS = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
@@ -179,9 +177,9 @@ def test_tuned_options_in_their_file_give_the_answers_that_were_scored(model, tm
     scenes = judging_scenes(config)["L8"]
     with open_study(config, tmp_path) as opened:
         work(opened, objective, lambda line: None)
-        results = write_results(opened, tmp_path / "results")
-        assert results.files["options"] == tmp_path / "results" / OPTIONS_FILE
-        assert read_options(results.files["options"]) == pipeline_options(config, results.best.params)
+        files = write_study(opened, tmp_path / "results")
+        assert files["options"] == tmp_path / "results" / OPTIONS_FILE
+        assert read_options(files["options"]) == pipeline_options(config, finished_trials(opened)[0].params)
         for trial in finished_trials(opened)[:2]:  # one of them at least is not the start
             path = write_best(opened, trial, tmp_path / str(trial.number))["options"]
             found = answers(model, scenes, path)

@@ -11,8 +11,7 @@ from risfast.io import read_options
 from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize import Localizer
 from risfast.train.config import RunConfig
-from risfast.tune.options import Hpo2Config, HpoConfig
-from risfast.tune.presets import PRESETS
+from risfast.tune.options import PRESETS, Hpo2Config, HpoConfig
 from risfast.tune.study import join_study, open_study
 
 MACHINE = ("--base.machine.threads", "1")

@@ -12,9 +12,9 @@ from risfast.evaluate.metrics import score_scenes
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
 from risfast.simulate.scenes import generate_scenes
-from risfast.tune.held_out import held_out, held_out_text
 from risfast.tune.objectives import judging_scenes
 from risfast.tune.options import HpoConfig
+from risfast.tune.results import held_out, held_out_text
 from risfast.tune.study import slot_seed
 
 

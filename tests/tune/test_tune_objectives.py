@@ -25,8 +25,8 @@ from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
 from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
-from risfast.tune.results import write_results
-from risfast.tune.study import open_study
+from risfast.tune.results import write_study
+from risfast.tune.study import finished_trials, open_study
 from risfast.tune.worker import work
 
 SMALL = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
@@ -171,15 +171,15 @@ def test_tuned_options_of_the_pipeline_judge_the_training_that_they_were_tuned_w
     scenes = generate_scenes(base.system.system(6, base.data.code_kinds), config.score.seed, range(4))
     with open_study(config, tmp_path) as opened:
         work(opened, objective, lambda line: None, fixed=[{"map.loading": 0.1, "map.blend": 0.2}])
-        results = write_results(opened, tmp_path / "results")
-    assert read_toml(RunConfig, results.files["best"]).pipeline == read_options(results.files["options"])
-    assert read_options(results.files["options"]).map == dataclasses.replace(piped.map, loading=0.1, blend=0.2)
+        files, best = write_study(opened, tmp_path / "results"), finished_trials(opened)[0]
+    assert read_toml(RunConfig, files["best"]).pipeline == read_options(files["options"])
+    assert read_options(files["options"]).map == dataclasses.replace(piped.map, loading=0.1, blend=0.2)
     (model,) = (tmp_path / "trials").glob("*/model")
     kept = Localizer.load(model)
-    given = Localizer.load(model, options=results.files["options"])
+    given = Localizer.load(model, options=files["options"])
     assert kept.options == given.options
     scores = score_scenes(given.localize(pipeline.measure(scenes)), scenes, tolerance=base.system.setup().tolerance)
-    assert final_value({"L6": scores}, config.score, farthest_m(base.system.setup())).value == results.best.value
+    assert final_value({"L6": scores}, config.score, farthest_m(base.system.setup())).value == best.value
 
 
 @pytest.mark.parametrize("region", [(0.5, 4.0), (0.5, 10.0)])

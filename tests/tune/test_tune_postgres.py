@@ -14,7 +14,7 @@ import pytest
 from test_tune_jobs import assert_each_slot_is_done_once, finished, kill_workers, trials_of
 from tuning_process import Waiting, config
 
-from risfast.tune.errors import StudyError
+from risfast.tune.options import StudyError
 from risfast.tune.storage import quiet
 from risfast.tune.study import open_study
 from risfast.tune.worker import work

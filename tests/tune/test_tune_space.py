@@ -8,8 +8,7 @@ import pytest
 
 from risfast.localize.pipeline import CandidateOptions, MapOptions, PipelineOptions
 from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig, SystemOptions
-from risfast.tune.errors import StudyError
-from risfast.tune.options import HpoConfig
+from risfast.tune.options import HpoConfig, StudyError
 from risfast.tune.space import (
     SPACE,
     Choice,

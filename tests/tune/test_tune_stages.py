@@ -12,13 +12,9 @@ from optuna.trial import TrialState
 from scipy.stats import spearmanr
 from tuning_process import Waiting, config
 
-from risfast.tune.errors import StudyError
 from risfast.tune.objectives import value_of_sums
-from risfast.tune.options import Hpo2Config
-from risfast.tune.presets import PRESETS
-from risfast.tune.space import study_space
-from risfast.tune.stages import (
-    finished_trials,
+from risfast.tune.options import PRESETS, Hpo2Config, StudyError
+from risfast.tune.results import (
     rank_correlation,
     second_config,
     second_stage,
@@ -26,7 +22,8 @@ from risfast.tune.stages import (
     verdict,
     verdict_text,
 )
-from risfast.tune.study import open_study
+from risfast.tune.space import study_space
+from risfast.tune.study import finished_trials, open_study
 from risfast.tune.worker import Result, TrialRejectedError, work
 
 FARTHEST = 22.0

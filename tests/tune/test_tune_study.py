@@ -13,8 +13,7 @@ import optuna
 import pytest
 from tuning_process import Waiting, config
 
-from risfast.tune.errors import StudyError
-from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions, SamplerOptions, ScoreOptions
+from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions, SamplerOptions, ScoreOptions, StudyError
 from risfast.tune.storage import FileLock, open_storage, quiet, with_driver
 from risfast.tune.study import join_study, open_study, slot_seed
 from risfast.tune.worker import work
