@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from risfast.cli.options import Common, Flag, Flat, check_device, refuse_existing
 from risfast.cli.progress import Progress
-from risfast.evaluate.demo_options import DemoOptions
+from risfast.report.demo_options import DemoOptions
 
 __all__ = ["Options", "run"]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(DemoOptions):
     """Options of ``risfast demo``."""
 
-    scenes: int = DemoOptions.scenes
-    """Number of scenes."""
-    seed: int = DemoOptions.seed
-    """The same seed gives the same scenes; the shipped checkpoint was trained on none of them."""
-    snapshots: int = DemoOptions.snapshots
-    """Snapshots of each scene."""
-    grid: Literal["reference", "training"] = "reference"
-    """Search grid of Capon, and of the pictures."""
-    device: str = "cpu"
-    """Where to compute, cpu or cuda."""
-    output: Path = DemoOptions.output
-    """Folder for the pictures."""
     overwrite: Flag = False
     """Replace the pictures that are there."""
     common: Annotated[Common, Flat] = field(default_factory=Common)
@@ -39,10 +26,9 @@ def run(options: Options, progress: Progress) -> int:
     from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
     check_device(options.device)
-    chosen = DemoOptions(options.scenes, options.seed, options.snapshots, options.grid, options.output, options.device)
     pictures = sorted(options.output.glob("*.png")) if options.output.is_dir() else []
     refuse_existing(pictures, "--output", overwrite=options.overwrite)
-    report = run_demo(chosen, progress)
+    report = run_demo(options, progress)
     progress.close()
     print(format_scores(report))
     print()

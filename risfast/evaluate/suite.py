@@ -30,7 +30,7 @@ from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.simulate.system_json import system_to_json
 from risfast.sources import Sources
 
-__all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
+__all__ = ["TRUTH", "Progress", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of", "truth_record"]
 
 _FORMAT = 2
 _WARM_SCENES = 2  # enough to build every table that a method keeps
@@ -173,7 +173,7 @@ class _Bench:
             if self.results.has(place):
                 continue
             if label == TRUTH:
-                self.results.write(place, _truth(scenes, self.config.seed, self.methods.setup.tolerance))
+                self.results.write(place, truth_record(scenes, self.config.seed, self.methods.setup.tolerance))
             else:
                 self.results.write(place, self._found(runs[label].method, runs[label].knowledge, scenes))
 
@@ -226,7 +226,7 @@ def _flat(found: Sequence[Sources]) -> dict[str, Any]:
     }
 
 
-def _truth(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, Any]:
+def truth_record(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, Any]:
     """The answer and the bound of every source on the nominal system; where the true one is another, its bound too."""
     bound = scene_bound(scenes)
     mask = scenes.mask.cpu()
