@@ -13,7 +13,7 @@ from risfast.cli.progress import Progress
 
 if TYPE_CHECKING:  # the suite is imported when it runs
     from risfast.evaluate.suite import Progress as SuiteProgress
-    from risfast.report.outcome import Outcome
+    from risfast.report.outcome import SuiteOutcome
 
 __all__ = ["Options", "run"]
 
@@ -129,7 +129,7 @@ _SHORT = {
 }
 
 
-def outcome_text(outcome: Outcome) -> str:
+def outcome_text(outcome: SuiteOutcome) -> str:
     """The headline figures, and where everything is."""
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):

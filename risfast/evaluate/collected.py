@@ -142,7 +142,7 @@ def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
     )
 
 
-def score_against(estimates: Sequence[Array], truth: Truth, tolerance: Tolerance) -> Scores:
+def score_against(estimates: Sequence[Any], truth: Truth, tolerance: Tolerance) -> Scores:
     """Match and score what was found in every scene (K, 3 or more)."""
     cuts = np.cumsum(truth.count)[:-1]
     limits = np.stack([np.sqrt(truth.covariance[:, 2, 2]), truth.position_m, truth.implied], -1)

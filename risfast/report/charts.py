@@ -81,8 +81,9 @@ def _svg(figure: Figure, label: str, hints: Sequence[str] = ()) -> str:
     from matplotlib import rc_context  # noqa: PLC0415
 
     buffer, texts = io.StringIO(), iter(hints)
-    fonts = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"]}  # the page puts its own in place
-    with rc_context({**fonts, "svg.hashsalt": label}):  # its label gives each chart names of its own
+    # The page puts its own font in place; the label gives each chart names of its own.
+    settings: Any = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "svg.hashsalt": label}
+    with rc_context(settings):
         figure.savefig(buffer, format="svg")
     width, height = figure.get_size_inches() * 72
     opening = f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">'

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 DemoMethod = Callable[[Scenes], Answer]
-ReportProgress = Callable[[str, int, int], None]
+StageReport = Callable[[str, int, int], None]
 
 _SCENES_AT_ONCE = 10
 _FIRST_SEED = 0x64656D6F * SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
@@ -86,7 +86,7 @@ class DemoReport(NamedTuple):
     system: SystemConfig  # What was simulated
 
 
-def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> DemoReport:
+def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoReport:
     """Simulate scenes, localise their sources with each method, score what was found and draw pictures."""
     report = progress or (lambda stage, done, total: None)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> De
     report("preparing", 1, 1)
     scores = []
     for name, method in methods.items():
-        found, seconds = _timed(method, parts, lambda done, name=name: report(name, done, options.scenes))
+        found, seconds = _timed(name, method, parts, report)
         own = score_against([sources.position for sources in found], truth, gate)
         scores.append(MethodScore(name, own, bootstrap(own), 1e3 * seconds / options.scenes))
     bound = BoundReference(scores[0].figures["implied_recall"], bound_errors(truth))
@@ -156,11 +156,11 @@ def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, DemoMethod
     return {LOCALIZER: localized, **{name: capon(estimate) for name, estimate in kinds.items()}}
 
 
-def _timed(method: DemoMethod, parts: Sequence[Scenes], report: Callable[[int], None]) -> tuple[list[Sources], float]:
+def _timed(name: str, method: DemoMethod, parts: Sequence[Scenes], report: StageReport) -> tuple[list[Sources], float]:
     """What a method finds in every scene, and its wall time."""
     found: list[Sources] = []
-    seconds = 0.0
-    report(0)
+    seconds, total = 0.0, sum(map(len, parts))
+    report(name, 0, total)
     for part in parts:
         started = time.perf_counter()
         answer = method(part)
@@ -168,7 +168,7 @@ def _timed(method: DemoMethod, parts: Sequence[Scenes], report: Callable[[int], 
             torch.cuda.synchronize(answer.covariance.device)
         seconds += time.perf_counter() - started
         found += answer.sources
-        report(len(found))
+        report(name, len(found), total)
     return found, seconds
 
 
@@ -196,7 +196,7 @@ def demo_scenes(options: DemoOptions, indices: range) -> Scenes:
     return generate_scenes(system, _FIRST_SEED + options.seed, indices, device=options.device)
 
 
-def _simulate(options: DemoOptions, report: ReportProgress) -> list[Scenes]:
+def _simulate(options: DemoOptions, report: StageReport) -> list[Scenes]:
     """The scenes, in batches that are small enough to show progress."""
     parts: list[Scenes] = []
     for first in range(0, options.scenes, _SCENES_AT_ONCE):
