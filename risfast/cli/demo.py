@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from risfast.cli.options import Command, Common, Flag, Flat, refuse_existing, usable_device
 from risfast.cli.progress import ProgressBar
-from risfast.evaluate.demo_options import DemoOptions
+from risfast.report.demo_options import DemoOptions
 
 __all__ = ["DemoCommand"]
 
 
 @dataclass(frozen=True)
-class DemoCommand(Command):
+class DemoCommand(DemoOptions, Command):
     """Options of ``risfast demo``."""
 
-    scenes: int = DemoOptions.scenes
-    """Number of scenes."""
-    seed: int = DemoOptions.seed
-    """The same seed gives the same scenes; the shipped checkpoint was trained on none of them."""
-    snapshots: int = DemoOptions.snapshots
-    """Snapshots of each scene."""
-    grid: Literal["reference", "training"] = "reference"
-    """Search grid of Capon, and of the pictures."""
-    device: str = "cpu"
-    """Where to compute, cpu or cuda."""
-    output: Path = DemoOptions.output
-    """Folder for the pictures."""
     overwrite: Flag = False
     """Replace the pictures that are there."""
     common: Annotated[Common, Flat] = field(default_factory=Common)
@@ -38,10 +25,9 @@ class DemoCommand(Command):
         from risfast.report.demo import explanation, format_scores, run_demo  # noqa: PLC0415
 
         usable_device(self.device)
-        chosen = DemoOptions(self.scenes, self.seed, self.snapshots, self.grid, self.output, self.device)
         pictures = sorted(self.output.glob("*.png")) if self.output.is_dir() else []
         refuse_existing(pictures, "--output", overwrite=self.overwrite)
-        report = run_demo(chosen, progress)
+        report = run_demo(self, progress)
         progress.close()
         print(format_scores(report))
         print()

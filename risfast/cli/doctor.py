@@ -1,16 +1,67 @@
-"""``risfast doctor``: look at the machine and say what to do."""
+"""``risfast doctor``: what works on this machine, how exactly and how fast, and what to do about what does not."""
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
+import math
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from risfast import __version__
 from risfast.cli.options import Command, Common, Flat, Opt
 from risfast.cli.progress import ProgressBar
 from risfast.errors import FileFormatError
+from risfast.geometry import SearchGrid, SensorArray
+from risfast.ops import (
+    analysis,
+    bartlett_spectrum,
+    local_maxima_3d,
+    music_spectrum,
+    mvdr_spectrum,
+    mvdr_spectrum_lowrank,
+    plan,
+    synthesis,
+)
+from risfast.ops.devices import triton_mode
 
-__all__ = ["DoctorCommand"]
+__all__ = ["Check", "DoctorCommand", "examine"]
+
+TOLERANCE_DB = 0.01
+"""Largest error of a complex64 map at a grid point that counts as well: what the operators promise for low rank."""
+
+_ERRORS = (RuntimeError, ValueError, TypeError, NotImplementedError)
+_SPEED_SECONDS = 2.0
+_FREE_BYTES = 1 << 30  # a run of training with its checkpoints, or a few thousand maps
+_REQUIRED = ("torch", "numpy", "scipy", "h5py", "matplotlib", "safetensors", "tyro", "tomli-w")
+_OPTIONAL = {
+    "triton": "the kernels of CUDA tensors",
+    "pyarrow": "results as .parquet (pip install 'risfast[parquet]')",
+    "acoular": "benchmarks and examples with microphone arrays (pip install 'risfast[bench]')",
+    "optuna": "studies (risfast hpo)",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str  # What
+    status: str  # ``fail``: something that should work here does not; ``warn``: good to know
+    found: str  # What was found, with its figures
+    mend: str = ""  # What to do about it; empty if there is nothing to do
 
 
 @dataclass(frozen=True)
@@ -27,8 +78,6 @@ class DoctorCommand(Command):
 
     def run(self, progress: ProgressBar) -> int:
         """1 if anything fails."""
-        from risfast.cli.doctor_report import examine  # noqa: PLC0415 - it times the operators
-
         if not self.folder.is_dir():
             raise FileFormatError(f"--folder {self.folder}: there is no such folder")
         checks = examine(self.folder, self.device)
@@ -40,3 +89,272 @@ class DoctorCommand(Command):
         warned = sum(check.status == "warn" for check in checks)
         print(f"{failed} failed, {warned} to know, {len(checks) - failed - warned} well")
         return 1 if failed else 0
+
+
+def examine(folder: Path, device: str | None = None) -> list[Check]:
+    """Look at versions, devices, operators, speed and disk."""
+    checks = [*_versions(), _threads(), *_devices(device)]
+    for name in [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+        if not any(check.status == "fail" and check.name == f"device {name}" for check in checks):
+            checks += [*_operators(name), _speed(name)]
+    return [*checks, _disk(folder), _writable(folder), _writable(Path(tempfile.gettempdir()))]
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _versions() -> Iterator[Check]:
+    yield Check(
+        "risfast", "well", f"{__version__}, Python {platform.python_version()}, {platform.platform(terse=True)}"
+    )
+    if not (3, 11) <= sys.version_info[:2] < (3, 14):
+        yield Check("python", "fail", platform.python_version(), "risfast is made for Python 3.11 to 3.13")
+    versions = {package: _version_of(package) for package in _REQUIRED}
+    missing = [package for package, version in versions.items() if version is None]
+    found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    if missing:
+        yield Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
+    else:
+        yield Check("packages", "well", found)
+    numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+    if not (2, 11) <= numbers < (2, 14):
+        yield Check("torch", "fail", torch.__version__, "pip install 'torch>=2.11,<2.14'")
+    absent = {name: use for name, use in _OPTIONAL.items() if importlib.util.find_spec(name) is None}
+    present = [f"{name} {_version_of(name)}" for name in _OPTIONAL if name not in absent]
+    yield Check(
+        "optional packages",
+        "well",
+        (", ".join(present) or "none") + "".join(f"; without {name}: no {use}" for name, use in absent.items()),
+    )
+
+
+def _threads() -> Check:
+    count, cores = torch.get_num_threads(), os.cpu_count() or 1
+    found = f"{count} threads of torch on {cores} cores"
+    if count > cores:
+        return Check(
+            "threads", "warn", found, f"set OMP_NUM_THREADS={cores}: threads that wait for each other are slow"
+        )
+    return Check("threads", "well", found)
+
+
+def _devices(wanted: str | None) -> Iterator[Check]:
+    for name in [wanted] if wanted else ["cpu", "cuda"]:
+        try:
+            torch.zeros(1, device=name).add_(1).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            reason = str(error).splitlines()[0][:120]
+            if wanted:
+                yield Check(
+                    f"device {name}", "fail", reason, "choose another --device, or install a torch that knows it"
+                )
+            elif torch.version.cuda is None and torch.version.hip is None:
+                yield Check("device cuda", "well", "none; this torch is built for the CPU")
+            else:
+                yield Check(
+                    "device cuda",
+                    "warn",
+                    reason,
+                    "there is no GPU that this torch can use; nvidia-smi says whether the driver sees one",
+                )
+        else:
+            yield _device_found(name)
+
+
+def _device_found(name: str) -> Check:
+    device = torch.device(name)
+    if device.type != "cuda":
+        return Check(
+            f"device {name}", "well", f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+        )
+    properties = torch.cuda.get_device_properties(device)
+    free, total = torch.cuda.mem_get_info(device)
+    found = f"{properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    if triton_mode() == "0":
+        return Check(f"device {name}", "warn", f"{found}; kernels turned off", "unset RISFAST_TRITON")
+    if importlib.util.find_spec("triton") is None:
+        return Check(f"device {name}", "fail", f"{found}; Triton is missing", "pip install triton, or RISFAST_TRITON=0")
+    return Check(f"device {name}", "well", found)
+
+
+def _problem() -> tuple[SensorArray, SearchGrid, Tensor, Tensor]:
+    """A small array and grid, a factor F (N, 2) of two sources, and R = F F^H + noise, complex128."""
+    array = SensorArray.rectangular(6, 6)
+    grid = SearchGrid.box(13, 9, (0.8, 2.0, 6.0), math.radians(50), math.radians(25))
+    points = np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])
+    factor = torch.from_numpy(_steering(array, points).T.copy())
+    covariance = factor @ factor.mH + 0.1 * torch.eye(array.n_elements)
+    return array, grid, factor, covariance
+
+
+def _steering(array: SensorArray, points: np.ndarray) -> np.ndarray:
+    """exp(j k (r - d)) in float64, straight from the formula: independent of the operators that are checked."""
+    azimuth, elevation, r = points.reshape(-1, 3).T
+    source = r[:, None] * np.stack(
+        [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], -1
+    )
+    distance = np.linalg.norm(source[:, None] - array.positions_m.numpy(), axis=-1)
+    vectors: np.ndarray = np.exp(1j * array.wavenumber * (r[:, None] - distance))
+    return vectors
+
+
+def _expected(array: SensorArray, grid: SearchGrid, factor: Tensor, covariance: Tensor) -> dict[str, np.ndarray]:
+    """Every map in float64, by the definitions."""
+    vectors = _steering(array, grid.points().numpy())
+    n = array.n_elements
+
+    def form(matrix: np.ndarray) -> np.ndarray:
+        values: np.ndarray = np.einsum("gn,nm,gm->g", vectors.conj(), matrix, vectors).real.reshape(grid.shape)
+        return values
+
+    def capon(R: np.ndarray) -> np.ndarray:
+        return n / form(np.linalg.inv(R + 1e-2 * np.trace(R).real / n * np.eye(n)))
+
+    F, R = factor.numpy(), covariance.numpy()
+    _, basis = np.linalg.eigh(R)
+    noise = basis[:, :-2]
+    return {
+        "mvdr_spectrum": capon(R),
+        "mvdr_spectrum_lowrank": capon(F @ F.conj().T),
+        "bartlett_spectrum": form(R) / n**2,
+        "music_spectrum": n / form(noise @ noise.conj().T),
+        "analysis": form(R),
+    }
+
+
+def _calls(device: str) -> dict[str, Callable[[], Tensor]]:
+    array, grid, factor, covariance = _problem()
+    F, R = (values.to(device, torch.complex64)[None] for values in (factor, covariance))
+    return {
+        "mvdr_spectrum": lambda: mvdr_spectrum(R, array, grid, reduce="none"),
+        "mvdr_spectrum_lowrank": lambda: mvdr_spectrum_lowrank(F, array, grid, reduce="none"),
+        "bartlett_spectrum": lambda: bartlett_spectrum(R, array, grid, reduce="none"),
+        "music_spectrum": lambda: music_spectrum(R, array, grid, n_sources=2, reduce="none"),
+        "analysis": lambda: analysis(R, array, grid),
+    }
+
+
+def _operators(device: str) -> Iterator[Check]:
+    """Run each operator and compare with float64; say what computed it."""
+    array, grid, factor, covariance = _problem()
+    expected = _expected(array, grid, factor, covariance)
+    where = "plain torch" if device == "cpu" or triton_mode() == "0" else "Triton kernels"
+    for name, call in _calls(device).items():
+        label = f"{name} on {device}"
+        try:
+            power = call().cpu().double().numpy()[0]
+        except _ERRORS as error:
+            yield _failed(label, error, device)
+            continue
+        yield _judged(label, power, expected[name], where, device)
+    yield from _others(device, array, grid, torch.from_numpy(expected["mvdr_spectrum"]), where)
+
+
+def _judged(label: str, power: np.ndarray, expected: np.ndarray, where: str, device: str) -> Check:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        error = float(np.abs(10 * np.log10(power / expected)).max())
+    if not error <= TOLERANCE_DB:  # also for NaN
+        return Check(label, "fail", f"{where}, wrong by up to {error:.3g} dB (allowed {TOLERANCE_DB})", _mend(device))
+    return Check(label, "well", f"{where}, within {error:.1e} dB of float64")
+
+
+def _others(device: str, array: SensorArray, grid: SearchGrid, volume: Tensor, where: str) -> Iterator[Check]:
+    """Synthesis by its adjointness to analysis, and the maxima by looking at every point."""
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(1, *grid.shape, generator=generator)
+    vectors = torch.from_numpy(_steering(array, grid.points().numpy()))
+    wanted = vectors.mT @ (weights.double().reshape(-1, 1) * vectors.conj())
+
+    def adjoint() -> tuple[bool, str]:
+        made = synthesis(weights.to(device), array, grid).cpu()[0]
+        error = float((made - wanted).abs().max() / wanted.abs().max())
+        return error < 1e-5, f"relative error {error:.1e}"
+
+    def highest() -> tuple[bool, str]:
+        found = local_maxima_3d(volume[None].float().to(device), window=(3, 3, 3), k=1)
+        place = np.unravel_index(int(volume.float().argmax()), grid.shape)
+        right = tuple(found.index[0, 0].tolist()) == tuple(int(i) for i in place)
+        return right, f"{'finds' if right else 'misses'} the highest point"
+
+    for label, looked in ((f"synthesis on {device}", adjoint), (f"local_maxima_3d on {device}", highest)):
+        try:
+            right, text = looked()
+        except _ERRORS as error:
+            yield _failed(label, error, device)
+            continue
+        yield Check(label, "well" if right else "fail", f"{where}, {text}", "" if right else _mend(device))
+
+
+def _failed(label: str, error: Exception, device: str) -> Check:
+    return Check(label, "fail", " ".join(str(error).split())[:200], _mend(device))
+
+
+def _mend(device: str) -> str:
+    if device == "cpu":
+        return (
+            "reinstall torch and risfast (pip install --force-reinstall torch risfast); if it stays, report this output"
+        )
+    return "set RISFAST_TRITON=0 to compute with plain torch on the GPU, and report this output with nvidia-smi"
+
+
+def _speed(device: str) -> Check:
+    """Capon maps of the reference system for two seconds."""
+    array, grid = SensorArray.rectangular(), SearchGrid.reference()
+    vectors = torch.from_numpy(_steering(array, np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])))
+    R = (vectors.mT @ vectors.conj() + 0.1 * torch.eye(array.n_elements)).to(device, torch.complex64)[None]
+    label = f"speed on {device}"
+
+    def once() -> None:
+        mvdr_spectrum(R, array, grid).power.sum().item()  # the sum waits for the device
+
+    try:
+        once()  # plans, tables, kernels
+        count, passed, started = 0, 0.0, time.perf_counter()
+        while count == 0 or passed < _SPEED_SECONDS:
+            once()
+            count, passed = count + 1, time.perf_counter() - started
+    except _ERRORS as error:
+        return _failed(label, error, device)
+    method = plan(array, grid).method
+    return Check(
+        label,
+        "well",
+        f"{1e3 * passed / count:.1f} ms a Capon map of 144 elements on {' x '.join(map(str, grid.shape))} points "
+        f"({method}, {torch.get_num_threads()} threads)",
+    )
+
+
+def _disk(folder: Path) -> Check:
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Check("disk", "fail", f"{folder}: {error.strerror or error}", "give a --folder that exists")
+    found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
+    if free < _FREE_BYTES:
+        return Check(
+            "disk", "warn", found, "make room, or give another --folder: a run with its checkpoints takes about 1 GiB"
+        )
+    return Check("disk", "well", found)
+
+
+def _writable(folder: Path) -> Check:
+    """Write, sync, rename and remove a file, as every result is written."""
+    label = f"writing to {folder}"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".risfast-doctor-", dir=folder) as place:
+            first = Path(place) / "first"
+            with first.open("wb") as stream:
+                stream.write(b"risfast" * 1000)
+                stream.flush()
+                os.fsync(stream.fileno())
+            second = first.rename(Path(place) / "second")
+            whole = second.read_bytes() == b"risfast" * 1000
+    except OSError as error:
+        return Check(label, "fail", error.strerror or str(error), "choose a folder that you may write to (--folder)")
+    if not whole:
+        return Check(label, "fail", "what is read is not what was written", "do not keep results on this file system")
+    return Check(label, "well", "written, synced, renamed and read")

@@ -12,7 +12,7 @@ from risfast.cli.options import Command, Common, Flag, Flat, Opt, refuse_existin
 from risfast.cli.progress import ProgressBar
 
 if TYPE_CHECKING:  # the suite is imported when it runs
-    from risfast.report.outcome import Outcome
+    from risfast.report.outcome import SuiteOutcome
 
 __all__ = ["EvaluateCommand"]
 
@@ -116,7 +116,7 @@ _SHORT = {
 }
 
 
-def _outcome_text(outcome: Outcome) -> str:
+def _outcome_text(outcome: SuiteOutcome) -> str:
     """The headline figures, and where everything is."""
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):

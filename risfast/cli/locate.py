@@ -17,7 +17,6 @@ from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output, 
 from risfast.cli.progress import ProgressBar
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import FileFormatError
-from risfast.evaluate.demo_options import GRIDS
 from risfast.geometry import Region, SearchGrid
 from risfast.io import RESULT_SUFFIXES, Recording, read, read_options, source_rows, write_results
 from risfast.io.setup_file import SetupParts, read_setup_parts
@@ -256,7 +255,7 @@ def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
 
 def _search(options: DetectCommand, setup: Setup) -> tuple[Setup, SearchGrid]:
     """The grid with the axes that were given in place of its own, and the setup with their ends as its region."""
-    grid = setup.search_grid() if options.grid is None else GRIDS[options.grid]()
+    grid = setup.search_grid() if options.grid is None else getattr(SearchGrid, options.grid)()
     azimuth, elevation, ranges, region = grid.azimuth_rad, grid.elevation_rad, grid.range_m, setup.region
     if options.azimuth_deg is not None:
         azimuth = _axis_rad("--azimuth-deg", options.azimuth_deg, 180.0)

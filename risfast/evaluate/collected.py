@@ -15,7 +15,17 @@ from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import TRUTH, tasks_of
 from risfast.setup import Tolerance
 
-__all__ = ["Collected", "Key", "Mismatched", "Timing", "Truth", "bound_errors", "collect"]
+__all__ = [
+    "Collected",
+    "Key",
+    "Mismatched",
+    "Timing",
+    "Truth",
+    "bound_errors",
+    "collect",
+    "score_against",
+    "truth_of",
+]
 
 _DRAWS = 50  # Gaussian errors for each source
 
@@ -97,7 +107,7 @@ def collect(
         for label in task.labels:
             key = Key(task.scene_set, task.cell, task.snapshots, label)
             chunks.setdefault(key, []).append(results.read(task.place(label)))
-    truth = {key[:3]: _truth(parts) for key, parts in chunks.items() if key.label == TRUTH}
+    truth = {key[:3]: truth_of(parts) for key, parts in chunks.items() if key.label == TRUTH}
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
         if key.label == TRUTH and any("mismatched_implied" in part for part in parts):
@@ -107,13 +117,14 @@ def collect(
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
         collected.estimates[key] = estimates
-        collected.scores[key] = _score(estimates, truth[key[:3]].first(len(estimates)), tolerance)
+        collected.scores[key] = score_against(estimates, truth[key[:3]].first(len(estimates)), tolerance)
         collected.timing[key] = _timing(parts)
         collected.failures[key] = sum(int(part["failed"].sum()) for part in parts)
     return collected
 
 
-def _truth(parts: Sequence[dict[str, Array]]) -> Truth:
+def truth_of(parts: Sequence[dict[str, Array]]) -> Truth:
+    """The records of the truth of all chunks together."""
     return Truth(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Truth)})
 
 
@@ -127,7 +138,8 @@ def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
     )
 
 
-def _score(estimates: Sequence[Array], truth: Truth, tolerance: Tolerance) -> Scores:
+def score_against(estimates: Sequence[Any], truth: Truth, tolerance: Tolerance) -> Scores:
+    """Match and score what was found in every scene (K, 3 or more)."""
     cuts = np.cumsum(truth.count)[:-1]
     limits = np.stack([np.sqrt(truth.covariance[:, 2, 2]), truth.position_m, truth.implied], -1)
     return score(

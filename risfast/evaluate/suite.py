@@ -31,7 +31,7 @@ from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import system_of, system_to_json
 from risfast.sources import Sources
 
-__all__ = ["TRUTH", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of"]
+__all__ = ["TRUTH", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of", "truth_record"]
 
 
 TRUTH = "truth"  # the record that holds the answer and the bound
@@ -238,7 +238,7 @@ class _Bench:
             if self.results.has(place):
                 continue
             if label == TRUTH:
-                self.results.write(place, _truth(scenes, self.config.seed, self.methods.setup.tolerance))
+                self.results.write(place, truth_record(scenes, self.config.seed, self.methods.setup.tolerance))
             else:
                 self.results.write(place, self._found(runs[label].method, runs[label].knowledge, scenes))
 
@@ -291,7 +291,7 @@ def _flat(found: Sequence[Sources]) -> dict[str, Any]:
     }
 
 
-def _truth(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, Any]:
+def truth_record(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, Any]:
     """The answer and the bound of every source on the nominal system; where the true one is another, its bound too."""
     bound = scene_bound(scenes)
     mask = scenes.mask.cpu()

@@ -1,25 +1,102 @@
-"""Charts as inline SVG that takes its colours from the page, so that it is legible on light and on dark ground."""
+"""The charts of the report as inline SVG that matplotlib draws in the colours of the page, light and dark."""
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-__all__ = ["DASH", "Axis", "Chart", "Series", "heatmap", "legend", "number"]
+import numpy as np
+import torch
 
-DASH = "\u2013"
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 42.0
+from risfast.covariance import effective_covariance, ls_covariance
+from risfast.evaluate.collected import Collected, Key, bound_errors
+from risfast.evaluate.figures import Interval
+from risfast.evaluate.matching import Array
+from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES
+from risfast.evaluate.tables import Group
+from risfast.geometry import SearchGrid
+from risfast.localize import Localizer, pipeline
+from risfast.models import Measurement
+from risfast.ops import mvdr_spectrum
+from risfast.report.plots import FOUND_COLOUR, label_ranges
+from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
+from risfast.setup import Setup, uniform_axis
+from risfast.simulate.scenes import SystemConfig, generate_scenes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = [
+    "Axis",
+    "Chart",
+    "SpectrumScene",
+    "error_chart",
+    "heatmap",
+    "legend",
+    "map_charts",
+    "map_lines",
+    "spectrum_view",
+    "sweep_charts",
+    "typical_scenes",
+]
+
+FIXED_SNR_DB = 10.0  # of the errors over the number of sources
+_UNIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_SHIFT = 2.5  # between error bars at the same place, in points
+_ERRORS_M = np.logspace(-2, 1, 121)
+_FLOOR_DB = -25.0
+_PIXELS = (241, 121)
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 26.0, 42.0  # around the axes, in points
+_VARIABLES = {colour: f"var(--{name})" for name, colour in COLOUR.items()}
 
 
-class Series(NamedTuple):
-    """How a method looks."""
+def _new_axes(size: tuple[float, float], margins: tuple[float, float, float, float]) -> tuple[Figure, Axes]:
+    """A bare figure of a size in points, which are the units of the view box, with axes between the margins."""
+    from matplotlib.figure import Figure  # noqa: PLC0415  (drawing is the only thing that needs it)
 
-    name: str  # For the legend
-    style: str  # CSS class with its colour, width and dashes
-    marker: str = ""  # circle, square, triangle, diamond, or empty
+    (width, height), (left, right, top, bottom) = size, margins
+    figure = Figure(figsize=(width / 72, height / 72), facecolor="none")
+    place = (left / width, bottom / height, 1 - (left + right) / width, 1 - (top + bottom) / height)
+    axes = figure.add_axes(place, facecolor="none")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, pad=6, labelsize=12)
+    return figure, axes
+
+
+def _name_axes(axes: Axes, title: str, x: str, y: str) -> None:
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=COLOUR["ink"])
+    axes.set_xlabel(x, fontsize=12)
+    axes.set_ylabel(y, fontsize=12)
+
+
+def _svg(figure: Figure, label: str, hints: Sequence[str] = ()) -> str:
+    """A figure as an element of the page: no names of its own but those of its markers, which show the hints."""
+    from matplotlib import rc_context  # noqa: PLC0415
+
+    buffer, texts = io.StringIO(), iter(hints)
+    # The page puts its own font in place; the label gives each chart names of its own.
+    settings: Any = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "svg.hashsalt": label}
+    with rc_context(settings):
+        figure.savefig(buffer, format="svg")
+    width, height = figure.get_size_inches() * 72
+    opening = f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(label)}">'
+    drawn = re.sub(r"^.*?<svg[^>]*>", opening, buffer.getvalue(), count=1, flags=re.DOTALL)
+    # What is drawn stays within the axes, so nothing is cut off.
+    for left_out in (r"<metadata>.*?</metadata>", r"<style.*?</style>", r"<clipPath.*?</clipPath>", r"<!--.*?-->"):
+        drawn = re.sub(left_out, "", drawn, flags=re.DOTALL)
+    drawn = re.sub(r' clip-path="[^"]*"| id="(?!m[0-9a-f]{10})[^"]*"|(?<=>)\s+(?=<)', "", drawn)
+    if hints:
+        drawn = re.sub(
+            r"<use ([^>]*)/>", lambda m: f"<use {m[1]}><title>{html.escape(next(texts))}</title></use>", drawn
+        )
+    return re.sub(r"#[0-9a-f]{6}\b", lambda m: _VARIABLES.get(m[0], m[0]), drawn).strip()
 
 
 @dataclass(frozen=True)
@@ -30,188 +107,298 @@ class Axis:
     low: float  # Its ends
     high: float  # Its ends
     ticks: Sequence[float]
-    names: Sequence[str] = ()  # Texts of the ticks
     logarithmic: bool = False
 
-    def share(self, value: float) -> float:
-        """Position in 0 .. 1, cut off at the ends."""
-        low, high = self.low, self.high
-        if self.logarithmic:
-            value, low, high = math.log(max(value, 1e-300)), math.log(low), math.log(high)
-        return min(max((value - low) / (high - low), 0.0), 1.0)
 
-    def texts(self) -> Sequence[str]:
-        """Of the ticks."""
-        return self.names or [number(tick) for tick in self.ticks]
-
-
-def number(value: float) -> str:
-    """A number in few letters."""
-    if not math.isfinite(value):
-        return DASH
-    return f"{value:g}".replace("-", "\u2212")
-
-
-@dataclass
 class Chart:
-    """A chart of lines and points."""
+    """A chart of lines and points; values beyond an axis stand at its end."""
 
-    title: str
-    x: Axis
-    y: Axis
-    width: float = 460.0  # In units of the view box
-    height: float = 300.0  # In units of the view box
-    _parts: list[str] = field(default_factory=list)
+    def __init__(self, title: str, x: Axis, y: Axis, height: float = 300.0) -> None:
+        self.x, self.y, self.label = x, y, f"{title}: {y.label} over {x.label}"
+        self.figure, self.axes = _new_axes((460.0, height), (_LEFT, _RIGHT, _TOP, _BOTTOM))
+        self._hints: list[str] = []
+        _name_axes(self.axes, title, x.label, y.label)
+        for name, axis in (("x", x), ("y", y)):
+            scale = {f"{name}scale": "log"} if axis.logarithmic else {}
+            self.axes.set(**scale, **{f"{name}lim": (axis.low, axis.high)})
+            getattr(self.axes, f"set_{name}ticks")(axis.ticks, [number(tick) for tick in axis.ticks])
+        self.axes.minorticks_off()
+        self.axes.grid(color=COLOUR["rule"], linewidth=1)
+        self.axes.set_axisbelow(True)
 
-    def _px(self, value: float) -> float:
-        return _LEFT + self.x.share(value) * (self.width - _LEFT - _RIGHT)
-
-    def _py(self, value: float) -> float:
-        return self.height - _BOTTOM - self.y.share(value) * (self.height - _TOP - _BOTTOM)
-
-    def line(self, x: Sequence[float], y: Sequence[float], series: Series, *, steps: bool = False) -> None:
+    def line(self, x: Sequence[float], y: Sequence[float], series: Series) -> None:
         """A line through the points; where a value is not finite it is broken."""
-        path, pen = [], False
-        previous = 0.0
-        for a, b in zip(x, y, strict=True):
-            if not (math.isfinite(a) and math.isfinite(b)):
-                pen = False
-                continue
-            px, py = self._px(a), self._py(b)
-            if pen and steps:
-                path.append(f"L{px:.1f} {previous:.1f}")
-            path.append(f"{'L' if pen else 'M'}{px:.1f} {py:.1f}")
-            pen, previous = True, py
-        self._parts.append(f'<path class="line {series.style}" d="{" ".join(path)}"/>')
+        self._draw(x, y, series, linewidth=2.5 if series.strong else 2.0 if series is BOUND else 1.7)
 
-    def points(
-        self, x: Sequence[float], y: Sequence[tuple[float, float, float]], series: Series, shift: float = 0.0
-    ) -> None:
-        """A line with markers and error bars."""
-        keep = [(a, v) for a, v in zip(x, y, strict=True) if math.isfinite(v[0])]
-        moved = [(self._px(a) + shift, v) for a, v in keep]
-        path = " ".join(f"{'L' if i else 'M'}{px:.1f} {self._py(v[0]):.1f}" for i, (px, v) in enumerate(moved))
-        self._parts.append(f'<path class="line {series.style}" d="{path}"/>')
-        for (a, value), (px, _) in zip(keep, moved, strict=True):
-            py = self._py(value[0])
-            if math.isfinite(value[1]) and math.isfinite(value[2]):
-                bar = f"M{px:.1f} {self._py(value[1]):.1f}V{self._py(value[2]):.1f}"
-                self._parts.append(f'<path class="bar {series.style}" d="{bar}"/>')
-            text = f"{series.name}: {value[0]:.3g} [{value[1]:.3g}, {value[2]:.3g}] at {number(round(a, 3))}"
-            self._parts.append(_marker(px, py, series, html.escape(text)))
+    def _draw(self, x: Sequence[float], y: Sequence[float], series: Series, **style: Any) -> None:
+        values = np.clip(y, self.y.low, self.y.high)
+        self.axes.plot(x, values, color=COLOUR[series.colour], linestyle=series.line, **style)
 
-    def vertical(self, x: float, text: str) -> None:
-        """A thin line with a word beside it."""
-        px = self._px(x)
-        self._parts.append(f'<path class="rule" d="M{px:.1f} {_TOP}V{self.height - _BOTTOM}"/>')
-        self._parts.append(f'<text class="note" x="{px - 4:.1f}" y="{_TOP + 11}" text-anchor="end">{text}</text>')
+    def points(self, x: Sequence[float], y: Sequence[Interval], series: Series, shift: float = 0.0) -> None:
+        """A line with markers and error bars, moved to the side by so many points."""
+        keep = [(a, v) for a, v in zip(x, y, strict=True) if math.isfinite(v.value)]
+        colour, per_point = COLOUR[series.colour], (self.x.high - self.x.low) / (460.0 - _LEFT - _RIGHT)
+        at = [a + shift * per_point for a, _ in keep]
+        marker = {"marker": series.marker, "markersize": 6.8, "markeredgecolor": colour}
+        filled = {"markerfacecolor": colour if series.strong else COLOUR["card"], "markeredgewidth": 1.4}
+        self._draw(at, [v.value for _, v in keep], series, linewidth=2.5 if series.strong else 1.7, **marker, **filled)
+        for place, (_, v) in zip(at, keep, strict=True):
+            if math.isfinite(v.low) and math.isfinite(v.high):
+                ends = np.clip(v[1:], self.y.low, self.y.high)
+                self.axes.vlines(place, *ends, color=colour, linewidth=1.2, alpha=0.6)
+        self._hints += [
+            f"{series.name}: {v.value:.3g} [{v.low:.3g}, {v.high:.3g}] at {number(round(a, 3))}" for a, v in keep
+        ]
 
     def svg(self) -> str:
         """The chart as an element."""
-        bottom, right = self.height - _BOTTOM, self.width - _RIGHT
-        parts = [f'<text class="title" x="{_LEFT}" y="15">{html.escape(self.title)}</text>']
-        for tick, text in zip(self.y.ticks, self.y.texts(), strict=True):
-            py = self._py(tick)
-            parts.append(f'<path class="grid" d="M{_LEFT} {py:.1f}H{right}"/>')
-            parts.append(f'<text class="tick" x="{_LEFT - 7}" y="{py + 4:.1f}" text-anchor="end">{text}</text>')
-        for tick, text in zip(self.x.ticks, self.x.texts(), strict=True):
-            px = self._px(tick)
-            parts.append(f'<path class="grid" d="M{px:.1f} {_TOP}V{bottom}"/>')
-            parts.append(f'<text class="tick" x="{px:.1f}" y="{bottom + 16}" text-anchor="middle">{text}</text>')
-        middle = (_LEFT + right) / 2
-        parts.append(
-            f'<text class="label" x="{middle:.1f}" y="{self.height - 6}" text-anchor="middle">{self.x.label}</text>'
-        )
-        parts.append(
-            f'<text class="label" x="13" y="{(_TOP + bottom) / 2:.1f}" text-anchor="middle" '
-            f'transform="rotate(-90 13 {(_TOP + bottom) / 2:.1f})">{self.y.label}</text>'
-        )
-        return (
-            f'<svg class="chart" viewBox="0 0 {self.width:g} {self.height:g}" role="img" '
-            f'aria-label="{html.escape(self.title)}">{"".join(parts)}{"".join(self._parts)}</svg>'
-        )
+        return _svg(self.figure, self.label, self._hints)
 
 
-def _marker(x: float, y: float, series: Series, text: str = "") -> str:
-    shapes: dict[str, Callable[[], str]] = {
-        "circle": lambda: f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.4"',
-        "square": lambda: f'<rect x="{x - 3:.1f}" y="{y - 3:.1f}" width="6" height="6"',
-        "triangle": lambda: f'<path d="M{x:.1f} {y - 4:.1f}l3.8 6.6h-7.6z"',
-        "diamond": lambda: f'<path d="M{x:.1f} {y - 4.4:.1f}l4.4 4.4l-4.4 4.4l-4.4 -4.4z"',
-    }
-    shape = shapes.get(series.marker, shapes["circle"])()
-    style = "mark" if series.marker else "mark quiet"
-    return f'{shape} class="{style} {series.style}"><title>{text}</title>{_closing(shape)}'
+def heatmap(
+    title: str, values: Sequence[Sequence[float]], columns: Sequence[str], rows: Sequence[str], labels: tuple[str, str]
+) -> str:
+    """A table of colours, from 0 to 1, with the numbers in it."""
+    from matplotlib import colormaps  # noqa: PLC0415
+
+    data, colours = np.asarray(values, dtype=float), colormaps["viridis"]
+    size = (50.0 + 50.0 * len(columns), 66.0 + 34.0 * len(rows))
+    figure, axes = _new_axes(size, (44.0, 6.0, 26.0, 40.0))
+    _name_axes(axes, title, *labels)
+    axes.pcolormesh(np.ma.masked_invalid(data), vmin=0, vmax=1, cmap=colours, edgecolors=COLOUR["card"], linewidth=2)
+    for (i, j), value in np.ndenumerate(data):
+        bright = float(np.dot(colours(value)[:3], (0.299, 0.587, 0.114))) > 0.47
+        colour, text = "#10141a" if bright else "#fdfdfd", f"{value:.2f}" if math.isfinite(value) else DASH
+        axes.text(j + 0.5, i + 0.5, text, fontsize=12.5, ha="center", va="center", color=colour)
+    axes.set_xticks(np.arange(len(columns)) + 0.5, columns)
+    axes.set_yticks(np.arange(len(rows)) + 0.5, rows)
+    axes.invert_yaxis()
+    axes.set_facecolor(COLOUR["empty"])
+    return _svg(figure, title)
 
 
-def _closing(shape: str) -> str:
-    return f"</{shape[1:].split(maxsplit=1)[0]}>"
+_LINES = {"-": "─{}─", "--": "╌{}╌", ":": "┈{}┈"}
+_MARKERS = {"o": "●", "s": "■", "^": "▲", "D": "◆", "": "╌"}
 
 
 def legend(series: Sequence[Series]) -> str:
     """A list with an entry for each series: its line, its marker, and its name."""
-    entries = []
-    for one in series:
-        mark = _marker(17, 6, one) if one.marker else ""
-        entries.append(
-            f'<li><svg viewBox="0 0 34 12" width="34" height="12" aria-hidden="true">'
-            f'<path class="line {one.style}" d="M1 6H33"/>{mark}</svg>{html.escape(one.name)}</li>'
-        )
-    return f'<ul class="legend">{"".join(entries)}</ul>'
+    entries = "".join(
+        f'<li><b style="color:var(--{one.colour})">{_LINES[one.line].format(_MARKERS[one.marker])}</b>'
+        f"{html.escape(one.name)}</li>"
+        for one in series
+    )
+    return f'<ul class="legend">{entries}</ul>'
 
 
-# Ends and middle of the scale of a heat map: dark blue is bad, pale is good, in both themes.
-_SCALE = ((68, 28, 84), (49, 104, 142), (53, 183, 121), (253, 231, 37))
+class SpectrumScene(NamedTuple):
+    """One scene whose spectrum the report shows."""
+
+    title: str
+    snapshots: int
+    scene: int
+    label: str  # The run whose estimates are drawn
 
 
-def _colour(share: float) -> tuple[str, str]:
-    """Fill and text colour of a share in 0 .. 1."""
-    at = min(max(share, 0.0), 1.0) * (len(_SCALE) - 1)
-    low = min(int(at), len(_SCALE) - 2)
-    mixed = [round(a + (b - a) * (at - low)) for a, b in zip(_SCALE[low], _SCALE[low + 1], strict=True)]
-    bright = 0.299 * mixed[0] + 0.587 * mixed[1] + 0.114 * mixed[2]
-    return f"rgb({mixed[0]},{mixed[1]},{mixed[2]})", "#10141a" if bright > 120 else "#ffffff"
+def error_chart(collected: Collected, length: int, labels: Sequence[str]) -> str:
+    """Share of all true sources within a distance, for every method, and for errors as large as the bound."""
+    x = Axis("position error (m)", 0.01, 10.0, (0.01, 0.03, 0.1, 0.3, 1, 3, 10), logarithmic=True)
+    chart = Chart(f"L = {length}", x, Axis("share of all true sources", 0, 1, _UNIT))
+    bound = np.sort(bound_errors(collected.truth["main", 0, length]).ravel())
+    chart.line(_ERRORS_M.tolist(), _share(bound), BOUND)
+    for i, label in reversed(list(enumerate(labels))):
+        distance = collected.scores[Key("main", 0, length, label)].source_error[:, 3]
+        chart.line(_ERRORS_M.tolist(), _share(np.sort(np.nan_to_num(distance, nan=np.inf))), series_of(label, i))
+    return chart.svg()
 
 
-def heatmap(
-    title: str,
-    values: Sequence[Sequence[float]],
-    columns: Sequence[str],
-    rows: Sequence[str],
-    labels: tuple[str, str],
-    *,
-    low: float = 0.0,
-    high: float = 1.0,
-    form: str = "{:.2f}",
+def _share(distance: Array) -> list[float]:
+    count = np.searchsorted(distance, _ERRORS_M, side="right")
+    return (count / max(len(distance), 1)).tolist()
+
+
+_SWEEPS = {
+    "B3": ("sources in the scene", "f1"),
+    "B4": ("SNR (dB)", "f1"),
+    "B5": ("range (m)", "recall"),
+    "B6": ("azimuth (deg)", "f1"),
+}
+
+
+def sweep_charts(groups: Sequence[Group], benchmark: str, lengths: Sequence[int]) -> str:
+    """F1 or recall of every method over the variable of a benchmark, one chart for each L."""
+    label, figure = _SWEEPS[benchmark]
+    own = [g for g in groups if g.benchmark == benchmark and g.scene_set == "main"]
+    if not own:  # the value is fixed
+        return ""
+    x, y = _sweep_axis(benchmark, label, own), Axis({"f1": "F1", "recall": "recall"}[figure], 0, 1, _UNIT)
+    charts = []
+    for length in lengths:
+        chart, rows = Chart(f"L = {length}", x, y, height=290), _by_label(own, length)
+        first = next(iter(rows.values()))
+        chart.line([_centre(g) for g in first], [g.figures["implied_recall"].value for g in first], BOUND)
+        for i, (name, mine) in reversed(list(enumerate(rows.items()))):
+            shift = (i - (len(rows) - 1) / 2) * _SHIFT
+            chart.points([_centre(g) for g in mine], [g.figures[figure] for g in mine], series_of(name, i), shift)
+        charts.append(chart.svg())
+    return f'<div class="row">{"".join(charts)}</div>'
+
+
+def _by_label(groups: Sequence[Group], length: int) -> dict[str, list[Group]]:
+    """Groups of one L by the label of their run."""
+    own: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.snapshots == length:
+            own.setdefault(group.label, []).append(group)
+    return own
+
+
+def _sweep_axis(benchmark: str, label: str, groups: Sequence[Group]) -> Axis:
+    if benchmark == "B3":
+        return Axis(label, 0.7, 5.3, MAP_SOURCES)
+    edges = sorted({g.low for g in groups} | {g.high for g in groups})
+    if benchmark == "B5":
+        return Axis(label, 0, edges[-1], edges[1:])
+    return Axis(label, edges[0], edges[-1], edges)
+
+
+def _centre(group: Group) -> float:
+    return group.low if group.variable == "sources" else (group.low + group.high) / 2
+
+
+def map_charts(groups: Sequence[Group], length: int) -> str:
+    """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources."""
+    rows = _by_label([g for g in groups if g.benchmark == "B9"], length)
+    shown = [(f"F1, {series_of(name).name}", _cells(own, "f1")) for name, own in rows.items()]
+    shown.append(("recall that the bound implies", _cells(next(iter(rows.values())), "implied_recall")))
+    columns, lines = [number(s) for s in MAP_SNR_DB], [str(k) for k in MAP_SOURCES]
+    charts = [heatmap(title, values, columns, lines, ("SNR (dB)", "sources")) for title, values in shown]
+    return f'<div class="row triple">{"".join(charts)}</div>'
+
+
+def _cells(groups: Sequence[Group], figure: str) -> list[list[float]]:
+    values = {(int(g.low), g.second[0]): g.figures[figure].value for g in groups}
+    return [[values.get((k, snr), math.nan) for snr in MAP_SNR_DB] for k in MAP_SOURCES]
+
+
+def map_lines(groups: Sequence[Group], lengths: Sequence[int], errors: Collected | None = None) -> str:
+    """Along the map: F1 of two sources over SNR, or median errors over the number of sources at one SNR."""
+    charts = []
+    for length in lengths:
+        rows = [g for g in groups if g.benchmark == "B9"]
+        if errors is None:
+            rows = [g for g in rows if int(g.low) == 2]
+            x, y, figure = Axis("SNR (dB)", -6, 21, MAP_SNR_DB), Axis("F1, two sources", 0, 1, _UNIT), "f1"
+        else:
+            rows = [g for g in rows if g.second[0] == FIXED_SNR_DB]
+            x, figure = Axis("sources in the scene", 0.7, 5.3, MAP_SOURCES), "median_xyz_pairs_m"
+            y = Axis("median xyz error (m)", 0.01, 3, (0.01, 0.03, 0.1, 0.3, 1, 3), logarithmic=True)
+        chart, by_label = Chart(f"L = {length}", x, y, height=270), _by_label(rows, length)
+        first = next(iter(by_label.values()))
+        if errors is None:
+            chart.line([g.second[0] for g in first], [g.figures["implied_recall"].value for g in first], BOUND)
+        else:
+            chart.line([g.low for g in first], [_bound_median(errors, int(g.low), length) for g in first], BOUND)
+        for i, (name, mine) in reversed(list(enumerate(by_label.items()))):
+            at = [g.second[0] if errors is None else g.low for g in mine]
+            chart.points(at, [g.figures[figure] for g in mine], series_of(name, i), (i - 0.5) * _SHIFT)
+        charts.append(chart.svg())
+    return f'<div class="row">{"".join(charts)}</div>'
+
+
+def _bound_median(collected: Collected, k: int, length: int) -> float:
+    """Median of Gaussian errors as large as the bound, in the cell of the map with k sources."""
+    cell = MAP_SOURCES.index(k) * len(MAP_SNR_DB) + MAP_SNR_DB.index(FIXED_SNR_DB)
+    return float(np.median(bound_errors(collected.truth["map", cell, length])))
+
+
+def typical_scenes(collected: Collected, length: int, label: str) -> list[SpectrumScene]:
+    """The best, the median and the worst scene by GOSPA; of several equal ones that with the most sources."""
+    scores = collected.scores[Key("main", 0, length, label)]
+    order = np.lexsort((-scores.n_true, np.round(scores.gospa.sum(1), 9)))
+    places = {"best": 0, "median": len(order) // 2, "worst": len(order) - 1}
+    return [SpectrumScene(title, length, int(order[place]), label) for title, place in places.items()]
+
+
+def spectrum_view(
+    chosen: SpectrumScene,
+    collected: Collected,
+    seed: int,
+    system: SystemConfig,
+    setup: Setup,
+    model: Localizer,
 ) -> str:
-    """A table of colours with the numbers in it."""
-    cell_w, cell_h, left, top = 50.0, 34.0, 44.0, 26.0
-    width, height = left + cell_w * len(columns) + 6, top + cell_h * len(rows) + 40
-    parts = [f'<text class="title" x="{left}" y="15">{html.escape(title)}</text>']
-    for i, row in enumerate(values):
-        for j, value in enumerate(row):
-            x, y = left + j * cell_w, top + i * cell_h
-            known = math.isfinite(value)
-            fill, text = _colour((value - low) / (high - low)) if known else ("var(--empty)", "var(--soft)")
-            shown = form.format(value) if known else DASH
-            parts.append(
-                f'<rect x="{x + 1:g}" y="{y + 1:g}" width="{cell_w - 2:g}" height="{cell_h - 2:g}" rx="3" '
-                f'style="fill:{fill}"/><text class="cell" x="{x + cell_w / 2:g}" y="{y + cell_h / 2 + 4:g}" '
-                f'text-anchor="middle" style="fill:{text}">{shown}</text>'
-            )
-    for j, name in enumerate(columns):
-        x, y = left + (j + 0.5) * cell_w, top + cell_h * len(rows) + 15
-        parts.append(f'<text class="tick" x="{x:g}" y="{y:g}" text-anchor="middle">{name}</text>')
-    for i, name in enumerate(rows):
-        y = top + (i + 0.5) * cell_h + 4
-        parts.append(f'<text class="tick" x="{left - 8}" y="{y:g}" text-anchor="end">{name}</text>')
-    middle_x, middle_y = left + cell_w * len(columns) / 2, top + cell_h * len(rows) / 2
-    parts.append(
-        f'<text class="label" x="{middle_x:g}" y="{height - 6:g}" text-anchor="middle">{labels[0]}</text>'
-        f'<text class="label" x="12" y="{middle_y:g}" text-anchor="middle" '
-        f'transform="rotate(-90 12 {middle_y:g})">{labels[1]}</text>'
+    """Capon map of a scene with its true and found sources, and what it shows in words."""
+    key = Key("main", 0, chosen.snapshots, chosen.label)
+    scenes = generate_scenes(replace(system, n_snapshots=chosen.snapshots), seed, [chosen.scene])
+    if chosen.label.startswith("localizer"):
+        device = next((p.device for p in model.backbone.parameters()), torch.device("cpu"))
+        measurement = Measurement.of(scenes).to(device)
+        with torch.no_grad():
+            estimate = pipeline.estimate(model.parts, measurement)
+            covariance = pipeline.effective(estimate, measurement, model.options).cpu()
+    else:
+        covariance = effective_covariance(ls_covariance(scenes.y, scenes.codes, scenes.channel))
+    view = _view(setup)
+    planes = model.options.grid(setup).range_m
+    azimuth, elevation = (uniform_axis(*ends, count) for ends, count in zip(view, _PIXELS, strict=True))
+    grid = SearchGrid(azimuth, elevation, planes)
+    spectrum = mvdr_spectrum(
+        covariance, setup.array, grid, loading=model.options.map.loading, wavefront=setup.wavefront
+    )
+    power = spectrum.power[0].double().numpy()
+    level = 10 * np.log10(power / power.max())
+    floor = max(_FLOOR_DB, float(np.floor(level.min())))
+    true = scenes.position[0][scenes.mask[0]].double().numpy()
+    found = collected.estimates[key][chosen.scene][:, :3]
+    scores = collected.scores[key]
+    hits = int(scores.source_hit[scores.source_scene == chosen.scene].sum())
+    ends = [f"{number(math.degrees(low))}° … {number(math.degrees(high))}°" for low, high in view]
+    alt = f"Capon map of scene {chosen.scene} with {len(true)} true and {len(found)} found sources"
+    words = (
+        f"<b>{chosen.title.capitalize()}</b>: scene {chosen.scene}, L = {chosen.snapshots}, SNR "
+        f"{float(scenes.snr_db[0]):.1f} dB, {len(true)} true, {len(found)} found, {hits} hit"
     )
     return (
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{html.escape(title)}">'
-        f"{''.join(parts)}</svg>"
+        f'<div><div class="spectrum"><img alt="{alt}" src="data:image/png;base64,{_png(level, floor)}">'
+        f"{_marks(chosen, true, found, np.degrees(view))}</div>"
+        f'<div class="ends"><span>azimuth {ends[0]}</span><span>elevation {ends[1]}</span>'
+        f"<span>{number(floor)} … 0 dB</span></div><p>{words}</p></div>"
     )
+
+
+def _view(setup: Setup) -> list[tuple[float, float]]:
+    """Ends of azimuth and elevation; a fixed coordinate is shown from -90 to 90 degrees."""
+    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
+    return [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
+
+
+def _marks(chosen: SpectrumScene, true: Array, found: Array, view_deg: Array) -> str:
+    """Rings at the true sources and crosses at the found ones, each with its range, to lie on the map."""
+    figure, axes = _new_axes((480.0, 240.0), (0.0, 0.0, 0.0, 0.0))
+    axes.set(xlim=view_deg[0], ylim=view_deg[1], xticks=[], yticks=[])
+    for rows, marker, size, colour in ((true, "o", 16, "#fdfdfd"), (found, "x", 9, FOUND_COLOUR)):
+        axes.plot(*np.degrees(rows[:, :2].T), marker, color=colour, markersize=size, markeredgewidth=2, mfc="none")
+        for row in rows:
+            # Above for what is true and below for what was found, unless that is outside.
+            up = (math.degrees(row[1]) - view_deg[1, 0]) / np.ptp(view_deg[1])
+            height = 8 if (marker == "o" and up < 0.92) or up < 0.1 else -18
+            label_ranges(axes, row[None], colour, height, undetermined="no range", fontsize=13, path_effects=[])
+    return _svg(figure, f"{chosen.title}: true and found sources of scene {chosen.scene}, L = {chosen.snapshots}")
+
+
+def _png(level: Array, floor: float) -> str:
+    """The map [G_az, G_el] as a picture, elevation upwards, base64."""
+    from matplotlib import image  # noqa: PLC0415  (drawing is the only thing that needs it)
+
+    buffer = io.BytesIO()
+    image.imsave(
+        buffer,
+        level.T[::-1],
+        vmin=floor,
+        vmax=0.0,
+        cmap="viridis",
+        format="png",
+        metadata={"Software": ""},  # no versions inside: the same data gives the same picture
+    )
+    return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -4,36 +4,39 @@ from __future__ import annotations
 
 import math
 import textwrap
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from risfast.evaluate.bounds import scene_bound
-from risfast.evaluate.demo_methods import (
-    LOCALIZER,
-    LS,
-    TRUE,
-    BoundReference,
-    MethodScore,
-    bound_reference,
-    demo_methods,
-    run_method,
-    score_run,
-    true_positions,
-)
-from risfast.evaluate.demo_options import SEEDS, DemoOptions
-from risfast.evaluate.figures import Interval
-from risfast.geometry import direction_cosines
-from risfast.localize import Localizer
-from risfast.report.demo_pictures import Illustration, draw_demo
+from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
+from risfast.detect import detect_sources
+from risfast.evaluate import match
+from risfast.evaluate.collected import bound_errors, score_against, truth_of
+from risfast.evaluate.figures import Interval, bootstrap
+from risfast.evaluate.matching import Array
+from risfast.evaluate.metrics import Scores
+from risfast.evaluate.suite import truth_record
+from risfast.geometry import SearchGrid, direction_cosines
+from risfast.localize import Localizer, pipeline
+from risfast.models import CovarianceEstimate
+from risfast.report.demo_options import SEEDS, DemoOptions
+from risfast.report.demo_pictures import ALS, LOCALIZER, LS, TRUE, Answer, Illustration, draw_demo
+from risfast.report.tables import Sheet
 from risfast.setup import MOST_POINTS
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.sources import Sources
 
 __all__ = [
+    "BoundReference",
     "DemoOptions",
     "DemoReport",
+    "MethodScore",
+    "demo_methods",
     "demo_scenes",
     "explanation",
     "format_scores",
@@ -41,7 +44,8 @@ __all__ = [
     "run_demo",
 ]
 
-ReportProgress = Callable[[str, int, int], None]
+DemoMethod = Callable[[Scenes], Answer]
+StageReport = Callable[[str, int, int], None]
 
 _SCENES_AT_ONCE = 10
 _FIRST_SEED = 0x64656D6F * SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
@@ -49,6 +53,26 @@ _TEXT_WIDTH = 105  # of the table
 _LEGIBLE_RAD = math.radians(8.0)  # closer markers touch in the picture
 _TYPICAL_SNR_DB = 3.0  # from the middle of the range
 _POINTS = {"reference": MOST_POINTS, "training": 1 << 14}  # at most, of a grid
+
+
+class MethodScore(NamedTuple):
+    """How one method did."""
+
+    name: str
+    scores: Scores
+    # Every figure of :data:`risfast.evaluate.figures.FIGURES` with its 95 % interval over the scenes
+    figures: dict[str, Interval]
+    # Wall time in milliseconds, from the measurements (of the first Capon row: from the covariance) to the sources
+    ms_per_scene: float
+
+
+class BoundReference(NamedTuple):
+    """What unbiased estimators that reach the Cramér-Rao bound would do on the same scenes."""
+
+    # Mean over the sources of the chance that an error as large as the bound is a hit, with its 95 % interval
+    implied_recall: Interval
+    # (T, D) D random position errors of each of the T sources in metres, Gaussian with the bound's covariance
+    error_m: Array
 
 
 class DemoReport(NamedTuple):
@@ -62,50 +86,90 @@ class DemoReport(NamedTuple):
     system: SystemConfig  # What was simulated
 
 
-def run_demo(options: DemoOptions, progress: ReportProgress | None = None) -> DemoReport:
+def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoReport:
     """Simulate scenes, localise their sources with each method, score what was found and draw pictures."""
-    report = progress or _silent
+    report = progress or (lambda stage, done, total: None)
     options.output.mkdir(parents=True, exist_ok=True)
     parts = _simulate(options, report)
+    system = parts[0].config
     shown = illustrative_scene(parts)
+    scene = demo_scenes(options, range(shown, shown + 1))
     report("preparing", 0, 1)
     localizer = Localizer.from_pretrained().to(options.device)
     grid = localizer.setup.search_grid(most_points=_POINTS[options.grid])
-    bounds = [scene_bound(part) for part in parts]
+    gate = system.setup.tolerance
+    truth = truth_of([truth_record(part, 0, gate) for part in parts])
     methods = demo_methods(localizer, grid)
-    # A first call builds plans and tables; the clock is to show what a scene costs.
-    for method in methods.values():
-        method(demo_scenes(options, range(1)))
+    # Also a first call, which builds plans and tables; the clock is to show what a scene costs.
+    answers = {name: method(scene) for name, method in methods.items()}
     report("preparing", 1, 1)
-    runs = {}
+    scores = []
     for name, method in methods.items():
-        runs[name] = run_method(method, parts, shown, _of_stage(report, name, options.scenes))
-    scores = [score_run(name, run, parts, bounds) for name, run in runs.items()]
-    bound = bound_reference(parts, bounds, scores[0].figures["implied_recall"])
+        found, seconds = _timed(name, method, parts, report)
+        own = score_against([sources.position for sources in found], truth, gate)
+        scores.append(MethodScore(name, own, bootstrap(own), 1e3 * seconds / options.scenes))
+    bound = BoundReference(scores[0].figures["implied_recall"], bound_errors(truth))
     report("drawing", 0, 1)
-    snr_db = float(torch.cat([part.snr_db for part in parts])[shown])
-    taken = f"{options.snapshots} snapshots of {parts[0].config.n_antennas} antennas at {snr_db:.0f} dB SNR"
+    taken = f"{options.snapshots} snapshots of {system.n_antennas} antennas at {float(scene.snr_db[0]):.0f} dB SNR"
+    true = scene.position[0][scene.mask[0]].cpu()
     illustration = Illustration(
         shown,
         {LOCALIZER: taken, TRUE: "the true covariance", LS: f"{taken}, least squares"},
-        true_positions(parts)[shown],
-        {name: run.shown for name, run in runs.items()},
-        {score.name: score.matches[shown] for score in scores},
+        true,
+        answers,
+        {name: match(answer.sources[0].position, true, gate) for name, answer in answers.items()},
     )
-    matches = {score.name: score.matches for score in scores}
-    pictures = draw_demo(options.output, localizer.setup, grid, illustration, matches, bound)
+    by_name = {score.name: score.scores for score in scores}
+    pictures = draw_demo(options.output, localizer.setup, grid, illustration, by_name, bound.error_m)
     report("drawing", 1, 1)
-    return DemoReport(scores, bound, pictures, shown, options, parts[0].config)
+    return DemoReport(scores, bound, pictures, shown, options, system)
 
 
-def _silent(stage: str, done: int, total: int) -> None:
-    """No one wants to know."""
+def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, DemoMethod]:
+    """The localizer, and Capon on covariances of three kinds."""
+    # None is told how many sources there are. The localizer estimates the noise; the sample covariances are told it.
+
+    def localized(scenes: Scenes) -> Answer:
+        measurement = pipeline.measure(scenes, localizer.options)
+        result = pipeline.run(localizer.parts, measurement, localizer.options)
+        estimate = CovarianceEstimate(result.factor, noise_power=result.noise_power)
+        covariance = pipeline.effective(estimate, measurement, localizer.options)
+        return Answer(result.sources, covariance, result.position_covariance)
+
+    def capon(estimate: Callable[[Scenes], Tensor]) -> DemoMethod:
+        def searched(scenes: Scenes) -> Answer:
+            covariance = effective_covariance(estimate(scenes))
+            return Answer(detect_sources(covariance, localizer.setup, grid), covariance)
+
+        return searched
+
+    def least_squares(scenes: Scenes) -> Tensor:
+        return ls_covariance(scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power)
+
+    def alternating(scenes: Scenes) -> Tensor:
+        # The rank is what the system allows at most; the number of sources in the scene is not for it to know.
+        rank = scenes.config.max_sources
+        factor = als_covariance(scenes.y, scenes.codes, scenes.channel, rank, noise_power=scenes.noise_power)
+        return covariance_from_factor(factor)
+
+    kinds = {TRUE: Scenes.true_covariance, LS: least_squares, ALS: alternating}
+    return {LOCALIZER: localized, **{name: capon(estimate) for name, estimate in kinds.items()}}
 
 
-def _of_stage(report: ReportProgress, stage: str, total: int) -> Callable[[int], None]:
-    """Says how far one stage is; it has begun."""
-    report(stage, 0, total)
-    return lambda done: report(stage, done, total)
+def _timed(name: str, method: DemoMethod, parts: Sequence[Scenes], report: StageReport) -> tuple[list[Sources], float]:
+    """What a method finds in every scene, and its wall time."""
+    found: list[Sources] = []
+    seconds, total = 0.0, sum(map(len, parts))
+    report(name, 0, total)
+    for part in parts:
+        started = time.perf_counter()
+        answer = method(part)
+        if answer.covariance.is_cuda:  # so that the clock tells the truth
+            torch.cuda.synchronize(answer.covariance.device)
+        seconds += time.perf_counter() - started
+        found += answer.sources
+        report(name, len(found), total)
+    return found, seconds
 
 
 def illustrative_scene(parts: Sequence[Scenes]) -> int:
@@ -132,7 +196,7 @@ def demo_scenes(options: DemoOptions, indices: range) -> Scenes:
     return generate_scenes(system, _FIRST_SEED + options.seed, indices, device=options.device)
 
 
-def _simulate(options: DemoOptions, report: ReportProgress) -> list[Scenes]:
+def _simulate(options: DemoOptions, report: StageReport) -> list[Scenes]:
     """The scenes, in batches that are small enough to show progress."""
     parts: list[Scenes] = []
     for first in range(0, options.scenes, _SCENES_AT_ONCE):
@@ -142,23 +206,16 @@ def _simulate(options: DemoOptions, report: ReportProgress) -> list[Scenes]:
     return parts
 
 
-_ABOVE = ("", "", "", "95 %", "", "ghosts", "median", "count", "ms")
-_COLUMNS = ("method", "scenes", "F1", "interval", "recall", "a scene", "xyz m", "right", "a scene")
+_HEADS = (
+    *("method", "scenes", "F1", "95 %\ninterval", "recall", "ghosts\na scene", "median\nxyz m", "count\nright"),
+    "ms\na scene",
+)
 
 
 def format_scores(report: DemoReport) -> str:
     """The table: one line per method, and one for the Cramér-Rao bound."""
     localizer, *others = [_table_row(score, report.options.scenes) for score in report.scores]
-    rows = [_ABOVE, _COLUMNS, localizer, _bound_row(report), *others]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if column else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join([_conditions(report), "", *(line.rstrip() for line in lines)])
+    return f"{_conditions(report)}\n\n{Sheet(_HEADS, [localizer, _bound_row(report), *others]).text()}"
 
 
 def _conditions(report: DemoReport) -> str:
@@ -177,7 +234,7 @@ def _table_row(score: MethodScore, scenes: int) -> tuple[str, ...]:
         score.name,
         str(scenes),
         f"{f1.value:.3f}",
-        _interval(f1),
+        f"{f1.low:.2f}-{f1.high:.2f}",
         f"{recall:.3f}",
         f"{ghosts:.2f}",
         _rounded(error_m),
@@ -188,12 +245,8 @@ def _table_row(score: MethodScore, scenes: int) -> tuple[str, ...]:
 
 def _bound_row(report: DemoReport) -> tuple[str, ...]:
     bound = report.bound
-    recall, error = f"{bound.implied_recall.value:.3f}", _rounded(bound.median_xyz_m)
+    recall, error = f"{bound.implied_recall.value:.3f}", _rounded(float(np.median(bound.error_m)))
     return ("Cramer-Rao bound", str(report.options.scenes), "-", "-", recall, "-", error, "-", "-")
-
-
-def _interval(value: Interval) -> str:
-    return f"{value.low:.2f}-{value.high:.2f}"
 
 
 def _rounded(error: float) -> str:

@@ -3,29 +3,50 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.evaluate import Match, summarise
-from risfast.evaluate.demo_methods import LOCALIZER, LS, TRUE, Answer, BoundReference
+from risfast.evaluate import Match
 from risfast.evaluate.matching import Array
+from risfast.evaluate.metrics import Scores
 from risfast.geometry import SearchGrid
 from risfast.ops import mvdr_spectrum
-from risfast.report.plots import RangeProfile, SpectrumPanel, error_figure, range_figure, save_figure, spectrum_figure
+from risfast.report.plots import (
+    RangeProfile,
+    SpectrumPanel,
+    error_figure,
+    new_figure,
+    range_figure,
+    save_figure,
+    spectrum_figure,
+)
 from risfast.setup import Setup
+from risfast.sources import Sources
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["Illustration", "confidence_ellipse", "draw_demo", "localizer_figure"]
+__all__ = [
+    "ALS",
+    "LOCALIZER",
+    "LS",
+    "TRUE",
+    "Answer",
+    "Illustration",
+    "confidence_ellipse",
+    "draw_demo",
+    "localizer_figure",
+]
 
+LOCALIZER = "risfast Localizer"
+TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS covariance"
 _RANGE_POINTS = 300
 _MAP_AZIMUTHS, _MAP_ELEVATIONS, _MAP_RANGES = 181, 61, 48  # at most, of the map over azimuth and range
 _RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
@@ -35,6 +56,15 @@ _ELLIPSE_PROBABILITY = 0.95
 _FOUND_COLOUR = "#D55E00"
 # Of the range profiles, by the name in their legend, which has room for three short ones.
 _PROFILED = {"Localizer": LOCALIZER, "true covariance": TRUE, "LS covariance": LS}
+
+
+class Answer(NamedTuple):
+    """What a method made of B scenes."""
+
+    sources: list[Sources]
+    covariance: Tensor  # (B, N, N) The effective covariance that its spectrum is drawn from
+    # (K, 3, 3) Of each source's (azimuth, elevation, range) in radians and metres, where the method says how sure it is
+    position_covariance: list[Tensor] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +84,8 @@ def draw_demo(
     setup: Setup,
     grid: SearchGrid,
     scene: Illustration,
-    matches: Mapping[str, Sequence[Match]],
-    bound: BoundReference,
+    scores: Mapping[str, Scores],
+    bound_error_m: Array,
 ) -> dict[str, Path]:
     """Draw what the localizer found in one scene, the spectra of Capon, the range profiles, and all errors."""
     panels = [
@@ -69,8 +99,8 @@ def draw_demo(
     ]
     ranges = _shown_ranges(setup, _RANGE_POINTS)
     profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
-    errors = {_legend(name, of): np.concatenate([m.hit_distance_m() for m in of]) for name, of in matches.items()}
-    errors["errors as large as the Cramér-Rao bound, hits or not"] = bound.error_m.ravel()
+    errors = {_legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()}
+    errors["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
     figures = {
         "spectrum": (
             f"what the localizer found in scene {scene.index}, and the truth",
@@ -126,9 +156,9 @@ def _range_profile(source: int, setup: Setup, ranges: Tensor, scene: Illustratio
     return RangeProfile(title, power, found_m, true_m)
 
 
-def _legend(name: str, matches: Sequence[Match]) -> str:
-    summary = summarise(matches)
-    return f"{name}: {summary.found} of {summary.sources} found, {summary.ghosts} ghosts"
+def _legend(name: str, scores: Scores) -> str:
+    found, ghosts = scores.source_hit.sum(), (~scores.estimate_hit).sum()
+    return f"{name}: {found} of {len(scores.source_hit)} found, {ghosts} ghosts"
 
 
 def confidence_ellipse(
@@ -147,14 +177,10 @@ def confidence_ellipse(
 def localizer_figure(scene: Illustration, setup: Setup, grid: SearchGrid) -> Figure:
     """The sources that the localizer found in one scene, with how sure it is, over the spectrum of its covariance."""
     # Maps over azimuth and elevation and over azimuth and range, and the neighbourhood of every true source.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (a heavy import that few need)
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     covariance = scene.answer[LOCALIZER].covariance
     seen = _decibels(_spectrum(covariance, setup, grid))
     coarse, over_range = _range_map(covariance, setup, grid)
-    figure = Figure(figsize=(8.6, 8.8), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(8.6, 8.8)
     columns = max(len(scene.true), 1)
     rows = figure.add_gridspec(3, columns, height_ratios=(3.2, 1.9, 3.2))
     above = figure.add_subplot(rows[0, :])

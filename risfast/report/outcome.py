@@ -32,7 +32,7 @@ from risfast.io.durable import replace_file
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.report.page import Findings, latex_tables, report_html
 
-__all__ = ["FROZEN", "SUITE_JSON", "Outcome", "command_of", "finish"]
+__all__ = ["FROZEN", "SUITE_JSON", "SuiteOutcome", "command_of", "finish"]
 
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
@@ -49,11 +49,9 @@ _EXPORTED_FIGURES = (
     "error_over_bound",
 )
 
-Report = Callable[[str, int, int], None]
-
 
 @dataclass(frozen=True)
-class Outcome:
+class SuiteOutcome:
     """What was written."""
 
     report: Path  # The page
@@ -88,8 +86,8 @@ def finish(
     *,
     resamples: int = 1000,
     export: Path | None = None,
-    report: Report | None = None,
-) -> Outcome:
+    report: Callable[[str, int, int], None] | None = None,
+) -> SuiteOutcome:
     """Make tables and the report from the records."""
     tell = report or (lambda stage, done, total: None)
     methods = config.build_methods()
@@ -117,7 +115,7 @@ def finish(
     if export is not None:
         _export(export, made, config, results)
     tell("report", 1, 1)
-    return Outcome(page, folder, export, notes, made["headline"])
+    return SuiteOutcome(page, folder, export, notes, made["headline"])
 
 
 def failure_notes(collected: Collected) -> list[str]:

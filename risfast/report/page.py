@@ -14,8 +14,7 @@ from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import Group, Table, mismatch_rows
 from risfast.io.toml_file import as_table
 from risfast.localize import Localizer
-from risfast.report import pictures, tables
-from risfast.report.charts import legend
+from risfast.report import charts, tables
 from risfast.report.style import BOUND, STYLE, series_of, title_of
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig
@@ -66,7 +65,7 @@ def report_html(findings: Findings) -> str:
         ("oracles", "What knowing more is worth", _oracles(findings)),
         ("ablation", "What each stage brings", _ablation(findings)),
         ("robustness", "When the system is not what it is taken for", _robustness(findings)),
-        ("timing", "Time", tables.timing_html(findings.timing)),
+        ("timing", "Time", tables.timing_sheet(findings.timing).html()),
         ("spectra", "Best, median and worst scene", _spectra(findings)),
         ("latex", "LaTeX", _latex(findings)),
         ("about", "How these figures are made", _about(findings)),
@@ -102,26 +101,27 @@ def _caption(text: str) -> str:
 
 def _figure(body: str, caption: str, labels: Sequence[str] | None = None) -> str:
     """A card with a legend of the bound and of the methods."""
-    entries = "" if labels is None else legend([BOUND, *(series_of(label, i) for i, label in enumerate(labels))])
+    entries = "" if labels is None else charts.legend([BOUND, *(series_of(label, i) for i, label in enumerate(labels))])
     return f'<figure class="card">{body}{entries}{_caption(caption)}</figure>'
 
 
 def _headline(findings: Findings) -> str:
     rows = "".join(
-        f"<h3>{length} snapshots</h3>{tables.headline_html(findings.headline, length)}" for length in findings.snapshots
+        f"<h3>{length} snapshots</h3>{tables.headline_sheet(findings.headline, length).html()}"
+        for length in findings.snapshots
     )
     return rows + "".join(f"<p>{html.escape(text)}.</p>" for text in findings.failures)
 
 
 def _errors(findings: Findings) -> str:
-    charts = [pictures.error_chart(findings.collected, length, findings.blind) for length in findings.snapshots]
+    drawn = [charts.error_chart(findings.collected, length, findings.blind) for length in findings.snapshots]
     caption = (
         "Share of all true sources that have their estimate within a distance. Every true source counts, those that "
         "nothing was paired with as infinitely far, so silence does not look like precision. Dashed: the share if "
         "every source were found with Gaussian errors as large as its Cramér-Rao bound. An estimator that knows the "
         "field of view can pass it at large errors, where the bound is wider than the room."
     )
-    return _figure(f'<div class="row">{"".join(charts)}</div>', caption, findings.blind)
+    return _figure(f'<div class="row">{"".join(drawn)}</div>', caption, findings.blind)
 
 
 def _methods(findings: Findings) -> str:
@@ -133,7 +133,7 @@ def _methods(findings: Findings) -> str:
             "these scenes; recall / implied compares with it. rms of hits / bound: root mean square distance of the "
             "hits over that of the bound, for sources whose range bound is below 0.3 of the tolerance."
         )
-        parts.append(f"<h3>{length} snapshots</h3>{tables.methods_html(findings.of('B1', length), caption)}")
+        parts.append(f"<h3>{length} snapshots</h3>{tables.methods_sheet(findings.of('B1', length), caption).html()}")
     return "".join(parts)
 
 
@@ -146,7 +146,7 @@ def _sweeps(findings: Findings) -> str:
         "B3": "F1 over the number of sources in the scene. Dashed: implied recall.",
     }
     return "".join(
-        _figure(pictures.sweep_charts(findings.groups, benchmark, findings.snapshots), text, findings.blind)
+        _figure(charts.sweep_charts(findings.groups, benchmark, findings.snapshots), text, findings.blind)
         for benchmark, text in words.items()
     )
 
@@ -160,10 +160,10 @@ def _map(findings: Findings) -> str:
     parts = []
     for length in findings.snapshots:
         text = f"L = {length}: F1 at fixed number of sources and SNR, {scenes} scenes a cell, and the implied recall."
-        parts.append(_figure(pictures.map_charts(findings.groups, length), text))
-    two = pictures.map_lines(findings.groups, findings.snapshots)
+        parts.append(_figure(charts.map_charts(findings.groups, length), text))
+    two = charts.map_lines(findings.groups, findings.snapshots)
     parts.append(_figure(two, "F1 of scenes with two sources over SNR, from the map. Dashed: implied recall.", labels))
-    error = pictures.map_lines(findings.groups, findings.snapshots, findings.collected)
+    error = charts.map_lines(findings.groups, findings.snapshots, findings.collected)
     caption = (
         "Median position error of all pairs of estimates and true sources, hits or not, at 10 dB. Dashed: the median "
         "of Gaussian errors as large as the bound of these scenes."
@@ -184,8 +184,10 @@ def _oracles(findings: Findings) -> str:
             "precision and recall are the same wherever a method reports exactly K."
         )
         parts.append(f"<h3>{length} snapshots: told the number of sources</h3>")
-        parts.append(tables.methods_html(told, caption, knowledge=True))
-        parts.append(f"<h3>{length} snapshots: told more and more</h3>{tables.oracle_html(findings.groups, length)}")
+        parts.append(tables.methods_sheet(told, caption, knowledge=True).html())
+        parts.append(
+            f"<h3>{length} snapshots: told more and more</h3>{tables.oracle_sheet(findings.groups, length).html()}"
+        )
     return "".join(parts)
 
 
@@ -193,7 +195,7 @@ def _ablation(findings: Findings) -> str:
     if not findings.of("ablation"):
         return ""
     return "".join(
-        f"<h3>{length} snapshots</h3>{tables.ablation_html(findings.groups, findings.timing, length)}"
+        f"<h3>{length} snapshots</h3>{tables.ablation_sheet(findings.groups, findings.timing, length).html()}"
         for length in findings.snapshots
     )
 
@@ -203,7 +205,7 @@ def _robustness(findings: Findings) -> str:
         return ""
     bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
     return "".join(
-        f"<h3>{length} snapshots</h3>{tables.robustness_html(findings.groups, findings.sets, length, bounds)}"
+        f"<h3>{length} snapshots</h3>{tables.robustness_sheet(findings.groups, findings.sets, length, bounds).html()}"
         for length in findings.snapshots
     )
 
@@ -213,10 +215,10 @@ def _spectra(findings: Findings) -> str:
     parts = []
     for length in findings.snapshots:
         views = "".join(
-            pictures.spectrum_figure(
+            charts.spectrum_view(
                 scene, findings.collected, findings.seed, findings.system, findings.setup, findings.localizer
             )
-            for scene in pictures.typical_scenes(findings.collected, length, label)
+            for scene in charts.typical_scenes(findings.collected, length, label)
         )
         whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
         caption = (
@@ -233,12 +235,12 @@ def latex_tables(findings: Findings) -> dict[str, str]:
     found = {}
     bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
     for length in findings.snapshots:
-        found[f"headline-L{length}.tex"] = tables.headline_latex(findings.headline, length)
+        found[f"headline-L{length}.tex"] = tables.headline_sheet(findings.headline, length, paper=True).latex()
         caption = f"All scenes, number of sources unknown, L = {length}."
-        found[f"methods-L{length}.tex"] = tables.methods_latex(findings.of("B1", length), caption)
+        found[f"methods-L{length}.tex"] = tables.methods_sheet(findings.of("B1", length), caption, paper=True).latex()
         if findings.of("robustness", length):
-            text = tables.robustness_latex(findings.groups, findings.sets, length, bounds)
-            found[f"robustness-L{length}.tex"] = text
+            sheet = tables.robustness_sheet(findings.groups, findings.sets, length, bounds, paper=True)
+            found[f"robustness-L{length}.tex"] = sheet.latex()
     return found
 
 

@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 __all__ = [
+    "COLOURS",
+    "FOUND_COLOUR",
     "PICTURE_SUFFIXES",
     "RangeProfile",
     "SpectrumPanel",
     "error_figure",
+    "label_ranges",
+    "new_figure",
     "range_figure",
     "save_figure",
     "spectrum_figure",
@@ -36,10 +40,10 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 LineStyle = Literal["-", "--", "-.", ":"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 _STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":", "-")
 _MARKERS = ("o", "s", "^", "D", "v")
-_FOUND_COLOUR = "#FF7F0E"
+FOUND_COLOUR = "#FF7F0E"
 _FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as this
 
 
@@ -60,7 +64,8 @@ class RangeProfile(NamedTuple):
     true_m: float | None  # The true range in metres, where it is known
 
 
-def _new_figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of a size in inches."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (see the module's docstring)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
@@ -100,15 +105,15 @@ def spectrum_figure(
     for panel in panels:
         if tuple(panel.power.shape) != expected:
             raise ShapeError(f"power of {panel.title!r} must have shape {expected}, got {tuple(panel.power.shape)}")
-    figure = _new_figure(8.0, 0.5 + 3.1 * len(panels))
+    figure = new_figure(8.0, 0.5 + 3.1 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axes, panel in zip(grid, panels, strict=True):
         _draw_map(axes, panel, azimuth_rad, elevation_rad)
         if true is not None:
             _mark(axes, true, marker="o", s=150, linewidths=1.6, facecolors="none", edgecolors="white", label="true")
-            _label_ranges(axes, true, "white", 6)
-        _label_ranges(axes, panel.found, _FOUND_COLOUR, -13)
-        _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=_FOUND_COLOUR, label="found")
+            label_ranges(axes, true.detach().cpu().double(), "white", 6)
+        label_ranges(axes, panel.found.detach().cpu().double(), FOUND_COLOUR, -13)
+        _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR, label="found")
     grid[-1].set_xlabel("azimuth (deg)")
     handles, labels = grid[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
@@ -140,29 +145,31 @@ def _edges(centres: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[
     return np.concatenate([[2 * centres[0] - middle[0]], middle, [2 * centres[-1] - middle[-1]]])
 
 
-def _label_ranges(axes: Axes, position: Tensor, colour: str, height: int) -> None:
+def label_ranges(
+    axes: Axes, position: Any, colour: str, height: int, *, undetermined: str = "", fontsize: float = 9, **style: Any
+) -> None:
     """The range beside each marker, in the colour of the marker."""
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     left, right = axes.get_xlim()
-    for azimuth, elevation, r in position.detach().cpu().double().tolist():
-        at_edge = math.degrees(azimuth) > right - 0.08 * (right - left)  # no room for text on the usual side
+    style = {"path_effects": [withStroke(linewidth=2, foreground="#222222")], **style}
+    for azimuth, elevation, r in position.tolist():
+        # no room for text on the usual side
+        at_edge = math.degrees(azimuth) > right - 0.08 * fontsize / 9 * (right - left)
         axes.annotate(
-            _metres(r),
+            undetermined if math.isnan(r) else _metres(r),
             (math.degrees(azimuth), math.degrees(elevation)),
             xytext=(-9 if at_edge else 9, height),
             textcoords="offset points",
             ha="right" if at_edge else "left",
             color=colour,
-            fontsize=9,
-            path_effects=[withStroke(linewidth=2, foreground="#222222")],
+            fontsize=fontsize,
+            **style,
         )
 
 
 def _metres(r: float) -> str:
-    """A range as a label; nothing where the data do not determine it."""
-    if math.isnan(r):
-        return ""
+    """A range as a label."""
     return "far field" if math.isinf(r) else f"{r:.1f} m" if r >= 1 else f"{r:.2g} m"
 
 
@@ -175,7 +182,7 @@ def range_figure(profiles: Sequence[RangeProfile], range_m: Tensor) -> Figure:
         raise ShapeError("profiles must hold at least one profile, got none")
     columns = 2 if len(profiles) in (2, 4) else min(len(profiles), 3)
     rows = math.ceil(len(profiles) / columns)
-    figure = _new_figure((6.5, 8.5, 10.8)[columns - 1], 2.6 * rows + 0.9)
+    figure = new_figure((6.5, 8.5, 10.8)[columns - 1], 2.6 * rows + 0.9)
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     r = range_m.detach().cpu().numpy()
     for axes, profile in zip(grid, profiles, strict=False):
@@ -199,7 +206,7 @@ def _profile_legend(profiles: Sequence[RangeProfile]) -> list[Line2D]:
         Line2D(
             [],
             [],
-            color=_COLOURS[index % 5],
+            color=COLOURS[index % 5],
             linestyle=_STYLES[index % 5],
             marker=_MARKERS[index % 5],
             markerfacecolor="none",
@@ -221,7 +228,7 @@ def _draw_profile(axes: Axes, profile: RangeProfile, r: np.ndarray[Any, np.dtype
         if tuple(power.shape) != r.shape:
             raise ShapeError(f"power of {name!r} must have shape {r.shape}, got {tuple(power.shape)}")
         level = _decibels(power)
-        colour, marker = _COLOURS[index % 5], _MARKERS[index % 5]
+        colour, marker = COLOURS[index % 5], _MARKERS[index % 5]
         axes.plot(r, level, linewidth=1.6, color=colour, linestyle=_STYLES[index % 5], label=name)
         found = np.asarray(profile.found_m.get(name, ()), dtype=np.float64)
         axes.plot(
@@ -252,7 +259,7 @@ def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) ->
     """
     from matplotlib.ticker import PercentFormatter, StrMethodFormatter  # noqa: PLC0415
 
-    figure = _new_figure(7.0, 4.4)
+    figure = new_figure(7.0, 4.4)
     axes = figure.subplots()
     low, high = 1e-4, 10.0
     for index, (name, values) in enumerate(errors.items()):
@@ -262,7 +269,7 @@ def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) ->
         reached = float(share[drawn][-1]) if drawn.any() else 0.0
         x = np.concatenate([[low], np.maximum(distance[drawn], low), [high]])
         y = np.concatenate([[0.0], share[drawn], [reached]])
-        axes.step(x, y, where="post", linewidth=2, color=_COLOURS[index % 5], linestyle=_STYLES[index % 5], label=name)
+        axes.step(x, y, where="post", linewidth=2, color=COLOURS[index % 5], linestyle=_STYLES[index % 5], label=name)
     if tolerance_m is not None:
         axes.axvline(tolerance_m, color="#666666", linewidth=1.2, linestyle=":", label=f"{tolerance_m:g} m")
     axes.set_xscale("log")

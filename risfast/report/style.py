@@ -1,35 +1,16 @@
-"""The look of the report: one style sheet, light and dark, without any resource from elsewhere."""
+"""The look of the report: one style sheet, light and dark, without any resource from elsewhere, and its methods."""
 
 from __future__ import annotations
 
+import math
+import re
+from typing import NamedTuple
+
 from risfast.evaluate.methods import METHOD_TITLES
-from risfast.report.charts import Series
 
-__all__ = ["BOUND", "STYLE", "series_of", "title_of"]
+__all__ = ["BOUND", "COLOUR", "DASH", "STYLE", "Series", "number", "series_of", "title_of"]
 
-BOUND = Series("Cramér-Rao bound", "bound")
-_MARKERS = ("circle", "square", "triangle", "diamond")
-# Methods that always look the same; the others take the colours that are left.
-_OWN = {
-    "localizer": Series("localizer", "s0 strong", "circle"),
-    "localizer_raw": Series("localizer, no polish", "s1 dashed", "triangle"),
-    "greedy_ml": Series("greedy ML", "s2 strong", "square"),
-    "sbl": Series("SBL", "s3", "diamond"),
-    "ls_capon": Series("LS + Capon", "s4", "triangle"),
-    "transformer_capon": Series("transformer + Capon", "s5 dashed", "diamond"),
-}
-
-
-def title_of(method: str) -> str:
-    """Name of a method in tables."""
-    return METHOD_TITLES.get(method, method)
-
-
-def series_of(method: str, number: int = 0) -> Series:
-    """How a method is drawn."""
-    own = _OWN.get(method)
-    return own or Series(title_of(method), f"s{3 + number % 4} dotted", _MARKERS[number % 4])
-
+DASH = "\u2013"
 
 STYLE = """
 :root { color-scheme: light dark; --ground: #fbfbf9; --card: #ffffff; --ink: #1b1f24; --soft: #5c6570;
@@ -68,29 +49,15 @@ tr.own td { font-weight: 600; }
 td small { display: block; color: var(--soft); font-size: .8em; font-weight: 400; line-height: 1.25; }
 .better { color: var(--good); } .worse { color: var(--bad); }
 td.bound, th.bound { color: var(--bound); }
-.chart { display: block; width: 100%; height: auto; overflow: visible; font-size: 12px; }
-.chart text { fill: var(--soft); } .chart .title { fill: var(--ink); font-weight: 600; font-size: 13px; }
-.chart .grid { stroke: var(--rule); stroke-width: 1; fill: none; }
-.rule { stroke: var(--soft); stroke-width: 1; stroke-dasharray: 2 3; fill: none; }
-.chart .note { font-size: 11px; } .chart .cell { font-size: 12.5px; font-variant-numeric: tabular-nums; }
-.line { fill: none; stroke: var(--c); stroke-width: 1.7; stroke-linejoin: round; }
-.bar { fill: none; stroke: var(--c); stroke-width: 1.2; opacity: .6; }
-.mark { fill: var(--card); stroke: var(--c); stroke-width: 1.7; } .mark.quiet { fill: var(--c); r: 1.6px; }
-.line.strong { stroke-width: 2.5; } .mark.strong { fill: var(--c); stroke-width: 1; }
+.chart { display: block; width: 100%; height: auto; overflow: visible; stroke-linejoin: round; }
+.chart text { fill: var(--soft); font-family: inherit !important; font-variant-numeric: tabular-nums; }
 .triple { grid-template-columns: repeat(auto-fit, minmax(270px, 1fr)); }
-.dashed { stroke-dasharray: 6 4; } .dotted { stroke-dasharray: 2 3; }
-.mark.dashed, .mark.dotted, .bar.dashed, .bar.dotted { stroke-dasharray: none; }
-.bound { --c: var(--bound); } .line.bound { stroke-dasharray: 9 4; stroke-width: 2; }
-.s0 { --c: var(--c0); } .s1 { --c: var(--c1); } .s2 { --c: var(--c2); } .s3 { --c: var(--c3); }
-.s4 { --c: var(--c4); } .s5 { --c: var(--c5); } .s6 { --c: var(--c6); }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: 4px 20px; margin: 10px 0 0; padding: 0;
   font-size: .9rem; color: var(--soft); } .legend li { display: flex; align-items: center; gap: 7px; }
 .spectrum { position: relative; aspect-ratio: 2 / 1; border-radius: 6px; overflow: hidden; background: #440154; }
 .spectrum img { position: absolute; inset: 0; width: 100%; height: 100%; }
 .spectrum svg { position: absolute; inset: 0; width: 100%; height: 100%; }
-.true { fill: none; stroke: #ffffff; stroke-width: 2; } .found { stroke: #ff7f0e; stroke-width: 2.4; fill: none; }
-.spectrum text { font-size: 13px; fill: #ffffff; paint-order: stroke; stroke: #1c1030; stroke-width: 2.5px; }
-.spectrum text.of-found { fill: #ffb066; }
+.spectrum text { paint-order: stroke; stroke: #1c1030; stroke-width: 2.5px; }
 .ends { display: flex; justify-content: space-between; color: var(--soft); font-size: .84rem; margin-top: 3px; }
 details { margin: 12px 0; } summary { cursor: pointer; color: var(--accent); }
 pre { overflow-x: auto; background: var(--card); border: 1px solid var(--rule); border-radius: 8px; padding: 12px;
@@ -99,3 +66,43 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 4px 18px; margi
 dt { color: var(--soft); } dd { margin: 0; }
 @media print { body { background: #fff; } .card { break-inside: avoid; } nav { display: none; } }
 """
+
+COLOUR = dict(re.findall(r"--(\w+): (#\w{6})", STYLE.partition("@media")[0]))
+"""The colours of the light page by name: charts are drawn in these, which then become variables of the style sheet."""
+
+
+class Series(NamedTuple):
+    """How a method looks."""
+
+    name: str  # For the legend
+    colour: str  # Of :data:`COLOUR`, by name
+    line: str = "-"  # As matplotlib spells it: -, --, :
+    marker: str = ""  # o, s, ^, D, or empty
+    strong: bool = False  # Thicker, and with filled markers
+
+
+BOUND = Series("Cramér-Rao bound", "bound", "--")
+# Methods that always look the same; the others take the colours that are left.
+_OWN = {
+    "localizer": Series("localizer", "c0", "-", "o", strong=True),
+    "localizer_raw": Series("localizer, no polish", "c1", "--", "^"),
+    "greedy_ml": Series("greedy ML", "c2", "-", "s", strong=True),
+    "sbl": Series("SBL", "c3", "-", "D"),
+    "ls_capon": Series("LS + Capon", "c4", "-", "^"),
+    "transformer_capon": Series("transformer + Capon", "c5", "--", "D"),
+}
+
+
+def title_of(method: str) -> str:
+    """Name of a method in tables."""
+    return METHOD_TITLES.get(method, method)
+
+
+def series_of(method: str, place: int = 0) -> Series:
+    """How a method is drawn."""
+    return _OWN.get(method) or Series(title_of(method), f"c{3 + place % 4}", ":", "os^D"[place % 4])
+
+
+def number(value: float) -> str:
+    """A number in few letters."""
+    return f"{value:g}".replace("-", "\u2212") if math.isfinite(value) else DASH

@@ -1,35 +1,164 @@
-"""The tables of the report, as HTML and as LaTeX."""
+"""The tables of the report, and the one writer that sets them as HTML, as LaTeX (booktabs) and as text."""
 
 from __future__ import annotations
 
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import REFERENCE, Group, Row, Table
-from risfast.report.charts import DASH, number
-from risfast.report.html_table import difference_html, html_table, value_html
-from risfast.report.latex import latex_table, latex_value
-from risfast.report.style import title_of
+from risfast.report.style import DASH, number, title_of
 
 __all__ = [
+    "Change",
     "Column",
-    "ablation_html",
-    "difference_html",
-    "headline_html",
-    "headline_latex",
-    "methods_html",
-    "methods_latex",
-    "oracle_html",
-    "robustness_html",
-    "robustness_latex",
-    "timing_html",
-    "value_html",
+    "Number",
+    "Sheet",
+    "ablation_sheet",
+    "headline_sheet",
+    "methods_sheet",
+    "oracle_sheet",
+    "robustness_sheet",
+    "timing_sheet",
 ]
 
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "%": r"\%",
+        "&": r"\&",
+        "_": r"\_",
+        "#": r"\#",
+        "$": r"\$",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "<": r"$<$",
+        ">": r"$>$",
+        "°": r"$^\circ$",
+        "²": r"$^2$",
+        "λ": r"$\lambda$",
+        "é": r"\'e",
+    }
+)
+
+
+class Number(NamedTuple):
+    """A cell with a number and, where there is one, its interval."""
+
+    value: Interval
+    form: str = "{:.3f}"
+
+    def html(self) -> str:
+        """The interval in small print; a dash where there is no number."""
+        text, ends = self._parts()
+        return DASH if text is None else text + (f"<small>{' … '.join(ends)}</small>" if ends else "")
+
+    def latex(self) -> str:
+        """The interval in brackets."""
+        text, ends = self._parts()
+        return "--" if text is None else f"${text}" + (f" [{', '.join(ends)}]$" if ends else "$")
+
+    def _parts(self) -> tuple[str | None, list[str]]:
+        number, *ends = (self.form.format(v) if math.isfinite(v) else None for v in self.value)
+        return number, [end for end in ends if end is not None] if None not in ends else []
+
+
+class Change(NamedTuple):
+    """A cell with a difference and its interval; coloured where the interval excludes zero."""
+
+    value: Interval
+    form: str = "{:+.3f}"
+    less_is_better: bool = False
+
+    def html(self) -> str:
+        """In colour."""
+        low, high = self.value.low > 0, self.value.high < 0
+        better, worse = (high, low) if self.less_is_better else (low, high)
+        style = "better" if better else "worse" if worse else ""
+        # Nothing that rounds to zero shows a minus.
+        shown = (0.0 if math.isfinite(v) and float(self.form.format(v)) == 0 else v for v in self.value)
+        text = Number(Interval(*shown), self.form).html().replace("-", "\u2212")
+        return f'<span class="{style}">{text}</span>' if style and math.isfinite(self.value.value) else text
+
+    def latex(self) -> str:
+        """Like any number."""
+        return Number(self.value, self.form).latex()
+
+
+Cell = str | Number | Change
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table, in no format yet."""
+
+    heads: Sequence[str]  # A line break parts a head for text
+    rows: Sequence[Sequence[Cell]]
+    caption: str = ""
+    styles: Sequence[str] = ()  # CSS class of each row, or empty
+
+    def html(self) -> str:
+        """A table in a card of its own, with its caption below."""
+        bound = [' class="bound"' if head.startswith("bound") else "" for head in self.heads]
+        head = "".join(
+            f'<th{style} scope="col">{html.escape(name)}</th>' for style, name in zip(bound, self.heads, strict=True)
+        )
+        body = ""
+        for place, row in enumerate(self.rows):
+            cells = (html.escape(cell) if isinstance(cell, str) else cell.html() for cell in row)
+            own = f' class="{self.styles[place]}"' if self.styles and self.styles[place] else ""
+            set_cells = "".join(f"<td{style}>{cell}</td>" for style, cell in zip(bound, cells, strict=True))
+            body += f"<tr{own}>{set_cells}</tr>"
+        name = html.escape(self.caption.split(".", maxsplit=1)[0])
+        return (
+            f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
+            f'<tbody>{body}</tbody></table></div><p class="under">{self.caption}</p></div>'
+        )
+
+    def latex(self) -> str:
+        """For a paper."""
+
+        def line(cells: Sequence[Cell]) -> str:
+            return " & ".join(c.translate(_LATEX) if isinstance(c, str) else c.latex() for c in cells) + r" \\"
+
+        lines = [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{self.caption.translate(_LATEX)}}}",
+            rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}",
+            r"\toprule",
+            line(self.heads),
+            r"\midrule",
+            *map(line, self.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def text(self) -> str:
+        """For a terminal; every cell must be text."""
+        above, heads = ([head.rpartition("\n")[part] for head in self.heads] for part in (0, 2))
+        rows = [list(map(str, row)) for row in (above, heads, *self.rows) if any(row)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(
+                cell.rjust(width) if place else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        )
+
+
+_NOTHING = Interval(math.nan, math.nan, math.nan)
 _LESS_IS_BETTER = {"ghosts", "median", "over_bound", "time"}
 _FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
 
@@ -57,73 +186,68 @@ _LEFT_OUT = ("precision", "recall_over_implied", "gospa_m")  # where what a meth
 _KNOWLEDGE = {"blind": "nothing", "noise": "noise power", "count": "K", "count_noise": "K and noise power"}
 
 
+def _single(value: float, form: str = "{:.3f}") -> Number:
+    """A number without an interval."""
+    return Number(Interval(value, math.nan, math.nan), form)
+
+
 def _interval(row: Row, prefix: str) -> Interval:
     return Interval(row[prefix], row[f"{prefix}_low"], row[f"{prefix}_high"])
 
 
-def headline_html(rows: Table, length: int) -> str:
+def _f1_change(group: Group) -> Change:
+    return Change((group.difference or {}).get("f1", _NOTHING))
+
+
+def _figures(group: Group, columns: Sequence[Column]) -> list[Cell]:
+    return [Number(group.figures[c.figure], c.form) for c in columns]
+
+
+def _own(groups: Sequence[Group]) -> list[str]:
+    """Styles of rows: those of the localizer stand out."""
+    return ["own" if group.method == "localizer" else "" for group in groups]
+
+
+def headline_sheet(rows: Table, length: int, *, paper: bool = False) -> Sheet:
     """One row for each headline figure: the bound, every method, and the first method's difference from greedy ML."""
     own = [row for row in rows if row["snapshots"] == length]
     methods = list(dict.fromkeys(row["method"] for row in own))
-    compared = methods[0] != REFERENCE and REFERENCE in methods
-    heads = ["", "bound", *(html.escape(title_of(m)) for m in methods)]
+    compared = methods[0] != REFERENCE and REFERENCE in methods and not paper
+    heads = ["", "bound", *map(title_of, methods)]
     if compared:
-        heads.insert(3, f"{html.escape(title_of(methods[0]))} \u2212 greedy ML")
+        heads.insert(3, f"{title_of(methods[0])} \u2212 greedy ML")
     lines = []
     for name in dict.fromkeys(row["name"] for row in own):
         cells = {row["method"]: row for row in own if row["name"] == name}
-        first = cells[methods[0]]
-        form = _FORMS.get(name, "{:.3f}")
-        bound = DASH if not math.isfinite(first["bound"]) else form.format(first["bound"])
-        line = [html.escape(first["title"]), bound, *(value_html(_interval(cells[m], "value"), form) for m in methods)]
+        first, form = cells[methods[0]], _FORMS.get(name, "{:.3f}")
+        values = [Number(_interval(cells[m], "value"), form) for m in methods]
+        line: list[Cell] = [first["title"], _single(first["bound"], form), *values]
         if compared:
             apart = _interval(first, "minus_greedy_ml")
-            signed = form.replace(":", ":+")
-            line.insert(3, difference_html(apart, signed, less_is_better=name in _LESS_IS_BETTER))
-        lines.append(("", line))
+            line.insert(3, Change(apart, form.replace(":", ":+"), less_is_better=name in _LESS_IS_BETTER))
+        lines.append(line)
     caption = (
         f"L = {length}. Small print: 95 % bootstrap intervals over scenes. The difference is paired, scene by scene, "
         "and coloured where its interval excludes zero. The column of the bound holds the recall that it implies for "
         "the tolerance (beside F1 and recall), or what Gaussian errors as large as the bound would give."
     )
-    return html_table(heads, lines, caption)
+    return Sheet(heads, lines, f"Headline figures, L = {length}." if paper else caption)
 
 
-def headline_latex(rows: Table, length: int) -> str:
-    """The headline figures for a paper."""
-    own = [row for row in rows if row["snapshots"] == length]
-    methods = list(dict.fromkeys(row["method"] for row in own))
-    lines = []
-    for name in dict.fromkeys(row["name"] for row in own):
-        cells = {row["method"]: row for row in own if row["name"] == name}
-        form = _FORMS.get(name, "{:.3f}")
-        bound = Interval(cells[methods[0]]["bound"], math.nan, math.nan)
-        values = [latex_value(_interval(cells[m], "value"), form) for m in methods]
-        lines.append([cells[methods[0]]["title"], latex_value(bound, form), *values])
-    return latex_table(["", "bound", *(title_of(m) for m in methods)], lines, f"Headline figures, L = {length}.")
-
-
-def methods_html(groups: Sequence[Group], caption: str, *, knowledge: bool = False) -> str:
+def methods_sheet(groups: Sequence[Group], caption: str, *, knowledge: bool = False, paper: bool = False) -> Sheet:
     """One row for each run, all figures."""
     columns = [c for c in COLUMNS if not (knowledge and c.figure in _LEFT_OUT)]
-    heads = ["method", *(["told"] if knowledge else []), *(c.title for c in columns), "F1 \u2212 greedy ML"]
+    apart = [] if paper else ["F1 \u2212 greedy ML"]
+    heads = ["method", *(["told"] if knowledge else []), *(c.title for c in columns), *apart]
     lines = []
     for group in groups:
         told = [_KNOWLEDGE[group.knowledge]] if knowledge else []
-        apart = (group.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
-        style = ' class="own"' if group.method == "localizer" else ""
-        values = [value_html(group.figures[c.figure], c.form) for c in columns]
-        lines.append((style, [html.escape(title_of(group.method)), *told, *values, difference_html(apart)]))
-    return html_table(heads, lines, caption)
+        difference = [] if paper else [_f1_change(group)]
+        lines.append([title_of(group.method), *told, *_figures(group, columns), *difference])
+    return Sheet(heads, lines, caption, _own(groups))
 
 
-def methods_latex(groups: Sequence[Group], caption: str) -> str:
-    """All figures of every run for a paper."""
-    rows = [[title_of(g.method), *(latex_value(g.figures[c.figure], c.form) for c in COLUMNS)] for g in groups]
-    return latex_table(["method", *(c.title for c in COLUMNS)], rows, caption)
-
-
-def oracle_html(groups: Sequence[Group], length: int) -> str:
+def oracle_sheet(groups: Sequence[Group], length: int) -> Sheet:
     """What every piece of knowledge is worth: F1 of the whole set and by SNR."""
     own = [g for g in groups if g.snapshots == length and g.scene_set == "main" and g.benchmark in ("B2", "B7")]
     edges = sorted({(g.low, g.high) for g in own if g.variable == "snr_db"})
@@ -134,17 +258,18 @@ def oracle_html(groups: Sequence[Group], length: int) -> str:
     for label in sorted(labels, key=lambda label: methods.index(label.partition("@")[0])):
         whole = next(g for g in own if g.label == label and g.variable == "all")
         parts = {(g.low, g.high): g for g in own if g.label == label and g.variable == "snr_db"}
-        cells = [value_html(whole.figures["f1"]), value_html(whole.figures["recall"])]
-        cells += [f"{parts[e].figures['f1'].value:.3f}" if e in parts else DASH for e in edges]
+        cells: list[Cell] = [Number(whole.figures["f1"]), Number(whole.figures["recall"])]
+        cells += [_single(parts[e].figures["f1"].value) if e in parts else DASH for e in edges]
         told = {"ml_from_truth": "all, as its start", "true_capon": "the true covariance"}.get(whole.method)
-        lines.append(("", [html.escape(title_of(whole.method)), told or _KNOWLEDGE[whole.knowledge], *cells]))
+        lines.append([title_of(whole.method), told or _KNOWLEDGE[whole.knowledge], *cells])
     bound = {(g.low, g.high): g.figures["implied_recall"].value for g in own if g.variable == "snr_db"}
     whole = next(g for g in own if g.variable == "all")
-    implied = whole.figures["implied_recall"].value
-    cells = [DASH, f"{implied:.3f}", *(f"{bound[e]:.3f}" for e in edges)]
-    lines.append((' class="bound"', ["recall that the bound implies", "", *cells]))
-    scenes = int(whole.figures["scenes"].value)
-    return html_table(heads, lines, f"L = {length}, the first {scenes} scenes of the set; all rows on the same scenes.")
+    implied = [whole.figures["implied_recall"].value, *(bound[e] for e in edges)]
+    lines.append(["recall that the bound implies", "", DASH, *map(_single, implied)])
+    caption = (
+        f"L = {length}, the first {int(whole.figures['scenes'].value)} scenes of the set; all rows on the same scenes."
+    )
+    return Sheet(heads, lines, caption, [""] * (len(lines) - 1) + ["bound"])
 
 
 def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> list[tuple[str, list[Group]]]:
@@ -159,35 +284,30 @@ def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int)
     return rows
 
 
-def _bound_cells(bounds: Table, length: int) -> dict[str, list[str]]:
-    """By title of a mismatch: recall that both bounds imply, and their medians in metres."""
-    cells = {}
-    for row in bounds:
-        if row["snapshots"] == length:
-            known = row["mismatched_sources"] > 0
-            medians = [f"{row['median_bound_m']:.2f}", *([f"{row['median_mismatched_m']:.2f}"] if known else [])]
-            recall = f"{row['mismatched_recall']:.3f}" if known else DASH
-            cells[row["title"]] = [f"{row['implied_recall']:.3f}", recall, " \u2192 ".join(medians)]
-    return cells
-
-
-def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
+def robustness_sheet(
+    groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table, *, paper: bool = False
+) -> Sheet:
     """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch."""
     rows = _robust_rows(groups, sets, length)
     methods = [g.label for g in rows[0][1]]
-    beside = _bound_cells(bounds, length)
-    heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)"]
-    heads += [f"F1, {html.escape(title_of(m))}" for m in methods]
-    first = methods[0]
-    heads += [f"{html.escape(title_of(first))} \u2212 greedy ML", f"ghosts, {html.escape(title_of(first))}"]
+    beside = {row["title"]: row for row in bounds if row["snapshots"] == length}
+    titles, first = [f"F1, {title_of(m)}" for m in methods], methods[0]
+    if paper:
+        heads = ["mismatch", "nominal bound", "bound with the mismatch", *titles]
+    else:
+        heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)", *titles]
+        heads += [f"{title_of(first)} \u2212 greedy ML", f"ghosts, {title_of(first)}"]
     lines = []
     for title, cells in rows:
-        by_label = {g.label: g for g in cells}
-        own = by_label[first]
-        apart = (own.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
-        line = [html.escape(title), *beside[title]]
-        line += [value_html(by_label[m].figures["f1"]) for m in methods]
-        lines.append(("", [*line, difference_html(apart), value_html(own.figures["ghosts_per_scene"], "{:.2f}")]))
+        by_label, bound = {g.label: g for g in cells}, beside[title]
+        line: list[Cell] = [title, _single(bound["implied_recall"]), _single(bound["mismatched_recall"])]
+        if not paper:
+            medians = [bound["median_bound_m"], *([bound["median_mismatched_m"]] * (bound["mismatched_sources"] > 0))]
+            line.append(" \u2192 ".join(f"{median:.2f}" for median in medians))
+        line += [Number(by_label[m].figures["f1"]) for m in methods]
+        if not paper:
+            line += [_f1_change(by_label[first]), Number(by_label[first].figures["ghosts_per_scene"], "{:.2f}")]
+        lines.append(line)
     scenes = int(rows[0][1][0].figures["scenes"].value)
     caption = (
         f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. First the recall that "
@@ -196,24 +316,10 @@ def robustness_html(groups: Sequence[Group], sets: Sequence[SceneSet], length: i
         "the true system for the nominal one, where codes or elements are off. Medians over the sources: of the one, "
         "and \u2192 of the other, bias included."
     )
-    return html_table(heads, lines, caption)
+    return Sheet(heads, lines, f"Robustness, L = {length}." if paper else caption)
 
 
-def robustness_latex(groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table) -> str:
-    """F1 under each mismatch, and what the bounds imply, for a paper."""
-    rows = _robust_rows(groups, sets, length)
-    methods = [g.label for g in rows[0][1]]
-    beside = {row["title"]: row for row in bounds if row["snapshots"] == length}
-    lines = []
-    for title, cells in rows:
-        own = [Interval(beside[title][name], math.nan, math.nan) for name in ("implied_recall", "mismatched_recall")]
-        figures = [{g.label: g for g in cells}[m].figures["f1"] for m in methods]
-        lines.append([title, *(latex_value(value) for value in [*own, *figures])])
-    heads = ["mismatch", "nominal bound", "bound with the mismatch", *(f"F1, {title_of(m)}" for m in methods)]
-    return latex_table(heads, lines, f"Robustness, L = {length}.")
-
-
-def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:
+def ablation_sheet(groups: Sequence[Group], timing: Table, length: int) -> Sheet:
     """What the localizer is without each of its stages: F1, errors and time, and the paired difference."""
     own = [g for g in groups if g.benchmark == "ablation" and g.snapshots == length]
     columns = [c for c in COLUMNS if c.figure not in ("recall_over_implied", "gospa_m")]
@@ -225,20 +331,17 @@ def ablation_html(groups: Sequence[Group], timing: Table, length: int) -> str:
     }
     lines = []
     for group in own:
-        apart = (group.difference or {}).get("f1", Interval(math.nan, math.nan, math.nan))
-        values = [value_html(group.figures[c.figure], c.form) for c in columns]
-        style = ' class="own"' if group.method == "localizer" else ""
-        took = f"{ms[group.method]:.0f}" if math.isfinite(ms[group.method]) else DASH
-        lines.append((style, [html.escape(title_of(group.method)), *values, difference_html(apart), took]))
+        took = _single(ms[group.method], "{:.0f}")
+        lines.append([title_of(group.method), *_figures(group, columns), _f1_change(group), took])
     scenes = int(own[0].figures["scenes"].value)
     caption = (
         f"L = {length}, the first {scenes} scenes of the set. Each row is the localizer with one thing changed, "
         "and its paired difference from the localizer as it is."
     )
-    return html_table(heads, lines, caption)
+    return Sheet(heads, lines, caption, _own(own))
 
 
-def timing_html(rows: Table) -> str:
+def timing_sheet(rows: Table) -> Sheet:
     """Milliseconds a scene of every method and stage, one column for each L."""
     main = [row for row in rows if row["scene_set"] == "main"]
     blind = [row for row in main if row["knowledge"] == "blind" and row["method"] != "true_capon"]
@@ -248,12 +351,9 @@ def timing_html(rows: Table) -> str:
     for method, stage in dict.fromkeys((row["method"], row["stage"]) for row in blind):
         cells = {row["snapshots"]: row for row in blind if (row["method"], row["stage"]) == (method, stage)}
         values = [
-            value_html(Interval(c["ms_per_scene"], c["ms_low_quartile"], c["ms_high_quartile"]), "{:.1f}")
+            Number(Interval(c["ms_per_scene"], c["ms_low_quartile"], c["ms_high_quartile"]), "{:.1f}")
             for c in (cells[length] for length in lengths)
         ]
-        total = stage == "total"
-        lines.append(
-            (' class="own"' if total else "", [html.escape(title_of(method)) if total else "", stage, *values])
-        )
+        lines.append([title_of(method) if stage == "total" else "", stage, *values])
     caption = "Processor time of one thread, scenes in chunks of 16; median and quartiles over the chunks."
-    return html_table(heads, lines, caption)
+    return Sheet(heads, lines, caption, ["own" if line[1] == "total" else "" for line in lines])

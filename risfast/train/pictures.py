@@ -9,32 +9,26 @@ from typing import Any
 from risfast.localize import pipeline
 from risfast.localize.pipeline import PipelineOptions
 from risfast.models.base import CovarianceEstimate
-from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure
+from risfast.report.plots import COLOURS, SpectrumPanel, new_figure, save_figure, spectrum_figure
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
 __all__ = ["draw_curves", "draw_localisation"]
 
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")  # Okabe and Ito, as in risfast.report.plots
-
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss, NMSE and F1 over the scenes seen."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (only when a picture is drawn)
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
     checks = [line for line in lines if line["kind"] == "validation"]
     # A refiner leaves the covariance as it is: then there is no panel for it.
     covariance = any("nmse_mean" in figures for line in checks for figures in line["sets"].values())
-    figure = Figure(figsize=(11.0 if covariance else 7.5, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(11.0 if covariance else 7.5, 3.4)
     loss, *middle, f1 = figure.subplots(1, 3 if covariance else 2)
     steps = [line for line in lines if line["kind"] == "train" and line.get("loss") is not None]
-    loss.plot([s["scenes"] for s in steps], [s["loss"] for s in steps], color=_COLOURS[4], linewidth=1)
+    loss.plot([s["scenes"] for s in steps], [s["loss"] for s in steps], color=COLOURS[4], linewidth=1)
     names = list(dict.fromkeys(name for line in checks for name in line["sets"]))
     for index, name in enumerate(names):
-        colour = _COLOURS[index % len(_COLOURS)]
+        colour = COLOURS[index % len(COLOURS)]
         seen = [(line["scenes"], line["sets"][name]) for line in checks if name in line["sets"]]
         x = [scenes for scenes, _ in seen]
         for axes, key, style in (

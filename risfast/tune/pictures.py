@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 from optuna.trial import FrozenTrial, TrialState
 
-from risfast.report.plots import save_figure
+from risfast.report.plots import COLOURS, new_figure, save_figure
 from risfast.tune.jobs import slot_trials
 from risfast.tune.space import Choice, Float, Parameter, study_space
 from risfast.tune.storage import quiet
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["draw_study"]
 
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#999999"
+(_BLUE, _ORANGE, *_), _GREY = COLOURS, "#999999"
 _BEHIND = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}  # so that lines do not cross text
 _LEAST_FOR_IMPORTANCE = 8
 
@@ -47,11 +47,7 @@ def draw_study(opened: OpenStudy, folder: Path) -> dict[str, Path]:
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415  (only when a picture is drawn)
-    from matplotlib.figure import Figure  # noqa: PLC0415
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(width, height)
     axes = figure.subplots()
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

@@ -8,9 +8,8 @@ import shutil
 import pytest
 import torch
 
-from risfast.cli import doctor_report as doctor
-from risfast.cli import main
-from risfast.cli.doctor_report import Check, examine
+from risfast.cli import doctor, main
+from risfast.cli.doctor import Check, examine
 
 
 @pytest.fixture(autouse=True)

@@ -30,8 +30,8 @@ from risfast.geometry import SensorArray
 from risfast.localize import Localizer
 from risfast.localize.pipeline import PipelineOptions
 from risfast.models import Measurement
-from risfast.report.charts import number
 from risfast.report.outcome import finish
+from risfast.report.style import number
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields, system_from_json

@@ -31,8 +31,8 @@ from risfast.evaluate.tables import (
     write_csv,
     write_parquet,
 )
-from risfast.report.latex import latex_table, latex_value
 from risfast.report.outcome import finish
+from risfast.report.tables import Number, Sheet
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 MAIN = ("main", 0)
@@ -414,12 +414,12 @@ def test_exported_tables_come_with_command_seed_and_environment(done: Finished) 
 
 
 def test_latex_escapes_text_and_keeps_numbers() -> None:
-    table = latex_table(["a_b", "F1 ≥ 5 %"], [["x & y", latex_value(Interval(0.5, 0.25, 0.75))]], "50 % of #1")
+    table = Sheet(["a_b", "F1 ≥ 5 %"], [["x & y", Number(Interval(0.5, 0.25, 0.75))]], "50 % of #1").latex()
     assert r"a\_b & F1 $\ge$ 5 \%" in table
     assert r"x \& y & $0.500 [0.250, 0.750]$ \\" in table
     assert r"\caption{50 \% of \#1}" in table
-    assert latex_value(Interval(math.nan, 0, 1)) == "--"
-    assert latex_value(Interval(2.0, math.nan, math.nan), "{:.0f}") == "$2$"
+    assert Number(Interval(math.nan, 0, 1)).latex() == "--"
+    assert Number(Interval(2.0, math.nan, math.nan), "{:.0f}").latex() == "$2$"
 
 
 def test_latex_files_have_as_many_cells_in_each_row_as_columns(done: Finished) -> None:

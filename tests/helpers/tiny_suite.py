@@ -13,7 +13,7 @@ from risfast.evaluate.suite import SuiteConfig, run_suite
 from risfast.geometry import SensorArray
 from risfast.models import build_backbone
 from risfast.models.files import save_model
-from risfast.report.outcome import Outcome, finish
+from risfast.report.outcome import SuiteOutcome, finish
 from risfast.simulate.scenes import SystemConfig
 
 ARRAY = SensorArray.rectangular(6, 4)
@@ -48,7 +48,7 @@ class Finished(NamedTuple):
     config: SuiteConfig
     results: ResultsFolder
     collected: Collected
-    outcome: Outcome
+    outcome: SuiteOutcome
     export: Path
 
 

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from risfast.detect import DetectionOptions
-from risfast.evaluate.demo_methods import LOCALIZER, demo_methods
 from risfast.evaluate.matching import match, summarise
 from risfast.evaluate.methods import Methods, measurement_of
 from risfast.io import write_options
@@ -22,6 +21,8 @@ from risfast.localize.polish import PolishOptions
 from risfast.localize.refiner import Refiner
 from risfast.models import build_backbone
 from risfast.models.files import save_model
+from risfast.report.demo import demo_methods
+from risfast.report.demo_pictures import LOCALIZER
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.sources import Sources
 from risfast.train import confidence, validation

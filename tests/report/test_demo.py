@@ -16,9 +16,8 @@ from risfast import Localizer, SearchGrid, SensorArray
 from risfast.cli import main
 from risfast.evaluate import match, summarise
 from risfast.evaluate.bounds import scene_bound
-from risfast.evaluate.demo_methods import LOCALIZER, Answer
 from risfast.report.demo import DemoOptions, DemoReport, demo_scenes, illustrative_scene, run_demo
-from risfast.report.demo_pictures import Illustration, confidence_ellipse, localizer_figure
+from risfast.report.demo_pictures import LOCALIZER, Answer, Illustration, confidence_ellipse, localizer_figure
 from risfast.setup import Setup
 from risfast.simulate import SystemConfig, generate_scenes
 from risfast.sources import Sources
