@@ -19,7 +19,7 @@ from risfast.sources import Sources
 __all__ = [
     "DetectionOptions",
     "FixedDetections",
-    "Peaks",
+    "RefinedPeaks",
     "Sources",
     "as_lists",
     "choose_peaks",
@@ -153,7 +153,7 @@ def _grid_positions(grid: SearchGrid, index: Tensor) -> Tensor:
     return torch.stack([axis[i[..., n]] for n, axis in enumerate(axes)], -1)
 
 
-class Peaks(NamedTuple):
+class RefinedPeaks(NamedTuple):
     """All refined peaks of the maps of B scenes, before any threshold, and what thresholds compare them with."""
 
     position: Tensor  # (B, C, 3) Azimuth and elevation in radians, range in metres
@@ -196,7 +196,7 @@ def _peaks(
     loading: float,
     wavefront: str,
     options: DetectionOptions,
-) -> Peaks:
+) -> RefinedPeaks:
     """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
@@ -209,7 +209,9 @@ def _peaks(
     level = volume.amax(-1).flatten(1).double().log10() * 10
     median = level.median(1).values
     mad = (level - median[:, None]).abs().median(1).values
-    return Peaks(refined.position, torch.where(present, refined.power, torch.zeros_like(refined.power)), median, mad)
+    return RefinedPeaks(
+        refined.position, torch.where(present, refined.power, torch.zeros_like(refined.power)), median, mad
+    )
 
 
 def refined_peaks(
@@ -222,7 +224,7 @@ def refined_peaks(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
-) -> Peaks:
+) -> RefinedPeaks:
     """The first half of detection, and nearly all of its cost; thresholds and separations play no part."""
     # Arguments and errors are those of :func:`detect_fixed`; of the options ``candidates``, ``window``,
     # ``refine_points`` and ``range_margin`` are read.
@@ -236,13 +238,13 @@ def refined_peaks(
     corners = _bounds(grid, asked, chosen)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
-    parts: list[Peaks] = []
+    parts: list[RefinedPeaks] = []
     # An empty batch makes one pass, so that its arguments are checked too.
     for start in range(0, max(matrix.shape[0], 1), step):
         part = matrix[start : start + step]
         volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
         parts.append(_peaks(part, volume, array, grid, corners, factored, loading, wavefront, chosen))
-    return parts[0] if len(parts) == 1 else Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
+    return parts[0] if len(parts) == 1 else RefinedPeaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
 def _with_grid(
@@ -257,7 +259,7 @@ def _with_grid(
 
 
 def choose_peaks(
-    peaks: Peaks, setup: Setup | SensorArray, options: DetectionOptions, grid: SearchGrid
+    peaks: RefinedPeaks, setup: Setup | SensorArray, options: DetectionOptions, grid: SearchGrid
 ) -> FixedDetections:
     """The second half of detection: thresholds on refined powers, and suppression of peaks that met."""
     # ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.

@@ -33,12 +33,12 @@ __all__ = [
     "usable_device",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 Unset = tyro.conf.arg(help_behavior_hint="")
 """Marks an option whose default says nothing."""
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, Unset]
 """A switch without an opposite: --quiet."""
-Opt = Annotated[T | None, tyro.conf.DisallowNone, Unset]
+Opt = Annotated[_T | None, tyro.conf.DisallowNone, Unset]
 """What need not be given."""
 Flat = tyro.conf.arg(name="")
 """Marks a dataclass whose options stand without a prefix."""

@@ -19,11 +19,10 @@ from scipy.optimize import linear_sum_assignment
 
 from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
+from risfast.io.guard import Array
 from risfast.setup import Tolerance
 
 __all__ = ["Match", "Summary", "Tolerance", "match", "pair_distances", "summarise"]
-
-Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)

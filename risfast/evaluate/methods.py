@@ -27,8 +27,8 @@ from risfast.sources import Sources
 
 __all__ = [
     "DEFAULT_METHODS",
-    "METHODS",
     "METHOD_TITLES",
+    "SUITE_METHODS",
     "VARIANTS",
     "Found",
     "Method",
@@ -85,7 +85,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
 """By the name of the method, in the order of the table."""
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
-METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
+SUITE_METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
 METHOD_TITLES = {
     "localizer": "localizer",
     "localizer_raw": "localizer, no polish",
@@ -226,8 +226,8 @@ class Methods:
     def check(self, names: tuple[str, ...]) -> None:
         """Refuse what cannot be made, before any work."""
         for name in names:
-            if name not in METHODS:
-                raise ValueError(f"methods must be among {', '.join(METHODS)}; got {name!r}")
+            if name not in SUITE_METHODS:
+                raise ValueError(f"methods must be among {', '.join(SUITE_METHODS)}; got {name!r}")
         if len(set(names)) != len(names):
             raise ValueError(f"methods must not repeat, got {', '.join(names)}")
         if "transformer_capon" in names and self._transformer is None:

@@ -22,17 +22,17 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
+from risfast.io.guard import Array
 from risfast.simulate.system_file import differing_fields
 
-__all__ = ["Place", "ResultsFolder", "environment"]
+__all__ = ["RecordPlace", "ResultsFolder", "environment"]
 
-Array = np.ndarray[Any, np.dtype[Any]]
 
 CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records"
 _APPEAR_S = 60.0  # how long other processes wait until the first one has opened the folder
 
 
-class Place(NamedTuple):
+class RecordPlace(NamedTuple):
     """Where a record belongs."""
 
     scene_set: str
@@ -94,11 +94,11 @@ class ResultsFolder:
             )
         return here
 
-    def has(self, place: Place) -> bool:
+    def has(self, place: RecordPlace) -> bool:
         """Whether this record is there."""
         return (self.folder / RECORDS / place.file).is_file()
 
-    def write(self, place: Place, values: Mapping[str, Array]) -> None:
+    def write(self, place: RecordPlace, values: Mapping[str, Array]) -> None:
         """Write one record, whole or not at all."""
         path = self.folder / RECORDS / place.file
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ class ResultsFolder:
         np.savez(buffer, allow_pickle=False, place=np.array(json.dumps(place)), **values)
         replace_file(path, buffer.getvalue())
 
-    def read(self, place: Place) -> dict[str, Array]:
+    def read(self, place: RecordPlace) -> dict[str, Array]:
         """One record."""
         path = self.folder / RECORDS / place.file
         try:

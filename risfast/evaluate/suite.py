@@ -22,7 +22,7 @@ import torch
 from risfast.evaluate.bounds import scene_bound
 from risfast.evaluate.methods import DEFAULT_METHODS, Found, Method, Methods, measurement_of
 from risfast.evaluate.mismatched import mismatched_bound
-from risfast.evaluate.records import Place, ResultsFolder
+from risfast.evaluate.records import RecordPlace, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, SUITES, SceneSet, scene_sets
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup, Tolerance
@@ -44,7 +44,7 @@ class SuiteConfig:
     suite: str = "all"  # One of :data:`risfast.evaluate.scenarios.SUITES`
     scenes: int = 1000  # Of the main set; the others follow from it
     snapshots: tuple[int, ...] = (64, 16)  # L, each at least 1
-    methods: tuple[str, ...] = DEFAULT_METHODS  # Among :data:`risfast.evaluate.methods.METHODS`
+    methods: tuple[str, ...] = DEFAULT_METHODS  # Among :data:`risfast.evaluate.methods.SUITE_METHODS`
     seed: int = 0x6576616C  # Of the scenes. The default is none that training, validation or test of the trainer uses
     # Model folder of the localizer; None is the classical fit, which needs no training
     model: Path | None = DEFAULT_MODEL
@@ -100,9 +100,9 @@ class Task(NamedTuple):
     stop: int
     labels: tuple[str, ...]  # Of the runs; the truth comes first
 
-    def place(self, label: str) -> Place:
+    def place(self, label: str) -> RecordPlace:
         """Where the record of one run belongs."""
-        return Place(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
+        return RecordPlace(self.scene_set, self.cell, self.snapshots, label, self.start, self.stop)
 
 
 def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
@@ -123,7 +123,7 @@ _WARM_SCENES = 2  # enough to build every table that a method keeps
 _POLL_S = 0.5
 
 
-Report = Callable[[int, int, str], None]  # scenes by methods that are done, of how many, and what runs
+SuiteReport = Callable[[int, int, str], None]  # scenes by methods that are done, of how many, and what runs
 
 
 def open_results(config: SuiteConfig, folder: Path, methods: Methods, *, leads: bool = True) -> ResultsFolder:
@@ -152,7 +152,7 @@ def run_suite(
     workers: int = 1,
     rank: int = 0,
     world: int = 1,
-    report: Report | None = None,
+    report: SuiteReport | None = None,
 ) -> ResultsFolder:
     """Make every record that the folder lacks."""
     if workers < 1:
@@ -186,7 +186,7 @@ def _complete(results: ResultsFolder, task: Task) -> bool:
 class _Counter:
     """Progress of all processes together: what the others have done is seen in the folder."""
 
-    def __init__(self, results: ResultsFolder, tasks: Sequence[Task], report: Report) -> None:
+    def __init__(self, results: ResultsFolder, tasks: Sequence[Task], report: SuiteReport) -> None:
         self._results, self._report = results, report
         self._open = {task for task in tasks if not _complete(results, task)}
         self._total = sum(_runs(task) for task in tasks)

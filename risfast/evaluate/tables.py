@@ -143,7 +143,7 @@ class _Cut:
     reference: str = REFERENCE
 
 
-Report = Callable[[int, int], None]
+TableReport = Callable[[int, int], None]
 
 
 def _cuts(collected: Collected, edges: Edges) -> Iterator[_Cut]:
@@ -200,7 +200,7 @@ def groups_of(
     *,
     edges: Edges | None = None,
     resamples: int = 1000,
-    report: Report | None = None,
+    report: TableReport | None = None,
 ) -> list[Group]:
     """Every group of every benchmark that the records allow."""
     jobs = list(_jobs(collected, sets, snapshots, edges or Edges()))

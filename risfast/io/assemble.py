@@ -21,7 +21,7 @@ from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.io.welch import narrowband_covariance
 from risfast.setup import Setup
 
-__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "Found", "ReadOptions", "assemble", "layout"]
+__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "FoundData", "ReadOptions", "assemble", "layout"]
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's default too
@@ -64,7 +64,7 @@ def _is_real(value: Any) -> bool:
 
 
 @dataclass(eq=False)
-class Found:
+class FoundData:
     """What a reader found. Positions are (N, 3) in metres, or None; times and covariances still unchecked."""
 
     path: Path
@@ -99,7 +99,7 @@ class Found:
         return inventory(self.holds)
 
 
-def assemble(found: Found, options: ReadOptions) -> Recording:
+def assemble(found: FoundData, options: ReadOptions) -> Recording:
     """Check everything and put it together; see :func:`risfast.simulate.read` for the errors."""
     given = _parts(found, options)
     _check_sampling(found, given)
@@ -143,7 +143,7 @@ def assemble(found: Found, options: ReadOptions) -> Recording:
         raise FileFormatError(f"{found.path}: {error}") from error
 
 
-def _parts(found: Found, options: ReadOptions) -> SetupParts | None:
+def _parts(found: FoundData, options: ReadOptions) -> SetupParts | None:
     """What the caller's setup says, else the file's, and what it leaves open."""
     setup = options.setup
     if isinstance(setup, str | Path):
@@ -155,7 +155,7 @@ def _parts(found: Found, options: ReadOptions) -> SetupParts | None:
     return None if setup is None else SetupParts(setup)
 
 
-def _check_sampling(found: Found, given: SetupParts | None) -> None:
+def _check_sampling(found: FoundData, given: SetupParts | None) -> None:
     """Refuse a setup that is about another measurement. A covariance is one of the elements, however it came about."""
     there = [name for name in ("codes", "channel") if getattr(found, name) is not None]
     if given is None or given.sampling is None:
@@ -174,7 +174,7 @@ def _check_sampling(found: Found, given: SetupParts | None) -> None:
         )
 
 
-def _without(recording: Recording, found: Found, given: list[Flagged], options: ReadOptions) -> Recording:
+def _without(recording: Recording, found: FoundData, given: list[Flagged], options: ReadOptions) -> Recording:
     """Leave out what is flagged in the file, dead, or named by the caller."""
     known = {flag.index for flag in given}
     by_hand = [
@@ -187,11 +187,11 @@ def _without(recording: Recording, found: Found, given: list[Flagged], options: 
     return replace(left, flagged=tuple(flagged))  # with their names and reasons
 
 
-def _element_name(found: Found, index: int) -> str:
+def _element_name(found: FoundData, index: int) -> str:
     return found.element_names[index] if found.element_names else str(index)
 
 
-def _positions(found: Found, options: ReadOptions, setup: SetupParts | None) -> Array:
+def _positions(found: FoundData, options: ReadOptions, setup: SetupParts | None) -> Array:
     """(N, 3) in metres, from the caller or from the file."""
     given = options.positions_m
     if options.setup is not None and setup is not None:
@@ -224,7 +224,7 @@ def _positions(found: Found, options: ReadOptions, setup: SetupParts | None) -> 
     return np.ascontiguousarray(values)
 
 
-def _wavelength(found: Found, options: ReadOptions, setup: SetupParts | None, frequency: float | None) -> float:
+def _wavelength(found: FoundData, options: ReadOptions, setup: SetupParts | None, frequency: float | None) -> float:
     """In metres: the caller's, then the frequency's, then the file's."""
     if options.wavelength_m is not None:
         return options.wavelength_m
@@ -250,7 +250,7 @@ def _wavelength(found: Found, options: ReadOptions, setup: SetupParts | None, fr
     return speed / frequency
 
 
-def _from_time(found: Found, options: ReadOptions, frequency: float | None) -> tuple[Array, float]:
+def _from_time(found: FoundData, options: ReadOptions, frequency: float | None) -> tuple[Array, float]:
     """Welch's covariance [1, N, N] of samples in time, and its frequency."""
     samples = found.time_data
     assert samples is not None
@@ -268,7 +268,7 @@ def _from_time(found: Found, options: ReadOptions, frequency: float | None) -> t
     return matrix.numpy()[None], centre + actual
 
 
-def _matrix(found: Found, what: str, array: SensorArray) -> Tensor | None:
+def _matrix(found: FoundData, what: str, array: SensorArray) -> Tensor | None:
     """Codes or channel as a complex tensor (?, N)."""
     values: Array | None = getattr(found, what)
     if values is None:
@@ -286,7 +286,7 @@ def _matrix(found: Found, what: str, array: SensorArray) -> Tensor | None:
     return _tensor(found, what, numbers)
 
 
-def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int) -> Snapshots:
+def _oriented(found: FoundData, snapshots: Snapshots, channel: Tensor | None, n: int) -> Snapshots:
     """(L, N), or (L, M) behind a surface; turned where only the other way round fits, and complex."""
     name, seen = found.name("snapshots"), n if channel is None else channel.shape[0]
     rows, columns = snapshots.shape
@@ -314,7 +314,7 @@ def _oriented(found: Found, snapshots: Snapshots, channel: Tensor | None, n: int
     return snapshots
 
 
-def _covariance(found: Found, values: Array, n: int, known: set[int]) -> tuple[Tensor, list[int]]:
+def _covariance(found: FoundData, values: Array, n: int, known: set[int]) -> tuple[Tensor, list[int]]:
     """(B, N, N), checked, and the elements that are dead in all of them."""
     name = found.name("covariance")
     numbers = as_complex(values, found.path, name)
@@ -447,7 +447,7 @@ def _turned(shapes: Shapes, n_elements: int, axis: int) -> dict[str, bool] | Non
     return turned
 
 
-def arrange(found: Found, n_elements: int) -> tuple[int, Snapshots, Tensor | None, Tensor | None]:
+def arrange(found: FoundData, n_elements: int) -> tuple[int, Snapshots, Tensor | None, Tensor | None]:
     """Number of scenes, their snapshots one after the other, codes and channel with the scene first."""
     given = {"snapshots": found.batch, "codes": found.codes, "channel": found.channel}
     values = {
@@ -481,7 +481,7 @@ def arrange(found: Found, n_elements: int) -> tuple[int, Snapshots, Tensor | Non
     return len(y), snapshots, codes, channel
 
 
-def _tensor(found: Found, name: str, values: Array | None) -> Tensor | None:
+def _tensor(found: FoundData, name: str, values: Array | None) -> Tensor | None:
     if values is None:
         return None
     if not np.isfinite(values).all():

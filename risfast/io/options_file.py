@@ -18,7 +18,7 @@ __all__ = ["OPTIONS_FILE_FORMAT", "read_options", "read_options_as", "write_opti
 
 OPTIONS_FILE_FORMAT = 1
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 def read_options(path: str | Path) -> PipelineOptions:
@@ -45,7 +45,7 @@ def read_options(path: str | Path) -> PipelineOptions:
     return read_options_as(PipelineOptions(), path)
 
 
-def read_options_as(default: T, path: str | Path) -> T:
+def read_options_as(default: _T, path: str | Path) -> _T:
     """Options of the class of ``default``, any frozen dataclass; file and errors are those of :func:`read_options`."""
     path = Path(path)
     table = read_toml_table(

@@ -10,7 +10,7 @@ import numpy as np
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.assemble import Found, ReadOptions, assemble
+from risfast.io.assemble import FoundData, ReadOptions, assemble
 from risfast.io.formats.acoustics import read_acoular, read_benchmark
 from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.io.formats.mat5 import Mat5Container
@@ -188,7 +188,7 @@ def _hdf5_layout(container: Hdf5Container) -> str:
     return "mat" if container.pages_last else "hdf5"
 
 
-def _read_mat(path: Path, options: ReadOptions) -> Found:
+def _read_mat(path: Path, options: ReadOptions) -> FoundData:
     content = content_of(path)
     if content not in ("MATLAB", "HDF5"):
         raise FileFormatError(f"{path}: not a .mat file of version 5 to 7.3, but {content}")
@@ -196,10 +196,10 @@ def _read_mat(path: Path, options: ReadOptions) -> Found:
     return _read_variables(container, options)
 
 
-def _read_variables(container: Container, options: ReadOptions) -> Found:
+def _read_variables(container: Container, options: ReadOptions) -> FoundData:
     """Fields by their names, as mapped or as expected."""
     path, holds = container.path, container.holds
-    found = Found(path, container.kind, holds, pages_last=container.pages_last)
+    found = FoundData(path, container.kind, holds, pages_last=container.pages_last)
     attributes = container.attributes("/") if isinstance(container, Hdf5Container) else {}
     for field, expected in FIELDS.items():
         name = options.fields.get(field)
@@ -235,7 +235,7 @@ def _read_variables(container: Container, options: ReadOptions) -> Found:
     return found
 
 
-def _one_kind_of_data(found: Found, options: ReadOptions) -> None:
+def _one_kind_of_data(found: FoundData, options: ReadOptions) -> None:
     there = [field for field in _DATA if field in found.names]
     mapped = [field for field in there if field in options.fields]
     if len(mapped) == 1:
@@ -253,7 +253,7 @@ def _one_kind_of_data(found: Found, options: ReadOptions) -> None:
         raise FileFormatError(f"{found.path}: {names} are there; choose one with fields={{{there[0]!r}: NAME}}")
 
 
-def _single_number(found: Found, field: str, value: Any) -> float:
+def _single_number(found: FoundData, field: str, value: Any) -> float:
     values = np.asarray(value)
     if values.size != 1 or values.dtype.kind not in "iuf":
         raise FileFormatError(
@@ -263,7 +263,7 @@ def _single_number(found: Found, field: str, value: Any) -> float:
     return float(values.reshape(-1)[0])
 
 
-def _samples(container: Container, found: Found, name: str) -> Snapshots:
+def _samples(container: Container, found: FoundData, name: str) -> Snapshots:
     """In blocks where the file allows it, else whole; small ones that may have to be turned are held too."""
     rows = container.rows(name)
     source = f"{container.path}: {name!r}"
@@ -277,7 +277,7 @@ def _samples(container: Container, found: Found, name: str) -> Snapshots:
     return Snapshots.of(values.astype(held_dtype(values.dtype)), source)
 
 
-FORMATS: dict[str, Callable[[Path, ReadOptions], Found]] = {
+FORMATS: dict[str, Callable[[Path, ReadOptions], FoundData]] = {
     "npz": lambda path, options: _read_variables(NpzContainer(path), options),
     "mat": _read_mat,
     "hdf5": lambda path, options: _read_variables(Hdf5Container(path), options),

@@ -17,7 +17,7 @@ from risfast.io.guard import HELD_BYTES, file_head, megabytes
 
 __all__ = ["as_table", "from_table", "read_toml", "read_toml_table", "to_toml"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 NONE = "none"  # TOML has no null
 
@@ -48,7 +48,7 @@ def _plain(value: Any, name: str, complete: bool) -> Any:
     return value
 
 
-def from_table(kind: type[T], table: Mapping[str, Any], where: str = "", *, base: T | None = None) -> T:
+def from_table(kind: type[_T], table: Mapping[str, Any], where: str = "", *, base: _T | None = None) -> _T:
     """The dataclass ``kind`` from the tables that :func:`as_table` made; missing fields keep their default."""
     renewed = getattr(kind, "renewed", None)  # of a class that has lost fields since files were written
     if renewed is not None:
@@ -119,7 +119,7 @@ def to_toml(config: Any) -> str:
     return tomli_w.dumps(as_table(config))
 
 
-def read_toml(kind: type[T], path: Path) -> T:
+def read_toml(kind: type[_T], path: Path) -> _T:
     """The dataclass in a TOML file."""
     try:
         return from_table(kind, tomllib.loads(path.read_text(encoding="utf-8")))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
-from risfast.detect import DetectionOptions, Peaks, as_lists, choose_peaks, refined_peaks
+from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
 from risfast.localize.confidence import HitModel, hit_features
 from risfast.localize.polish import Polished, PolishOptions, polish_sources
@@ -331,13 +331,13 @@ def spectrum(covariance: Tensor, setup: Setup, options: PipelineOptions) -> tupl
     return power, grid
 
 
-def map_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> Peaks:
+def map_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> RefinedPeaks:
     """All refined peaks of the Capon map of effective covariances, before thresholds; of B scenes."""
     grid, detection = options.grid(setup), options.capon_detection
     return refined_peaks(covariance, setup, grid, factored=False, loading=options.map.loading, options=detection)
 
 
-def chosen_peaks(peaks: Peaks, setup: Setup, options: PipelineOptions) -> list[Sources]:
+def chosen_peaks(peaks: RefinedPeaks, setup: Setup, options: PipelineOptions) -> list[Sources]:
     """Those of :func:`map_peaks` that pass the thresholds; a list of B scenes."""
     return as_lists(choose_peaks(peaks, setup, options.capon_detection, options.grid(setup)), setup)
 
@@ -352,7 +352,7 @@ def candidates(
     measurement: Measurement,
     found: CovarianceEstimate,
     options: PipelineOptions,
-    peaks: Peaks | None = None,
+    peaks: RefinedPeaks | None = None,
 ) -> tuple[list[Sources], tuple[tuple[str, ...], ...]]:
     """Where the polish starts, or what is reported without one; and why refined maps were not believed."""
     # ``peaks`` are those of :func:`map_peaks`, where they are cached from options that differ in thresholds alone.
@@ -565,7 +565,7 @@ def after_estimate(
     found: CovarianceEstimate,
     options: PipelineOptions,
     n_sources: Tensor | None = None,
-    peaks: Peaks | None = None,
+    peaks: RefinedPeaks | None = None,
 ) -> Localisation:
     """Candidates, polish and decision of scenes whose estimate is there; ``peaks`` as in :func:`candidates`."""
     times = [time.perf_counter()]

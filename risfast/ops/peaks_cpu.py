@@ -20,7 +20,7 @@ from risfast.ops.peaks_register import local_maxima_op, nms_op
 
 __all__ = ["local_maxima_cpu", "nms_cpu"]
 
-Array = np.ndarray[Any, Any]
+_Array = np.ndarray[Any, Any]
 
 # Scenes are worked on in groups of about this many points: small grids share calls, large ones stay in the cache.
 _POINTS_AT_ONCE = 1 << 19
@@ -46,7 +46,7 @@ class _Axis(NamedTuple):
     dense: bool  # whether direct neighbours along it are compared over the whole volume
 
 
-def _memory_layout(volume: Tensor, window: Sequence[int]) -> tuple[Array, list[_Axis]]:
+def _memory_layout(volume: Tensor, window: Sequence[int]) -> tuple[_Array, list[_Axis]]:
     """The volume as a contiguous array with its slowest axis first, and what is known of each axis."""
     order = sorted(range(3), key=lambda a: (-volume.stride(a + 1), a))
     array = volume.permute(0, *(a + 1 for a in order)).contiguous().detach().numpy()
@@ -60,12 +60,12 @@ def _memory_layout(volume: Tensor, window: Sequence[int]) -> tuple[Array, list[_
     return array, axes
 
 
-def _at(address: Array, axis: _Axis) -> Array:
+def _at(address: _Array, axis: _Axis) -> _Array:
     """Coordinate along one axis of points given by their flat address."""
     return address // axis.stride % axis.size
 
 
-def _local_candidates(flat: Array, axes: list[_Axis], floor: float) -> Array:
+def _local_candidates(flat: _Array, axes: list[_Axis], floor: float) -> _Array:
     """Addresses of the points above the floor that hold the rule against their direct neighbours along each axis."""
     # One comparison x[i] >= x[i + step] along an axis serves both ends: where it is true the later point is beaten (an
     # equal value of lower index comes before it), where it is false the earlier one is.
@@ -90,13 +90,13 @@ def _local_candidates(flat: Array, axes: list[_Axis], floor: float) -> Array:
     return address
 
 
-def _linear_index(address: Array, axes: list[_Axis]) -> Array:
+def _linear_index(address: _Array, axes: list[_Axis]) -> _Array:
     """Index in the public order, within the scene, of points given by their flat address."""
     a, b, c = (_at(address, axis) * axis.linear for axis in axes)
     return a + b + c
 
 
-def _unbeaten(flat: Array, axes: list[_Axis], address: Array) -> Array:
+def _unbeaten(flat: _Array, axes: list[_Axis], address: _Array) -> _Array:
     """The rule itself: nothing larger in the window, and nothing equal of lower linear index."""
     around = [np.arange(-a.reach, a.reach + 1)[:, None] for a in axes]
     columns = max(1, _TABLE_ENTRIES // math.prod(offsets.size for offsets in around))
@@ -120,7 +120,7 @@ def _unbeaten(flat: Array, axes: list[_Axis], address: Array) -> Array:
     return kept
 
 
-def _scene_maxima(array: Array, axes: list[_Axis], k: int, floor: float) -> tuple[Array, Array, Array, Array]:
+def _scene_maxima(array: _Array, axes: list[_Axis], k: int, floor: float) -> tuple[_Array, _Array, _Array, _Array]:
     """Scene, rank, linear index and value of the k best maxima of each scene."""
     # Windows are looked at in rounds of falling value; a scene is done when it has k, for whatever comes later is
     # lower.
@@ -129,7 +129,7 @@ def _scene_maxima(array: Array, axes: list[_Axis], k: int, floor: float) -> tupl
     nearest = [axis._replace(reach=min(axis.reach, 1)) for axis in axes]
     waiting = _local_candidates(flat, axes, floor)
     found = np.zeros(scenes, np.int64)
-    rounds: list[Array] = []
+    rounds: list[_Array] = []
     budget = _FIRST_ROUND * k * scenes
     while waiting.size:
         value = flat[waiting]
@@ -173,7 +173,7 @@ def local_maxima_cpu(
     return index, value, (value > -math.inf).sum(1)
 
 
-def _near(these: Array, those: Array, limits: Array, wrap_azimuth: bool) -> Array:
+def _near(these: _Array, those: _Array, limits: _Array, wrap_azimuth: bool) -> _Array:
     """Whether points [B, T, 3] lie within the limits of points [B, U, 3] in all coordinates: bool [B, T, U]."""
     near = np.ones((these.shape[0], these.shape[1], those.shape[1]), bool)
     for axis in range(3):
@@ -187,7 +187,7 @@ def _near(these: Array, those: Array, limits: Array, wrap_azimuth: bool) -> Arra
     return near
 
 
-def _suppress(position: Array, order: Array, present: Array, limits: Array, k: int, wrap_azimuth: bool) -> Array:
+def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, k: int, wrap_azimuth: bool) -> _Array:
     """Greedy suppression of some scenes by tiles of candidates in falling order: index [B, k]."""
     # Within a tile, "kept unless a better kept one is near" is applied to all candidates at once until nothing changes.
     # Its only fixed point is the greedy answer, and it is there after as many steps as the longest chain of

@@ -29,6 +29,7 @@ from risfast import __version__
 from risfast.covariance import ls_covariance
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file, sync_folder
+from risfast.io.guard import Array
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields, system_from_json, system_to_json
@@ -149,8 +150,7 @@ _POLL_S = 0.2
 _BATCH = 64  # scenes made at once: some 64 MB of the reference system
 
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Report = Callable[[int, int], None]
+ShardReport = Callable[[int, int], None]
 
 
 def write_shards(
@@ -158,7 +158,7 @@ def write_shards(
     spec: ShardSpec,
     *,
     device: torch.device | str = "cpu",
-    report: Report | None = None,
+    report: ShardReport | None = None,
     rank: int = 0,
     world: int = 1,
 ) -> None:
@@ -229,7 +229,7 @@ def _open_for_writing(folder: Path, spec: ShardSpec) -> dict[str, Any]:
 
 
 def _write_shard(
-    folder: Path, number: int, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None
+    folder: Path, number: int, indices: range, spec: ShardSpec, device: torch.device | str, report: ShardReport | None
 ) -> dict[str, Any]:
     """Write one shard and return its entry of the manifest."""
     beside, target = folder / f".{shard_name(number)}.tmp", folder / shard_name(number)
@@ -251,7 +251,9 @@ def _write_shard(
     return {"name": shard_name(number), "first": indices.start, "count": len(indices), "files": files}
 
 
-def _fill(folder: Path, indices: range, spec: ShardSpec, device: torch.device | str, report: Report | None) -> None:
+def _fill(
+    folder: Path, indices: range, spec: ShardSpec, device: torch.device | str, report: ShardReport | None
+) -> None:
     """Make the scenes of a shard in batches and append each array to its file."""
     names = spec.shapes(len(indices))
     with ExitStack() as stack:  # closes every file, also where closing one fails for want of room

@@ -16,7 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from risfast import __version__
-from risfast.detect import Peaks
+from risfast.detect import RefinedPeaks
 from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.io.durable import replace_file
 from risfast.io.toml_file import as_table
@@ -43,7 +43,7 @@ class _Batch(NamedTuple):
 
     measurement: Measurement
     estimate: CovarianceEstimate
-    peaks: Peaks | None
+    peaks: RefinedPeaks | None
 
 
 class DetectionObjective:
@@ -61,7 +61,7 @@ class DetectionObjective:
         _check_source(self._parts, self._start)
         self._scenes = judging_scenes(config)
         self._estimates: dict[str, list[_Batch]] = {}
-        self._peaks: dict[str, Peaks] = {}
+        self._peaks: dict[str, RefinedPeaks] = {}
 
     def __call__(
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
@@ -115,9 +115,9 @@ class DetectionObjective:
             return batches
         peaks = self._cached_peaks(name, batches, options)
         each = zip(*(field.split([len(b.measurement) for b in batches]) for field in peaks), strict=True)
-        return [batch._replace(peaks=Peaks(*part)) for batch, part in zip(batches, each, strict=True)]
+        return [batch._replace(peaks=RefinedPeaks(*part)) for batch, part in zip(batches, each, strict=True)]
 
-    def _cached_peaks(self, name: str, batches: list[_Batch], options: PipelineOptions) -> Peaks:
+    def _cached_peaks(self, name: str, batches: list[_Batch], options: PipelineOptions) -> RefinedPeaks:
         """Capon peaks of a set: from memory, from the folder, or made."""
         key = self._digest(name, options)
         if key not in self._peaks:
@@ -126,10 +126,10 @@ class DetectionObjective:
             if found is None:
                 each = [pipeline.effective(batch.estimate, batch.measurement, options) for batch in batches]
                 parts = [pipeline.map_peaks(covariance, self._parts.setup, options) for covariance in each]
-                found = Peaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
+                found = RefinedPeaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
                 self._folder.mkdir(parents=True, exist_ok=True)
                 replace_file(path, save({field: v.cpu().contiguous() for field, v in found._asdict().items()}))
-            self._peaks[key] = Peaks(*(field.to(self._device) for field in found))
+            self._peaks[key] = RefinedPeaks(*(field.to(self._device) for field in found))
         return self._peaks[key]
 
     def _digest(self, name: str, options: PipelineOptions) -> str:
@@ -167,10 +167,10 @@ def _check_source(parts: Parts, start: PipelineOptions) -> None:
         )
 
 
-def _read_peaks(path: Path) -> Peaks | None:
+def _read_peaks(path: Path) -> RefinedPeaks | None:
     """Peaks that were cached; None where there are none, or they cannot be read and must be made again."""
     try:
         held: dict[str, Tensor] = load(path.read_bytes())
-        return Peaks(**held)
+        return RefinedPeaks(**held)
     except (FileNotFoundError, SafetensorError, TypeError):
         return None

@@ -49,7 +49,7 @@ __all__ = [
     "untuned",
 ]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
     return found
 
 
-def apply(kind: type[T], base: T, choice: Mapping[str, Any]) -> T:
+def apply(kind: type[_T], base: _T, choice: Mapping[str, Any]) -> _T:
     """``base`` with some of its fields replaced; choices of other classes are left alone."""
     table = as_table(base)
     for name, value in choice.items():

@@ -29,7 +29,7 @@ except ImportError:  # not on Windows
 
 __all__ = ["FileLock", "Opened", "open_storage", "with_driver"]
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _DRIVERS = {"postgresql": ("psycopg", "postgres"), "mysql": ("pymysql", "mysql"), "mariadb": ("pymysql", "mysql")}
 _CONNECT_S = 10

@@ -21,9 +21,9 @@ from tiny_suite import ARRAY, finished, save_tiny_model, tiny_config
 
 from risfast.errors import FileFormatError
 from risfast.evaluate.figures import figures
-from risfast.evaluate.methods import METHOD_TITLES, METHODS, VARIANTS, Methods, measurement_of
+from risfast.evaluate.methods import METHOD_TITLES, SUITE_METHODS, VARIANTS, Methods, measurement_of
 from risfast.evaluate.metrics import score_scenes
-from risfast.evaluate.records import Place, ResultsFolder
+from risfast.evaluate.records import RecordPlace, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, KNOWLEDGE, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, SuiteConfig, run_suite, tasks_of
 from risfast.geometry import SensorArray
@@ -163,7 +163,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(
 # ---- methods
 
 
-@pytest.mark.parametrize("name", [m for m in METHODS if m != "transformer_capon" and m not in VARIANTS])
+@pytest.mark.parametrize("name", [m for m in SUITE_METHODS if m != "transformer_capon" and m not in VARIANTS])
 def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Path, name: str) -> None:
     methods = Methods(model)
     scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(4))
@@ -212,7 +212,7 @@ def test_only_the_knowledge_that_is_named_is_handed_over() -> None:
 
 def test_every_method_has_a_title_and_an_identity(model: Path) -> None:
     methods = Methods(model)
-    for name in (m for m in METHODS if m != "transformer_capon"):
+    for name in (m for m in SUITE_METHODS if m != "transformer_capon"):
         assert name in METHOD_TITLES
         assert methods.identity(name) == Methods(model).identity(name)
     assert methods.identity("localizer")["weights"] != ""
@@ -243,7 +243,7 @@ def test_a_system_of_its_own_is_run_and_scored_on_its_own_setup(tmp_path: Path) 
     assert described["methods"]["localizer"]["weights"] is None
     scenes = generate_scenes(dataclasses.replace(OWN, n_snapshots=6), config.seed, range(4))
     answers = Localizer.classical(setup).localize(Measurement.of(scenes))
-    record = results.read(Place("main", 0, 6, "localizer", 0, 4))
+    record = results.read(RecordPlace("main", 0, 6, "localizer", 0, 4))
     np.testing.assert_array_equal(record["sources"][:, :3], torch.cat([s.position for s in answers]).numpy())
     outcome = finish(config, results, resamples=2)
     scored = score_scenes(answers, scenes, tolerance=setup.tolerance)
@@ -296,7 +296,7 @@ def test_records_hold_the_truth_of_the_scenes_and_what_the_methods_find(model: P
     methods = Methods(model)
     system = SystemConfig(array=ARRAY, n_snapshots=6)
     scenes = generate_scenes(system, config.seed, range(16, 18))
-    truth = whole.read(Place("main", 0, 6, TRUTH, 16, 18))
+    truth = whole.read(RecordPlace("main", 0, 6, TRUTH, 16, 18))
     np.testing.assert_array_equal(truth["position"], scenes.position[scenes.mask].double().numpy())
     np.testing.assert_array_equal(truth["snr_db"], scenes.snr_db.double().numpy())
     threads = torch.get_num_threads()
@@ -305,7 +305,7 @@ def test_records_hold_the_truth_of_the_scenes_and_what_the_methods_find(model: P
         found = methods["greedy_ml"].find(scenes, *measurement_of(scenes, "blind")).sources
     finally:
         torch.set_num_threads(threads)
-    record = whole.read(Place("main", 0, 6, "greedy_ml", 16, 18))
+    record = whole.read(RecordPlace("main", 0, 6, "greedy_ml", 16, 18))
     np.testing.assert_array_equal(record["count"], [len(s) for s in found])
     np.testing.assert_array_equal(record["sources"][:, :3], torch.cat([s.position for s in found]).numpy())
     assert float(record["seconds"]) > 0
@@ -337,7 +337,7 @@ def test_progress_counts_scenes_by_methods_and_ends_complete(model: Path, tmp_pa
 def test_missing_records_are_made_again_the_same(model: Path, whole: ResultsFolder, tmp_path: Path) -> None:
     config = tiny_config(model)
     run_suite(config, tmp_path)
-    lost = [Place("main", 0, 6, "greedy_ml", 0, 16), Place("main", 0, 6, TRUTH, 16, 18)]
+    lost = [RecordPlace("main", 0, 6, "greedy_ml", 0, 16), RecordPlace("main", 0, 6, TRUTH, 16, 18)]
     for place in lost:
         (tmp_path / "records" / place.file).unlink()
     results = run_suite(config, tmp_path)
@@ -434,7 +434,7 @@ def test_a_damaged_configuration_is_named(model: Path, tmp_path: Path) -> None:
 def test_a_damaged_missing_or_misplaced_record_is_named(tmp_path: Path) -> None:
     folder = ResultsFolder(tmp_path / "out", {"methods": {}})
     folder.open()
-    place, other = Place("main", 0, 6, "sbl", 0, 16), Place("main", 0, 6, "sbl", 16, 32)
+    place, other = RecordPlace("main", 0, 6, "sbl", 0, 16), RecordPlace("main", 0, 6, "sbl", 16, 32)
     folder.write(place, {"count": np.arange(3)})
     np.testing.assert_array_equal(folder.read(place)["count"], np.arange(3))
     with pytest.raises(FileFormatError, match="missing"):

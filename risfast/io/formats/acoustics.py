@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.assemble import SPEED_OF_SOUND_M_S, Found, ReadOptions
+from risfast.io.assemble import SPEED_OF_SOUND_M_S, FoundData, ReadOptions
 from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.io.guard import Array, inventory, shape_text
 from risfast.io.recording import Snapshots
@@ -15,12 +15,12 @@ from risfast.io.recording import Snapshots
 __all__ = ["read_acoular", "read_benchmark"]
 
 
-def read_acoular(path: Path, options: ReadOptions) -> Found:
+def read_acoular(path: Path, options: ReadOptions) -> FoundData:
     """Samples in time as acoular's ``WriteH5`` stores them; positions come from the caller."""
     container = Hdf5Container(path)
     name = options.fields.get("time_data", "time_data")
     samples = _time_data(container, name)
-    return Found(
+    return FoundData(
         path,
         "time data of acoular",
         container.holds,
@@ -59,13 +59,13 @@ def _attribute(container: Hdf5Container, name: str, attribute: str) -> float | N
     return float(number.reshape(-1)[0])
 
 
-def read_benchmark(path: Path, options: ReadOptions) -> Found:
+def read_benchmark(path: Path, options: ReadOptions) -> FoundData:
     """Cross-spectral matrices or samples of the AIAA array methods benchmark."""
     # "Array Methods HDF5 File Definitions", revision 2.4, 2016: matrices (N, N, F), positions (N, 3). The matrix is
     # ``csmReal + fftSign j csmImaginary``, as acoular reads it: fftSign is the sign in the exponent of the transform.
     container = Hdf5Container(path)
     holds = container.holds
-    found = Found(path, "AIAA array benchmark", holds, speed_m_s=SPEED_OF_SOUND_M_S, names={})
+    found = FoundData(path, "AIAA array benchmark", holds, speed_m_s=SPEED_OF_SOUND_M_S, names={})
     positions = "MetaData/ArrayAttributes/microphonePositionsM"
     if positions in holds:
         found.positions_m = container.load(positions)
@@ -88,7 +88,7 @@ def read_benchmark(path: Path, options: ReadOptions) -> Found:
     return found
 
 
-def _read_matrix(container: Hdf5Container, found: Found, options: ReadOptions) -> None:
+def _read_matrix(container: Hdf5Container, found: FoundData, options: ReadOptions) -> None:
     path, holds = container.path, container.holds
     names = ("CsmData/csmReal", "CsmData/csmImaginary", "CsmData/binCenterFrequenciesHz")
     for name in names:

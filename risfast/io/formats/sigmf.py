@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.assemble import SPEED_OF_LIGHT_M_S, Found, ReadOptions
+from risfast.io.assemble import SPEED_OF_LIGHT_M_S, FoundData, ReadOptions
 from risfast.io.guard import Array, file_head, megabytes, parsing
 from risfast.io.recording import Snapshots, raw_snapshots
 
@@ -50,7 +50,7 @@ class _Samples:
         return apply
 
 
-def read_sigmf(path: Path, options: ReadOptions) -> Found:
+def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
     """Metadata, and the samples in blocks; see :func:`risfast.simulate.read`."""
     # Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
     if path.suffix == ".sigmf":
@@ -76,7 +76,7 @@ def read_sigmf(path: Path, options: ReadOptions) -> Found:
     rows = raw_snapshots(data, header, (length, channels), width, samples.stored, samples.convert())
     rate = _number(meta, core, "core:sample_rate")
     centre = _number(meta, capture, "core:frequency")
-    found = Found(
+    found = FoundData(
         meta,
         _KIND,
         {"samples": (length, channels)},
@@ -90,7 +90,7 @@ def read_sigmf(path: Path, options: ReadOptions) -> Found:
     return found
 
 
-def _as_snapshots_or_time(found: Found, rows: Snapshots, options: ReadOptions, centre: float | None) -> None:
+def _as_snapshots_or_time(found: FoundData, rows: Snapshots, options: ReadOptions, centre: float | None) -> None:
     """Complex baseband is a series of snapshots at its centre; another frequency, or real samples, need Welch."""
     elsewhere = options.frequency_hz is not None and centre is not None and options.frequency_hz != centre
     if rows.dtype.kind == "c" and not elsewhere:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.assemble import SPEED_OF_LIGHT_M_S, Found, ReadOptions
+from risfast.io.assemble import SPEED_OF_LIGHT_M_S, FoundData, ReadOptions
 from risfast.io.formats.acoustics import choose_frequency
 from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.io.guard import Array, check_held, shape_text
@@ -42,7 +42,7 @@ class _Chosen:
     samples: Array
 
 
-def read_uvh5(path: Path, options: ReadOptions) -> Found:
+def read_uvh5(path: Path, options: ReadOptions) -> FoundData:
     """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`."""
     # Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
     container = Hdf5Container(path)
@@ -64,7 +64,7 @@ def read_uvh5(path: Path, options: ReadOptions) -> Found:
     code = int(header["polarization_array"].reshape(-1)[polarization])
     positions = _east_north_up(path, header, numbers)
     notes = ["positions are east, north and up of the middle of the antennas; z points at the zenith"]
-    return Found(
+    return FoundData(
         path,
         "UVH5",
         holds,
