@@ -15,8 +15,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from risfast.localize.likelihood import SINGULAR, Likelihood, SourceState
-from risfast.localize.scoring import climb
+from risfast.localize.likelihood import SINGULAR, Likelihood, SourceState, climb
 from risfast.steering import steering_phase_gradient
 
 __all__ = ["Divergence", "Expected", "Minimum", "nearest"]

@@ -17,8 +17,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from risfast.localize.likelihood import Likelihood, SourceState, coordinate_covariance, squared_magnitude
-from risfast.localize.scoring import Box, Point, ascend
+from risfast.localize.likelihood import (
+    Box,
+    Likelihood,
+    Point,
+    SourceState,
+    ascend,
+    coordinate_covariance,
+    squared_magnitude,
+)
 from risfast.models.atoms import AtomGrid
 from risfast.models.base import Measurement
 from risfast.setup import Setup

@@ -23,8 +23,7 @@ from risfast.evaluate.bounds import implied_recall, scene_bound
 from risfast.evaluate.divergence import nearest
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
 from risfast.geometry import Region, SensorArray
-from risfast.localize.likelihood import Likelihood, SourceState
-from risfast.localize.scoring import Box, ascend
+from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
 from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.simulate.impairments import Impairments

@@ -13,9 +13,8 @@ import torch
 
 from risfast.evaluate import match
 from risfast.geometry import Region, SensorArray
-from risfast.localize.likelihood import Likelihood, SourceState
+from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
 from risfast.localize.polish import PolishOptions, _statistics, polish_sources
-from risfast.localize.scoring import Box, ascend
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.setup import Setup, Tolerance
