@@ -42,8 +42,6 @@ from .launch import (
     unused,
 )
 
-__all__ = ["DensePoints", "dense_configuration", "dense_map", "dense_volume"]
-
 
 @triton.jit
 def dense_analysis_kernel(  # type: ignore[no-untyped-def]

@@ -20,8 +20,6 @@ from risfast.ops import refinement as definition
 from .forms import FormGeometry, forms
 from .launch import check_operands, on_device
 
-__all__ = ["descend", "newton_move", "stencil_configuration", "step_configuration"]
-
 _STENCIL_POINTS = 19
 
 

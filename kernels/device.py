@@ -10,22 +10,6 @@ from typing import Any
 import triton
 import triton.language as tl
 
-__all__ = [
-    "complex_product",
-    "first_best",
-    "keep_best",
-    "load_complex",
-    "load_points",
-    "plus_conjugate_product",
-    "power_of",
-    "sincos_turns",
-    "sincos_turns_double",
-    "steering_tile",
-    "steering_turns",
-    "store_best",
-    "store_complex",
-]
-
 
 @triton.jit
 def sincos_turns(turns) -> Any:  # type: ignore[no-untyped-def]

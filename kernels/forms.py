@@ -23,8 +23,6 @@ from .device import load_complex, plus_conjugate_product, sincos_turns_double, s
 from .launch import check_extent, check_operands, default_precision, on_device
 from .peaks import double_bits
 
-__all__ = ["FormGeometry", "form_configuration", "forms"]
-
 
 @triton.jit(do_not_specialize=["wavelength_bits"])
 def form_kernel(  # type: ignore[no-untyped-def]

@@ -25,8 +25,6 @@ from .launch import (
     unused,
 )
 
-__all__ = ["interpolate_configuration", "interpolate_map", "interpolate_volume"]
-
 
 @triton.jit
 def interpolate_kernel(  # type: ignore[no-untyped-def]

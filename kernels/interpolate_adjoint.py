@@ -18,8 +18,6 @@ from risfast.errors import ShapeError
 from .launch import check_extent, check_operands, check_precision, default_precision, on_device
 from .weights import PointWeights, load_weight
 
-__all__ = ["interpolate_adjoint", "interpolate_adjoint_configuration"]
-
 
 @triton.jit
 def interpolate_adjoint_kernel(  # type: ignore[no-untyped-def]

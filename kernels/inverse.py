@@ -33,15 +33,6 @@ from risfast.errors import ShapeError
 from .device import load_complex, store_complex
 from .launch import check_operands, on_device
 
-__all__ = [
-    "LARGEST",
-    "hermitian_inverse",
-    "inverse_configuration",
-    "inverse_factor",
-    "inverse_from_factor",
-    "product_configuration",
-]
-
 LARGEST = 256  # elements: what one program's time is reasonable for
 _BLOCK = 16  # of a column; the least that matrix instructions take
 

@@ -22,16 +22,6 @@ from .lag_evaluate import lag_configuration, lag_evaluate
 from .lag_tables import LagTables
 from .launch import Epilogue, best_and_plane, check_extent, check_operands, on_device, unused
 
-__all__ = [
-    "coefficients_configuration",
-    "lag_coefficients",
-    "lag_configuration",
-    "lag_map",
-    "lag_rows",
-    "lag_volume",
-    "rows_configuration",
-]
-
 
 @triton.jit
 def lag_coefficients_kernel(  # type: ignore[no-untyped-def]

@@ -19,8 +19,6 @@ from .lag_tables import LagTables
 from .launch import check_extent, check_operands, on_device
 from .weights import PointWeights, load_weight
 
-__all__ = ["lag_synthesis", "lags_configuration", "toeplitz_configuration", "weight_rows_configuration"]
-
 
 @triton.jit
 def weight_rows_kernel(  # type: ignore[no-untyped-def]

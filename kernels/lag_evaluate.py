@@ -17,8 +17,6 @@ from .device import first_best, keep_best, power_of, store_best
 from .lag_tables import LagTables
 from .launch import Epilogue, check_operands, on_device
 
-__all__ = ["lag_configuration", "lag_evaluate"]
-
 _MOST_SCENES = 8  # scenes of one evaluation program, which share its tables
 
 

@@ -13,8 +13,6 @@ from risfast.ops.nodes import HalfAxis
 
 from .launch import check_extent
 
-__all__ = ["LagTables"]
-
 
 @dataclass(frozen=True, eq=False)
 class LagTables:

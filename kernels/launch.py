@@ -12,19 +12,6 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-__all__ = [
-    "EPILOGUES",
-    "PRECISIONS",
-    "Epilogue",
-    "best_and_plane",
-    "check_extent",
-    "check_operands",
-    "check_precision",
-    "default_precision",
-    "on_device",
-    "unused",
-]
-
 EPILOGUES = ("linear", "reciprocal", "complement")
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 # Within a scene the kernels count in int32, up to a tile past the end; what a scene is multiplied by is int64.

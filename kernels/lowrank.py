@@ -49,15 +49,6 @@ from .launch import (
     unused,
 )
 
-__all__ = [
-    "MOST_COLUMNS",
-    "residual_configuration",
-    "residual_factors",
-    "residual_map",
-    "residual_precision",
-    "residual_volume",
-]
-
 MOST_COLUMNS = 32  # products V^H a of one tile are held in registers
 
 

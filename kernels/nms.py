@@ -16,8 +16,6 @@ from risfast.ops.peaks_reference import reject_bad_candidates
 from .launch import check_extent, check_operands, on_device
 from .peaks import double_bits
 
-__all__ = ["nms", "nms_configuration"]
-
 
 @triton.jit
 def _quotient(x, y) -> Any:  # type: ignore[no-untyped-def]

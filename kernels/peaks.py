@@ -26,8 +26,6 @@ from risfast.ops.peaks_reference import reject_nan
 
 from .launch import check_operands, on_device
 
-__all__ = ["candidates_configuration", "double_bits", "local_maxima", "rank_configuration"]
-
 # Of one volume: linear indices are int32, and so are the numbers of the cells that the last program is given.
 _MOST_POINTS = (1 << 31) - (1 << 12)
 

@@ -25,8 +25,6 @@ from .descent import descend
 from .forms import FormGeometry, forms
 from .launch import check_operands, default_precision, on_device
 
-__all__ = ["RefinePlan", "grid_minimum_configuration", "refine", "walk", "widest_half"]
-
 _NODE_BYTES = 256 << 20  # coordinates of nodes held at once
 _NO_KEY = (1 << 63) - 1
 

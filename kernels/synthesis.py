@@ -20,8 +20,6 @@ from .device import load_complex, load_points, plus_conjugate_product, sincos_tu
 from .launch import check_extent, check_operands, check_precision, default_precision, on_device
 from .weights import PointWeights, load_weight
 
-__all__ = ["dense_synthesis", "settled", "sum_configuration", "synthesis_configuration", "synthesis_parts"]
-
 _PROGRAMS = 1024  # enough to fill a large GPU several times
 
 

@@ -18,8 +18,6 @@ from risfast.errors import ShapeError
 
 from .launch import Epilogue
 
-__all__ = ["PointWeights", "load_weight"]
-
 
 @triton.jit
 def load_weight(  # type: ignore[no-untyped-def]

@@ -11,19 +11,6 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-__all__ = [
-    "LowRankFit",
-    "SensingOperator",
-    "als_covariance",
-    "als_fit",
-    "check_measurements",
-    "covariance_from_factor",
-    "effective_covariance",
-    "ls_covariance",
-    "ls_snapshots",
-    "matched_filter_covariance",
-]
-
 # Where the noise power is not given: the measurements are taken to be this much stronger than the noise (10 dB).
 _ASSUMED_SNR = 10.0
 # Least share of the measured power that is taken for signal, where the noise power says less or even nothing is left.

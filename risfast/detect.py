@@ -16,19 +16,6 @@ from risfast.ops.refinement import denominator, refine_from, walk_from, walk_spa
 from risfast.setup import Setup, Tolerance
 from risfast.sources import Sources
 
-__all__ = [
-    "DetectionOptions",
-    "FixedDetections",
-    "RefinedPeaks",
-    "Sources",
-    "as_lists",
-    "choose_peaks",
-    "detect_fixed",
-    "detect_sources",
-    "detect_sources_lowrank",
-    "refined_peaks",
-]
-
 _MAD_TO_SIGMA = 1.4826  # of a Gaussian
 _VOLUME_BYTES = 64 << 20  # volumes held at once
 _VOLUME_BYTES_ON_GPU = 2 << 30

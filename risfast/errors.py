@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-__all__ = ["FileFormatError", "ShapeError"]
-
 
 class ShapeError(ValueError):
     """An array argument has the wrong shape; the message names it and the likely mend."""

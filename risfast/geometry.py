@@ -16,18 +16,6 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-__all__ = [
-    "Lattice",
-    "PlanarArray",
-    "Region",
-    "SearchGrid",
-    "SensorArray",
-    "cartesian_to_spherical",
-    "direction_cosines",
-    "find_lattice",
-    "spherical_to_cartesian",
-]
-
 # Positions closer to a lattice than this fraction of its spacing count as on it: far below any phase that matters
 # (2e-6 rad at half a wavelength), far above the rounding of positions that were written to a file in float32.
 _LATTICE_TOLERANCE = 1e-6

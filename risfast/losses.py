@@ -30,26 +30,6 @@ from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.steering import Wavefront, steering_vectors
 
-__all__ = [
-    "BackboneObjective",
-    "ObjectiveOptions",
-    "Terms",
-    "angle_chamfer",
-    "assign_sources",
-    "blob_heatmap",
-    "capon_peak_contrast",
-    "check_sources",
-    "covariance_nmse",
-    "factor_nmse",
-    "focal_heatmap",
-    "intensity_nll",
-    "mean_over_sources",
-    "orthogonality",
-    "position_huber",
-    "subspace_alignment",
-    "total_loss",
-]
-
 _ENUMERATED_SLOTS = 5  # up to so many predictions all orders (at most 120) are tried at once, on any device
 _SMALLEST_RANGE_M = 1e-3  # where the logarithm of a predicted range is cut off
 _LARGEST_COST = 1e30  # stands for a cost that is not finite: the assignment must not fail where the loss will be NaN

@@ -13,8 +13,6 @@ from torch import Tensor
 from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.steering import Wavefront, check_wavefront
 
-__all__ = ["SETUP_FORMAT", "Sampling", "Setup", "Tolerance", "array_from_json", "array_to_json"]
-
 _ANGLE_RAD = math.radians(5.0)
 _WAVELENGTHS = 10 / 3  # 1 m on the reference surface
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
 
-__all__ = ["Source", "Sources"]
-
 
 class Source(NamedTuple):
     """One source, in plain numbers.

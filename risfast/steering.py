@@ -9,16 +9,6 @@ from torch import Tensor
 
 from risfast.geometry import PlanarArray, direction_cosines
 
-__all__ = [
-    "WAVEFRONTS",
-    "Wavefront",
-    "check_wavefront",
-    "farthest",
-    "steering_phase",
-    "steering_phase_gradient",
-    "steering_vectors",
-]
-
 Wavefront = Literal["spherical", "fresnel", "planar"]
 WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
 

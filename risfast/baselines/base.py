@@ -15,8 +15,6 @@ from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["Baseline", "by_count", "check_request", "completed", "exactly", "reported"]
-
 
 class Baseline(Protocol):
     """A method that finds sources in measurements."""

@@ -16,16 +16,6 @@ from risfast.ops import mvdr_spectrum
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = [
-    "AlsCapon",
-    "AlsCaponOptions",
-    "CaponOptions",
-    "LsCapon",
-    "TransformerCapon",
-    "TransformerCaponOptions",
-    "TrueCapon",
-]
-
 _EVERY_DB = 300.0  # below the strongest: what no spectrum spans
 
 

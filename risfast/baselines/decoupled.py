@@ -24,8 +24,6 @@ from risfast.geometry import Lattice
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["DIRECTIONS", "DecoupledMusic", "DecoupledMusicOptions", "SeparableMusic", "SeparableMusicOptions"]
-
 DIRECTIONS = ("joint", "separate")
 
 _ZOOMS, _ZOOM_POINTS = 8, 5  # each zoom halves the cell: 2^-8 of the spacing of the phases

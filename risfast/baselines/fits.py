@@ -16,8 +16,6 @@ from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["GreedyMl", "GreedyMlOptions", "Sbl", "SblOptions"]
-
 _EVERY_DB = 300.0
 
 

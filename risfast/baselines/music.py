@@ -19,20 +19,6 @@ from risfast.setup import Setup
 from risfast.sources import Sources
 from risfast.steering import steering_vectors
 
-__all__ = [
-    "CRITERIA",
-    "LOADING",
-    "LsMusic",
-    "MusicOptions",
-    "OrderOptions",
-    "RangeMusic",
-    "RangeMusicOptions",
-    "RangeSweep",
-    "SubspaceBaseline",
-    "model_order",
-]
-
-
 CRITERIA = ("mdl", "aic")
 # Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
 LOADING = 1e-5

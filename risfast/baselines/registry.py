@@ -24,8 +24,6 @@ from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
 from risfast.baselines.music import LsMusic, MusicOptions, RangeMusic, RangeMusicOptions
 from risfast.setup import Setup
 
-__all__ = ["BASELINES", "build_baseline"]
-
 BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
     "ls_capon": (LsCapon, CaponOptions),
     "als_capon": (AlsCapon, AlsCaponOptions),

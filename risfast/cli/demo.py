@@ -9,8 +9,6 @@ from risfast.cli.options import Command, Common, Flag, Flat, refuse_existing, us
 from risfast.cli.progress import ProgressBar
 from risfast.report.demo_options import DemoOptions
 
-__all__ = ["DemoCommand"]
-
 
 @dataclass(frozen=True)
 class DemoCommand(DemoOptions, Command):

@@ -37,8 +37,6 @@ from risfast.ops import (
 )
 from risfast.ops.devices import triton_mode
 
-__all__ = ["Check", "DoctorCommand", "examine"]
-
 TOLERANCE_DB = 0.01
 """Largest error of a complex64 map at a grid point that counts as well: what the operators promise for low rank."""
 

@@ -14,8 +14,6 @@ from risfast.cli.progress import ProgressBar
 if TYPE_CHECKING:  # the suite is imported when it runs
     from risfast.report.outcome import SuiteOutcome
 
-__all__ = ["EvaluateCommand"]
-
 
 @dataclass(frozen=True)
 class EvaluateCommand(Command):

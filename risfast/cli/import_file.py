@@ -14,8 +14,6 @@ from risfast.cli.progress import ProgressBar
 if TYPE_CHECKING:
     from risfast.io import Recording
 
-__all__ = ["ImportCommand", "describe", "field_names"]
-
 
 @dataclass(frozen=True)
 class ImportCommand(Command):

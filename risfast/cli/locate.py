@@ -28,8 +28,6 @@ from risfast.sources import Sources
 if TYPE_CHECKING:
     from risfast.localize import Localizer, PipelineOptions
 
-__all__ = ["DetectCommand", "LocateCommand", "OutputOptions", "region_of", "source_table"]
-
 _SCENES_AT_ONCE = 8  # so that a long file shows progress
 _REGION_DEG = tuple[float, float, float, float, float, float]
 _REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"

@@ -16,23 +16,6 @@ if TYPE_CHECKING:
 
     from risfast.cli.progress import ProgressBar
 
-__all__ = [
-    "Command",
-    "Common",
-    "Flag",
-    "Flat",
-    "Opt",
-    "Unset",
-    "Whole",
-    "check_output",
-    "in_options",
-    "option_names",
-    "option_registry",
-    "refuse_existing",
-    "table_of",
-    "usable_device",
-]
-
 _T = TypeVar("_T")
 Unset = tyro.conf.arg(help_behavior_hint="")
 """Marks an option whose default says nothing."""

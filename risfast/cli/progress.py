@@ -10,8 +10,6 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-__all__ = ["ProgressBar"]
-
 _LOG_SECONDS = 20.0  # between two lines in a log
 _LOG_FORMAT = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 

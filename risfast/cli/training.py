@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from risfast.train.runs import RunProgress
     from risfast.train.stage import RunOutcome
 
-__all__ = [
-    "BackboneCommand",
-    "ConfiguredCommand",
-    "OverfitCommand",
-    "RefinerCommand",
-    "ShardsCommand",
-    "given_before",
-    "on_machine",
-    "progress_note",
-]
-
 OfRun = Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")]
 ConfigFile = Annotated[
     Opt[Path], arg(help="TOML file with options, such as the config.toml of another run; options given here win.")

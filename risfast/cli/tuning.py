@@ -19,8 +19,6 @@ from risfast.tune.options import PRESETS, Hpo2Config, HpoConfig
 if TYPE_CHECKING:  # Optuna is imported by what tunes, not by the help
     from risfast.tune.study import OpenStudy
 
-__all__ = ["Hpo2Command", "HpoCommand"]
-
 
 @dataclass(frozen=True)
 class HpoCommand(ConfiguredCommand):

@@ -24,8 +24,6 @@ from risfast.models.base import Measurement
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
 
-__all__ = ["SourceBound", "cramer_rao_bound", "implied_recall", "scene_bound", "true_state"]
-
 _SCENES_AT_ONCE = 16  # 150 MB of sensing operators and derivatives on the reference system
 # Of the integral over a box: Gauss-Legendre nodes of a panel, and where a Gaussian has ended, in standard deviations.
 _NODES = 12

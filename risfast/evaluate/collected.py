@@ -15,18 +15,6 @@ from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.suite import TRUTH, tasks_of
 from risfast.setup import Tolerance
 
-__all__ = [
-    "Collected",
-    "Key",
-    "Mismatched",
-    "Timing",
-    "Truth",
-    "bound_errors",
-    "collect",
-    "score_against",
-    "truth_of",
-]
-
 _DRAWS = 50  # Gaussian errors for each source
 
 

@@ -18,8 +18,6 @@ from torch import Tensor
 from risfast.localize.likelihood import SINGULAR, Likelihood, SourceState, climb
 from risfast.steering import steering_phase_gradient
 
-__all__ = ["Divergence", "Expected", "Minimum", "nearest"]
-
 # Longest step of a coordinate in (azimuth, elevation, 1/range, log power), and of the log noise.
 _LONGEST = (0.08, 0.08, 0.25, 1.5)
 _LONGEST_NOISE = 1.0

@@ -14,8 +14,6 @@ import numpy as np
 from risfast.evaluate.matching import Array
 from risfast.evaluate.metrics import Scores
 
-__all__ = ["FIGURES", "NOTHING", "Interval", "bootstrap", "bootstrap_difference", "figures"]
-
 FIGURES: dict[str, str] = {
     "scenes": "scenes",
     "sources": "true sources",

@@ -22,8 +22,6 @@ from risfast.geometry import spherical_to_cartesian
 from risfast.io.guard import Array
 from risfast.setup import Tolerance
 
-__all__ = ["Match", "Summary", "Tolerance", "match", "pair_distances", "summarise"]
-
 
 @dataclass(frozen=True, eq=False)
 class Match:

@@ -25,18 +25,6 @@ from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
-__all__ = [
-    "DEFAULT_METHODS",
-    "METHOD_TITLES",
-    "SUITE_METHODS",
-    "VARIANTS",
-    "Found",
-    "Method",
-    "Methods",
-    "Variant",
-    "measurement_of",
-]
-
 
 @dataclass(frozen=True)
 class Variant:

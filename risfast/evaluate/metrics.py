@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from risfast.evaluate.bounds import SourceBound
     from risfast.simulate.scenes import Scenes
 
-__all__ = ["DEFAULT_CUTOFF_M", "Gospa", "Scores", "gospa", "score", "score_scenes"]
-
 DEFAULT_CUTOFF_M = 2.0
 
 

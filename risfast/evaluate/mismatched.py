@@ -34,8 +34,6 @@ from risfast.simulate.streams import SceneRandom, Stream
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
 
-__all__ = ["MismatchedBound", "mismatched_bound", "mismatched_cramer_rao_bound", "true_responses"]
-
 _SCENES_AT_ONCE = 8
 
 

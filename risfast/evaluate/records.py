@@ -25,9 +25,6 @@ from risfast.io.durable import replace_file
 from risfast.io.guard import Array
 from risfast.simulate.system_file import differing_fields
 
-__all__ = ["RecordPlace", "ResultsFolder", "environment"]
-
-
 CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records"
 _APPEAR_S = 60.0  # how long other processes wait until the first one has opened the folder
 

@@ -14,8 +14,6 @@ from typing import Any
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 
-__all__ = ["ABLATION", "CHUNK", "KNOWLEDGE", "MAP_SNR_DB", "MAP_SOURCES", "SUITES", "Run", "SceneSet", "scene_sets"]
-
 CHUNK = 16  # scenes that go through a method together, and into one record
 SUITES = ("all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen")
 FROZEN_SCENES = 8

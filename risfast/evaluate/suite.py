@@ -31,9 +31,6 @@ from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import system_of, system_to_json
 from risfast.sources import Sources
 
-__all__ = ["TRUTH", "SuiteConfig", "Task", "open_results", "run_suite", "tasks_of", "truth_record"]
-
-
 TRUTH = "truth"  # the record that holds the answer and the bound
 
 

@@ -23,25 +23,6 @@ from risfast.evaluate.scenarios import FROZEN_SCENES, MAP_SNR_DB, MAP_SOURCES, S
 from risfast.io.durable import replace_file
 from risfast.simulate.scenes import SystemConfig
 
-__all__ = [
-    "HEADLINE",
-    "KEPT",
-    "REFERENCE",
-    "Edges",
-    "Group",
-    "Table",
-    "frozen_rows",
-    "group_rows",
-    "groups_of",
-    "headline_rows",
-    "mismatch_rows",
-    "scene_rows",
-    "timing_rows",
-    "write_csv",
-    "write_parquet",
-]
-
-
 REFERENCE = "greedy_ml"  # what every method is compared with
 KEPT = (
     "scenes",

@@ -21,8 +21,6 @@ from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.io.welch import narrowband_covariance
 from risfast.setup import Setup
 
-__all__ = ["SPEED_OF_LIGHT_M_S", "SPEED_OF_SOUND_M_S", "FoundData", "ReadOptions", "assemble", "layout"]
-
 SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's default too
 

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["finite_json", "replace_file", "sync_folder", "write_synced"]
-
 
 def finite_json(value: Any) -> Any:
     """The same value with None in place of NaN and infinities, which JSON cannot hold."""

@@ -26,8 +26,6 @@ from risfast.setup import Setup
 if TYPE_CHECKING:
     from risfast.sources import Sources
 
-__all__ = ["RECORDING_SUFFIXES", "RESULT_SUFFIXES", "source_rows", "write_recording", "write_results", "write_spectrum"]
-
 RESULT_SUFFIXES = (".json", ".csv", ".parquet", ".mat")
 RECORDING_SUFFIXES = (".h5", ".hdf5", ".npz", ".mat")
 

@@ -14,21 +14,6 @@ import numpy as np
 
 from risfast.errors import FileFormatError
 
-__all__ = [
-    "HELD_BYTES",
-    "as_numbers",
-    "check_held",
-    "content_of",
-    "file_head",
-    "held_dtype",
-    "inventory",
-    "load_toml",
-    "megabytes",
-    "need",
-    "parsing",
-    "shape_text",
-]
-
 Array = np.ndarray[Any, np.dtype[Any]]
 
 HELD_BYTES = 256 << 20

@@ -14,8 +14,6 @@ from risfast.io.toml_file import as_table, from_table, read_toml_table
 if TYPE_CHECKING:
     from risfast.localize.pipeline import PipelineOptions
 
-__all__ = ["OPTIONS_FILE_FORMAT", "read_options", "read_options_as", "write_options"]
-
 OPTIONS_FILE_FORMAT = 1
 
 _T = TypeVar("_T")

@@ -13,8 +13,6 @@ import numpy as np
 from risfast.errors import FileFormatError
 from risfast.io.guard import HELD_BYTES, Array, file_head, megabytes, parsing
 
-__all__ = ["POSITION_SUFFIXES", "read_positions", "read_table"]
-
 POSITION_SUFFIXES = (".xml", ".csv", ".txt", ".toml")
 
 

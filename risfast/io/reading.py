@@ -25,8 +25,6 @@ from risfast.setup import Setup
 if TYPE_CHECKING:
     Container = Hdf5Container | Mat5Container | NpzContainer
 
-__all__ = ["FIELDS", "FORMATS", "read"]
-
 FIELDS: dict[str, tuple[str, ...]] = {
     "covariance": ("covariance", "R"),
     "snapshots": ("snapshots", "y", "X"),

@@ -17,8 +17,6 @@ from risfast.geometry import SensorArray
 from risfast.io.guard import Array, megabytes
 from risfast.setup import Sampling, Setup
 
-__all__ = ["Flagged", "Provenance", "Recording", "Snapshots", "raw_snapshots"]
-
 Load = Callable[[int, int], Array]
 
 BLOCK_BYTES = 32 << 20  # a few of these exist at a time: the block as stored, as numbers, and the one before

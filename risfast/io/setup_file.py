@@ -22,17 +22,6 @@ from risfast.io.positions import read_table
 from risfast.setup import Sampling, Setup, Tolerance, array_to_json
 from risfast.steering import WAVEFRONTS, Wavefront
 
-__all__ = [
-    "SETUP_FILE_FORMAT",
-    "SETUP_VARIABLE",
-    "SetupParts",
-    "parse_setup",
-    "read_setup",
-    "read_setup_parts",
-    "setup_bytes",
-    "write_setup",
-]
-
 SETUP_FILE_FORMAT = 1
 
 _FORMS = ("rectangular", "linear", "circular", "positions_m", "positions_file")

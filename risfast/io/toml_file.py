@@ -15,8 +15,6 @@ import tomli_w
 from risfast.errors import FileFormatError
 from risfast.io.guard import HELD_BYTES, file_head, megabytes
 
-__all__ = ["as_table", "from_table", "read_toml", "read_toml_table", "to_toml"]
-
 _T = TypeVar("_T")
 
 NONE = "none"  # TOML has no null

@@ -9,8 +9,6 @@ from torch import Tensor
 from risfast.errors import FileFormatError
 from risfast.io.recording import Snapshots
 
-__all__ = ["narrowband_covariance"]
-
 _BLOCK_BYTES = 16 << 20
 
 

@@ -26,8 +26,6 @@ from risfast.models.base import SourceMap
 from risfast.models.decode import counts_near
 from risfast.setup import Setup
 
-__all__ = ["CONFIDENCE_FILE", "FEATURES", "HitModel", "hit_features"]
-
 CONFIDENCE_FILE = "confidence.json"
 FEATURES = (
     "log gain",

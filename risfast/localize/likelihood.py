@@ -22,20 +22,6 @@ from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.steering import check_wavefront, direction_cosines, steering_phase, steering_phase_gradient
 
-__all__ = [
-    "SINGULAR",
-    "UNBOUNDED",
-    "Box",
-    "Derivatives",
-    "Likelihood",
-    "Point",
-    "SourceState",
-    "ascend",
-    "climb",
-    "coordinate_covariance",
-    "squared_magnitude",
-]
-
 
 def squared_magnitude(values: Tensor) -> Tensor:
     """|z|^2 = Re(z)^2 + Im(z)^2, elementwise."""

@@ -27,8 +27,6 @@ from risfast.sources import Sources
 if TYPE_CHECKING:
     from risfast.io import Recording
 
-__all__ = ["OPTIONS_FILE", "REFINER_FOLDER", "Localizer", "direct_measurement", "measurement_from"]
-
 
 def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Measurement:
     """Check, batch and convert.

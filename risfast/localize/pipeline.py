@@ -34,27 +34,6 @@ from risfast.sources import Sources
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
 
-__all__ = [
-    "CandidateOptions",
-    "DecisionOptions",
-    "Localisation",
-    "MapOptions",
-    "Parts",
-    "PipelineOptions",
-    "after_estimate",
-    "candidates",
-    "capon_peaks",
-    "chosen_peaks",
-    "decide",
-    "effective",
-    "estimate",
-    "map_peaks",
-    "measure",
-    "polish",
-    "run",
-    "spectrum",
-]
-
 CANDIDATE_SOURCES = ("own", "capon", "refined")
 
 

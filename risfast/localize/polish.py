@@ -31,8 +31,6 @@ from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = ["PolishOptions", "Polished", "polish_sources"]
-
 _ALIKE = 0.8  # squared correlation of two responses from which on they may be of one source
 # Least power of a source and least noise, relative to the mean received power over N and to the mean received power.
 _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6

@@ -30,17 +30,6 @@ from risfast.ops.refinement import refine_peaks, walk_peaks
 from risfast.setup import Setup
 from risfast.sources import Sources
 
-__all__ = [
-    "MAPS",
-    "RefinedOptions",
-    "Refiner",
-    "RefinerInput",
-    "build_refiner",
-    "estimate_maps",
-    "load_helpful_refiner",
-    "refined_sources",
-]
-
 MAPS = ("capon", "intensity")
 _LOWEST_LOG = -12.0  # of an expected count: what lies below is as good as none
 

@@ -23,8 +23,6 @@ from risfast.ops.domain import Domain, MirrorBasis
 from risfast.ops.nodes import CHARACTERS, NodeSet
 from risfast.setup import Setup, uniform_axis
 
-__all__ = ["AtomAxes", "AtomGrid", "CellTargets", "RangeCells"]
-
 # Singular values of a block that are kept, relative to its largest. The test of the maps holds their error below
 # 1e-3 of the largest entry, 60 dB down, where the reference system's noise begins 20 dB down. The largest one of a
 # block grows with the root of the number of atoms, and what is left out may be wrong by that times |p|, however fine

@@ -13,8 +13,6 @@ from risfast.covariance import check_measurements
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
 
-__all__ = ["Backbone", "CovarianceEstimate", "Measurement", "SourceMap"]
-
 
 @dataclass(frozen=True)
 class Measurement:

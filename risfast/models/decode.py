@@ -20,8 +20,6 @@ from risfast.models.base import SourceMap
 from risfast.ops import local_maxima_3d, nms_3d
 from risfast.setup import Tolerance
 
-__all__ = ["MapDetection", "PowerDetection", "counts_near", "sources_of_map", "sources_of_power"]
-
 _SCENES_AT_ONCE = 2
 _FAR_FIELD = 1e-300  # 1/range that is none: differences of infinite ranges are not numbers
 

@@ -20,8 +20,6 @@ from risfast.geometry import Region
 from risfast.io.durable import finite_json, replace_file
 from risfast.setup import Setup, array_from_json
 
-__all__ = ["MODEL_CARD", "MODEL_WEIGHTS", "Build", "load_model", "load_weights", "read_card", "save_model"]
-
 MODEL_WEIGHTS = "model.safetensors"
 MODEL_CARD = "model.json"
 _FORMAT = 2

@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["DEFAULT_MODEL"]
-
 # A model folder as risfast.models.files writes it. CONTRIBUTING.md has the command that made it.
 DEFAULT_MODEL = Path(__file__).parent.parent / "pretrained" / "default"

@@ -14,17 +14,6 @@ from risfast.errors import ShapeError
 from risfast.geometry import SearchGrid
 from risfast.ops import local_maxima_3d
 
-__all__ = [
-    "Candidates",
-    "GuardOptions",
-    "GuardResult",
-    "RefinerOptions",
-    "SpectrumRefiner",
-    "decode_peaks",
-    "guard",
-    "spectrum_map_db",
-]
-
 _GROUP = 8  # channels normalised together
 _PRIOR = 0.01  # share of cells that hold a source, where an untrained network starts
 

@@ -9,8 +9,6 @@ from torch import nn
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
 
-__all__ = ["BACKBONES", "build_backbone"]
-
 BACKBONES = ("unrolled", "transformer")
 
 

@@ -16,8 +16,6 @@ from risfast.geometry import SearchGrid
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.setup import Setup
 
-__all__ = ["TransformerBackbone", "TransformerEstimate", "TransformerOptions"]
-
 _SNR_FEATURES = 8  # cosines and sines of an SNR, at octaves
 _SNR_PERIOD_DB = 100.0  # the longest of their periods: wider than any SNR that is met
 _SNR_LIMIT_DB = 40.0

@@ -21,8 +21,6 @@ from risfast.setup import Setup
 from risfast.sources import Sources
 from risfast.steering import steering_phase
 
-__all__ = ["Statistics", "UnrolledBackbone", "UnrolledOptions", "matched", "statistics"]
-
 _JITTER = 2e-2  # of the mean of the diagonal
 
 

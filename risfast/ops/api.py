@@ -18,19 +18,6 @@ from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET
 from risfast.ops.devices import PRECISIONS
 from risfast.steering import WAVEFRONTS
 
-__all__ = [
-    "Spectrum",
-    "analysis",
-    "axes_of",
-    "bartlett_spectrum",
-    "byte_budget_of",
-    "geometry_arguments",
-    "music_spectrum",
-    "mvdr_spectrum",
-    "mvdr_spectrum_lowrank",
-    "synthesis",
-]
-
 
 def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:
     """Check the options that every operator takes, and say how many bytes it may work in."""

@@ -13,19 +13,6 @@ from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops.domain import adjoint_of
 
-__all__ = [
-    "check_array",
-    "check_complex",
-    "check_covariance_values",
-    "check_device",
-    "check_finite",
-    "check_grid",
-    "check_hermitian",
-    "check_loading",
-    "check_matrix",
-    "check_option",
-]
-
 _SLICE_BYTES = 1 << 22
 # Largest |R - R^H| / max |R| that counts as rounding: a covariance summed in float32 is off by some 1e-6.
 _HERMITIAN_TOLERANCE = {torch.complex64: 1e-4, torch.complex128: 1e-9}

@@ -13,20 +13,6 @@ from risfast.ops.evaluators import cached_nodes
 from risfast.ops.interpolation import BoxNodes
 from risfast.ops.nodes import NodeSet
 
-__all__ = [
-    "DEFAULT_BYTE_BUDGET",
-    "KEPT_BYTES",
-    "METHODS",
-    "MINIMUM_BYTE_BUDGET",
-    "OPERATIONS",
-    "Request",
-    "choose",
-    "expected_error_db",
-    "request_of",
-    "require_lag",
-    "table_budget",
-]
-
 METHODS = ("auto", "dense", "chebyshev", "lag")
 OPERATIONS = ("mvdr", "mvdr_lowrank", "analysis", "synthesis", "music", "bartlett")
 DEFAULT_BYTE_BUDGET = 256 << 20

@@ -11,17 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "PRECISIONS",
-    "checks_values",
-    "kernel_module",
-    "on_host",
-    "serve_cpu",
-    "serve_gpu",
-    "serves_kernels",
-    "triton_mode",
-]
-
 PRECISIONS = ("auto", "ieee", "tf32x3", "tf32")
 _MODES = ("0", "1", "interpret")
 

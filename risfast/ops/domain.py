@@ -11,8 +11,6 @@ from torch import Tensor
 from risfast.geometry import direction_cosines
 from risfast.steering import steering_phase
 
-__all__ = ["Domain", "MirrorBasis", "adjoint_of", "antisymmetric", "domain_of"]
-
 # Two elements (or nodes) count as mirror images below this fraction of the array's size: the phase error of treating
 # them so, below 1e-9 rad on any array smaller than a thousand wavelengths, is less than float64 loses elsewhere.
 _MIRROR_TOLERANCE = 1e-13

@@ -19,22 +19,6 @@ from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes
 from risfast.ops.lag import LagEvaluator
 from risfast.ops.nodes import NodeSet, PointSet, hermitian_form, outer_products, sum_of_squares
 
-__all__ = [
-    "CPU",
-    "ChebyshevBox",
-    "DenseBox",
-    "DensePoints",
-    "Evaluator",
-    "EvaluatorCache",
-    "LagBox",
-    "Operand",
-    "Place",
-    "Tile",
-    "cached_nodes",
-    "held_bytes",
-    "points_on",
-]
-
 
 @dataclass(frozen=True)
 class Place:

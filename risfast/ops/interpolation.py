@@ -13,8 +13,6 @@ from torch import Tensor
 from risfast.geometry import cartesian_to_spherical
 from risfast.ops.domain import Domain, antisymmetric
 
-__all__ = ["AxisNodes", "BoxNodes", "bessel_node_count", "box_nodes", "chebyshev_nodes", "interpolation_matrix"]
-
 _CHECK_POINTS = 32  # random points at which a plan is checked when it is built
 _BANDWIDTH_BINS = 256
 _CHECK_PAIRS = 512  # random pairs of elements over which its error is averaged

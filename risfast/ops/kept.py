@@ -13,8 +13,6 @@ from torch import Tensor
 
 from risfast.ops.plan import on_clear
 
-__all__ = ["KeptTables", "bytes_of", "constant_on", "kept_tables"]
-
 _KEPT_BYTES = 256 << 20
 
 

@@ -19,8 +19,6 @@ from risfast.geometry import Lattice, find_lattice
 from risfast.ops.domain import Domain, adjoint_of, antisymmetric
 from risfast.ops.nodes import HalfAxis
 
-__all__ = ["COEFFICIENT_BYTES", "LagEvaluator"]
-
 _TILE_BYTES = 1 << 21
 COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed
 

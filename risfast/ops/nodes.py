@@ -14,8 +14,6 @@ from torch import Tensor
 
 from risfast.ops.domain import Domain, adjoint_of
 
-__all__ = ["CHARACTERS", "HalfAxis", "NodeSet", "PointSet", "hermitian_form", "outer_products", "sum_of_squares"]
-
 # Bytes of one tile of products: a few of these fit a core's own cache beside the matrix.
 TILE_BYTES = 1 << 20
 # Sign of each class (rows) in each image (columns: itself, -azimuth, -elevation, both).

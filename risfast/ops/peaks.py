@@ -12,8 +12,6 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops import peaks_cpu  # noqa: F401 - registers the kernels of the CPU
 
-__all__ = ["Kept", "Peaks", "local_maxima_3d", "nms_3d"]
-
 
 # The fields named index and count hide methods of tuple, which no one calls on these; hence the ignored assignments.
 class Peaks(NamedTuple):

@@ -18,8 +18,6 @@ from risfast.ops.devices import serve_cpu
 from risfast.ops.peaks_reference import reject_bad_candidates, reject_nan
 from risfast.ops.peaks_register import local_maxima_op, nms_op
 
-__all__ = ["local_maxima_cpu", "nms_cpu"]
-
 _Array = np.ndarray[Any, Any]
 
 # Scenes are worked on in groups of about this many points: small grids share calls, large ones stay in the cache.

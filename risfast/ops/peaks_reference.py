@@ -12,13 +12,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "local_maxima_3d_reference",
-    "nms_3d_reference",
-    "reject_bad_candidates",
-    "reject_nan",
-]
-
 
 def reject_nan(found: bool) -> None:
     """Refuse a volume that holds NaN."""

@@ -18,8 +18,6 @@ from risfast.ops import register_cuda_peaks
 from risfast.ops.devices import serve_gpu
 from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
 
-__all__ = ["local_maxima_op", "nms_op"]
-
 
 def _mark_outputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.mark_non_differentiable(*output)

@@ -14,37 +14,17 @@ from risfast.ops import checks
 from risfast.ops.choice import (
     DEFAULT_BYTE_BUDGET,
     KEPT_BYTES,
-    METHODS,
-    MINIMUM_BYTE_BUDGET,
-    OPERATIONS,
     Request,
     choose,
     expected_error_db,
     request_of,
-    require_lag,
     table_budget,
 )
 from risfast.ops.domain import Domain, domain_of
-from risfast.ops.evaluators import CPU, Evaluator, EvaluatorCache, cached_nodes, held_bytes, points_on
+from risfast.ops.evaluators import CPU, Evaluator, EvaluatorCache, cached_nodes, points_on
 from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
 from risfast.ops.nodes import TILE_BYTES, NodeSet
 from risfast.steering import check_wavefront
-
-__all__ = [
-    "DEFAULT_BYTE_BUDGET",
-    "METHODS",
-    "MINIMUM_BYTE_BUDGET",
-    "OPERATIONS",
-    "Plan",
-    "clear_plans",
-    "held_bytes",
-    "make_plan",
-    "on_clear",
-    "plan",
-    "plan_of",
-    "request_of",
-    "require_lag",
-]
 
 
 @dataclass(frozen=True)

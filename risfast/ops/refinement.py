@@ -20,26 +20,6 @@ from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interp
 from risfast.ops.kept import constant_on
 from risfast.steering import WAVEFRONTS, steering_phase
 
-__all__ = [
-    "Denominator",
-    "Geometry",
-    "Refined",
-    "bending",
-    "denominator",
-    "descend",
-    "fine_grid_minimum",
-    "form",
-    "refine_from",
-    "refine_op",
-    "refine_peaks",
-    "steering",
-    "walk_from",
-    "walk_op",
-    "walk_peaks",
-    "walk_spacing",
-    "widest_after_walk",
-]
-
 
 class Denominator(NamedTuple):
     """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``."""

@@ -27,17 +27,6 @@ from risfast.ops.register_common import (
     register_vmap,
 )
 
-__all__ = [
-    "adjoint_op",
-    "analysis_op",
-    "bartlett_op",
-    "capon_backward_op",
-    "capon_lowrank_backward_op",
-    "capon_lowrank_op",
-    "capon_op",
-    "music_op",
-]
-
 # --- Capon, full rank -------------------------------------------------------------------------------------------------
 
 

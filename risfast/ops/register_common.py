@@ -18,18 +18,6 @@ from risfast.ops.domain import Domain, domain_of
 from risfast.ops.evaluators import Evaluator
 from risfast.ops.plan import Plan, make_plan, request_of
 
-__all__ = [
-    "GEOMETRY",
-    "Geometry",
-    "define",
-    "fake_map_or_volume",
-    "fake_volume",
-    "map_or_volume",
-    "planned",
-    "register_vmap",
-    "whole",
-]
-
 Geometry = tuple[Tensor, Tensor, Tensor, Tensor, float, str, str, int, str]
 """Element positions (N, 3) in metres; azimuths and elevations in radians and ranges in metres, each 1D (the axes of a
 grid, or the coordinates of points); wavenumber in rad/m; wavefront; method; byte budget; precision. The tensors are

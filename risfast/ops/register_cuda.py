@@ -19,18 +19,6 @@ from risfast.ops.register_common import whole
 from risfast.ops.register_cuda_maps import filled, from_factor, from_matrix, from_residual, outer_products, scale_for
 from risfast.ops.register_cuda_tables import DevicePlan, device_plan
 
-__all__ = [
-    "analysis",
-    "bartlett",
-    "capon",
-    "capon_backward",
-    "capon_lowrank",
-    "capon_lowrank_backward",
-    "music",
-    "synthesis",
-]
-
-
 _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU
 
 

@@ -13,8 +13,6 @@ from torch import Tensor
 from risfast.ops.devices import kernel_module
 from risfast.ops.register_cuda_tables import DevicePlan
 
-__all__ = ["filled", "from_factor", "from_matrix", "from_nodes", "from_residual", "outer_products", "scale_for"]
-
 
 def filled(like: Tensor, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
     """One number for every scene.

@@ -12,19 +12,6 @@ from risfast.ops.devices import kernel_module
 from risfast.ops.domain import adjoint_of
 from risfast.ops.spectra import mean_power
 
-__all__ = [
-    "definite_factor",
-    "frobenius_shift",
-    "loaded_factor",
-    "loaded_inverse",
-    "lowrank_delta",
-    "lowrank_inverse",
-    "residual_factors",
-    "rounding_shift",
-    "shifted_factor",
-    "woodbury_factor",
-]
-
 
 def _delta(covariance: Tensor, loading: float) -> Tensor:
     """Loading of each scene, float64 [B]; NaN where the trace is not positive."""

@@ -10,8 +10,6 @@ from torch import Tensor
 from risfast.ops.devices import checks_values, kernel_module
 from risfast.ops.kept import constant_on, kept_tables
 
-__all__ = ["local_maxima_3d", "nms_3d", "refine", "walk"]
-
 
 def local_maxima_3d(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None

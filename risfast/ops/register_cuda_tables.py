@@ -16,8 +16,6 @@ from risfast.ops.kept import kept_tables
 from risfast.ops.plan import plan_of, request_of
 from risfast.ops.register_common import Geometry
 
-__all__ = ["DevicePlan", "DeviceTables", "device_plan", "lag_dtype"]
-
 # In float32 the lag method is wrong by 2e-5 / loading dB at a source on the grid; below this loading it takes float64.
 _SMALLEST_SINGLE_LOADING = 5e-3
 _NO_DOUBLE = (

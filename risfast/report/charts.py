@@ -33,20 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "Axis",
-    "Chart",
-    "SpectrumScene",
-    "error_chart",
-    "heatmap",
-    "legend",
-    "map_charts",
-    "map_lines",
-    "spectrum_view",
-    "sweep_charts",
-    "typical_scenes",
-]
-
 FIXED_SNR_DB = 10.0  # of the errors over the number of sources
 _UNIT = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _SHIFT = 2.5  # between error bars at the same place, in points

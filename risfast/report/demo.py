@@ -31,19 +31,6 @@ from risfast.setup import MOST_POINTS
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.sources import Sources
 
-__all__ = [
-    "BoundReference",
-    "DemoOptions",
-    "DemoReport",
-    "MethodScore",
-    "demo_methods",
-    "demo_scenes",
-    "explanation",
-    "format_scores",
-    "illustrative_scene",
-    "run_demo",
-]
-
 DemoMethod = Callable[[Scenes], Answer]
 StageReport = Callable[[str, int, int], None]
 

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
-__all__ = ["SEEDS", "DemoGrid", "DemoOptions"]
-
 DemoGrid = Literal["reference", "training"]
 SEEDS = 2**32
 

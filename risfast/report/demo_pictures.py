@@ -33,18 +33,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = [
-    "ALS",
-    "LOCALIZER",
-    "LS",
-    "TRUE",
-    "Answer",
-    "Illustration",
-    "confidence_ellipse",
-    "draw_demo",
-    "localizer_figure",
-]
-
 LOCALIZER = "risfast Localizer"
 TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS covariance"
 _RANGE_POINTS = 300

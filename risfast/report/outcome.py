@@ -32,8 +32,6 @@ from risfast.io.durable import replace_file
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.report.page import Findings, latex_tables, report_html
 
-__all__ = ["FROZEN", "SUITE_JSON", "SuiteOutcome", "command_of", "finish"]
-
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
 _EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code

@@ -19,8 +19,6 @@ from risfast.report.style import BOUND, STYLE, series_of, title_of
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig
 
-__all__ = ["Findings", "latex_tables", "report_html"]
-
 
 @dataclass(frozen=True, eq=False)
 class Findings:

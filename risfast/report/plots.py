@@ -22,20 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-__all__ = [
-    "COLOURS",
-    "FOUND_COLOUR",
-    "PICTURE_SUFFIXES",
-    "RangeProfile",
-    "SpectrumPanel",
-    "error_figure",
-    "label_ranges",
-    "new_figure",
-    "range_figure",
-    "save_figure",
-    "spectrum_figure",
-]
-
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
 LineStyle = Literal["-", "--", "-.", ":"]

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from risfast.evaluate.methods import METHOD_TITLES
 
-__all__ = ["BOUND", "COLOUR", "DASH", "STYLE", "Series", "number", "series_of", "title_of"]
-
 DASH = "\u2013"
 
 STYLE = """

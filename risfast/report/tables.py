@@ -13,19 +13,6 @@ from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import REFERENCE, Group, Row, Table
 from risfast.report.style import DASH, number, title_of
 
-__all__ = [
-    "Change",
-    "Column",
-    "Number",
-    "Sheet",
-    "ablation_sheet",
-    "headline_sheet",
-    "methods_sheet",
-    "oracle_sheet",
-    "robustness_sheet",
-    "timing_sheet",
-]
-
 _LATEX = str.maketrans(
     {
         "\\": r"\textbackslash{}",

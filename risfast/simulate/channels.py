@@ -11,8 +11,6 @@ from risfast.geometry import PlanarArray
 from risfast.simulate.streams import SceneRandom, Stream
 from risfast.steering import steering_vectors
 
-__all__ = ["add_noise", "rician_channel", "source_symbols"]
-
 
 def rician_channel(
     array: PlanarArray,

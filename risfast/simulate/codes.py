@@ -10,8 +10,6 @@ from torch import Tensor
 from risfast.geometry import PlanarArray
 from risfast.simulate.streams import SceneRandom, Stream
 
-__all__ = ["CODE_KINDS", "DFT_BEAMS", "make_codes", "quantize_turns"]
-
 CODE_KINDS = ("dft", "random", "hadamard", "mixed")
 DFT_BEAMS = (16, 32, 64)
 # Beams fall on ties between levels by design: snapping their phases to this fraction of a turn makes a tie exact, where

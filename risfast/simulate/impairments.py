@@ -15,8 +15,6 @@ from risfast.geometry import PlanarArray, direction_cosines
 from risfast.simulate.streams import SceneRandom, Stream
 from risfast.steering import check_wavefront, steering_phase
 
-__all__ = ["Impairments", "impair_codes", "impaired_steering"]
-
 
 @dataclass(frozen=True)
 class Impairments:

@@ -21,9 +21,6 @@ from risfast.simulate.impairments import Impairments, impair_codes, impaired_ste
 from risfast.simulate.streams import SceneRandom, Stream
 from risfast.steering import Wavefront, check_wavefront, steering_vectors
 
-__all__ = ["GAINS", "Coherence", "Scenes", "SystemConfig", "generate_scenes"]
-
-
 GAINS = ("equal", "inverse_range")
 
 

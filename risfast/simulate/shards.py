@@ -34,8 +34,6 @@ from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields, system_from_json, system_to_json
 
-__all__ = ["MANIFEST", "SCENES_FORMAT", "ShardSet", "ShardSpec", "read_manifest", "write_manifest", "write_shards"]
-
 SCENES_FORMAT = 2
 """Of the files, and of what a seed means: a change of either gets a new number. 1 is 2 without the setup."""
 

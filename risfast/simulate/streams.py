@@ -13,8 +13,6 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-__all__ = ["SceneRandom", "Stream", "philox"]
-
 
 class Stream(IntEnum):
     """The independent random streams of a scene. Values are part of what a seed means: never renumber them."""

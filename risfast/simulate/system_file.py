@@ -17,8 +17,6 @@ from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.steering import Wavefront
 
-__all__ = ["differing_fields", "read_system", "system_from_json", "system_of", "system_to_json"]
-
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
     """Every field of a system as JSON values: numbers, strings, lists and tables."""

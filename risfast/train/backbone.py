@@ -30,8 +30,6 @@ from risfast.train.runs import Figures, Measured, RunReport
 from risfast.train.stage import RunOutcome, train_stage
 from risfast.train.validation import is_constant, validate
 
-__all__ = ["BackboneStage", "backbone_objective", "keep_options", "made_backbone", "train_backbone"]
-
 
 @dataclass(kw_only=True)
 class BackboneStage(BackboneTask):

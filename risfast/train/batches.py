@@ -17,8 +17,6 @@ from risfast.simulate.shards import ShardSet
 from risfast.simulate.streams import SceneRandom
 from risfast.train.config import DataOptions
 
-__all__ = ["Batch", "FlySource", "SceneSource", "ShardSource", "plan_batch", "shard_folder"]
-
 _BATCH_STREAM = 1 << 20  # far above the streams that scenes draw from
 _ORDER_STREAM = _BATCH_STREAM + 1
 

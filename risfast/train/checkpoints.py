@@ -23,8 +23,6 @@ from torch import Tensor
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file, sync_folder, write_synced
 
-__all__ = ["Checkpoint", "CheckpointFolder"]
-
 _FORMAT = 1
 _NAME = re.compile(r"ckpt-(\d{8,})")
 _STATE = "state.json"

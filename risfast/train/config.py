@@ -25,23 +25,6 @@ from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.simulate.shards import ShardSpec
 
-__all__ = [
-    "BackboneOptions",
-    "DataOptions",
-    "HeatmapOptions",
-    "MachineOptions",
-    "OptimiserOptions",
-    "RefinerConfig",
-    "RunConfig",
-    "RunOptions",
-    "ShardsConfig",
-    "SystemOptions",
-    "ValidationOptions",
-    "reaches_beyond",
-    "require",
-    "require_least",
-]
-
 
 def require(condition: bool, message: str) -> None:
     """Refuse a configuration."""

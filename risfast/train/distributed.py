@@ -12,8 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-__all__ = ["World", "open_world"]
-
 
 @dataclass(frozen=True)
 class World:

@@ -22,8 +22,6 @@ from risfast.train.config import DataOptions, OptimiserOptions
 from risfast.train.distributed import World
 from risfast.train.optimisation import Optimiser, WeightAverage
 
-__all__ = ["BackboneTask", "RunningMeans", "StepReport", "Trainer", "TrainingError", "TrainingTask", "autocast"]
-
 _START_STEPS = 20  # steps whose mean loss is the start that divergence is measured from
 _SMOOTHING = 0.95  # of the loss that is compared with it: a memory of about 20 steps
 

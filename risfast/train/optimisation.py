@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from risfast.train.config import OptimiserOptions
 
-__all__ = ["Optimiser", "WeightAverage", "learning_rate"]
-
 
 def learning_rate(options: OptimiserOptions, step: int) -> float:
     """Learning rate of a step: a line up to ``lr``, then half a cosine down to ``min_lr``."""

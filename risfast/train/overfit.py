@@ -24,8 +24,6 @@ from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.stage import machine_settings
 from risfast.train.validation import scene_slice, score_covariances
 
-__all__ = ["OverfitConfig", "OverfitOutcome", "overfit"]
-
 
 @dataclass(frozen=True)
 class OverfitConfig:

@@ -14,8 +14,6 @@ from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
-__all__ = ["draw_curves", "draw_localisation"]
-
 
 def draw_curves(lines: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Loss, NMSE and F1 over the scenes seen."""

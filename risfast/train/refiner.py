@@ -35,8 +35,6 @@ from risfast.train.runs import Figures, Measured, RunReport
 from risfast.train.stage import RunOutcome, train_stage
 from risfast.train.validation import capon_answers, scene_slice, score_sources, summary_figures
 
-__all__ = ["RefinerStage", "helps", "train_refiner"]
-
 
 @dataclass
 class RefinerStage:

@@ -28,17 +28,6 @@ from risfast.train.config import RunOptions, ValidationOptions
 from risfast.train.distributed import World
 from risfast.train.loop import StepReport, Trainer, TrainingError
 
-__all__ = [
-    "EventFile",
-    "Measured",
-    "MetricsFile",
-    "RunFolder",
-    "RunProgress",
-    "TrainingRun",
-    "validation_scenes",
-    "validation_sets",
-]
-
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 
 Figures = dict[str, dict[str, float]]

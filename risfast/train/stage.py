@@ -23,8 +23,6 @@ from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.runs import Figures, Measured, RunFolder, RunReport, TrainingRun, validation_scenes, validation_sets
 from risfast.train.validation import scene_slice
 
-__all__ = ["RunOutcome", "Stage", "machine_settings", "train_stage"]
-
 _PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
 

@@ -18,18 +18,6 @@ from risfast.setup import Tolerance
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
 
-__all__ = [
-    "CovarianceScores",
-    "capon_answers",
-    "is_constant",
-    "peak_to_sidelobe_db",
-    "scene_slice",
-    "score_covariances",
-    "score_sources",
-    "summary_figures",
-    "validate",
-]
-
 # A backbone whose predictions vary over scenes by less than this share of what the true covariances do is blind.
 _CONSTANT_SHARE = 0.02
 

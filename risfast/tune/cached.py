@@ -32,8 +32,6 @@ from risfast.tune.options import HpoConfig, StudyError
 from risfast.tune.space import model_folder, pipeline_options, start_options
 from risfast.tune.worker import Result
 
-__all__ = ["DetectionObjective"]
-
 # Of the options of detection, those that the peaks of a map depend on.
 _OF_PEAKS = ("candidates", "window", "refine_points", "range_margin")
 

@@ -27,8 +27,6 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from risfast.tune.options import StudyError
 from risfast.tune.storage import Opened
 
-__all__ = ["Job", "Jobs", "TrialLostError", "slot_trials"]
-
 _SILENT_BEATS = 4
 _DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 

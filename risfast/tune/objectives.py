@@ -29,8 +29,6 @@ from risfast.tune.options import HpoConfig, ScoreOptions, TrialRejectedError
 from risfast.tune.space import pipeline_options, trial_config
 from risfast.tune.worker import Result
 
-__all__ = ["TrainingObjective", "final_value", "judging_scenes", "scene_sums", "value_of_sums"]
-
 # What the value is made of, for each scene: the sums that a resample of scenes adds up.
 _SUMS = ("sources", "estimates", "hits", "pairs", "squared_m2")
 

@@ -22,17 +22,6 @@ from risfast.train.config import (
     require_least,
 )
 
-__all__ = [
-    "PRESETS",
-    "Hpo2Config",
-    "HpoConfig",
-    "PrunerOptions",
-    "SamplerOptions",
-    "ScoreOptions",
-    "StudyError",
-    "TrialRejectedError",
-]
-
 OBJECTIVES = ("surrogate", "mvdr_final")
 
 

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw_study"]
-
 (_BLUE, _ORANGE, *_), _GREY = COLOURS, "#999999"
 _BEHIND = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}  # so that lines do not cross text
 _LEAST_FOR_IMPORTANCE = 8

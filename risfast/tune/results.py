@@ -28,23 +28,6 @@ from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy, finished_trials, is_complete, slot_seed
 from risfast.tune.worker import TrialObjective, work
 
-__all__ = [
-    "HeldOut",
-    "Verdict",
-    "held_out",
-    "held_out_text",
-    "rank_correlation",
-    "require_detection",
-    "results_text",
-    "second_config",
-    "second_stage",
-    "top_trials",
-    "verdict",
-    "verdict_text",
-    "write_best",
-    "write_study",
-]
-
 _ROWS = 10  # trials in the table
 _SHOWN = ("f1", "precision", "recall", "rmse_xyz_pairs_m")
 _LEVEL = 0.95

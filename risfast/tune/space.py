@@ -30,25 +30,6 @@ from risfast.tune.options import HpoConfig, StudyError
 if TYPE_CHECKING:  # the table of a space needs no study
     from optuna.trial import Trial
 
-__all__ = [
-    "SPACE",
-    "Choice",
-    "Float",
-    "Int",
-    "Parameter",
-    "apply",
-    "check_same_space",
-    "describe_space",
-    "model_folder",
-    "pipeline_options",
-    "space_lines",
-    "start_options",
-    "study_space",
-    "trial_config",
-    "tunes_pipeline",
-    "untuned",
-]
-
 _T = TypeVar("_T")
 
 

@@ -20,8 +20,6 @@ from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions, Study
 from risfast.tune.space import check_same_space, space_lines
 from risfast.tune.storage import Opened, open_storage, quiet, reachable
 
-__all__ = ["OpenStudy", "finished_trials", "is_complete", "join_study", "open_study", "sampler_of", "slot_seed"]
-
 _KEY = "risfast"
 _FORMAT = 2  # 1: the localizer was told the noise power, and its options had other names
 # What may differ between two workers of a study, or between its start and its continuation.

@@ -22,8 +22,6 @@ from risfast.tune.space import study_space, untuned
 from risfast.tune.storage import quiet, reachable
 from risfast.tune.study import OpenStudy, sampler_of, slot_seed
 
-__all__ = ["Result", "TrialObjective", "work"]
-
 # What ends a trial, not the study: its options were bad, or the machine too small for them.
 _REJECTED = (TrialRejectedError, TrainingError, torch.OutOfMemoryError, torch.linalg.LinAlgError, FloatingPointError)
 _POLL_S = 2.0

@@ -25,9 +25,9 @@ if importlib.util.find_spec("risfast.kernels") is None:
     )
     sys.modules["risfast.kernels"] = importlib.util.module_from_spec(spec)
 
-import risfast.ops.operands as plain_operands  # noqa: E402
 import risfast.ops.register_cuda as gpu  # noqa: E402
 import risfast.ops.register_cuda_peaks as gpu_peaks  # noqa: E402
+import risfast.ops.spectra as plain_operands  # noqa: E402
 from risfast.detect import DetectionOptions, detect_fixed  # noqa: E402
 from risfast.geometry import PlanarArray, SearchGrid  # noqa: E402
 from risfast.ops import (  # noqa: E402

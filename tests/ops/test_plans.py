@@ -7,8 +7,9 @@ import torch
 
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import clear_plans, mvdr_spectrum, plan
+from risfast.ops.evaluators import held_bytes
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
-from risfast.ops.plan import _evaluators, held_bytes
+from risfast.ops.plan import _evaluators
 
 
 @pytest.mark.parametrize("c", [0.3, 4.0, 18.1, 36.2, 90.0])

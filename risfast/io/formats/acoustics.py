@@ -12,8 +12,6 @@ from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.io.guard import Array, inventory, shape_text
 from risfast.io.recording import Snapshots
 
-__all__ = ["read_acoular", "read_benchmark"]
-
 
 def read_acoular(path: Path, options: ReadOptions) -> FoundData:
     """Samples in time as acoular's ``WriteH5`` stores them; positions come from the caller."""

@@ -24,8 +24,6 @@ from risfast.io.guard import (
 )
 from risfast.io.recording import Load, Snapshots
 
-__all__ = ["Hdf5Container", "check_dataset"]
-
 _KIND = "HDF5"
 _LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
 _LONGEST_TEXT = 1 << 16

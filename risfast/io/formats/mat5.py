@@ -22,8 +22,6 @@ from risfast.errors import FileFormatError
 from risfast.io.guard import Array, check_held, parsing, shape_text
 from risfast.io.recording import Snapshots
 
-__all__ = ["Mat5Container"]
-
 _KIND = "a MATLAB file of version 5 to 7"
 _HEADER_BYTES = 128
 _MATRIX, _COMPRESSED = 14, 15

@@ -17,8 +17,6 @@ from risfast.errors import FileFormatError
 from risfast.io.guard import Array, check_held, file_head, megabytes, parsing, shape_text
 from risfast.io.recording import Snapshots, raw_snapshots
 
-__all__ = ["NpzContainer"]
-
 _KIND = "a NumPy .npz archive"
 _LOCAL_HEADER = struct.Struct("<26xHH")  # of a zip member: lengths of its name and of its extra field
 

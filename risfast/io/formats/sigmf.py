@@ -16,8 +16,6 @@ from risfast.io.assemble import SPEED_OF_LIGHT_M_S, FoundData, ReadOptions
 from risfast.io.guard import Array, file_head, megabytes, parsing
 from risfast.io.recording import Snapshots, raw_snapshots
 
-__all__ = ["read_sigmf"]
-
 _KIND = "SigMF"
 _LARGEST_META = 16 << 20
 _LARGEST_NUMBER = 1e300

@@ -21,8 +21,6 @@ from risfast.io.formats.hdf5 import Hdf5Container
 from risfast.io.guard import Array, check_held, shape_text
 from risfast.io.recording import Flagged
 
-__all__ = ["read_uvh5"]
-
 _POLARIZATIONS = {1: "I", -1: "rr", -2: "ll", -5: "xx", -6: "yy"}  # of which a covariance can be made
 _ALL_POLARIZATIONS = {**_POLARIZATIONS, 2: "Q", 3: "U", 4: "V", -3: "rl", -4: "lr", -7: "xy", -8: "yx"}
 _HEADER = ("ant_1_array", "ant_2_array", "antenna_numbers", "antenna_positions", "freq_array", "time_array",
