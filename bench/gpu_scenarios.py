@@ -224,7 +224,7 @@ def _lowrank(setting: Setting, batch: int, method: str) -> Work:
     else:
         flops = setting.points * (16.0 * n * columns + 6.0 * n + 90.0 * n)  # two products, steering made twice
     delta = operands.lowrank_delta(F[:1], LOADING)
-    small = operands.woodbury_factor(F[:1], delta).to(torch.complex64)
+    small = operands.woodbury_operand(F[:1], delta).to(torch.complex64)
     options = {"loading": LOADING, "method": method}
     return Work(
         lambda f: mvdr_spectrum_lowrank(f, setting.array, setting.grid, **options),

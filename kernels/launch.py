@@ -13,7 +13,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 
 EPILOGUES = ("linear", "reciprocal", "complement")
-PRECISIONS = ("ieee", "tf32x3", "tf32")
+DOT_PRECISIONS = ("ieee", "tf32x3", "tf32")
 # Within a scene the kernels count in int32, up to a tile past the end; what a scene is multiplied by is int64.
 _MOST_NUMBERS = (1 << 31) - (1 << 12)
 # The oldest compute capability that the pinned configurations are compiled for.
@@ -100,8 +100,8 @@ def default_precision() -> str:
 
 def check_precision(precision: str) -> None:
     """Raise ValueError for a precision that products cannot have."""
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
+    if precision not in DOT_PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(DOT_PRECISIONS)}; got {precision!r}")
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

@@ -90,7 +90,7 @@ def _values(points: NodeSet | PointSet, operand: Operand, low: int, high: int) -
     return sum_of_squares(points, operand.matrix, low, high)
 
 
-class DensePoints:
+class DensePointList:
     """Dense evaluation of a list of points, in tiles."""
 
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
@@ -281,9 +281,9 @@ def _nodes_on_device(nodes: BoxNodes, device: torch.device) -> BoxNodes:
     return BoxNodes(moved(nodes.azimuth), moved(nodes.elevation), nodes.checked_error)
 
 
-def points_on(domain: Domain, dtype: torch.dtype, device: torch.device) -> DensePoints:
+def points_on(domain: Domain, dtype: torch.dtype, device: torch.device) -> DensePointList:
     """Dense evaluation of a list of points, on a device; it is not kept."""
-    return DensePoints(_on_device(domain, device), dtype)
+    return DensePointList(_on_device(domain, device), dtype)
 
 
 def _new_evaluator(
@@ -309,7 +309,7 @@ def _new_evaluator(
             return LagBox(where, keep)
         if nodes is not None:
             return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep)
-        return DenseBox(where, dtype, values_per_slab) if domain.box else DensePoints(where, dtype)
+        return DenseBox(where, dtype, values_per_slab) if domain.box else DensePointList(where, dtype)
 
 
 def held_bytes(evaluator: Evaluator) -> int:

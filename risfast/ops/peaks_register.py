@@ -48,7 +48,7 @@ def _local_maxima_fake(
     )
 
 
-serve_gpu(local_maxima_op, local_maxima_3d_reference, register_cuda_peaks.local_maxima_3d)
+serve_gpu(local_maxima_op, local_maxima_3d_reference, register_cuda_peaks.local_maxima_cuda)
 local_maxima_op.register_autograd(_no_gradient(4), setup_context=_mark_outputs)
 
 
@@ -77,7 +77,7 @@ def _nms_fake(
     return score.new_empty((batch, k), dtype=torch.int64), score.new_empty((batch,), dtype=torch.int64)
 
 
-serve_gpu(nms_op, nms_3d_reference, register_cuda_peaks.nms_3d)
+serve_gpu(nms_op, nms_3d_reference, register_cuda_peaks.nms_cuda)
 nms_op.register_autograd(_no_gradient(5), setup_context=_mark_outputs)
 
 

@@ -42,7 +42,7 @@ def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
     if factored:
         if serves_kernels(matrix):
             delta = operands.lowrank_delta(matrix, loading)
-            return Denominator(operands.woodbury_factor(matrix, delta), True, n * delta[:, None])
+            return Denominator(operands.woodbury_operand(matrix, delta), True, n * delta[:, None])
         delta = loading * spectra.mean_power(matrix)
         return Denominator(adjoint_of(spectra.lowrank_operand(matrix, delta).matrix), True, n * delta[:, None])
     mean = matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
@@ -53,7 +53,7 @@ def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
     return Denominator(inverse * mean[:, None, None], False, n * mean[:, None])
 
 
-Geometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
+SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
 
 _LONGEST_MOVE = 2.0  # steps of the stencil: beyond, its quadratic model says little
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
@@ -132,14 +132,14 @@ def _newton_move(c: Tensor) -> Tensor:
     return -(vectors @ ((vectors.mT @ c[:, 1:4, None]) / values[..., None]))[..., 0]
 
 
-def descend(
+def newton_descend(
     point: Tensor,
     step: Tensor,
     low: Tensor,
     high: Tensor,
     matrix: Tensor,
     factored: bool,
-    geometry: Geometry,
+    geometry: SearchGeometry,
     *,
     iterations: int,
     shrink: float,
@@ -190,7 +190,13 @@ def _axis(count: int, points: int) -> tuple[Tensor, Tensor]:
 
 
 def fine_grid_minimum(
-    low: Tensor, high: Tensor, matrix: Tensor, factored: bool, points: list[int], counts: list[int], geometry: Geometry
+    low: Tensor,
+    high: Tensor,
+    matrix: Tensor,
+    factored: bool,
+    points: list[int],
+    counts: list[int],
+    geometry: SearchGeometry,
 ) -> Tensor:
     """Point of the fine grid with the smallest form in each of C boxes, in float32.
 
@@ -276,7 +282,7 @@ def refine_torch(
         box = (low[scene], high[scene])
         start = fine_grid_minimum(*box, m, factored, points, counts, geometry)
         # The model of each next step is so much more exact.
-        found, value[scene] = descend(
+        found, value[scene] = newton_descend(
             start, spacing[scene], *box, m, factored, geometry, iterations=_STEPS_BELOW_GRID, shrink=0.125
         )
         point[scene, :, :2] = found[:, :2]
@@ -287,7 +293,7 @@ def refine_torch(
 refine_op = torch.library.custom_op("risfast::refine", refine_torch, mutates_args=(), device_types="cpu")
 
 
-serve_gpu(refine_op, refine_torch, register_cuda_peaks.refine)
+serve_gpu(refine_op, refine_torch, register_cuda_peaks.refine_cuda)
 
 
 @refine_op.register_fake
@@ -317,7 +323,7 @@ def walk_torch(
     for scene in range(start.shape[0]):
         m = matrix[scene].to(torch.complex64)
         box = (low.float()[None], high.float()[None])
-        point[scene], _ = descend(
+        point[scene], _ = newton_descend(
             start[scene].float(), step, *box, m, factored, geometry, iterations=_WALK_STEPS, shrink=1.0
         )
     return point
@@ -326,7 +332,7 @@ def walk_torch(
 walk_op = torch.library.custom_op("risfast::walk", walk_torch, mutates_args=(), device_types="cpu")
 
 
-serve_gpu(walk_op, walk_torch, register_cuda_peaks.walk)
+serve_gpu(walk_op, walk_torch, register_cuda_peaks.walk_cuda)
 
 
 @walk_op.register_fake

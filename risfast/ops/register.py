@@ -376,7 +376,7 @@ def _synthesis_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 adjoint_op.register_autograd(_synthesis_backward, setup_context=_synthesis_setup)
 
 
-serve_gpu(analysis_op, analysis_torch, register_cuda.analysis)
-serve_gpu(adjoint_op, adjoint_torch, register_cuda.synthesis)
+serve_gpu(analysis_op, analysis_torch, register_cuda.analysis_cuda)
+serve_gpu(adjoint_op, adjoint_torch, register_cuda.synthesis_cuda)
 for _op in (analysis_op, adjoint_op):
     register_vmap(_op)

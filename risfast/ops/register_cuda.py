@@ -16,7 +16,14 @@ from risfast.ops import register_cuda_operands as operands
 from risfast.ops.devices import checks_values, kernel_module
 from risfast.ops.domain import adjoint_of
 from risfast.ops.register_common import whole
-from risfast.ops.register_cuda_maps import filled, from_factor, from_matrix, from_residual, outer_products, scale_for
+from risfast.ops.register_cuda_maps import (
+    filled,
+    from_factor,
+    from_matrix,
+    from_residual,
+    outer_products_cuda,
+    scale_for,
+)
 from risfast.ops.register_cuda_tables import DevicePlan, device_plan
 
 _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU
@@ -74,7 +81,7 @@ def _capon_gradient(
     n = plan.domain.n_elements
     epilogue = kernel_module("launch").Epilogue("reciprocal", filled(power, n))
     weights = kernel_module("weights").PointWeights(grad, epilogue, power, plane if plane.numel() else None)
-    by_inverse = outer_products(plan, weights).to(inverse.dtype)  # dL/dR^-1, and dR^-1 = -R^-1 dR R^-1
+    by_inverse = outer_products_cuda(plan, weights).to(inverse.dtype)  # dL/dR^-1, and dR^-1 = -R^-1 dR R^-1
     gradient = -(inverse @ by_inverse @ inverse)
     trace = gradient.diagonal(dim1=-2, dim2=-1).real.sum(-1)
     shift = (loading / n * trace)[:, None, None] * torch.eye(n, dtype=trace.dtype, device=trace.device)
@@ -95,7 +102,7 @@ def capon_lowrank(factor: Tensor, loading: float, volume: bool, *geometry: Any) 
         inverse = operands.lowrank_inverse(factor, delta)
         epilogue = kernel_module("launch").Epilogue("reciprocal", scale_for(inverse, n))
         return _finished(from_matrix(plan, inverse, epilogue, volume), factor)
-    pair = operands.residual_factors(factor, delta)
+    pair = operands.residual_operands(factor, delta)
     if pair is None:  # too many columns for that kernel: as a covariance
         f = factor.to(torch.complex128)
         whole = operands.shifted_factor(f @ adjoint_of(f), delta, plan.precision)
@@ -178,7 +185,7 @@ def music(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> t
 # --- Analysis and synthesis -------------------------------------------------------------------------------------------
 
 
-def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
+def analysis_cuda(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
     """a^H Q a of Hermitian Q [B, N, N], or ||W^H a||^2 of W [B, N, K].
 
     matrix (B, N, N) or (B, N, K) -> (B, G_az, G_el, G_r)
@@ -197,7 +204,7 @@ def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tenso
     return from_factor(plan, matrix, epilogue, True)[0]
 
 
-def synthesis(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
+def synthesis_cuda(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
     """sum_g p_g a_g a_g^H of p [B, G_az, G_el, G_r] or [B, G]: [B, N, N].
 
     weights (B, G_az, G_el, G_r) or (B, G) -> (B, N, N)
@@ -205,4 +212,4 @@ def synthesis(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
     if checks_values(weights.device):
         checks.check_finite(weights, "p")
     plan = _planned("synthesis", weights, geometry, 0.0, None, box)
-    return outer_products(plan, kernel_module("weights").PointWeights(weights)).to(weights.dtype.to_complex())
+    return outer_products_cuda(plan, kernel_module("weights").PointWeights(weights)).to(weights.dtype.to_complex())

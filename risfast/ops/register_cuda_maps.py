@@ -116,7 +116,7 @@ def _turned(weights: Any) -> Any:
     )
 
 
-def outer_products(plan: DevicePlan, weights: Any) -> Tensor:
+def outer_products_cuda(plan: DevicePlan, weights: Any) -> Tensor:
     """sum_g p_g a_g a_g^H, by the method of the plan.
 
     -> (B, N, N)

@@ -111,7 +111,7 @@ def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
     return torch.where(mean > 0, loading * mean, torch.nan)
 
 
-def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
+def woodbury_operand(factor: Tensor, delta: Tensor) -> Tensor:
     """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host.
 
     factor (B, N, K), delta (B,) -> (B, N, K)
@@ -128,12 +128,12 @@ def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
 
     factor (B, N, K), delta (B,) -> (B, N, N)
     """
-    w = woodbury_factor(factor, delta)
+    w = woodbury_operand(factor, delta)
     eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
     return (eye - w @ adjoint_of(w)) / delta[:, None, None]
 
 
-def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
+def residual_operands(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
     """U and V with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a.
 
     factor (B, N, K), delta (B,) -> (B, N, K)

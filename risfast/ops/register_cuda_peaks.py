@@ -11,7 +11,7 @@ from risfast.ops.devices import checks_values, kernel_module
 from risfast.ops.kept import constant_on, kept_tables
 
 
-def local_maxima_3d(
+def local_maxima_cuda(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`risfast.ops.peaks_reference.local_maxima_3d_reference`; a scene that holds NaN has no maxima."""
@@ -20,7 +20,7 @@ def local_maxima_3d(
     return peaks.local_maxima(volume, window, k, threshold, check=checks_values(volume.device))[:3]
 
 
-def nms_3d(
+def nms_cuda(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing."""
@@ -29,7 +29,7 @@ def nms_3d(
     return nms.nms(position, score, separation, k, wrap_azimuth, check=checks_values(score.device))[:2]
 
 
-def refine(
+def refine_cuda(
     matrix: Tensor,
     factored: bool,
     low: Tensor,
@@ -53,7 +53,7 @@ def refine(
     return found
 
 
-def walk(
+def walk_cuda(
     matrix: Tensor,
     factored: bool,
     start: Tensor,

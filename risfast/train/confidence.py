@@ -211,7 +211,7 @@ def draw(path: Path, curves: dict[str, Tensor]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(arguments: list[str] | None = None) -> None:
+def fit_from_arguments(arguments: list[str] | None = None) -> None:
     """Fit, check on other scenes, write and draw."""
     parser = argparse.ArgumentParser(description="Fit the probability of a hit of a model's polished sources.")
     parser.add_argument("--model", type=Path, required=True, help="model folder; confidence.json is written into it")
@@ -243,4 +243,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    fit_from_arguments()

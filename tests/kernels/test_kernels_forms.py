@@ -231,6 +231,6 @@ def test_each_iteration_is_that_of_the_cpu():
     for scene in range(2):
         one = [torch.as_tensor(x[scene]) for x in (start, step, low, high, Q)]
         geometry = (torch.as_tensor(positions), WAVENUMBER, "spherical")
-        point, value = definition.descend(*one, False, geometry, iterations=1, shrink=1.0)
+        point, value = definition.newton_descend(*one, False, geometry, iterations=1, shrink=1.0)
         np.testing.assert_allclose(ours[1][scene].cpu().numpy(), value.numpy(), atol=1e-9)
         np.testing.assert_allclose(ours[0][scene].cpu().numpy(), point.numpy(), atol=1e-8)

@@ -221,12 +221,12 @@ def test_the_command_fits_and_draws(tmp_path, capsys, monkeypatch):
     made = confidence.Labelled(x, (x[:, 0] + torch.randn(300, dtype=torch.float64, generator=generator) > 0).double())
     monkeypatch.setattr(confidence, "all_labelled", lambda subject, snapshots, *_: dict.fromkeys(snapshots, made))
     before = HitModel.load(folder)
-    confidence.main(["--model", str(folder), "--picture", str(tmp_path / "p.png"), "--scenes", "3"])
+    confidence.fit_from_arguments(["--model", str(folder), "--picture", str(tmp_path / "p.png"), "--scenes", "3"])
     assert HitModel.load(folder) == fit(torch.cat([x, x]), torch.cat([made.hit, made.hit])) != before
     fitted = json.loads((folder / CONFIDENCE_FILE).read_text())["fitted"]
     assert fitted["codes"] == ["dft", "random", "hadamard", "mixed"]
     assert (tmp_path / "p.png").is_file()
     assert "Brier" in capsys.readouterr().out
     with pytest.raises(SystemExit):
-        confidence.main(["--model", str(folder), "--workers", "0"])
+        confidence.fit_from_arguments(["--model", str(folder), "--workers", "0"])
     assert "must be at least 1" in capsys.readouterr().err

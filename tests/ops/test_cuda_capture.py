@@ -61,12 +61,12 @@ IMPLEMENTATIONS = {
     "risfast::capon_lowrank_backward": gpu.capon_lowrank_backward,
     "risfast::bartlett": gpu.bartlett,
     "risfast::music": gpu.music,
-    "risfast::analysis": gpu.analysis,
-    "risfast::synthesis": gpu.synthesis,
-    "risfast::local_maxima_3d": gpu_peaks.local_maxima_3d,
-    "risfast::nms_3d": gpu_peaks.nms_3d,
-    "risfast::refine": gpu_peaks.refine,
-    "risfast::walk": gpu_peaks.walk,
+    "risfast::analysis": gpu.analysis_cuda,
+    "risfast::synthesis": gpu.synthesis_cuda,
+    "risfast::local_maxima_3d": gpu_peaks.local_maxima_cuda,
+    "risfast::nms_3d": gpu_peaks.nms_cuda,
+    "risfast::refine": gpu_peaks.refine_cuda,
+    "risfast::walk": gpu_peaks.walk_cuda,
 }
 # Below autograd composite operators are seen by their own names.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere"}

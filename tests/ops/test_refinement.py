@@ -10,7 +10,7 @@ import torch
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.ops import nms_3d
-from risfast.ops.refinement import descend, form, refine_peaks, steering, walk_peaks
+from risfast.ops.refinement import form, newton_descend, refine_peaks, steering, walk_peaks
 
 WAVELENGTH = 0.3
 ARRAYS = {
@@ -426,7 +426,7 @@ def test_descending_never_goes_uphill_nor_out_of_its_box(iterations, shrink):
     low, high = start - margin * [1, 1, 0.3], start + rng.uniform(0.01, 0.3, (count, 3)) * [1, 1, 0.3]
     step = rng.uniform(0.001, 0.4, (count, 3)) * (high - low)
     geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
-    point, value = descend(
+    point, value = newton_descend(
         *as_tensors(start, step, low, high, Q), False, geometry, iterations=iterations, shrink=shrink
     )
     point = point.numpy()
@@ -449,7 +449,9 @@ def test_a_short_step_from_the_middle_of_a_slope_descends():
     # 4e-3 rad, or 4e-3 / m, turn the phase by less than 0.05 rad: the model of the stencil is good there.
     step = np.full_like(start, 4e-3)
     geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
-    _, value = descend(*as_tensors(start, step, start - 0.2, start + 0.2, Q), False, geometry, iterations=1, shrink=1.0)
+    _, value = newton_descend(
+        *as_tensors(start, step, start - 0.2, start + 0.2, Q), False, geometry, iterations=1, shrink=1.0
+    )
 
     def brute(coordinates):
         points = np.concatenate([coordinates[..., :2], 1 / coordinates[..., 2:]], -1)
