@@ -93,7 +93,7 @@ def test_the_code_of_a_page_runs_and_prints_what_the_page_says(page, tmp_path, m
 
 
 def test_every_python_block_of_the_readme_has_a_test_of_its_own():
-    tested = re.findall(r"positions_printed_by\((\d+)\)", (ROOT / "tests" / "test_readme.py").read_text())
+    tested = re.findall(r"positions_printed_by\((\d+)\)", (ROOT / "tests" / "docs" / "test_readme.py").read_text())
     assert sorted(map(int, tested)) == list(range(len(fenced(README, "python"))))
 
 
