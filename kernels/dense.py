@@ -117,24 +117,12 @@ def dense_analysis_kernel(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, eq=False)
 class DensePoints:
-    """Array and points of the dense kernel, float32 on one device; made once and kept with a plan.
+    """Array and points of the dense kernel, float32 on one device; made once and kept with a plan."""
 
-    Attributes
-    ----------
-    positions : tensor, shape (3, N)
-        Wavelengths.
-    direction : tensor, shape (3, G)
-        Unit vectors; G = G_az G_el of a box, azimuth first.
-    range : tensor, shape (R,) of a box, (G,) of a list of points
-        Wavelengths, at most :func:`risfast.steering.farthest`.
-    shape : tuple of int
-        (G_az, G_el, R) of a box, (G,) of a list.
-    """
-
-    positions: Tensor
-    direction: Tensor
-    range: Tensor
-    shape: tuple[int, ...]
+    positions: Tensor  # (3, N) Wavelengths
+    direction: Tensor  # (3, G) Unit vectors; G = G_az G_el of a box, azimuth first
+    range: Tensor  # (R,) of a box, (G,) of a list, in wavelengths; at most :func:`risfast.steering.farthest`
+    shape: tuple[int, ...]  # (G_az, G_el, R) of a box, (G,) of a list
     wavefront: str
 
     @classmethod
@@ -240,22 +228,7 @@ def dense_map(
 ) -> tuple[Tensor, Tensor]:
     """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
 
-    Parameters
-    ----------
-    factor : complex64 tensor, shape (B, N, K)
-        W, with q = ||W^H a||^2.
-    points : DensePoints
-        A box.
-    epilogue : Epilogue
-    triangular : bool
-        W [B, N, N] is upper triangular (such as L^-H); what is below the diagonal is taken for zero.
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out. tf32 is wrong by 1 dB at a peak.
-
-    Returns
-    -------
-    power : float32 tensor, plane : int32 tensor
-        Ties go to the lowest plane.
+    factor (B, N, K)
     """
     if not points.is_box:
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use dense_volume")

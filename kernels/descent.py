@@ -238,22 +238,7 @@ def descend(
 ) -> tuple[Tensor, Tensor]:
     """Newton steps on local quadratic models of the form; never uphill, never out of the box.
 
-    Parameters
-    ----------
-    point : float64 tensor, shape (B, C, 3)
-        Starts, in (azimuth, elevation, 1/range).
-    step : float64 tensor, shape (B, C, 3)
-        Arms of the stencils; multiplied by ``shrink``, a power of two, after each iteration.
-    low, high : float64 tensors, shape (B, C, 3)
-        The boxes.
-    matrix, factored, geometry, dtype
-        As :func:`risfast.kernels.forms.forms` takes them.
-
-    Returns
-    -------
-    point : float64 tensor, shape (B, C, 3)
-    value : float64 tensor, shape (B, C)
-        The form there; NaN where the matrix of the scene holds NaN, and the point is then the start.
+    point (B, C, 3), step (B, C, 3), low, high (B, C, 3) -> point (B, C, 3), value (B, C)
     """
     device = check_operands(newton_kernel, point=point, step=step, low=low, high=high, matrix=matrix)
     b, c = point.shape[:2]

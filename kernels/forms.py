@@ -92,17 +92,9 @@ def form_kernel(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, eq=False)
 class FormGeometry:
-    """Array of the forms, on one device.
+    """Array of the forms, on one device."""
 
-    Attributes
-    ----------
-    positions : float64 tensor, shape (3, N)
-        Wavelengths.
-    wavelength_m : float
-    wavefront : str
-    """
-
-    positions: Tensor
+    positions: Tensor  # (3, N) Wavelengths
     wavelength_m: float
     wavefront: str
 
@@ -130,22 +122,7 @@ def forms(
 ) -> Tensor:
     """a^H Q a, or N - ||W^H a||^2, at points of their own for every scene.
 
-    Parameters
-    ----------
-    points : float64 tensor, shape (B, P, 3)
-        Azimuth, elevation (radians) and 1/range (1/m).
-    matrix : complex64 or complex128 tensor, shape (B, N, N), or (B, N, K) where ``factored``
-        Q Hermitian, or W.
-    factored : bool
-    geometry : FormGeometry
-    dtype : torch.float32 or torch.float64
-        Of the arithmetic and of the result.
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of float32 products; :func:`risfast.kernels.launch.default_precision` if left out.
-
-    Returns
-    -------
-    tensor of ``dtype``, shape (B, P)
+    points (B, P, 3), matrix (B, N, N), or (B, N, K) -> (B, P)
     """
     device = check_operands(form_kernel, points=points, matrix=matrix, geometry=geometry.positions)
     n = geometry.positions.shape[1]

@@ -159,20 +159,7 @@ def interpolate_map(
 ) -> tuple[Tensor, Tensor]:
     """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
 
-    Parameters
-    ----------
-    nodes : float32 tensor, shape (B, R, n_az, n_el)
-        q at the nodes of every plane.
-    azimuth, elevation : float32 tensors, shapes (G_az, n_az), (G_el, n_el)
-        Interpolation matrices; the identity for an axis that is its own nodes.
-    epilogue : Epilogue
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
-
-    Returns
-    -------
-    power : float32 tensor, plane : int32 tensor
-        Ties go to the lowest plane.
+    nodes (B, R, n_az, n_el), azimuth, elevation (G_az, n_az), (G_el, n_el)
     """
     precision = precision or default_precision()
     device = _check(nodes, azimuth, elevation, precision)

@@ -89,27 +89,7 @@ def interpolate_adjoint(
 ) -> Tensor:
     """Weights of the nodes, float32 [B, R, n_az, n_el], from weights of a box grid.
 
-    Parameters
-    ----------
-    weights : PointWeights
-        Weights [B, G_az, G_el, R] or, with winning planes, [B, G_az, G_el].
-    azimuth, elevation : float32 tensors, shapes (G_az, n_az), (G_el, n_el)
-        Interpolation matrices; the identity for an axis that is its own nodes.
-    planes : int
-        R.
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
-
-    Returns
-    -------
-    float32 tensor, shape (B, R, n_az, n_el)
-        As :func:`~risfast.kernels.dense.dense_volume` of the nodes is stored; ``.permute(0, 2, 3, 1)`` of it are the
-        weights of :func:`~risfast.kernels.synthesis.dense_synthesis` on the nodes.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        Weights for another grid, matrices of another dtype, tensors on several devices, or an unknown precision.
+    azimuth, elevation (G_az, n_az), (G_el, n_el) -> (B, R, n_az, n_el)
     """
     precision = precision or default_precision()
     check_precision(precision)

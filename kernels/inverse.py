@@ -212,11 +212,9 @@ def gram_kernel(  # type: ignore[no-untyped-def]
 
 
 def inverse_configuration(dtype: torch.dtype) -> dict[str, int]:
-    """Pinned tile of the factorisation: small enough that two programs share a multiprocessor.
-
-    One stage, because what a step loads the step before has stored. One correction of the block substitution gains a
-    factor of two to four in float32; float64 has digits to spare.
-    """
+    """Pinned tile of the factorisation: small enough that two programs share a multiprocessor."""
+    # One stage, because what a step loads the step before has stored. One correction of the block substitution gains a
+    # factor of two to four in float32; float64 has digits to spare.
     correct = dtype == torch.float32
     return {"CORRECT": correct, "BLOCK": _BLOCK, "BLOCK_M": _BLOCK, "num_warps": 4, "num_stages": 1}
 
@@ -270,27 +268,7 @@ def _factor(covariance: Tensor, delta: Tensor, dtype: torch.dtype, clear: bool) 
 def inverse_factor(covariance: Tensor, delta: Tensor, *, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     """W = L^-H with L L^H = (R + R^H) / 2 + delta I, for dense analysis with ``triangular=True``.
 
-    Parameters
-    ----------
-    covariance : complex64 or complex128 tensor, shape (B, N, N)
-        Hermitian R, N at most 256.
-    delta : real tensor, shape (B,)
-        Loading of each scene, in the unit of R.
-    dtype : torch.float32 or torch.float64
-        Of the arithmetic and, as complex, of the result.
-
-    Returns
-    -------
-    factor : complex tensor, shape (B, N, N)
-        Upper triangular, zero below; ||W^H a||^2 = a^H (R + delta I)^-1 a.
-    info : int32 tensor, shape (B,)
-        0, or the index, from 1, of the first pivot that is not positive: R + delta I is not positive definite in this
-        precision, and the factor holds NaN. It stays on the device, so that nothing waits for it.
-
-    Raises
-    ------
-    ShapeError, TypeError, ValueError
-        An operand of another shape, dtype or device, or more elements than the kernel takes.
+    covariance (B, N, N), delta (B,) -> factor (B, N, N), info (B,)
     """
     factor, info = _factor(covariance, delta, dtype, clear=True)
     return torch.view_as_complex(factor), info
@@ -301,10 +279,7 @@ def hermitian_inverse(
 ) -> tuple[Tensor, Tensor]:
     """((R + R^H) / 2 + delta I)^-1, exactly Hermitian, and info; see :func:`inverse_factor`.
 
-    Returns
-    -------
-    inverse : complex tensor, shape (B, N, N)
-    info : int32 tensor, shape (B,)
+    -> inverse (B, N, N), info (B,)
     """
     factor, info = _factor(covariance, delta, dtype, clear=False)
     return inverse_from_factor(torch.view_as_complex(factor)), info
@@ -313,15 +288,7 @@ def hermitian_inverse(
 def inverse_from_factor(factor: Tensor) -> Tensor:
     """R^-1 = W W^H, exactly Hermitian.
 
-    Parameters
-    ----------
-    factor : complex64 or complex128 tensor, shape (B, N, N), contiguous
-        W of :func:`inverse_factor`; what it holds below its diagonal is not looked at.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N)
-        In the dtype of the factor.
+    factor (B, N, N) -> (B, N, N)
     """
     check_operands(gram_kernel, factor=factor)
     batch, n = factor.shape[:2]

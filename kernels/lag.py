@@ -139,16 +139,7 @@ def rows_configuration() -> dict[str, int]:
 def lag_coefficients(matrix: Tensor, tables: LagTables) -> Tensor:
     """Coefficients C [B, R, n_h, 2 n_v - 1] of Hermitian Q, for D_h >= 0 and doubled where D_h > 0.
 
-    Parameters
-    ----------
-    matrix : complex64 or complex128 tensor, shape (B, N, N)
-        Elements in the array's own order.
-    tables : LagTables
-        Their dtype is that of the sums and of the result.
-
-    Returns
-    -------
-    complex tensor, shape (B, R, n_h, 2 n_v - 1)
+    matrix (B, N, N) -> (B, R, n_h, 2 n_v - 1)
     """
     n = tables.n_h * tables.n_v
     if matrix.ndim != 3 or matrix.shape[1:] != (n, n):
@@ -213,18 +204,7 @@ def _fill(matrix: Tensor, tables: LagTables, epilogue: Epilogue, outputs: tuple[
 def lag_map(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """Power of the best plane and its index, both [B, G_az, G_el] with azimuth fastest in memory.
 
-    Parameters
-    ----------
-    matrix : complex64 or complex128 tensor, shape (B, N, N)
-        Hermitian Q, such as R^-1.
-    tables : LagTables
-        float32 or float64; of the result too.
-    epilogue : Epilogue
-
-    Returns
-    -------
-    power : tensor of ``tables.dtype``, plane : int32 tensor
-        Ties go to the lowest plane.
+    matrix (B, N, N)
     """
     shape = (matrix.shape[0], tables.n_elevation, tables.n_azimuth)
     best, plane = best_and_plane(shape, tables.dtype, matrix.device)

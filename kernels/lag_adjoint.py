@@ -249,22 +249,7 @@ def _lags(rows: Tensor, tables: LagTables) -> Tensor:
 def lag_synthesis(weights: PointWeights, tables: LagTables) -> Tensor:
     """sum_g p_g a_g a_g^H, complex [B, N, N] in the array's own order, exactly Hermitian.
 
-    Parameters
-    ----------
-    weights : PointWeights
-        Weights [B, G_az, G_el, R] or, with winning planes, [B, G_az, G_el]; best stored with azimuth last in memory,
-        as :func:`~risfast.kernels.lag.lag_map` and :func:`~risfast.kernels.lag.lag_volume` return their results.
-    tables : LagTables
-        Their dtype is that of the sums and, as complex, of the result.
-
-    Returns
-    -------
-    complex tensor, shape (B, N, N)
-
-    Raises
-    ------
-    ShapeError, ValueError
-        Weights for another grid, or tensors on several devices.
+    -> (B, N, N)
     """
     planes, n = tables.weights_h.shape[0], tables.n_h * tables.n_v
     weights.check_shape((tables.n_azimuth, tables.n_elevation, planes))

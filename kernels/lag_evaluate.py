@@ -193,13 +193,7 @@ def lag_evaluate_kernel(  # type: ignore[no-untyped-def]
 
 
 def lag_configuration(n_h: int, dtype: torch.dtype) -> dict[str, int]:
-    """Pinned tile of the evaluation: as many azimuths per lane as the 2 (n_h - 1) tables leave registers for.
-
-    Raises
-    ------
-    ValueError
-        More columns than any configuration holds without spilling.
-    """
+    """Pinned tile of the evaluation: as many azimuths per lane as the 2 (n_h - 1) tables leave registers for."""
     double = dtype == torch.float64
     warps = 2 if double else 1
     for most, block, tail in ((12, 128, 64), (16, 128, 0), (32, 64, 0), (64, 32, 0)):
@@ -216,19 +210,7 @@ def lag_evaluate(
 ) -> None:
     """Fill the map and the winning planes [B, G_el, G_az], or the volume [B, R, G_el, G_az], whichever is there.
 
-    Parameters
-    ----------
-    rows : tensor of the dtype of the tables, shape (2, G_el, B, R, n_h)
-        Contiguous; of :func:`~risfast.kernels.lag.lag_rows`.
-    tables : LagTables
-    epilogue : Epilogue
-    outputs : (power, plane, volume)
-        The first two are not written where there is a volume.
-
-    Raises
-    ------
-    ValueError
-        More columns than the shipped configurations hold, or tensors on several devices.
+    rows (2, G_el, B, R, n_h)
     """
     best, plane, volume = outputs
     configuration = lag_configuration(tables.n_h, tables.dtype)

@@ -16,19 +16,7 @@ from .launch import check_extent
 
 @dataclass(frozen=True, eq=False)
 class LagTables:
-    """Weights, cosines and sines of one array and one box grid, on one device and in one dtype.
-
-    Attributes
-    ----------
-    order : int32 tensor, shape (N,)
-        ``order[i_h * n_v + i_v]`` is the element in column i_h and row i_v.
-    weights_h, weights_v : tensors, shapes (R, n_h, 2), (R, n_v, 2)
-        Real and imaginary part of exp(-j k x^2 / 2 r).
-    vertical : tensor, shape (2 G_el, 2 (2 n_v - 1))
-        From the interleaved coefficients of one row to its real part, then to minus its imaginary part.
-    cosines, sines : tensors, shape (half G_el, n_h, half G_az)
-        Of k D_h spacing sin(az) cos(el); on halves of axes that are their own mirror images.
-    """
+    """Weights, cosines and sines of one array and one box grid, on one device and in one dtype."""
 
     n_h: int
     n_v: int
@@ -36,11 +24,15 @@ class LagTables:
     n_elevation: int
     mirror_azimuth: bool
     mirror_elevation: bool
-    order: Tensor
-    weights_h: Tensor
-    weights_v: Tensor
+    order: Tensor  # (N,) ``order[i_h * n_v + i_v]`` is the element in column i_h and row i_v
+    weights_h: Tensor  # (R, n_h, 2) Real and imaginary part of exp(-j k x^2 / 2 r)
+    weights_v: Tensor  # (R, n_h, 2) Real and imaginary part of exp(-j k x^2 / 2 r)
+    # (2 G_el, 2 (2 n_v - 1) From the interleaved coefficients of one row to its real part, then to minus its imaginary
+    # part
     vertical: Tensor
+    # (half G_el, n_h, half G_az) Of k D_h spacing sin(az) cos(el); on halves of axes that are their own mirror images
     cosines: Tensor
+    # (half G_el, n_h, half G_az) Of k D_h spacing sin(az) cos(el); on halves of axes that are their own mirror images
     sines: Tensor
 
     @property
@@ -50,14 +42,7 @@ class LagTables:
 
     @classmethod
     def build(cls, domain: Domain, dtype: torch.dtype, device: torch.device | str) -> LagTables:
-        """Tables for a box in front of a uniform planar array.
-
-        Raises
-        ------
-        ShapeError, ValueError
-            More table entries than int32 can count; the points are no box, the elements no lattice, the wavefront
-            spherical, or the dtype not real.
-        """
+        """Tables for a box in front of a uniform planar array."""
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         lattice = find_lattice(domain.positions)

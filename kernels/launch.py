@@ -22,21 +22,12 @@ _OLDEST_CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Epilogue:
-    """From a quadratic form q to power.
+    """From a quadratic form q to power."""
 
-    Attributes
-    ----------
-    form : {"linear", "reciprocal", "complement"}
-        scale * q, scale / q, or scale / (offset - q).
-    scale : float64 or float32 tensor, shape (B,)
-        Positive, so that the best plane is known from q alone.
-    offset : int
-        Of the complement (N: the squared norm of a steering vector); not looked at otherwise. An int, because Triton
-        would round a Python float to float32 on its way to a float64 kernel.
-    """
-
-    form: str
-    scale: Tensor
+    form: str  # scale * q, scale / q, or scale / (offset - q)
+    scale: Tensor  # (B,) Positive, so that the best plane is known from q alone
+    # Of the complement (N: the squared norm of a steering vector); not looked at otherwise. An int, because Triton
+    # would round a Python float to float32 on its way to a float64 kernel
     offset: int = 0
 
     def __post_init__(self) -> None:
@@ -52,15 +43,7 @@ class Epilogue:
 
 
 def check_operands(kernel: Any, **tensors: Tensor) -> torch.device:
-    """The one device of the tensors, after checking that ``kernel`` can run there.
-
-    Raises
-    ------
-    ValueError
-        The tensors are on several devices.
-    RuntimeError
-        CPU tensors without the interpreter, or a GPU that no configuration is compiled for.
-    """
+    """The one device of the tensors, after checking that ``kernel`` can run there."""
     devices = {name: t.device for name, t in tensors.items()}
     if len(set(devices.values())) > 1:
         found = ", ".join(f"{name} on {device}" for name, device in devices.items())

@@ -150,20 +150,7 @@ def residual_kernel(  # type: ignore[no-untyped-def]
 def residual_factors(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """U and V with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a, and info; on the device, without waiting.
 
-    Parameters
-    ----------
-    factor : complex64 or complex128 tensor, shape (B, N, K)
-        F; K at most 32.
-    delta : real tensor, shape (B,)
-        Loading of each scene, positive, in the unit of F F^H.
-
-    Returns
-    -------
-    U, V : complex64 tensors, shape (B, N, K)
-        Computed in complex128.
-    info : int32 tensor, shape (B,)
-        0, or the first pivot of F^H F + delta I that is not positive, as in
-        :func:`~risfast.kernels.inverse.inverse_factor`.
+    factor (B, N, K), delta (B,) -> U, V (B, N, K), info (B,)
     """
     device = check_operands(residual_kernel, factor=factor, delta=delta)
     if factor.ndim != 3 or not 1 <= factor.shape[2] <= MOST_COLUMNS:
@@ -254,21 +241,7 @@ def residual_map(
 ) -> tuple[Tensor, Tensor]:
     """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
 
-    Parameters
-    ----------
-    u, v : complex64 tensors, shape (B, N, K)
-        Of :func:`residual_factors`; q = ||a - U V^H a||^2.
-    points : DensePoints
-        A box.
-    epilogue : Epilogue
-        A reciprocal with scale N delta for Capon.
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`residual_precision` if left out.
-
-    Returns
-    -------
-    power : float32 tensor, plane : int32 tensor
-        Ties go to the lowest plane.
+    u, v (B, N, K)
     """
     if not points.is_box:
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use residual_volume")

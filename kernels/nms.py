@@ -186,28 +186,7 @@ def nms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Greedy suppression with a box in (azimuth, elevation, range); the decisions of :func:`risfast.ops.nms_3d`.
 
-    Parameters
-    ----------
-    position : float32 or float64 tensor, shape (B, P, 3)
-        Azimuth and elevation in radians, range in metres, which may be infinite.
-    score : float32 or float64 tensor, shape (B, P)
-        -inf marks an absent candidate.
-    separation : sequence of 3 floats
-        Rounded to the dtype of ``position``.
-    k : int
-        Slots per scene, >= 1.
-    wrap_azimuth : bool
-        Measure azimuth differences around the circle.
-    check : bool
-        Wait for the result and raise where candidates cannot be ranked or placed, as the CPU operator does. Without
-        it nothing waits, and such a scene keeps nothing.
-
-    Returns
-    -------
-    index : int64 tensor, shape (B, k), padded with -1
-    count : int64 tensor, shape (B,)
-    bad : int32 tensor, shape (B,)
-        1 where a score is NaN, or a present candidate is nowhere.
+    position (B, P, 3), score (B, P) -> index (B, k), count (B,), bad (B,)
     """
     device = _check(position, score, separation, k)
     batch, candidates = score.shape

@@ -337,33 +337,10 @@ def local_maxima(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The k highest local maxima of each volume, bit-identical to :func:`risfast.ops.local_maxima_3d`.
 
-    Parameters
-    ----------
-    volume : float32 or float64 tensor, shape (B, G_az, G_el, G_r), any strides
-        Read in place.
-    window : sequence of 3 odd ints
-        Clipped at the border.
-    k : int
-        Slots per scene, >= 1.
-    threshold : float, optional
-        Rounded to the dtype of ``volume``; values at or below it are never maxima.
-    check : bool
-        Wait for the result and raise where the volume holds NaN, as the CPU operator does. Without it nothing waits,
-        and a scene that holds NaN has no maxima: its values are NaN, its indices -1, its count 0.
-
-    Returns
-    -------
-    index : int64 tensor, shape (B, k, 3), padded with -1
-    value : tensor of the dtype of ``volume``, shape (B, k), padded with -inf
-    count : int64 tensor, shape (B,)
-    bad : int32 tensor, shape (B,)
-        1 where the volume holds NaN.
-
-    Notes
-    -----
-    Memory beside the volume: 8 bytes (float32; 12 in float64) a cell of (size // 2 + 1) points along each axis, 7 % of
-    the volume for the window (7, 7, 3).
+    volume (B, G_az, G_el, G_r) -> index (B, k, 3), value (B, k), count (B,), bad (B,)
     """
+    # Memory beside the volume: 8 bytes (float32; 12 in float64) a cell of (size // 2 + 1) points along each axis, 7 %
+    # of the volume for the window (7, 7, 3).
     device = _check(volume, window, k, threshold)
     batch, sizes = volume.shape[0], volume.shape[1:]
     index = torch.empty(batch, k, 3, dtype=torch.int64, device=device)

@@ -107,22 +107,12 @@ def widest_half(low: Tensor, high: Tensor) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, eq=False)
 class RefinePlan:
-    """What refinement needs of the array, the fine grid and the widest box; made once, in float64 on the host.
-
-    Attributes
-    ----------
-    geometry : FormGeometry
-    points : tuple of int
-        Fine grid in (azimuth, elevation, 1/range).
-    offsets : float64 tensor, shape (nodes, 3)
-        Nodes in a box from -1 to 1.
-    matrices : float32 tensors, shapes (points, nodes) along each axis
-    """
+    """What refinement needs of the array, the fine grid and the widest box; made once, in float64 on the host."""
 
     geometry: FormGeometry
-    points: tuple[int, int, int]
-    offsets: Tensor
-    matrices: tuple[Tensor, Tensor, Tensor]
+    points: tuple[int, int, int]  # Fine grid in (azimuth, elevation, 1/range)
+    offsets: Tensor  # (nodes, 3) Nodes in a box from -1 to 1
+    matrices: tuple[Tensor, Tensor, Tensor]  # (points, nodes)
 
     @classmethod
     def build(
@@ -134,11 +124,9 @@ class RefinePlan:
         widest: Sequence[float],
         device: torch.device | str,
     ) -> RefinePlan:
-        """Plan for boxes of at most ``widest`` half sizes in (azimuth, elevation, 1/range).
-
-        A wider box is interpolated with too few nodes and may end in another valley; :func:`widest_half` gives the
-        sizes of boxes that are at hand.
-        """
+        """Plan for boxes of at most ``widest`` half sizes in (azimuth, elevation, 1/range)."""
+        # A wider box is interpolated with too few nodes and may end in another valley; :func:`widest_half` gives the
+        # sizes of boxes that are at hand.
         if len(points) != 3 or min(points) < 1 or math.prod(points) >= 1 << 31:
             raise ValueError(f"points must be three counts >= 1 of fewer than 2^31 points, got {tuple(points)}")
         if len(widest) != 3 or not all(0 <= half < math.inf for half in widest):
@@ -208,27 +196,10 @@ def _check_boxes(matrix: Tensor, **corners: Tensor) -> None:
 def refine(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, plan: RefinePlan) -> tuple[Tensor, Tensor]:
     """Smallest a^H Q a, or N - ||W^H a||^2, in each of C boxes a scene.
 
-    Parameters
-    ----------
-    matrix : complex64 or complex128 tensor, shape (B, N, N), or (B, N, K) where ``factored``
-        Q Hermitian, or W.
-    factored : bool
-    low, high : float64 tensors, shape (B, C, 3)
-        Corners in (azimuth, elevation, 1/range), none wider than the plan is for.
-    plan : RefinePlan
-
-    Returns
-    -------
-    point : float64 tensor, shape (B, C, 3)
-        (azimuth, elevation, range).
-    value : float64 tensor, shape (B, C)
-        NaN where the matrix of the scene holds NaN.
-
-    Notes
-    -----
-    Within 1e-4 degrees and 0.1 mm of :func:`risfast.ops.refinement.refine_op` (the tests hold it to that); not to the
-    last bit, because the float32 of the fine grid may take a neighbouring point.
+    matrix (B, N, N), or (B, N, K), low, high (B, C, 3) -> point (B, C, 3), value (B, C)
     """
+    # Within 1e-4 degrees and 0.1 mm of :func:`risfast.ops.refinement.refine_op` (the tests hold it to that); not to the
+    # last bit, because the float32 of the fine grid may take a neighbouring point.
     check_operands(grid_minimum_kernel, matrix=matrix, low=low, high=high, plan=plan.offsets)
     _check_boxes(matrix, low=low, high=high)
     if low.shape[0] * low.shape[1] == 0:
@@ -255,21 +226,7 @@ def walk(
 ) -> Tensor:
     """Descend from ``start`` within one box for all; forms in float32, coordinates in float64.
 
-    Parameters
-    ----------
-    matrix, factored
-        As for :func:`refine`.
-    start : float64 tensor, shape (B, C, 3)
-        (azimuth, elevation, 1/range).
-    low, high : float64 tensors, shape (3,), on the device of ``start``
-    spacing : 3 floats
-        Arms of the stencil.
-    geometry : FormGeometry
-
-    Returns
-    -------
-    float64 tensor, shape (B, C, 3)
-        Where each walk ended, inside the box if it started there.
+    start (B, C, 3), low, high (3,) -> (B, C, 3)
     """
     check_operands(grid_minimum_kernel, matrix=matrix, start=start, low=low, high=high)
     _check_boxes(matrix, start=start)

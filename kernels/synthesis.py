@@ -160,23 +160,7 @@ def synthesis_parts(batch: int, n: int, points: int) -> int:
 def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: str | None = None) -> Tensor:
     """sum_g p_g a_g a_g^H, complex64 [B, N, N], exactly Hermitian.
 
-    Parameters
-    ----------
-    weights : PointWeights
-        Weights [B, G_az, G_el, R] or [B, G] (or gradients of powers, see there), converted to float32.
-    points : DensePoints
-        The points and the array, on the same device.
-    precision : {"tf32x3", "ieee", "tf32"}, optional
-        Of the products; :func:`~risfast.kernels.launch.default_precision` if left out.
-
-    Returns
-    -------
-    complex64 tensor, shape (B, N, N)
-
-    Raises
-    ------
-    ShapeError, ValueError
-        Weights for other points, tensors on several devices, or an unknown precision.
+    -> (B, N, N)
     """
     precision = precision or default_precision()
     check_precision(precision)

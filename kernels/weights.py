@@ -42,24 +42,12 @@ def load_weight(  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True, eq=False)
 class PointWeights:
-    """Real weights of the points, in the layout of the powers that analysis returns.
+    """Real weights of the points, in the layout of the powers that analysis returns."""
 
-    Attributes
-    ----------
-    values : real tensor, shape (B, G_az, G_el, R), (B, G) of a list, or (B, G_az, G_el) with ``plane``
-        Weights p, or the gradient with respect to ``power``.
-    epilogue : Epilogue, optional
-        That made ``power`` from q: the weights are then ``values`` times dP/dq.
-    power : real tensor, shape of ``values``, optional
-        Needed with a reciprocal or complement epilogue.
-    plane : int32 tensor, shape (B, G_az, G_el), optional
-        The winning planes: the weights are for them alone.
-    """
-
-    values: Tensor
-    epilogue: Epilogue | None = None
-    power: Tensor | None = None
-    plane: Tensor | None = None
+    values: Tensor  # (B, G_az, G_el, R) Weights p, or the gradient with respect to ``power``
+    epilogue: Epilogue | None = None  # That made ``power`` from q: the weights are then ``values`` times dP/dq
+    power: Tensor | None = None  # Needed with a reciprocal or complement epilogue
+    plane: Tensor | None = None  # (B, G_az, G_el) The winning planes: the weights are for them alone
 
     def __post_init__(self) -> None:
         """Refuse a power or planes that do not belong to the values."""
@@ -91,11 +79,9 @@ class PointWeights:
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def operands(self, dtype: torch.dtype, azimuth_last: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(values, power, plane, scale [B]) as the kernels read them: [B, R, G] or [B, G], in ``dtype``.
-
-        Without a copy where they are stored as the analysis of the same method stores its results: plane by plane, with
-        azimuth last in memory for the lag method. What is not used is stood in for by the values.
-        """
+        """(values, power, plane, scale [B]) as the kernels read them: [B, R, G] or [B, G], in ``dtype``."""
+        # Without a copy where they are stored as the analysis of the same method stores its results: plane by plane,
+        # with azimuth last in memory for the lag method. What is not used is stood in for by the values.
         batch, device = self.values.shape[0], self.values.device
 
         def stored(tensor: Tensor) -> Tensor:

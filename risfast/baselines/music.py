@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -119,7 +120,7 @@ def music_peaks(
     return exactly(found, [count] * len(found), grid, volume, separation)
 
 
-class SubspaceBaseline:
+class SubspaceBaseline(ABC):
     """A baseline on the signal subspaces of least-squares covariances; the subclasses find as many sources there."""
 
     setup: Setup
@@ -154,12 +155,12 @@ class SubspaceBaseline:
         """Sources that can be told apart, as far as it is known."""
         return self.options.max_sources
 
+    @abstractmethod
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each of a batch of covariances.
 
         covariance (B, N, N)
         """
-        raise NotImplementedError
 
 
 class LsMusic(SubspaceBaseline):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -40,7 +41,7 @@ class Common:
 
 
 @dataclass(frozen=True)
-class Command:
+class Command(ABC):
     """A command: its fields, of which ``common`` is one, are its options."""
 
     HELP: ClassVar[str] = ""  # What the help says besides its line in the list of commands
@@ -53,9 +54,9 @@ class Command:
         """What the options are that are not given, where that depends on those that are."""
         return None
 
+    @abstractmethod
     def run(self, progress: ProgressBar) -> int:
         """Do it; the exit status."""
-        raise NotImplementedError
 
 
 def option_registry() -> tyro.constructors.ConstructorRegistry:
