@@ -80,7 +80,8 @@ def _typed(hint: Any, value: Any, where: str, base: Any = None) -> Any:
     if is_dataclass(hint) or dict in (origin, hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a table, got {value!r}")
-        return from_table(hint, value, f"{where}.", base=base) if is_dataclass(hint) else dict(value)
+        table: dict[str, Any] = dict(value)
+        return from_table(hint, table, f"{where}.", base=base) if is_dataclass(hint) else table  # type: ignore[arg-type]
     if origin in (Union, UnionType):
         if NoneType in arguments and value == NONE:
             return None
