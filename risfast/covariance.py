@@ -28,13 +28,12 @@ class _Levels(NamedTuple):
     gain: Tensor
 
 
-def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None:
+def check_measurements(y: Tensor, codes: Tensor, channel: Tensor) -> None:
     """Check that measurements (.., L, M), codes (.., L, N) and channel (.., M, N) belong together.
 
     y (..., L, M), codes (..., L, N), channel (..., M, N)
     """
-    given = {"y": y, "codes": codes, "channel": channel}
-    tensors = {name: t for name, t in given.items() if t is not None}
+    tensors = {"y": y, "codes": codes, "channel": channel}
     for name, t in tensors.items():
         if not t.is_complex():
             raise TypeError(
@@ -58,7 +57,7 @@ def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None
             f"codes (.., L, N) and channel (.., M, N) must share N, got {tuple(codes.shape)} and "
             f"{tuple(channel.shape)}{mend}"
         )
-    if y is not None and y.shape[-2:] != (n_snapshots, m):
+    if y.shape[-2:] != (n_snapshots, m):
         mend = "; y looks transposed, pass y.mT" if y.shape[-2:] == (m, n_snapshots) else ""
         raise ShapeError(
             f"y must have shape (.., L, M) = (.., {n_snapshots}, {m}) as codes and channel say, "
