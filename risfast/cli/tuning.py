@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -159,16 +158,9 @@ def _begin() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@contextmanager
-def _machine(study: HpoConfig) -> Iterator[None]:
-    from risfast.train.stage import machine_settings  # noqa: PLC0415
-
-    with machine_settings(study.base.machine.threads, study.base.machine.deterministic):
-        yield
-
-
 def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callable[..., None] | None = None) -> None:
     """Do trials until the study has all of them: a line each, above the bar of the study's trials."""
+    from risfast.train.stage import machine_settings  # noqa: PLC0415
     from risfast.tune.cached import DetectionObjective  # noqa: PLC0415
     from risfast.tune.objectives import TrainingObjective  # noqa: PLC0415
     from risfast.tune.worker import work  # noqa: PLC0415
@@ -182,7 +174,7 @@ def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callabl
         progress.say(line)
         count()
 
-    with _machine(config):
+    with machine_settings(config.base.machine.threads, config.base.machine.deterministic):
         detects = config.what == "detection"
         objective: Any = DetectionObjective(config, folder / "cache") if detects else TrainingObjective(config)
         count()
@@ -198,10 +190,12 @@ def _print_results(opened: OpenStudy) -> None:
 
 
 def _print_check(opened: OpenStudy, scenes: int) -> None:
+    from risfast.train.stage import machine_settings  # noqa: PLC0415
     from risfast.tune.results import held_out, held_out_text  # noqa: PLC0415
     from risfast.tune.study import finished_trials  # noqa: PLC0415
 
-    with _machine(opened.config):
+    machine = opened.config.base.machine
+    with machine_settings(machine.threads, machine.deterministic):
         found = held_out(opened.config, finished_trials(opened)[0].params, scenes, opened.folder / "cache")
     print(held_out_text(found))
 

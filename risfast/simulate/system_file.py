@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
+from risfast.io.guard import naming
 from risfast.io.setup_file import read_setup
 from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup, array_from_json, array_to_json
@@ -95,16 +95,12 @@ def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
     table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
-    try:
+    with naming(path):
         given_keys = from_table(_SystemFile, table)
         both = [key for key in _ARRAY_KEYS if key in table]
         if given_keys.setup and both:
             raise ValueError(f"setup and {both[0]} are both there; the array is that of the setup")
         return _system(given_keys, path.parent)
-    except FileFormatError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def _system(keys: _SystemFile, beside: Path) -> SystemConfig:
