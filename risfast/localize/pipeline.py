@@ -4,6 +4,19 @@
 
 The localizer, the fit of its confidence, validation, tuning, evaluation and the demo call these steps, each with the
 options that it was given, and none has a path of its own. Ground truth never enters.
+
+Which number decides that a candidate is a source (defaults; the last that applies has the last word):
+
+=================================== ===== =====================================================================
+option of :class:`PipelineOptions`  value decides
+=================================== ===== =====================================================================
+candidates.own["threshold"]         0.3   the backbone's own detections, without a polish (``models/decode.py``)
+candidates.least_count              0.15  the same, for a polish to choose from
+candidates.detection                3 dB  Capon peaks, without a polish (``detect.py``)
+candidates.polished_detection       12 dB the same, for a polish to choose from
+polish.penalty                      2.0   sources after the polish, where the model has no calibration: classical fits
+decision.least_confidence           0.3   sources after the polish, where it has one, as the shipped model
+=================================== ===== =====================================================================
 """
 
 from __future__ import annotations
