@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import find_lattice
-from risfast.ops.domain import Domain
-from risfast.ops.nodes import HalfAxis
+from risfast.ops.domain import Domain, HalfAxis, antisymmetric
 from risfast.steering import LAG_WAVEFRONTS
 
 from .launch import check_extent
@@ -52,8 +51,8 @@ class LagTables:
                 "the lag method needs a box grid, a uniform planar array and the fresnel or planar wavefront; "
                 "use method='chebyshev' or 'dense'"
             )
-        azimuth = HalfAxis(domain.azimuth, _antisymmetric(domain.azimuth))
-        elevation = HalfAxis(domain.elevation, _antisymmetric(domain.elevation))
+        azimuth = HalfAxis(domain.azimuth, antisymmetric(domain.azimuth))
+        elevation = HalfAxis(domain.elevation, antisymmetric(domain.elevation))
         order = torch.tensor(lattice.order)
         p = domain.positions[order].reshape(lattice.n_h, lattice.n_v, 3)
         k = domain.wavenumber
@@ -91,7 +90,3 @@ def _weights(domain: Domain, coordinate: Tensor) -> Tensor:
     if domain.wavefront == "fresnel":
         phase = -domain.wavenumber * coordinate.square() / (2 * domain.range[:, None])
     return torch.stack([phase.cos(), phase.sin()], -1)
-
-
-def _antisymmetric(axis: Tensor) -> bool:
-    return bool((axis + axis.flip(0)).abs().max() <= 1e-12)

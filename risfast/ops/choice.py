@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from risfast.geometry import Lattice, find_lattice
-from risfast.ops.domain import Domain
+from risfast.ops.domain import Domain, NodeSet
 from risfast.ops.evaluators import cached_nodes
 from risfast.ops.interpolation import BoxNodes
-from risfast.ops.nodes import NodeSet
 from risfast.steering import LAG_WAVEFRONTS
 
 METHODS = ("auto", "dense", "chebyshev", "lag")
