@@ -470,15 +470,13 @@ def _scenes_of(found: CovarianceEstimate, index: Tensor) -> CovarianceEstimate:
 
 def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = False) -> Polished:
     """At most so many sources of each scene, strongest first."""
-    fields: dict[str, Any] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
-    for i, (sources, count) in enumerate(zip(polished.sources, counts, strict=True)):
+    chosen = []
+    for sources, count in zip(polished.sources, counts, strict=True):
         order = torch.arange(len(sources))
         if by_confidence:
             order = sources.confidence.argsort(descending=True, stable=True)
-        kept = order[:count].sort().values
-        for name, values in fields.items():
-            values.append(getattr(polished, name)[i][kept])
-    return polished._replace(**fields)
+        chosen.append(order[:count].sort().values)
+    return polished.select(chosen)
 
 
 def _put(polished: Polished, scenes: list[int], part: Polished) -> Polished:

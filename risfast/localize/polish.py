@@ -119,6 +119,12 @@ class Polished(NamedTuple):
     gain: list[Tensor]
     range_mass: list[Tensor]
 
+    def select(self, chosen: Sequence[Tensor]) -> Polished:
+        """The chosen sources of each scene, as indices or masks."""
+        names = ("sources", "covariance", "gain", "range_mass")
+        parts = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
+        return self._replace(**parts)
+
 
 def polish_sources(
     measurement: Measurement,
