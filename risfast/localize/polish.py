@@ -554,4 +554,4 @@ def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box
     shift = inverse - at[:, 2:]  # [B, J]
     direction = at[:, None, :2] + slope[:, None] * shift[..., None]
     path = torch.cat([direction, inverse[..., None]], -1)
-    return torch.maximum(torch.minimum(path, box.high), box.low)
+    return box.inside(path)
