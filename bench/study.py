@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import optuna
 
-from risfast.train.stage import machine_settings
+from risfast.train.distributed import machine_settings
 from risfast.tune.objectives import TrainingObjective
 from risfast.tune.options import PRESETS, HpoConfig, PrunerOptions
 from risfast.tune.study import open_study

@@ -19,9 +19,8 @@ from risfast.models.files import Build
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.train.backbone import backbone_objective, made_backbone
 from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions, require, require_least
-from risfast.train.distributed import open_world
+from risfast.train.distributed import machine_settings, open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
-from risfast.train.stage import machine_settings
 from risfast.train.validation import scene_slice, score_covariances
 
 

@@ -18,9 +18,8 @@ from risfast.io.durable import replace_file
 from risfast.io.options_file import write_options
 from risfast.io.toml_file import to_toml
 from risfast.localize.localizer import OPTIONS_FILE
-from risfast.tune.cached import DetectionObjective
 from risfast.tune.jobs import slot_trials
-from risfast.tune.objectives import farthest_m, value_of_sums
+from risfast.tune.objectives import DetectionObjective, farthest_m, value_of_sums
 from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions, StudyError
 from risfast.tune.pictures import draw_study
 from risfast.tune.space import pipeline_options, study_space, trial_config, tunes_pipeline, untuned

@@ -27,8 +27,7 @@ from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.sources import Sources
 from risfast.train import confidence, validation
 from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
-from risfast.tune.cached import DetectionObjective
-from risfast.tune.objectives import judging_scenes
+from risfast.tune.objectives import DetectionObjective, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions
 
 BASE = RunConfig(

@@ -19,8 +19,7 @@ from risfast.models import build_backbone
 from risfast.models.files import save_model
 from risfast.setup import Tolerance
 from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
-from risfast.tune.cached import DetectionObjective
-from risfast.tune.objectives import farthest_m, final_value, judging_scenes
+from risfast.tune.objectives import DetectionObjective, farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions, StudyError
 from risfast.tune.results import write_best, write_study
 from risfast.tune.space import pipeline_options
