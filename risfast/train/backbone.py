@@ -22,8 +22,9 @@ from risfast.models.base import CovarianceEstimate
 from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
+from risfast.simulate.system_file import reaches_beyond
 from risfast.sources import Sources
-from risfast.train.config import BackboneOptions, RunConfig, RunOptions, reaches_beyond
+from risfast.train.config import BackboneOptions, RunConfig, RunOptions
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
 from risfast.train.runs import Figures, Measured, RunOutcome, RunReport, train_stage

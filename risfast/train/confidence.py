@@ -38,7 +38,7 @@ from risfast.models.base import Measurement, SourceMap
 from risfast.models.files import load_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import SystemConfig, generate_scenes
-from risfast.train.config import SystemOptions
+from risfast.simulate.system_file import SystemOptions
 
 SEED = 640_001
 _CODE_KINDS = ("dft", "random", "hadamard", "mixed")

@@ -12,18 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from risfast.geometry import Region, SensorArray
-from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.localize.pipeline import PipelineOptions
 from risfast.localize.refiner import RefinedOptions
 from risfast.losses import ObjectiveOptions
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions
-from risfast.setup import Setup
 from risfast.simulate.codes import CODE_KINDS
-from risfast.simulate.impairments import Impairments
-from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.simulate.shards import ShardSpec
+from risfast.simulate.system_file import SystemOptions
 
 
 def require(condition: bool, message: str) -> None:
@@ -37,93 +33,6 @@ def require_least(config: Any, where: str = "", **least: int) -> None:
     for name, bound in least.items():
         value = getattr(config, name)
         require(value >= bound, f"{where}{name} must be at least {bound}, got {value!r}")
-
-
-def reaches_beyond(inner: Region, outer: Region) -> bool:
-    """Whether a part of the first region lies outside of the second."""
-    pairs = [(inner.elevation_rad, outer.elevation_rad), (inner.inverse_range, outer.inverse_range)]
-    if not outer.full_circle:
-        pairs.append((inner.azimuth_rad, outer.azimuth_rad))
-    return any(
-        (low < first and not math.isclose(low, first)) or (high > last and not math.isclose(high, last))
-        for (low, high), (first, last) in pairs
-    )
-
-
-_SAME_IN_SYSTEM = (
-    *("n_antennas", "range_m", "n_sources", "snr_db", "rician_factor", "gain", "wavefront", "impairments"),
-    "coherence",
-)
-
-
-@dataclass(frozen=True)
-class SystemOptions:
-    """The system and the distribution of its scenes; the defaults are the reference system."""
-
-    # setup.toml or array.toml with the array (and the tolerance); empty is what the next four options describe.
-    array: str = ""
-    n_h: int = 12  # Elements along x.
-    n_v: int = 12  # Elements along y.
-    spacing_m: float = 0.15  # Element spacing in metres.
-    wavelength_m: float = 0.3  # Wavelength in metres.
-    n_antennas: int = 16  # Antennas M of the base station.
-    azimuth_deg: tuple[float, float] = (-60.0, 60.0)  # Azimuths of the sources.
-    elevation_deg: tuple[float, float] = (-30.0, 30.0)  # Elevations of the sources.
-    range_m: tuple[float, float] = (0.5, 10.0)  # Ranges of the sources in metres.
-    n_sources: tuple[int, int] = (1, 5)  # Fewest and most sources in a scene.
-    snr_db: tuple[float, float] = (-5.0, 20.0)  # SNR in dB.
-    code_bits: int = 3  # Phase resolution of the codes in bits; 0 is continuous.
-    rician_factor: tuple[float, float] = (0.5, 10.0)  # Rician factor of the channel, linear.
-    gain: Literal["equal", "inverse_range"] = "equal"  # Power of a source: 1, or (1 m / range)^2.
-    min_separation_deg: float = 0.0  # Least angle between two sources; 0 is no limit.
-    wavefront: Literal["spherical", "fresnel", "planar"] = "spherical"  # Wavefront of the simulated measurements.
-    impairments: Impairments = field(default_factory=Impairments)  # How far the true system is from the nominal one.
-    coherence: Coherence = field(default_factory=Coherence)  # Coherent sources.
-
-    @property
-    def _region(self) -> Region:
-        azimuth, elevation = (tuple(map(math.radians, pair)) for pair in (self.azimuth_deg, self.elevation_deg))
-        return Region(azimuth, elevation, self.range_m)  # type: ignore[arg-type]  # pairs
-
-    def _parts(self) -> SetupParts:
-        """What the file says, or the rectangular surface."""
-        if not self.array:
-            return SetupParts(SensorArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m))
-        parts = read_setup_parts(self.array)
-        if parts.sampling == "direct":
-            raise ValueError(
-                f"{self.array} says sampling = direct, and simulated scenes come through a surface and its codes; "
-                "leave sampling out"
-            )
-        if parts.wavefront not in (None, self.wavefront):
-            raise ValueError(
-                f"{self.array} says wavefront = {parts.wavefront}, and system.wavefront is {self.wavefront}; make them "
-                "the same"
-            )
-        if parts.region is not None and reaches_beyond(self._region, parts.region):
-            raise ValueError(
-                f"the sources of the system (azimuth_deg {self.azimuth_deg}, elevation_deg {self.elevation_deg}, "
-                f"range_m {self.range_m}) reach beyond the region of {self.array}, {parts.region}; give "
-                "--system.azimuth-deg, --system.elevation-deg and --system.range-m within it"
-            )
-        return parts
-
-    def setup(self) -> Setup:
-        """The problem: the array, with the region that the sources come from."""
-        return self._parts().setup(region=self._region, wavefront=self.wavefront)
-
-    def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
-        """The system with L = ``n_snapshots`` and these codes."""
-        return SystemConfig(
-            array=self._parts().array,
-            n_snapshots=n_snapshots,
-            azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
-            elevation_rad=(math.radians(self.elevation_deg[0]), math.radians(self.elevation_deg[1])),
-            code_kinds=code_kinds,
-            code_bits=self.code_bits or None,
-            min_separation_rad=math.radians(self.min_separation_deg),
-            **{name: getattr(self, name) for name in _SAME_IN_SYSTEM},
-        )
 
 
 @dataclass(frozen=True)

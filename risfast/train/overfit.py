@@ -17,8 +17,9 @@ from risfast.losses import ObjectiveOptions
 from risfast.models.base import Measurement
 from risfast.models.files import Build
 from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.system_file import SystemOptions
 from risfast.train.backbone import backbone_objective, made_backbone
-from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions, require, require_least
+from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, require, require_least
 from risfast.train.distributed import machine_settings, open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
 from risfast.train.validation import scene_slice, score_covariances

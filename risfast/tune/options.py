@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from risfast.simulate.system_file import SystemOptions
 from risfast.train.config import (
     BackboneOptions,
     DataOptions,
     MachineOptions,
     OptimiserOptions,
     RunConfig,
-    SystemOptions,
     ValidationOptions,
     require,
     require_least,

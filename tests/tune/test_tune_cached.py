@@ -18,7 +18,8 @@ from risfast.localize.polish import PolishOptions
 from risfast.models import build_backbone
 from risfast.models.files import save_model
 from risfast.setup import Tolerance
-from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import DataOptions, RunConfig, ValidationOptions
 from risfast.tune.objectives import DetectionObjective, farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions, StudyError
 from risfast.tune.results import write_best, write_study

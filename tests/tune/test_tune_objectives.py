@@ -21,7 +21,8 @@ from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
 from risfast.setup import Tolerance
 from risfast.simulate.scenes import generate_scenes
-from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import BackboneOptions, RunConfig
 from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
