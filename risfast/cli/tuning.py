@@ -170,7 +170,7 @@ def _machine(study: HpoConfig) -> Iterator[None]:
 def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callable[..., None] | None = None) -> None:
     """Do trials until the study has all of them: a line each, above the bar of the study's trials."""
     from risfast.tune.objectives import DetectionObjective, TrainingObjective  # noqa: PLC0415
-    from risfast.tune.worker import work  # noqa: PLC0415
+    from risfast.tune.study import work  # noqa: PLC0415
 
     config = opened.config
 

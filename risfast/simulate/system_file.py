@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -42,8 +42,8 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     return SystemConfig(**values)
 
 
-def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of the entries in which two nested descriptions differ."""
+def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """Names of the entries in which two nested descriptions differ, those that are free to do so left out."""
     found: list[str] = []
     for name in sorted(set(a) | set(b)):
         left, right = a.get(name), b.get(name)
@@ -51,7 +51,7 @@ def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
             found += [f"{name}.{inner}" for inner in differing_fields(left, right)]
         elif left != right:
             found.append(name)
-    return found
+    return [name for name in found if not any(f"{name}.".startswith(f"{part}.") for part in free)]
 
 
 SYSTEM_FILE_FORMAT = 1

@@ -283,7 +283,7 @@ class ShardsConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         counts = (self.train, self.val, self.test)
-        require(all(n >= 0 for n in counts) and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
+        require(min(counts) >= 0 and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
         require(len(self.snapshots) > 0, "snapshots must name at least one L")
         seeds = (self.train_seed, self.val_seed, self.test_seed)
         require(len(set(seeds)) == 3, f"train_seed, val_seed and test_seed must differ, got {seeds}")
@@ -291,16 +291,11 @@ class ShardsConfig:
 
     def sets(self) -> dict[tuple[str, int], ShardSpec]:
         """What to make, by split and L; splits without scenes are left out."""
-        splits = {
-            "train": (self.train, self.train_seed),
-            "val": (self.val, self.val_seed),
-            "test": (self.test, self.test_seed),
-        }
+        splits = {"train": self.train_seed, "val": self.val_seed, "test": self.test_seed}
+        systems = {n: self.system.system(n, self.code_kinds) for n in self.snapshots}
         return {
-            (split, n): ShardSpec(
-                self.system.system(n, self.code_kinds), seed, count, self.shard_size, self.sample_covariance
-            )
-            for split, (count, seed) in splits.items()
-            if count
-            for n in self.snapshots
+            (split, n): ShardSpec(system, seed, getattr(self, split), self.shard_size, self.sample_covariance)
+            for split, seed in splits.items()
+            if getattr(self, split)
+            for n, system in systems.items()
         }

@@ -123,7 +123,7 @@ class RunFolder:
         if path.is_file():
             before = as_table(read_toml(type(self.config), path))
             self._refuse_earlier(path)
-            changed = [n for n in differing_fields(before, as_table(self.config)) if n.split(".")[0] not in _FREE]
+            changed = differing_fields(before, as_table(self.config), _FREE)
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
@@ -341,13 +341,8 @@ class TrainingRun:
         self.folder.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
 
     def _tell(self, note: str = "") -> None:
-        step, steps, nmse, f1 = (
-            self.trainer.step,
-            self.config.optimiser.steps,
-            self._mean("nmse_mean"),
-            self._mean("f1"),
-        )
-        self.report(RunProgress(step, steps, self._loss, nmse, f1, self._rate, note))
+        nmse, f1, steps = self._mean("nmse_mean"), self._mean("f1"), self.config.optimiser.steps
+        self.report(RunProgress(self.trainer.step, steps, self._loss, nmse, f1, self._rate, note))
 
     def _use_best(self) -> int:
         """Put the averaged weights of the best checkpoint into the module."""

@@ -38,7 +38,7 @@ from risfast.train.config import RunConfig
 from risfast.train.runs import RunProgress, validation_sets
 from risfast.tune.options import HpoConfig, ScoreOptions, StudyError, TrialRejectedError
 from risfast.tune.space import model_folder, pipeline_options, start_options, trial_config
-from risfast.tune.worker import Result
+from risfast.tune.study import Result
 
 _T = TypeVar("_T")
 

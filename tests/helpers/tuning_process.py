@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from risfast.tune.options import HpoConfig, PrunerOptions
-from risfast.tune.study import open_study
-from risfast.tune.worker import Result, work
+from risfast.tune.study import Result, open_study, work
 
 PARAMETERS = ("optimiser.lr", "optimiser.weight_decay")
 

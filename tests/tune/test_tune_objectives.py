@@ -27,8 +27,7 @@ from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
 from risfast.tune.results import write_study
-from risfast.tune.study import finished_trials, open_study
-from risfast.tune.worker import work
+from risfast.tune.study import finished_trials, open_study, work
 
 SMALL = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
 
