@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,7 +122,7 @@ class Polished(NamedTuple):
     def select(self, chosen: Sequence[Tensor]) -> Polished:
         """The chosen sources of each scene, as indices or masks."""
         names = ("sources", "covariance", "gain", "range_mass")
-        parts = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
+        parts: dict[str, Any] = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
         return self._replace(**parts)
 
 
