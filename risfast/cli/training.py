@@ -19,8 +19,7 @@ from risfast.train.config import MachineOptions, RefinerConfig, RunConfig, Shard
 from risfast.train.overfit import OverfitConfig, overfit
 
 if TYPE_CHECKING:
-    from risfast.train.runs import RunProgress
-    from risfast.train.stage import RunOutcome
+    from risfast.train.runs import RunOutcome, RunProgress
 
 OfRun = Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")]
 ConfigFile = Annotated[

@@ -160,10 +160,9 @@ def _begin() -> None:
 
 def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callable[..., None] | None = None) -> None:
     """Do trials until the study has all of them: a line each, above the bar of the study's trials."""
-    from risfast.train.stage import machine_settings  # noqa: PLC0415
-    from risfast.tune.cached import DetectionObjective  # noqa: PLC0415
-    from risfast.tune.objectives import TrainingObjective  # noqa: PLC0415
-    from risfast.tune.worker import work  # noqa: PLC0415
+    from risfast.train.distributed import machine_settings  # noqa: PLC0415
+    from risfast.tune.objectives import DetectionObjective, TrainingObjective  # noqa: PLC0415
+    from risfast.tune.study import work  # noqa: PLC0415
 
     config = opened.config
 
@@ -190,7 +189,7 @@ def _print_results(opened: OpenStudy) -> None:
 
 
 def _print_check(opened: OpenStudy, scenes: int) -> None:
-    from risfast.train.stage import machine_settings  # noqa: PLC0415
+    from risfast.train.distributed import machine_settings  # noqa: PLC0415
     from risfast.tune.results import held_out, held_out_text  # noqa: PLC0415
     from risfast.tune.study import finished_trials  # noqa: PLC0415
 
