@@ -69,10 +69,8 @@ class DoctorCommand(Command):
 
     HELP: ClassVar[str] = "Ends with status 1 if anything fails."
 
-    folder: Path = Path()
-    """Where results are to be written."""
-    device: Opt[str] = None
-    """The only device to look at, cpu or cuda; all by default."""
+    folder: Path = Path()  # Where results are to be written.
+    device: Opt[str] = None  # The only device to look at, cpu or cuda; all by default.
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
     def run(self, progress: ProgressBar) -> int:

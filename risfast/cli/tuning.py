@@ -27,19 +27,15 @@ class HpoCommand(ConfiguredCommand):
         "The same command goes on with a study; the same command elsewhere, with the same storage, takes part in it."
     )
 
-    output: Path = Path("risfast-hpo")
-    """Folder of the study and its results."""
+    output: Path = Path("risfast-hpo")  # Folder of the study and its results.
+    # Take part in a study, by its folder, or with --storage by its name; its options come from it.
     join: Opt[str] = None
-    """Take part in a study, by its folder, or with --storage by its name; its options come from it."""
     config: ConfigFile = None
-    show_space: Flag = False
-    """Print what is tuned, and do nothing."""
-    report: Flag = False
-    """Write the results as they stand, and do nothing else."""
+    show_space: Flag = False  # Print what is tuned, and do nothing.
+    report: Flag = False  # Write the results as they stand, and do nothing else.
+    # Judge what a study of detection found, and the untuned options, on N other scenes of each L.
     check: Annotated[int, arg(metavar="N")] = 0
-    """Judge what a study of detection found, and the untuned options, on N other scenes of each L."""
-    device: Opt[str] = None
-    """Short for --base.machine.device."""
+    device: Opt[str] = None  # Short for --base.machine.device.
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[HpoConfig, Flat, Whole] = field(default_factory=HpoConfig)
 
@@ -85,17 +81,12 @@ class Hpo2Command(ConfiguredCommand):
         "--study.storage, takes part in them. Ends with status 1 where the second stage cannot tell its trials apart."
     )
 
-    output: Path = Path("risfast-hpo2")
-    """Folder of the studies and their results."""
-    preset: Annotated[Opt[str], arg(metavar="|".join(PRESETS))] = None
-    """A ready configuration to start from."""
+    output: Path = Path("risfast-hpo2")  # Folder of the studies and their results.
+    preset: Annotated[Opt[str], arg(metavar="|".join(PRESETS))] = None  # A ready configuration to start from.
     config: ConfigFile = None
-    show_space: Flag = False
-    """Print what is tuned, and do nothing."""
-    report: Flag = False
-    """Write the results as they stand, and do nothing else."""
-    device: Opt[str] = None
-    """Short for --study.base.machine.device."""
+    show_space: Flag = False  # Print what is tuned, and do nothing.
+    report: Flag = False  # Write the results as they stand, and do nothing else.
+    device: Opt[str] = None  # Short for --study.base.machine.device.
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[Hpo2Config, Flat, Whole] = field(default_factory=Hpo2Config)
 
