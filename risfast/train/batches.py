@@ -104,9 +104,6 @@ def plan_batch(data: DataOptions, batch_size: int, step: int) -> Batch:
     indices = torch.arange(step * batch_size, (step + 1) * batch_size)
     if data.pool:
         indices = indices % data.pool
-    return Batch(_choose(data.snapshots, data.weights, which), known < data.noise_known, indices)
-
-
-def _choose(values: Sequence[int], weights: Sequence[float], uniform: float) -> int:
-    edges = list(accumulate(weights))
-    return values[min(bisect_right(edges, uniform * edges[-1]), len(values) - 1)]
+    edges = list(accumulate(data.weights))
+    chosen = min(bisect_right(edges, which * edges[-1]), len(edges) - 1)
+    return Batch(data.snapshots[chosen], known < data.noise_known, indices)

@@ -178,7 +178,7 @@ class Trainer:
                 )
             return
         self._skipped_in_row = 0
-        if not self.optimiser.weights_finite():
+        if not all(bool(p.isfinite().all()) for p in self.optimiser.parameters.values()):
             raise TrainingError(
                 f"the weights are not finite after step {self.step} (learning rate {lr:.3g}); lower --optimiser.lr"
             )
