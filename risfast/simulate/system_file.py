@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
+from risfast.io.guard import naming
 from risfast.io.setup_file import SetupParts, read_setup, read_setup_parts
 from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup, array_from_json, array_to_json
@@ -162,7 +162,7 @@ def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
     table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
-    try:
+    with naming(path):
         if "array" in table:
             raise ValueError("array is not an option of a system file; give setup")
         keys = from_table(_SystemFile, {"array" if key == "setup" else key: value for key, value in table.items()})
@@ -175,10 +175,6 @@ def read_system(path: str | Path) -> SystemConfig:
             base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
         own = {name: getattr(keys, name) for name in ("n_snapshots", "code_kinds", "code_bits", "n_beams")}
         return _in_radians(base, keys, **own)
-    except FileFormatError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def system_of(setup: Setup) -> SystemConfig:
