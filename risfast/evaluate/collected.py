@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -71,19 +71,6 @@ class Collected:
     # By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there was
     # this bound have none
     mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
-
-    def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
-        """Scores of the sources and the estimates of an interval of azimuth; all scenes stay."""
-        scores = self.scores[key]
-        own = np.concatenate([*(rows[:, 0] for rows in self.estimates[key]), np.zeros(0)])
-        true = scores.source_position[:, 0]
-        chosen = {"source": (true >= low) & (true < high), "estimate": (own >= low) & (own < high)}
-        parts: dict[str, Any] = {
-            f.name: getattr(scores, f.name)[chosen[f.name.partition("_")[0]]]
-            for f in fields(scores)
-            if f.name.startswith(("source_", "estimate_"))
-        }
-        return replace(scores, **parts, partial=True)
 
 
 def collect(

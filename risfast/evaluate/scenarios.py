@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from risfast.evaluate.methods import VARIANTS
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 
@@ -20,25 +21,9 @@ FROZEN_SCENES = 8
 QUICK_SCENES = 200
 MAP_SNR_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 MAP_SOURCES = (1, 2, 3, 4, 5)
-KNOWLEDGE = ("blind", "noise", "count", "count_noise")
-"""What a method is told besides the measurements: nothing, the noise power, the number of sources, or both."""
 
 _CORE = ("localizer", "localizer_raw", "greedy_ml")
 _PAIR = ("localizer", "greedy_ml")
-ABLATION = (
-    "localizer",
-    "without_confidence",
-    "without_posterior",
-    "without_births",
-    "without_deaths",
-    "localizer_raw",
-    "capon_polish",
-    "capon_raw",
-    "capon_blend",
-    "classical",
-    "classical_raw",
-)
-"""The localizer, and what it is without a stage (:data:`risfast.evaluate.methods.VARIANTS`)."""
 # Directions around which close pairs are placed.
 _CENTRES_DEG = (-45.0, -22.5, 0.0, 22.5, 45.0)
 
@@ -48,7 +33,7 @@ class Run:
     """One method with one knowledge over the first scenes of each cell of a set."""
 
     method: str
-    knowledge: str  # One of :data:`KNOWLEDGE`
+    knowledge: str  # One of :data:`risfast.evaluate.methods.KNOWLEDGE`
     scenes: int  # A multiple of :data:`CHUNK`, or all of the cell
 
     @property
@@ -81,17 +66,10 @@ def scene_sets(
     suite: str, scenes: int, methods: Sequence[str], system: SystemConfig | None = None
 ) -> tuple[SceneSet, ...]:
     """The sets of a suite."""
-    if suite not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {suite!r}")
-    if scenes < 1:
-        raise ValueError(f"scenes must be at least 1, got {scenes}")
-    if not methods:
-        raise ValueError("methods must name at least one method")
     nominal = system or SystemConfig()
-    if suite == "frozen":
-        scenes, methods = min(scenes, FROZEN_SCENES), _chosen(_CORE, methods)
-    if suite == "quick":
-        scenes, methods = min(scenes, QUICK_SCENES), _chosen(_CORE, methods)
+    few = {"frozen": FROZEN_SCENES, "quick": QUICK_SCENES}
+    if suite in few:
+        scenes, methods = min(scenes, few[suite]), _chosen(_CORE, methods)
     runs = [Run(method, "blind", scenes) for method in methods]
     if suite in ("all", "oracle"):
         runs += _oracles(methods, _whole_chunks(-(-scenes // 2), scenes))
@@ -116,7 +94,7 @@ def _oracles(methods: Sequence[str], scenes: int) -> list[Run]:
 
 def _ablation(nominal: SystemConfig, scenes: int) -> SceneSet:
     """The first scenes of the main set once more, through the localizer with one stage changed at a time."""
-    runs = tuple(Run(method, "blind", scenes) for method in ABLATION)
+    runs = tuple(Run(method, "blind", scenes) for method in VARIANTS)
     return SceneSet("ablation", "stages of the localizer", (nominal,), scenes, runs)
 
 

@@ -82,12 +82,12 @@ class Series(NamedTuple):
 BOUND = Series("Cramér-Rao bound", "bound", "--")
 # Methods that always look the same; the others take the colours that are left.
 _OWN = {
-    "localizer": Series("localizer", "c0", "-", "o", strong=True),
-    "localizer_raw": Series("localizer, no polish", "c1", "--", "^"),
-    "greedy_ml": Series("greedy ML", "c2", "-", "s", strong=True),
-    "sbl": Series("SBL", "c3", "-", "D"),
-    "ls_capon": Series("LS + Capon", "c4", "-", "^"),
-    "transformer_capon": Series("transformer + Capon", "c5", "--", "D"),
+    "localizer": ("c0", "-", "o", True),
+    "localizer_raw": ("c1", "--", "^"),
+    "greedy_ml": ("c2", "-", "s", True),
+    "sbl": ("c3", "-", "D"),
+    "ls_capon": ("c4", "-", "^"),
+    "transformer_capon": ("c5", "--", "D"),
 }
 
 
@@ -98,7 +98,7 @@ def title_of(method: str) -> str:
 
 def series_of(method: str, place: int = 0) -> Series:
     """How a method is drawn."""
-    return _OWN.get(method) or Series(title_of(method), f"c{3 + place % 4}", ":", "os^D"[place % 4])
+    return Series(title_of(method), *_OWN.get(method, (f"c{3 + place % 4}", ":", "os^D"[place % 4])))
 
 
 def number(value: float) -> str:

@@ -15,24 +15,10 @@ from risfast.report.style import DASH, number, title_of
 
 _LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}",
-        "%": r"\%",
-        "&": r"\&",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "≤": r"$\le$",
-        "≥": r"$\ge$",
-        "<": r"$<$",
-        ">": r"$>$",
-        "°": r"$^\circ$",
-        "²": r"$^2$",
-        "λ": r"$\lambda$",
-        "é": r"\'e",
+        **{character: f"\\{character}" for character in "%&_#${}"},
+        **{sign: f"${command}$" for sign, command in zip("≤≥<>", (r"\le", r"\ge", "<", ">"), strict=True)},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"°": r"$^\circ$", "²": r"$^2$", "λ": r"$\lambda$", "é": r"\'e"},
     }
 )
 
@@ -272,7 +258,7 @@ def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int)
 
 
 def robustness_sheet(
-    groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table, *, paper: bool = False
+    groups: Sequence[Group], sets: Sequence[SceneSet], bounds: Table, length: int, *, paper: bool = False
 ) -> Sheet:
     """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch."""
     rows = _robust_rows(groups, sets, length)
