@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from risfast.covariance import check_measurements
 from risfast.errors import ShapeError
 from risfast.geometry import SensorArray
 from risfast.models.base import Measurement
@@ -88,9 +89,7 @@ def check_request(measurement: Measurement, array: SensorArray, n_sources: Tenso
         )
     if shapes["y"][1] == 0:
         raise ValueError("y holds no snapshot: L must be at least 1")
-    for name in shapes:
-        if not bool(torch.isfinite(torch.view_as_real(getattr(measurement, name).resolve_conj())).all()):
-            raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
+    check_measurements(measurement.y, measurement.codes, measurement.channel)
     silent = (measurement.y == 0).flatten(1).all(1).nonzero()
     if len(silent):
         raise ValueError(f"y[{int(silent[0, 0])}] is zero throughout: there is nothing to localise")

@@ -68,8 +68,7 @@ class Collected:
     estimates: dict[Key, list[Array]]  # (K, 5) Azimuth, elevation, range, power, confidence of each scene's sources
     timing: dict[Key, Timing]
     failures: dict[Key, int]  # Scenes that a method gave up with an error; they count as scenes without estimates
-    # By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there was
-    # this bound have none
+    # By (set, cell, L), of the cells whose true system is not the nominal one
     mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
 
 
@@ -85,10 +84,10 @@ def collect(
     truth = {key[:3]: truth_of(parts) for key, parts in chunks.items() if key.label == TRUTH}
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
-        if key.label == TRUTH and any("mismatched_implied" in part for part in parts):
-            collected.mismatched[key[:3]] = _mismatched(parts)
-    for key, parts in chunks.items():
         if key.label == TRUTH:
+            if "mismatched_implied" in parts[0]:
+                columns = ([part[f"mismatched_{name}"] for part in parts] for name in Mismatched._fields)
+                collected.mismatched[key[:3]] = Mismatched(*map(np.concatenate, columns))
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
         collected.estimates[key] = estimates
@@ -101,16 +100,6 @@ def collect(
 def truth_of(parts: Sequence[dict[str, Array]]) -> Truth:
     """The records of the truth of all chunks together."""
     return Truth(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Truth)})
-
-
-def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
-    unknown = [np.full(len(part["implied"]), np.nan) for part in parts]
-    return Mismatched(
-        *(
-            np.concatenate([part.get(f"mismatched_{name}", none) for part, none in zip(parts, unknown, strict=True)])
-            for name in Mismatched._fields
-        )
-    )
 
 
 def score_against(estimates: Sequence[Any], truth: Truth, tolerance: Tolerance) -> Scores:

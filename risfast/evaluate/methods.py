@@ -181,8 +181,6 @@ class Methods:
     ) -> None:
         self._model, self._transformer, self._device = model, transformer, device
         own = None if model is None else Setup.from_json(read_card(model)["setup"])
-        if own is None and setup is None:
-            raise ValueError("without a model, a setup or a system says what the problem is")
         self.setup: Setup = setup or own  # type: ignore[assignment]  # one of them is there
         if own is not None:
             self._check_fit(own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -106,12 +107,11 @@ def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
     """Every chunk of every set, in the order of the sets."""
     tasks = []
     for scene_set in sets:
-        for length in snapshots:
-            for cell in range(len(scene_set.cells)):
-                for start in range(0, scene_set.scenes, CHUNK):
-                    labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
-                    stop = min(start + CHUNK, scene_set.scenes)
-                    tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
+        starts = range(0, scene_set.scenes, CHUNK)
+        for length, cell, start in itertools.product(snapshots, range(len(scene_set.cells)), starts):
+            labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
+            stop = min(start + CHUNK, scene_set.scenes)
+            tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
     return tasks
 
 

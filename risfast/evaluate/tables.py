@@ -103,8 +103,7 @@ class Group(Cut):
     label: str
     snapshots: int
     figures: dict[str, Interval]
-    # From the reference with the same knowledge on the same scenes
-    difference: dict[str, Interval] | None
+    difference: dict[str, Interval]  # From the reference with the same knowledge on the same scenes, where there is one
 
     @property
     def method(self) -> str:
@@ -176,14 +175,16 @@ def groups_of(
     groups = []
     for number, (key, cut, scores_of) in enumerate(jobs):
         reference = key._replace(label="@".join([cut.reference, *key.label.split("@")[1:]]))
-        difference = None
+        difference = {}
         if key.label != reference.label and reference in collected.scores:
             apart = bootstrap_difference(scores_of(key), scores_of(reference), resamples=resamples)
             difference = {name: apart[name] for name in KEPT}
         found = bootstrap(scores_of(key), resamples=resamples)
         kept = {name: found[name] for name in KEPT}
-        names = {"scene_set": key.scene_set, "label": key.label, "snapshots": key.snapshots}
-        groups.append(Group(**vars(cut), **names, figures=kept, difference=difference))
+        own, label, length = key.scene_set, key.label, key.snapshots
+        groups.append(
+            Group(**vars(cut), scene_set=own, label=label, snapshots=length, figures=kept, difference=difference)
+        )
         if report is not None:
             report(number + 1, len(jobs))
     return groups
@@ -280,7 +281,7 @@ def group_rows(groups: Sequence[Group]) -> Table:
             "snr_db": group.second[0],
             "figure": name,
             **_ends("value", group.figures[name]),
-            **_ends("minus_greedy_ml", (group.difference or {}).get(name, NOTHING)),
+            **_ends("minus_greedy_ml", group.difference.get(name, NOTHING)),
         }
         for group in groups
         for name in KEPT
@@ -306,7 +307,7 @@ def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
                 group = chosen[length, label, variable]
                 shown = title.format(near=group.high)
                 names = {"snapshots": length, "name": name, "title": shown, "method": label}
-                apart = (group.difference or {}).get(figure, NOTHING)
+                apart = group.difference.get(figure, NOTHING)
                 add(names, group.figures[figure], bound.get(figure, math.nan), apart)
         for label in labels:
             title = "time per scene, one thread (ms; median and quartiles of chunks)"

@@ -31,7 +31,7 @@ class Findings:
     sets: Sequence[SceneSet]
     collected: Collected
     groups: Sequence[Group]
-    tables: Mapping[str, Table]  # By name
+    rows: Mapping[str, Table]  # Of each table, by its name
     made_by: Mapping[str, Any]  # The command and the environment of the results
     failures: Sequence[str] = ()  # Which methods failed on how many scenes
 
@@ -69,7 +69,7 @@ def report_html(findings: Findings) -> str:
         ("oracles", "What knowing more is worth", _oracles(findings)),
         ("ablation", "What each stage brings", _ablation(findings)),
         ("robustness", "When the system is not what it is taken for", _robustness(findings)),
-        ("timing", "Time", tables.timing_sheet(findings.tables["timing"]).html()),
+        ("timing", "Time", tables.timing_sheet(findings.rows["timing"]).html()),
         ("spectra", "Best, median and worst scene", _spectra(findings)),
         ("latex", "LaTeX", _latex(findings)),
         ("about", "How these figures are made", _about(findings)),
@@ -82,7 +82,7 @@ def report_html(findings: Findings) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>risfast: evaluation</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>'
+        f'<title>risfast: evaluation</title><link rel="icon" href="data:,"><style>\n{STYLE}</style></head><body><main>'
         f"<header><h1>Source localisation against the bound and the baselines</h1>{_lead(findings)}"
         f"<nav>{links}</nav></header>{sections}</main></body></html>\n"
     )
@@ -106,7 +106,7 @@ def _figure(body: str, caption: str, labels: Sequence[str] | None = None) -> str
 
 
 def _headline(findings: Findings) -> str:
-    rows = findings.each(partial(tables.headline_sheet, findings.tables["headline"]))
+    rows = findings.each(partial(tables.headline_sheet, findings.rows["headline"]))
     return rows + "".join(f"<p>{html.escape(text)}.</p>" for text in findings.failures)
 
 
@@ -191,13 +191,13 @@ def _oracles(findings: Findings) -> str:
 def _ablation(findings: Findings) -> str:
     if not findings.of("ablation"):
         return ""
-    return findings.each(partial(tables.ablation_sheet, findings.groups, findings.tables["timing"]))
+    return findings.each(partial(tables.ablation_sheet, findings.groups, findings.rows["timing"]))
 
 
 def _robustness(findings: Findings) -> str:
     if not findings.of("robustness"):
         return ""
-    return findings.each(partial(tables.robustness_sheet, findings.groups, findings.sets, findings.tables["mismatch"]))
+    return findings.each(partial(tables.robustness_sheet, findings.groups, findings.sets, findings.rows["mismatch"]))
 
 
 def _spectra(findings: Findings) -> str:
@@ -220,7 +220,7 @@ def _spectra(findings: Findings) -> str:
 
 def latex_tables(findings: Findings) -> dict[str, str]:
     """Tables for a paper, by file name."""
-    found, rows = {}, findings.tables
+    found, rows = {}, findings.rows
     for length in findings.snapshots:
         found[f"headline-L{length}.tex"] = tables.headline_sheet(rows["headline"], length, paper=True).latex()
         caption = f"All scenes, number of sources unknown, L = {length}."

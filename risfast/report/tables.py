@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from risfast.evaluate.figures import Interval
+from risfast.evaluate.figures import NOTHING, Interval
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import REFERENCE, Group, Row, Table
 from risfast.report.style import DASH, number, title_of
@@ -131,7 +131,6 @@ class Sheet:
         )
 
 
-_NOTHING = Interval(math.nan, math.nan, math.nan)
 _LESS_IS_BETTER = {"ghosts", "median", "over_bound", "time"}
 _FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
 
@@ -169,7 +168,7 @@ def _interval(row: Row, prefix: str) -> Interval:
 
 
 def _f1_change(group: Group) -> Change:
-    return Change((group.difference or {}).get("f1", _NOTHING))
+    return Change(group.difference.get("f1", NOTHING))
 
 
 def _figures(group: Group, columns: Sequence[Column]) -> list[Cell]:
