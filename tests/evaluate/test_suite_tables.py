@@ -342,6 +342,23 @@ def test_sources_without_a_bound_are_left_out_and_cells_are_put_together() -> No
     assert (row["mismatched_recall"], row["median_mismatched_m"]) == (0.75, 6.0)
 
 
+def test_records_from_before_there_was_that_bound_are_read(done: Finished, tmp_path: Path) -> None:
+    copy = ResultsFolder(shutil.copytree(done.results.folder, tmp_path / "copy"), done.results.config)
+    sets = done.config.sets(Methods(done.config.model))
+    for path in copy.folder.rglob("records/*/*/*/truth/*.npz"):
+        with np.load(path) as file:
+            values = {name: file[name] for name in file.files if not name.startswith("mismatched")}
+        np.savez(path, allow_pickle=False, **values)
+    collected = collect(copy, sets, done.config.snapshots, SETUP.tolerance)
+    assert collected.mismatched == {}
+    np.testing.assert_array_equal(
+        collected.truth["dropped_5", 0, 8].implied, done.collected.truth["dropped_5", 0, 8].implied
+    )
+    page = finish(done.config, copy, resamples=1).report.read_text(encoding="utf-8")
+    assert "bound with the mismatch" in page
+    assert "\u2192 0" not in page
+
+
 # ---- files
 
 
