@@ -31,7 +31,7 @@ def _arguments(given: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="without a GPU: every scenario once, nothing measured")
     parser.add_argument("--output", type=Path, help="folder of the results; bench/results, or a temporary one if dry")
-    parser.add_argument("--no-tests", action="store_true", help="leave out the kernel tests and the memory checker")
+    parser.add_argument("--no-tests", action="store_true", help="leave out kernel tests, checks and memory checker")
     parser.add_argument("--only", nargs="*", help="names of scenarios")
     return parser.parse_args(given)
 
@@ -152,8 +152,8 @@ def run(dry_run: bool, names: list[str] | None, tests: bool) -> dict[str, Any]:
     checks: dict[str, Any] = {}
     if tests:
         checks["kernel tests"] = gpu_checks.kernel_tests(_TEST_SECONDS, dry_run)
+        checks |= {name: check(setting) for name, check in gpu_checks.CHECKS.items()}
     limits = gpu_measure.ceilings(device)
-    checks |= {name: check(setting) for name, check in gpu_checks.CHECKS.items()}
     reserved = _CHECKER_SECONDS if tests else 0.0
     chosen = names or list(gpu_scenarios.SCENARIOS)
     rows = _rows(setting, chosen, start + _MOST_SECONDS - reserved, dry_run)

@@ -117,7 +117,7 @@ def _lowrank() -> Iterator[Case]:
         (32, "fresnel", "linear", True),
     ):
         constants = {"WAVEFRONT": wavefront, "EPILOGUE": form, "VOLUME": volume}
-        constants["PRECISION"] = "ieee" if columns > 16 else "products"  # as residual_precision says
+        constants["PRECISION"] = "ieee" if columns > 16 else "products"  # as kernels/lowrank.py says
         name = f"residual {columns} columns, {wavefront} {form} {'volume' if volume else 'map'}"
         chosen, types = ("residual_configuration", columns), {"plane_ptr": "*i32"}
         mix = "ieee" if columns > 16 else "matrix"

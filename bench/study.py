@@ -24,11 +24,10 @@ from typing import Any, NamedTuple
 
 import optuna
 
-from risfast.train.stage import machine_settings
+from risfast.train.distributed import machine_settings
 from risfast.tune.objectives import TrainingObjective
 from risfast.tune.options import PRESETS, HpoConfig, PrunerOptions
-from risfast.tune.study import open_study
-from risfast.tune.worker import Result, work
+from risfast.tune.study import Result, open_study, work
 
 
 class Reports:

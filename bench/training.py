@@ -35,7 +35,7 @@ from risfast.models import unrolled as fit
 from risfast.models.atoms import AtomGrid
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
-from risfast.train.stage import machine_settings
+from risfast.train.distributed import machine_settings
 
 RESULTS = Path(__file__).parent / "results"
 SEED = 77_002

@@ -36,8 +36,7 @@ from .launch import (
     best_and_plane,
     check_extent,
     check_operands,
-    check_precision,
-    default_precision,
+    dot_precision,
     on_device,
     unused,
 )
@@ -157,7 +156,7 @@ def dense_configuration(columns: int, batch: int) -> dict[str, int]:
     return {"SCENES": 1, "BLOCK_G": 64, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4}
 
 
-def _check(factor: Tensor, points: DensePoints, precision: str) -> torch.device:
+def _check(factor: Tensor, points: DensePoints) -> torch.device:
     device = check_operands(dense_analysis_kernel, factor=factor, points=points.positions)
     n = points.positions.shape[1]
     if factor.ndim != 3 or factor.shape[1] != n or factor.shape[2] < 1:
@@ -168,7 +167,6 @@ def _check(factor: Tensor, points: DensePoints, precision: str) -> torch.device:
             f"factor must be complex64, got {factor.dtype}; the dense kernel computes in float32, "
             "risfast.ops on CPU tensors in float64"
         )
-    check_precision(precision)
     check_extent(points=points.direction.shape[1], factor=2 * n * factor.shape[2])
     return device
 
@@ -179,7 +177,7 @@ def _analyse(
     epilogue: Epilogue,
     outputs: tuple[Tensor, Tensor, Tensor | None],
     triangular: bool,
-    precision: str,
+    precision: str | None,
     device: torch.device,
 ) -> None:
     best, plane, volume = outputs
@@ -213,7 +211,7 @@ def _analyse(
             TRIANGULAR=triangular,
             EPILOGUE=epilogue.form,
             VOLUME=volume is not None,
-            PRECISION=precision,
+            PRECISION=dot_precision(precision),
             **configuration,
         )
 
@@ -232,8 +230,7 @@ def dense_map(
     """
     if not points.is_box:
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use dense_volume")
-    precision = precision or default_precision()
-    device = _check(factor, points, precision)
+    device = _check(factor, points)
     best, plane = best_and_plane((factor.shape[0], *points.shape[:2]), torch.float32, device)
     _analyse(factor, points, epilogue, (best, plane, None), triangular, precision, device)
     return best, plane
@@ -248,8 +245,7 @@ def dense_volume(
     precision: str | None = None,
 ) -> Tensor:
     """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`dense_map`."""
-    precision = precision or default_precision()
-    device = _check(factor, points, precision)
+    device = _check(factor, points)
     shape = (points.shape[2], *points.shape[:2]) if points.is_box else points.shape
     volume = torch.empty((factor.shape[0], *shape), dtype=torch.float32, device=device)
     outputs = (unused(factor, torch.float32), unused(factor, torch.int32), volume)

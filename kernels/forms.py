@@ -20,7 +20,7 @@ from risfast.errors import ShapeError
 from risfast.steering import check_wavefront
 
 from .device import load_complex, plus_conjugate_product, sincos_turns_double, steering_tile
-from .launch import check_extent, check_operands, default_precision, on_device
+from .launch import check_extent, check_operands, dot_precision, on_device
 from .peaks import double_bits
 
 
@@ -153,7 +153,7 @@ def forms(
                 WAVEFRONT=geometry.wavefront,
                 FACTORED=factored,
                 DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
-                PRECISION="ieee" if dtype == torch.float64 else precision or default_precision(),
+                PRECISION="ieee" if dtype == torch.float64 else dot_precision(precision),
                 **configuration,
             )
     return value

@@ -19,8 +19,7 @@ from .launch import (
     best_and_plane,
     check_extent,
     check_operands,
-    check_precision,
-    default_precision,
+    dot_precision,
     on_device,
     unused,
 )
@@ -96,7 +95,7 @@ def interpolate_configuration() -> dict[str, int]:
     return {"BLOCK_A": 64, "BLOCK_E": 32, "BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4}
 
 
-def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor, precision: str) -> torch.device:
+def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor) -> torch.device:
     device = check_operands(interpolate_kernel, nodes=nodes, azimuth=azimuth, elevation=elevation)
     if nodes.ndim != 4 or azimuth.shape[1:] != nodes.shape[2:3] or elevation.shape[1:] != nodes.shape[3:]:
         raise ShapeError(
@@ -106,7 +105,6 @@ def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor, precision: str) ->
     for name, tensor in (("nodes", nodes), ("azimuth", azimuth), ("elevation", elevation)):
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert it with .float()")
-    check_precision(precision)
     check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), nodes=nodes.shape[2] * nodes.shape[3])
     check_extent(grid=azimuth.shape[0] * elevation.shape[0])
     return device
@@ -117,7 +115,7 @@ def _interpolate(
     matrices: tuple[Tensor, Tensor],
     epilogue: Epilogue,
     outputs: tuple[Tensor, Tensor, Tensor | None],
-    precision: str,
+    precision: str | None,
     device: torch.device,
 ) -> None:
     azimuth, elevation = matrices
@@ -149,7 +147,7 @@ def _interpolate(
             elevation_blocks,
             EPILOGUE=epilogue.form,
             VOLUME=volume is not None,
-            PRECISION=precision,
+            PRECISION=dot_precision(precision),
             **configuration,
         )
 
@@ -161,8 +159,7 @@ def interpolate_map(
 
     nodes (B, R, n_az, n_el), azimuth, elevation (G_az, n_az), (G_el, n_el)
     """
-    precision = precision or default_precision()
-    device = _check(nodes, azimuth, elevation, precision)
+    device = _check(nodes, azimuth, elevation)
     best, plane = best_and_plane((nodes.shape[0], azimuth.shape[0], elevation.shape[0]), torch.float32, device)
     _interpolate(nodes, (azimuth, elevation), epilogue, (best, plane, None), precision, device)
     return best, plane
@@ -172,8 +169,7 @@ def interpolate_volume(
     nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, *, precision: str | None = None
 ) -> Tensor:
     """Power on every point, [B, G_az, G_el, R], stored plane by plane; see :func:`interpolate_map`."""
-    precision = precision or default_precision()
-    device = _check(nodes, azimuth, elevation, precision)
+    device = _check(nodes, azimuth, elevation)
     shape = (*nodes.shape[:2], azimuth.shape[0], elevation.shape[0])
     volume = torch.empty(shape, dtype=torch.float32, device=device)
     outputs = (unused(nodes, torch.float32), unused(nodes, torch.int32), volume)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-from .launch import check_extent, check_operands, check_precision, default_precision, on_device
+from .launch import check_extent, check_operands, dot_precision, on_device
 from .weights import PointWeights, load_weight
 
 
@@ -91,8 +91,7 @@ def interpolate_adjoint(
 
     azimuth, elevation (G_az, n_az), (G_el, n_el) -> (B, R, n_az, n_el)
     """
-    precision = precision or default_precision()
-    check_precision(precision)
+    precision = dot_precision(precision)
     for name, matrix in (("azimuth", azimuth), ("elevation", elevation)):
         if matrix.ndim != 2:
             raise ShapeError(f"{name} must be a matrix [points, nodes], got {tuple(matrix.shape)}")

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import find_lattice
-from risfast.ops.domain import Domain
-from risfast.ops.nodes import HalfAxis
+from risfast.ops.domain import Domain, HalfAxis, antisymmetric
+from risfast.steering import LAG_WAVEFRONTS
 
 from .launch import check_extent
 
@@ -26,7 +26,7 @@ class LagTables:
     mirror_elevation: bool
     order: Tensor  # (N,) ``order[i_h * n_v + i_v]`` is the element in column i_h and row i_v
     weights_h: Tensor  # (R, n_h, 2) Real and imaginary part of exp(-j k x^2 / 2 r)
-    weights_v: Tensor  # (R, n_h, 2) Real and imaginary part of exp(-j k x^2 / 2 r)
+    weights_v: Tensor  # (R, n_v, 2) Real and imaginary part of exp(-j k y^2 / 2 r)
     # (2 G_el, 2 (2 n_v - 1) From the interleaved coefficients of one row to its real part, then to minus its imaginary
     # part
     vertical: Tensor
@@ -46,13 +46,13 @@ class LagTables:
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
         lattice = find_lattice(domain.positions)
-        if lattice is None or not domain.box or domain.wavefront == "spherical":
+        if lattice is None or not domain.box or domain.wavefront not in LAG_WAVEFRONTS:
             raise ValueError(
                 "the lag method needs a box grid, a uniform planar array and the fresnel or planar wavefront; "
                 "use method='chebyshev' or 'dense'"
             )
-        azimuth = HalfAxis(domain.azimuth, _antisymmetric(domain.azimuth))
-        elevation = HalfAxis(domain.elevation, _antisymmetric(domain.elevation))
+        azimuth = HalfAxis(domain.azimuth, antisymmetric(domain.azimuth))
+        elevation = HalfAxis(domain.elevation, antisymmetric(domain.elevation))
         order = torch.tensor(lattice.order)
         p = domain.positions[order].reshape(lattice.n_h, lattice.n_v, 3)
         k = domain.wavenumber
@@ -90,7 +90,3 @@ def _weights(domain: Domain, coordinate: Tensor) -> Tensor:
     if domain.wavefront == "fresnel":
         phase = -domain.wavenumber * coordinate.square() / (2 * domain.range[:, None])
     return torch.stack([phase.cos(), phase.sin()], -1)
-
-
-def _antisymmetric(axis: Tensor) -> bool:
-    return bool((axis + axis.flip(0)).abs().max() <= 1e-12)

@@ -76,15 +76,15 @@ def check_extent(**sizes: int) -> None:
             )
 
 
-def default_precision() -> str:
-    """Products to float32's accuracy: three tf32 products on NVIDIA, native float32 matrix instructions on AMD."""
-    return "ieee" if torch.version.hip is not None else "tf32x3"
+def dot_precision(asked: str | None = None) -> str:
+    """Precision of products: what is asked for, or what AMD has that is no less; None asks for that of float32.
 
-
-def check_precision(precision: str) -> None:
-    """Raise ValueError for a precision that products cannot have."""
+    That is three tf32 products on NVIDIA and native float32 matrix instructions on AMD, which has no tf32x3.
+    """
+    precision = asked or "tf32x3"
     if precision not in DOT_PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(DOT_PRECISIONS)}; got {precision!r}")
+    return "ieee" if precision == "tf32x3" and torch.version.hip is not None else precision
 
 
 def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:

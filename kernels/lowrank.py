@@ -43,8 +43,7 @@ from .launch import (
     best_and_plane,
     check_extent,
     check_operands,
-    check_precision,
-    default_precision,
+    dot_precision,
     on_device,
     unused,
 )
@@ -174,12 +173,7 @@ def residual_configuration(columns: int) -> dict[str, int]:
     return {"WIDE": wide, "BLOCK_G": 64 if wide else 128, **tile}
 
 
-def residual_precision(columns: int) -> str:
-    """Precision of the products if none is asked for; the halves of tf32x3 operands of 32 columns would spill."""
-    return "ieee" if columns > 16 else default_precision()
-
-
-def _check(u: Tensor, v: Tensor, points: DensePoints, precision: str) -> torch.device:
+def _check(u: Tensor, v: Tensor, points: DensePoints) -> torch.device:
     device = check_operands(residual_kernel, U=u, V=v, positions=points.positions)
     n = points.positions.shape[1]
     if u.shape != v.shape or u.ndim != 3 or u.shape[1] != n or not 1 <= u.shape[2] <= MOST_COLUMNS:
@@ -189,7 +183,6 @@ def _check(u: Tensor, v: Tensor, points: DensePoints, precision: str) -> torch.d
         )
     if u.dtype != torch.complex64 or v.dtype != torch.complex64:
         raise TypeError(f"U and V must be complex64, got {u.dtype} and {v.dtype}")
-    check_precision(precision)
     check_extent(points=points.direction.shape[1])
     return device
 
@@ -199,7 +192,7 @@ def _evaluate(
     points: DensePoints,
     epilogue: Epilogue,
     outputs: tuple[Tensor, Tensor, Tensor | None],
-    precision: str,
+    precision: str | None,
     device: torch.device,
 ) -> None:
     best, plane, volume = outputs
@@ -231,7 +224,8 @@ def _evaluate(
             WAVEFRONT=points.wavefront,
             EPILOGUE=epilogue.form,
             VOLUME=volume is not None,
-            PRECISION=precision,
+            # The halves of tf32x3 operands of 32 columns would spill.
+            PRECISION=dot_precision(precision or ("ieee" if columns > 16 else None)),
             **configuration,
         )
 
@@ -245,8 +239,7 @@ def residual_map(
     """
     if not points.is_box:
         raise ValueError("the best plane is that of a box grid; a list of points has no planes, use residual_volume")
-    precision = precision or residual_precision(u.shape[-1])
-    device = _check(u, v, points, precision)
+    device = _check(u, v, points)
     best, plane = best_and_plane((u.shape[0], *points.shape[:2]), torch.float32, device)
     _evaluate((u, v), points, epilogue, (best, plane, None), precision, device)
     return best, plane
@@ -256,8 +249,7 @@ def residual_volume(
     u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, *, precision: str | None = None
 ) -> Tensor:
     """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`residual_map`."""
-    precision = precision or residual_precision(u.shape[-1])
-    device = _check(u, v, points, precision)
+    device = _check(u, v, points)
     shape = (points.shape[2], *points.shape[:2]) if points.is_box else points.shape
     volume = torch.empty((u.shape[0], *shape), dtype=torch.float32, device=device)
     outputs = (unused(u, torch.float32), unused(u, torch.int32), volume)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .dense import DensePoints
 from .device import load_complex, load_points, plus_conjugate_product, sincos_turns, steering_turns, store_complex
-from .launch import check_extent, check_operands, check_precision, default_precision, on_device
+from .launch import check_extent, check_operands, dot_precision, on_device
 from .weights import PointWeights, load_weight
 
 _PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -162,8 +162,7 @@ def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: st
 
     -> (B, N, N)
     """
-    precision = precision or default_precision()
-    check_precision(precision)
+    precision = dot_precision(precision)
     weights.check_shape(points.shape)
     check_extent(points=points.direction.shape[1], matrix=2 * points.positions.shape[1] ** 2)
     device = check_operands(synthesis_kernel, **weights.tensors(), positions=points.positions)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -73,24 +74,18 @@ def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None
             raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
 
 
+@dataclass(frozen=True)
 class SensingOperator:
-    """Phi_l = H diag(c_l) of every snapshot, applied without forming any of them.
+    """Phi_l = H diag(c_l) of every snapshot, applied without forming any of them."""
 
-    codes (..., L, N), channel (..., M, N)
-    """
-
-    def __init__(self, codes: Tensor, channel: Tensor) -> None:
-        check_measurements(None, codes, channel)
-        self.codes = codes
-        self.channel = channel
+    codes: Tensor  # (..., L, N)
+    channel: Tensor  # (..., M, N)
 
     def apply(self, x: Tensor) -> Tensor:
         """What the antennas see of what falls on the surface: y_l = H (c_l x_l).
 
         x (..., L, N) -> (..., L, M)
         """
-        if x.shape[-2:] != self.codes.shape[-2:]:
-            raise ShapeError(f"x must have shape (.., L, N) = {tuple(self.codes.shape)}, got {tuple(x.shape)}")
         return (self.codes * x) @ self.channel.mT
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -98,9 +93,6 @@ class SensingOperator:
 
         y (..., L, M) -> (..., L, N)
         """
-        expected = (self.codes.shape[-2], self.channel.shape[-2])
-        if y.shape[-2:] != expected:
-            raise ShapeError(f"y must have shape (.., L, M) = (.., {expected[0]}, {expected[1]}), got {tuple(y.shape)}")
         return self.codes.conj() * (y @ self.channel.conj())
 
     def project(self, factor: Tensor) -> Tensor:
@@ -108,10 +100,6 @@ class SensingOperator:
 
         factor (..., N, K) -> (..., L, M, K)
         """
-        if factor.shape[-2] != self.codes.shape[-1]:
-            raise ShapeError(
-                f"factor must have shape (.., N, K), N = {self.codes.shape[-1]}, got {tuple(factor.shape)}"
-            )
         m, k = self.channel.shape[-2], factor.shape[-1]
         # [.., N, M, 1] * [.., N, 1, K]: one GEMM over N instead of a stack of L x N x K
         pairs = self.channel.mT[..., :, None] * factor[..., :, None, :]

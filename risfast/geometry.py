@@ -312,7 +312,7 @@ class Region:
                 raise ValueError(f"{name} must be a pair (low, high), got {getattr(self, name)!r}") from None
             if math.isnan(low) or math.isnan(high):
                 raise ValueError(f"{name} must be a pair of numbers, got {(low, high)}")
-            if name != "range_m" and max(abs(low), abs(high)) > limit + 1e-9:
+            if max(abs(low), abs(high)) > limit + 1e-9:
                 raise ValueError(
                     f"{name} must lie within +-{limit:.4g} rad, got ({low:g}, {high:g}); is it in degrees? "
                     "(math.radians converts)"
@@ -383,9 +383,8 @@ class Region:
 
     def bounds(self) -> tuple[Tensor, Tensor]:
         """Corners [3] of the region in (azimuth, elevation, 1/range), float64."""
-        (az, el), rho = (self.azimuth_rad, self.elevation_rad), self.inverse_range
-        low, high = ([axis[i] for axis in (az, el, rho)] for i in (0, 1))
-        return torch.tensor(low, dtype=torch.float64), torch.tensor(high, dtype=torch.float64)
+        ends = torch.tensor([self.azimuth_rad, self.elevation_rad, self.inverse_range], dtype=torch.float64)
+        return ends[:, 0].clone(), ends[:, 1].clone()
 
     def at_edge(self, position: Tensor) -> Tensor:
         """Which positions lie on an end of an interval: not fixed coordinates, not a full circle, not the far field.
@@ -418,7 +417,6 @@ def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
     # The direction points to the right of a viewer on the z axis, the normal to the front (or right, or up).
     centred = positions_m - positions_m.mean(0)
     _, size, directions = torch.linalg.svd(centred, full_matrices=False)
-    size = torch.cat([size, size.new_zeros(3 - len(size))]) if len(size) < 3 else size
     rank = int((size > 1e-6 * size[0]).sum())
     if rank == 2:
         axis = torch.linalg.cross(directions[0], directions[1])
@@ -460,18 +458,17 @@ class SearchGrid:
 
     def __post_init__(self) -> None:
         """Check, copy and freeze."""
-        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi / 2)):
-            axis = _axis(getattr(self, name), name)
+        limits = {"azimuth_rad": 2 * math.pi, "elevation_rad": math.pi / 2, "range_m": math.inf}
+        for name, limit in limits.items():
+            axis = _axis(getattr(self, name), name, infinite=name == "range_m")
             if float(axis.abs().max()) > limit + 1e-9:
                 raise ValueError(
                     f"{name} must lie within +-{limit:.4g} rad, got up to {float(axis.abs().max()):.4g}; "
                     "is it in degrees?"
                 )
             object.__setattr__(self, name, axis)
-        range_m = _axis(self.range_m, "range_m", infinite=True)
-        if float(range_m[0]) <= 0:
-            raise ValueError(f"range_m must be positive, got {float(range_m[0]):g}")
-        object.__setattr__(self, "range_m", range_m)
+        if float(self.range_m[0]) <= 0:
+            raise ValueError(f"range_m must be positive, got {float(self.range_m[0]):g}")
 
     @classmethod
     def box(
@@ -497,9 +494,8 @@ class SearchGrid:
         ShapeError, ValueError
             As for the axes of :class:`SearchGrid`.
         """
-        return cls(
-            _symmetric_axis(n_azimuth, azimuth_max_rad), _symmetric_axis(n_elevation, elevation_max_rad), range_m
-        )
+        azimuth = uniform_axis(-azimuth_max_rad, azimuth_max_rad, n_azimuth)
+        return cls(azimuth, uniform_axis(-elevation_max_rad, elevation_max_rad, n_elevation), range_m)
 
     @classmethod
     def reference(cls) -> SearchGrid:
@@ -548,12 +544,17 @@ class SearchGrid:
         )
 
 
-def _symmetric_axis(count: int, limit: float) -> Tensor:
-    """``count`` points over +-limit, exactly antisymmetric (linspace is not, in the last bit)."""
-    if count == 1:
-        return torch.zeros(1, dtype=torch.float64)
+def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -> Tensor:
+    """``count`` values from end to end, float64; exactly antisymmetric where the ends are."""
+    # ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
+    if 1 <= count <= 1 + closed or high == low:
+        return torch.tensor([(low + high) / 2], dtype=torch.float64)
+    if closed:
+        count, inset = count - 1, (high - low) / (count - 1) / 2
+        low, high = low + inset, high - inset
+    middle, half = (low + high) / 2, (high - low) / 2
     steps = torch.arange(count, dtype=torch.float64) * 2 - (count - 1)
-    return steps / (count - 1) * limit
+    return middle + steps / (count - 1) * half
 
 
 def direction_cosines(azimuth: Tensor, elevation: Tensor) -> Tensor:

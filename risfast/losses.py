@@ -4,18 +4,15 @@ Every term takes a batch and gives one number a scene, (B,), zero at perfection;
 Scenes may hold different numbers of sources: absent ones are masked, or zero columns of a factor, and a scene without
 any adds nothing to a term that compares with sources. Gradients are finite wherever the inputs are, corners included;
 inputs that are not finite make the term of their scene so, for the training loop to see.
-
-Terms between sets of positions live in ``risfast.losses``, those of maps in ``risfast.losses``; all are offered
-here.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -25,7 +22,7 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid, direction_cosines
 from risfast.models.atoms import RangeCells
-from risfast.models.base import CovarianceEstimate
+from risfast.models.base import CovarianceEstimate, SourceMap
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.steering import Wavefront, steering_vectors
@@ -234,28 +231,6 @@ def blob_heatmap(
     return torch.cat([blob, empty], 1).amax(1).to(position.dtype)
 
 
-def intensity_nll(log_intensity: Tensor, expected_counts: Tensor) -> Tensor:
-    """Negative log-likelihood of a Poisson point process, above its least value for these counts.
-
-    log_intensity (B, G) or (B, ...) -> (B,)
-    """
-    # sum_g exp(z_g) - t_g z_g - (t_g - t_g ln t_g): the likelihood of t_g sources where exp(z_g) are expected, less
-    # what z = ln t attains (0 ln 0 = 0). D. J. Daley, D. Vere-Jones, "An Introduction to the Theory of Point
-    # Processes", 2003, section 7.1.
-    if log_intensity.shape != expected_counts.shape or log_intensity.ndim < 2:
-        raise ShapeError(
-            "log_intensity and expected_counts must share a shape (B, ...), got "
-            f"{tuple(log_intensity.shape)} and {tuple(expected_counts.shape)}"
-        )
-    t = expected_counts.to(log_intensity.dtype)
-    if not bool((t >= 0).all()):
-        raise ValueError("expected_counts must be >= 0 and not NaN")
-    occupied = t > 0
-    z = torch.where(occupied, log_intensity, torch.zeros_like(log_intensity))  # 0 * -inf must not arise
-    surprise = torch.where(occupied, t * (z - torch.where(occupied, t, torch.ones_like(t)).log()), torch.zeros_like(z))
-    return (log_intensity.exp() - t - surprise).flatten(1).sum(1)
-
-
 # Added to the Gram matrix of unit steering vectors: the projector stays right to this for sources that coincide.
 _GRAM_JITTER = 1e-10
 # Share of the squared trace below which the off-diagonal energy that could be there is too small to judge.
@@ -295,25 +270,6 @@ def _unit_scale(factor: Tensor) -> Tensor:
 def _positive(x: Tensor) -> Tensor:
     """x, or 1 where it is 0: a divisor that spoils neither value nor gradient."""
     return torch.where(x == 0, torch.ones_like(x), x)
-
-
-def covariance_nmse(
-    covariance: Tensor, target: Tensor, *, diagonal_weight: float = 1.0, off_diagonal_weight: float = 1.0
-) -> Tensor:
-    """Normalised squared error of a covariance: sum w |R - R_true|^2 / sum w |R_true|^2.
-
-    covariance, target (B, N, N) -> (B,)
-    """
-    _check_matrices(covariance, target, ("covariance", "target"), square=True)
-    if not (0 <= diagonal_weight < math.inf and 0 <= off_diagonal_weight < math.inf):
-        raise ValueError(f"the weights must be finite and >= 0, got {diagonal_weight!r} and {off_diagonal_weight!r}")
-    if diagonal_weight == off_diagonal_weight == 0:
-        raise ValueError("diagonal_weight and off_diagonal_weight are both 0: nothing is left to compare")
-    eye = torch.eye(target.shape[-1], dtype=target.real.dtype, device=target.device)
-    weight = off_diagonal_weight + (diagonal_weight - off_diagonal_weight) * eye
-    energy = (weight * _squared(target)).sum((1, 2))
-    error = (weight * _squared(covariance - target)).sum((1, 2))
-    return torch.where(energy > 0, error / _positive(energy), torch.zeros_like(error))
 
 
 def factor_nmse(F_hat: Tensor, F_true: Tensor) -> Tensor:
@@ -435,22 +391,6 @@ def _rings(position: Tensor, mask: Tensor, ring_rad: Sequence[float]) -> tuple[T
     return torch.cat([where[:, :, None], ring], 2), mask[..., None] & ~occupied.any(-1)
 
 
-def total_loss(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor:
-    """Weighted sum of the terms, averaged over the batch: sum_i w_i mean_b term_i[b].
-
-    terms (B,)
-    """
-    if set(terms) != set(weights):
-        raise ValueError(f"terms and weights must name the same, got {sorted(terms)} and {sorted(weights)}")
-    if not all(0 <= w < math.inf for w in weights.values()) or not any(weights.values()):
-        raise ValueError(f"weights must be finite, >= 0 and not all 0, got {dict(weights)}")
-    sizes = {name: tuple(term.shape) for name, term in terms.items()}
-    if len(set(sizes.values())) != 1 or any(len(size) != 1 or size[0] == 0 for size in sizes.values()):
-        raise ShapeError(f"terms must all have one shape (B,), B >= 1, got {sizes}")
-    parts = [weights[name] * term.mean() for name, term in terms.items() if weights[name] > 0]
-    return torch.stack(parts).sum()
-
-
 @dataclass(frozen=True)
 class ObjectiveOptions:
     """Weights of the terms."""
@@ -483,16 +423,13 @@ class BackboneObjective:
     def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
         """Compare an estimate with the truth of the scenes; in float32."""
         parts = {"nmse": factor_nmse(estimate.factor, scenes.true_factor().to(estimate.factor.dtype)).mean()}
-        total = self.options.nmse * parts["nmse"]
         if estimate.sources is not None and self.cells is not None:
-            parts |= _count_terms(estimate.sources.log_intensity, estimate.sources.offset, scenes, self.cells)
-            total = total + self.options.intensity * parts["intensity"] + self.options.offset * parts["offset"]
+            parts |= _count_terms(estimate.sources, scenes, self.cells)
         positions = getattr(estimate, "positions", None)
         if positions is not None:
             where, scale = scenes.position.to(positions.dtype), _scale(scenes.config.setup)
             parts["position"] = position_huber(positions, where, scenes.mask, scale=scale).mean()
-            total = total + self.options.position * parts["position"]
-        return Terms(total, parts)
+        return Terms(reduce(torch.add, (getattr(self.options, name) * term for name, term in parts.items())), parts)
 
 
 def _scale(setup: Setup) -> tuple[float, float, float]:
@@ -501,18 +438,18 @@ def _scale(setup: Setup) -> tuple[float, float, float]:
     return azimuth, elevation, r / (setup.region.range_m[1] / 2)
 
 
-def _count_terms(log_intensity: Tensor, offset: Tensor, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:
+def _count_terms(found: SourceMap, scenes: Scenes, cells: RangeCells) -> dict[str, Tensor]:
     """Negative log-likelihood of a Poisson process (mean over scenes) and offset loss (mean over scenes of the mean
     over sources).
     """
     # -log p = sum_g exp(z_g) - sum_k z_(cell of k), up to a constant: smallest where exp(z) is the expected count.
     target = cells.targets(scenes.position)
-    z = log_intensity.float().flatten(1)
+    z = found.log_intensity.float().flatten(1)
     here = scenes.mask.to(z.dtype)
     likelihood = z.exp().sum(1) - (z.gather(1, target.cell) * here).sum(1)
     n_cells = len(cells)
     atom = target.cell // n_cells * cells.axes.n_range + target.cell % n_cells // cells.per_atom
-    at = offset.float().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
+    at = found.offset.float().flatten(1, 3).gather(1, atom[..., None].expand(-1, -1, 2))
     error = nn.functional.smooth_l1_loss(at, target.offset.to(at.device), beta=0.1, reduction="none").sum(-1)
     per_scene = (error * here).sum(1) / here.sum(1).clamp_min(1)
     return {"intensity": likelihood.mean(), "offset": per_scene.mean()}

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.geometry import Region, SearchGrid, SensorArray, uniform_axis
 from risfast.steering import Wavefront, check_wavefront
 
 _ANGLE_RAD = math.radians(5.0)
@@ -40,15 +40,12 @@ class Tolerance:
 
     def __post_init__(self) -> None:
         """Check the signs and the unit of the angles."""
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi), ("range_m", math.inf)):
+            value = getattr(self, name)
             if not value >= 0:
-                raise ValueError(f"{item.name} must be at least 0, got {value!r}")
-        for name, limit in (("azimuth_rad", 2 * math.pi), ("elevation_rad", math.pi)):
-            if getattr(self, name) > limit + 1e-9:
-                raise ValueError(
-                    f"{name} must be at most {limit:.4g} rad, got {getattr(self, name)!r}; is it in degrees?"
-                )
+                raise ValueError(f"{name} must be at least 0, got {value!r}")
+            if value > limit + 1e-9:
+                raise ValueError(f"{name} must be at most {limit:.4g} rad, got {value!r}; is it in degrees?")
 
     @classmethod
     def of(cls, wavelength_m: float, wavefront: str = "spherical") -> Tolerance:
@@ -232,16 +229,8 @@ class Setup:
             fewer = max(counts[short] / math.sqrt(excess), 1.0)
             counts[long] = max(math.floor(counts[long] / (excess * fewer / counts[short])), 1)
             counts[short] = math.floor(fewer)
-        azimuth, elevation = (
-            uniform_axis(low, high, count, closed=closed)
-            for (low, high), count, closed in zip(
-                (self.region.azimuth_rad, self.region.elevation_rad),
-                counts,
-                (self.region.full_circle, False),
-                strict=True,
-            )
-        )
-        return SearchGrid(azimuth, elevation, planes)
+        azimuth = uniform_axis(*self.region.azimuth_rad, counts[0], closed=self.region.full_circle)
+        return SearchGrid(azimuth, uniform_axis(*self.region.elevation_rad, counts[1]), planes)
 
     def range_planes(self, phase_rad: float) -> Tensor:
         """Ranges [G_r], increasing and uniform in 1/range from end to end, so that curvature changes by a phase.
@@ -300,31 +289,12 @@ class Setup:
         expected = {"format", *(f.name for f in fields(cls))}
         if set(description) != expected:
             raise ValueError(f"setup: missing or unknown fields: {', '.join(sorted(set(description) ^ expected))}")
-        region, tolerance = (_numbers(description, name, kind) for name, kind in _PARTS.items())
-        return cls(
-            array_from_json(description["array"]),
-            Region(**region),
-            description["wavefront"],
-            description["sampling"],
-            description["speed_m_s"],
-            Tolerance(**tolerance),
-        )
-
-
-_PARTS: dict[str, type] = {"region": Region, "tolerance": Tolerance}
-
-
-def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -> Tensor:
-    """``count`` values from end to end, float64; exactly antisymmetric where the ends are."""
-    # ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
-    if count <= 1 + closed or high == low:
-        return torch.tensor([(low + high) / 2], dtype=torch.float64)
-    if closed:
-        count, inset = count - 1, (high - low) / (count - 1) / 2
-        low, high = low + inset, high - inset
-    middle, half = (low + high) / 2, (high - low) / 2
-    steps = torch.arange(count, dtype=torch.float64) * 2 - (count - 1)
-    return middle + steps / (count - 1) * half
+        parts: dict[str, Any] = {
+            "array": array_from_json(description["array"]),
+            "region": Region(**_numbers(description, "region", Region)),
+            "tolerance": Tolerance(**_numbers(description, "tolerance", Tolerance)),
+        }
+        return cls(**parts, **{name: description[name] for name in ("wavefront", "sampling", "speed_m_s")})
 
 
 def _to_json(value: float) -> float | str:
@@ -352,21 +322,16 @@ def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str,
 
 def array_to_json(array: SensorArray) -> dict[str, Any]:
     """Description of an array that :func:`array_from_json` turns back into the same one, to the last bit."""
-    lattice = array.lattice
+    lattice, wavelength = array.lattice, {"wavelength_m": array.wavelength_m}
     if lattice is not None:
         # the spacing that was asked for is the lattice's only up to rounding, so look for it among short decimals too
         for spacing in (lattice.spacing_h_m, lattice.spacing_v_m, round(lattice.spacing_h_m, 9)):
             if not spacing > 0:
                 continue
-            built = SensorArray.rectangular(lattice.n_h, lattice.n_v, spacing, array.wavelength_m)
-            if built == array:
-                return {
-                    "n_h": lattice.n_h,
-                    "n_v": lattice.n_v,
-                    "spacing_m": spacing,
-                    "wavelength_m": array.wavelength_m,
-                }
-    return {"positions_m": array.positions_m.tolist(), "wavelength_m": array.wavelength_m}
+            sides: dict[str, Any] = {"n_h": lattice.n_h, "n_v": lattice.n_v, "spacing_m": spacing, **wavelength}
+            if SensorArray.rectangular(**sides) == array:
+                return sides
+    return {"positions_m": array.positions_m.tolist(), **wavelength}
 
 
 def array_from_json(description: Mapping[str, Any]) -> SensorArray:

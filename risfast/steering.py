@@ -11,6 +11,8 @@ from risfast.geometry import PlanarArray, direction_cosines
 
 Wavefront = Literal["spherical", "fresnel", "planar"]
 WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
+# Those whose phase is a polynomial of the element's position, which the lag method needs.
+LAG_WAVEFRONTS = ("fresnel", "planar")
 
 
 def check_wavefront(wavefront: str) -> None:
@@ -40,6 +42,8 @@ def steering_phase(
     r = range_m[..., None]  # [..., 1]
     if wavefront == "fresnel":
         return wavenumber * (projection - squared / (2 * r))
+    if wavefront != "spherical":
+        raise ValueError(f"wavefront {wavefront!r} has no phase")
     r = r.clamp_max(farthest(r.dtype))
     numerator = 2 * r * projection - squared  # r^2 - d^2
     distance = (r * r - numerator).clamp_min(0).sqrt()

@@ -12,11 +12,9 @@ from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.losses import (
     capon_peak_contrast,
-    covariance_nmse,
     factor_nmse,
     orthogonality,
     subspace_alignment,
-    total_loss,
 )
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
@@ -53,35 +51,6 @@ def gradient_of(loss, x):
 def assert_finite(value, gradient):
     assert bool(torch.isfinite(value).all())
     assert bool(torch.isfinite(torch.view_as_real(gradient) if gradient.is_complex() else gradient).all())
-
-
-# covariance_nmse
-
-
-@pytest.mark.parametrize("weights", [(1.0, 1.0), (0.0, 1.0), (1.0, 0.0), (0.3, 2.0)])
-def test_covariance_nmse_is_the_weighted_formula(weights):
-    rng = np.random.default_rng(5)
-    R, T = oracles.hermitian(rng, 3, 7), oracles.hermitian(rng, 3, 7)
-    w = np.full((7, 7), weights[1])
-    np.fill_diagonal(w, weights[0])
-    expected = [np.sum(w * abs(r - t) ** 2) / np.sum(w * abs(t) ** 2) for r, t in zip(R, T, strict=True)]
-    value = covariance_nmse(
-        torch.from_numpy(R), torch.from_numpy(T), diagonal_weight=weights[0], off_diagonal_weight=weights[1]
-    )
-    np.testing.assert_allclose(value, expected, rtol=1e-12)
-
-
-def test_covariance_nmse_is_zero_at_the_target_and_one_for_nothing():
-    R = effective_covariance(covariance_from_factor(random_factor(1, 4, 9, 2)), snr_db=5.0)
-    assert bool((covariance_nmse(R, R) == 0).all())
-    torch.testing.assert_close(covariance_nmse(torch.zeros_like(R), R), torch.ones(4, dtype=torch.float64))
-
-
-def test_covariance_nmse_of_a_zero_target_is_zero_and_pulls_nowhere():
-    R = covariance_from_factor(random_factor(2, 2, 6, 2))
-    value, gradient = gradient_of(lambda r: covariance_nmse(r, torch.zeros_like(R)), R)
-    assert bool((value == 0).all())
-    assert bool((gradient == 0).all())
 
 
 # factor_nmse
@@ -371,24 +340,6 @@ def test_a_matrix_that_is_not_definite_gives_nan_for_its_scene_alone():
     assert torch.isnan(value).tolist() == [False, True]
 
 
-# total_loss
-
-
-def test_total_loss_is_the_weighted_sum_of_means():
-    terms = {"a": torch.tensor([1.0, 3.0]), "b": torch.tensor([0.5, 0.5]), "c": torch.tensor([math.nan, math.nan])}
-    assert float(total_loss(terms, {"a": 2.0, "b": 0.1, "c": 0.0})) == pytest.approx(4.05)
-
-
-def test_total_loss_of_perfect_terms_is_zero_and_gradients_reach_each_term():
-    a, b = (torch.zeros(3, requires_grad=True) for _ in range(2))
-    value = total_loss({"a": a, "b": b}, {"a": 1.0, "b": 3.0})
-    assert float(value.detach()) == 0
-    value.backward()
-    torch.testing.assert_close(a.grad, torch.full((3,), 1 / 3))
-    torch.testing.assert_close(b.grad, torch.ones(3))
-
-
-ONE, TWO = torch.zeros(1), torch.zeros(2)
 EYE = torch.eye(144, dtype=torch.complex64)[None]
 FACTOR = torch.ones(1, 144, 2, dtype=torch.complex64)
 PLACE, HERE = positions_of((20, 5, 2.0))
@@ -397,22 +348,15 @@ PLACE, HERE = positions_of((20, 5, 2.0))
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: total_loss({"a": ONE}, {"b": 1.0}), ValueError, r"name the same.*\['a'\].*\['b'\]"),
-        (lambda: total_loss({"a": ONE}, {"a": -1.0}), ValueError, "weights must be"),
-        (lambda: total_loss({"a": ONE}, {"a": 0.0}), ValueError, "weights must be"),
-        (lambda: total_loss({}, {}), ValueError, "weights must be"),
-        (lambda: total_loss({"a": ONE, "b": TWO}, {"a": 1.0, "b": 1.0}), ShapeError, "one shape"),
-        (lambda: total_loss({"a": TWO[:0]}, {"a": 1.0}), ShapeError, "one shape"),
-        (lambda: covariance_nmse(EYE.real, EYE), TypeError, "covariance must be complex"),
-        (lambda: covariance_nmse(EYE, EYE[0]), ShapeError, r"target must have shape \(B, N, N\)"),
-        (lambda: covariance_nmse(FACTOR, EYE), ShapeError, r"covariance must have shape \(B, N, N\)"),
-        (lambda: covariance_nmse(EYE, EYE.expand(2, -1, -1)), ShapeError, "share B and N"),
-        (lambda: covariance_nmse(EYE, EYE, diagonal_weight=-1), ValueError, "weights must be"),
-        (lambda: covariance_nmse(EYE, EYE, diagonal_weight=0, off_diagonal_weight=0), ValueError, "both 0"),
         (lambda: factor_nmse(FACTOR[:, :9], FACTOR), ShapeError, "F_hat and F_true must share"),
         (lambda: factor_nmse(FACTOR, FACTOR.real), TypeError, "F_true must be complex"),
         (lambda: subspace_alignment(FACTOR[0], FACTOR), ShapeError, "F_hat must have shape"),
         (lambda: orthogonality(FACTOR.real), TypeError, "F_hat must be complex"),
+        (
+            lambda: capon_peak_contrast(FACTOR, SURFACE, PLACE, HERE),
+            ShapeError,
+            r"covariance must have shape \(B, N, N\)",
+        ),
         (lambda: capon_peak_contrast(EYE[:, :9, :9], SURFACE, PLACE, HERE), ShapeError, "N = 144"),
         (lambda: capon_peak_contrast(EYE, SURFACE, PLACE, HERE, loading=0), ValueError, "loading"),
         (lambda: capon_peak_contrast(EYE, SURFACE, PLACE, HERE, margin_db=0), ValueError, "margin_db"),

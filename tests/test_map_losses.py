@@ -1,4 +1,4 @@
-"""Losses of maps: focal, Poisson, and the blobs that maps are held to."""
+"""Losses of maps: focal, and the blobs that maps are held to."""
 
 import math
 
@@ -8,7 +8,7 @@ import torch
 
 from risfast.errors import ShapeError
 from risfast.geometry import SearchGrid
-from risfast.losses import blob_heatmap, focal_heatmap, intensity_nll
+from risfast.losses import blob_heatmap, focal_heatmap
 
 GRID = SearchGrid.training()
 RNG = np.random.default_rng(77)
@@ -115,54 +115,6 @@ def test_neither_the_order_of_sources_nor_identical_or_masked_ones_change_the_bl
     assert torch.equal(blob_heatmap(other, torch.arange(5)[None] < 3, GRID), heat)
 
 
-# intensity_nll
-
-
-def test_intensity_nll_is_the_poisson_likelihood_above_its_least():
-    z, t = RNG.normal(size=(4, 30)), RNG.poisson(0.3, size=(4, 30)).astype(float)
-    expected = []
-    for log_rate, count in zip(z, t, strict=True):
-        nll = np.sum(np.exp(log_rate)) - np.sum(count * log_rate)
-        least = sum(c - c * math.log(c) for c in count if c > 0)
-        expected.append(nll - least)
-    np.testing.assert_allclose(intensity_nll(torch.from_numpy(z), torch.from_numpy(t)), expected, rtol=1e-12)
-
-
-def test_intensity_nll_is_zero_at_the_counts_soft_or_hard_and_least_there():
-    t = torch.tensor([[1.0, 0.25, 0.75, 0.0, 2.0]], dtype=torch.float64)
-    value, gradient = gradient_of(lambda z: intensity_nll(z, t), t.log())
-    assert float(value) == pytest.approx(0, abs=1e-15)
-    torch.testing.assert_close(gradient, torch.zeros_like(t), atol=1e-15, rtol=0)
-    for seed in range(5):
-        step = 0.3 * torch.randn(1, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        assert float(intensity_nll((t.log() + step).clamp_min(-20), t)) > 0
-
-
-def test_intensity_nll_is_one_where_one_source_too_many_is_expected():
-    # nothing there and one expected in all; and one there, e^d expected with e^d - 1 - d = 1
-    assert float(intensity_nll(torch.full((1, 8), -math.log(8)), torch.zeros(1, 8))) == pytest.approx(1.0)
-    step = 1.0
-    for _ in range(50):
-        step = math.log(2 + step)
-    one = torch.tensor([[step]], dtype=torch.float64)
-    assert float(intensity_nll(one, torch.ones_like(one))) == pytest.approx(1.0)
-
-
-def test_intensity_nll_is_finite_at_impossible_cells_and_tiny_counts():
-    z = torch.tensor([[-math.inf, -200.0, 0.0, 30.0, 0.0]])
-    t = torch.tensor([[0.0, 1.0, 1e-42, 0.0, 1e-30]])
-    value, gradient = gradient_of(lambda x: intensity_nll(x, t), z)
-    assert bool(torch.isfinite(value).all())
-    assert bool(torch.isfinite(gradient).all())
-
-
-def test_intensity_nll_takes_maps_and_does_not_depend_on_the_order_of_cells():
-    z, t = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, 5, dtype=torch.float64).round()
-    order = torch.randperm(60)
-    shuffled = intensity_nll(z.flatten(1)[:, order], t.flatten(1)[:, order])
-    torch.testing.assert_close(intensity_nll(z, t), shuffled)
-
-
 MAP = torch.zeros(1, 2, 3)
 PLACE, HERE = scene_of((0.0, 0.0, 1.0))
 
@@ -175,9 +127,6 @@ PLACE, HERE = scene_of((0.0, 0.0, 1.0))
         (lambda: focal_heatmap(MAP, MAP, gamma=0.5), ValueError, "gamma"),
         (lambda: focal_heatmap(MAP, MAP - 0.1), ValueError, "target must lie"),
         (lambda: focal_heatmap(MAP, MAP + math.nan), ValueError, "target must lie"),
-        (lambda: intensity_nll(MAP, MAP[..., :1]), ShapeError, "share a shape"),
-        (lambda: intensity_nll(MAP, MAP - 1), ValueError, "expected_counts"),
-        (lambda: intensity_nll(MAP, MAP + math.nan), ValueError, "expected_counts"),
         (lambda: blob_heatmap(PLACE, HERE, GRID, sigma_rad=(0.0, 1.0)), ValueError, "sigma_rad"),
         (lambda: blob_heatmap(PLACE[..., :2], HERE, GRID), ShapeError, "position must have shape"),
         (lambda: blob_heatmap(PLACE, HERE[0], GRID), ShapeError, "mask must have shape"),

@@ -12,9 +12,9 @@ import oracles
 import pytest
 import torch
 
-from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.geometry import Region, SearchGrid, SensorArray, uniform_axis
 from risfast.models.atoms import AtomAxes, RangeCells
-from risfast.setup import Setup, Tolerance, uniform_axis
+from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig
 
 HALF, FULL = (-math.pi / 2, math.pi / 2), (-math.pi, math.pi)

@@ -13,10 +13,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +25,7 @@ from risfast.cli.options import Command, Common, Flat, Opt
 from risfast.cli.progress import ProgressBar
 from risfast.errors import FileFormatError
 from risfast.geometry import SearchGrid, SensorArray
+from risfast.io.durable import replace_file
 from risfast.ops import (
     analysis,
     bartlett_spectrum,
@@ -112,12 +113,11 @@ def _versions() -> Iterator[Check]:
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         yield Check("python", "fail", platform.python_version(), "risfast is made for Python 3.11 to 3.13")
     versions = {package: _version_of(package) for package in _REQUIRED}
-    missing = [package for package, version in versions.items() if version is None]
-    found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    missing = " ".join(package for package, version in versions.items() if version is None)
     if missing:
-        yield Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
+        yield Check("packages", "fail", f"{missing.replace(' ', ', ')} missing", f"pip install {missing}")
     else:
-        yield Check("packages", "well", found)
+        yield Check("packages", "well", ", ".join(f"{package} {version}" for package, version in versions.items()))
     numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
     if not (2, 11) <= numbers < (2, 14):
         yield Check("torch", "fail", torch.__version__, "pip install 'torch>=2.11,<2.14'")
@@ -179,116 +179,80 @@ def _device_found(name: str) -> Check:
     return Check(f"device {name}", "well", found)
 
 
-def _problem() -> tuple[SensorArray, SearchGrid, Tensor, Tensor]:
-    """A small array and grid, a factor F (N, 2) of two sources, and R = F F^H + noise, complex128."""
-    array = SensorArray.rectangular(6, 6)
-    grid = SearchGrid.box(13, 9, (0.8, 2.0, 6.0), math.radians(50), math.radians(25))
-    points = np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])
-    factor = torch.from_numpy(_steering(array, points).T.copy())
-    covariance = factor @ factor.mH + 0.1 * torch.eye(array.n_elements)
-    return array, grid, factor, covariance
-
-
-def _steering(array: SensorArray, points: np.ndarray) -> np.ndarray:
+def _steering(array: SensorArray, points: Tensor) -> Tensor:
     """exp(j k (r - d)) in float64, straight from the formula: independent of the operators that are checked."""
-    azimuth, elevation, r = points.reshape(-1, 3).T
-    source = r[:, None] * np.stack(
-        [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)], -1
-    )
-    distance = np.linalg.norm(source[:, None] - array.positions_m.numpy(), axis=-1)
-    vectors: np.ndarray = np.exp(1j * array.wavenumber * (r[:, None] - distance))
-    return vectors
+    azimuth, elevation, r = points.reshape(-1, 3).double().unbind(-1)
+    direction = torch.stack([azimuth.sin() * elevation.cos(), elevation.sin(), azimuth.cos() * elevation.cos()], -1)
+    distance = (r[:, None, None] * direction[:, None] - array.positions_m).norm(dim=-1)
+    return torch.exp(1j * array.wavenumber * (r[:, None] - distance))
 
 
-def _expected(array: SensorArray, grid: SearchGrid, factor: Tensor, covariance: Tensor) -> dict[str, np.ndarray]:
-    """Every map in float64, by the definitions."""
-    vectors = _steering(array, grid.points().numpy())
-    n = array.n_elements
-
-    def form(matrix: np.ndarray) -> np.ndarray:
-        values: np.ndarray = np.einsum("gn,nm,gm->g", vectors.conj(), matrix, vectors).real.reshape(grid.shape)
-        return values
-
-    def capon(R: np.ndarray) -> np.ndarray:
-        return n / form(np.linalg.inv(R + 1e-2 * np.trace(R).real / n * np.eye(n)))
-
-    F, R = factor.numpy(), covariance.numpy()
-    _, basis = np.linalg.eigh(R)
-    noise = basis[:, :-2]
-    return {
-        "mvdr_spectrum": capon(R),
-        "mvdr_spectrum_lowrank": capon(F @ F.conj().T),
-        "bartlett_spectrum": form(R) / n**2,
-        "music_spectrum": n / form(noise @ noise.conj().T),
-        "analysis": form(R),
-    }
+_SOURCES = torch.tensor([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]], dtype=torch.float64)
 
 
-def _calls(device: str) -> dict[str, Callable[[], Tensor]]:
-    array, grid, factor, covariance = _problem()
-    F, R = (values.to(device, torch.complex64)[None] for values in (factor, covariance))
-    return {
-        "mvdr_spectrum": lambda: mvdr_spectrum(R, array, grid, reduce="none"),
-        "mvdr_spectrum_lowrank": lambda: mvdr_spectrum_lowrank(F, array, grid, reduce="none"),
-        "bartlett_spectrum": lambda: bartlett_spectrum(R, array, grid, reduce="none"),
-        "music_spectrum": lambda: music_spectrum(R, array, grid, n_sources=2, reduce="none"),
-        "analysis": lambda: analysis(R, array, grid),
-    }
+def _attempt(label: str, device: str, look: Callable[[], tuple[bool, str]]) -> Check:
+    """Whether what was run is right, and what was found."""
+    try:
+        right, found = look()
+    except _ERRORS as error:
+        right, found = False, " ".join(str(error).split())[:200]
+    return Check(f"{label} on {device}", "well" if right else "fail", found, "" if right else _mend(device))
 
 
 def _operators(device: str) -> Iterator[Check]:
-    """Run each operator and compare with float64; say what computed it."""
-    array, grid, factor, covariance = _problem()
-    expected = _expected(array, grid, factor, covariance)
+    """Run each operator on a small problem and compare with the definition in float64; say what computed it."""
+    array = SensorArray.rectangular(6, 6)
+    grid = SearchGrid.box(13, 9, (0.8, 2.0, 6.0), math.radians(50), math.radians(25))
+    vectors, n = _steering(array, grid.points()), array.n_elements
+    factor = _steering(array, _SOURCES).mT
+    covariance = factor @ factor.mH + 0.1 * torch.eye(n)
+    noise = torch.linalg.eigh(covariance).eigenvectors[:, :-2]
     where = "plain torch" if device == "cpu" or triton_mode() == "0" else "Triton kernels"
-    for name, call in _calls(device).items():
-        label = f"{name} on {device}"
-        try:
-            power = call().cpu().double().numpy()[0]
-        except _ERRORS as error:
-            yield _failed(label, error, device)
-            continue
-        yield _judged(label, power, expected[name], where, device)
-    yield from _others(device, array, grid, torch.from_numpy(expected["mvdr_spectrum"]), where)
 
+    def form(matrix: Tensor) -> Tensor:
+        return ((vectors.conj() @ matrix) * vectors).sum(-1).real.reshape(grid.shape)
 
-def _judged(label: str, power: np.ndarray, expected: np.ndarray, where: str, device: str) -> Check:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        error = float(np.abs(10 * np.log10(power / expected)).max())
-    if not error <= TOLERANCE_DB:  # also for NaN
-        return Check(label, "fail", f"{where}, wrong by up to {error:.3g} dB (allowed {TOLERANCE_DB})", _mend(device))
-    return Check(label, "well", f"{where}, within {error:.1e} dB of float64")
+    def capon(R: Tensor) -> Tensor:
+        return n / form(torch.linalg.inv(R + 1e-2 * R.trace().real / n * torch.eye(n)))
 
+    F, R = (values.to(device, torch.complex64)[None] for values in (factor, covariance))
+    maps: dict[str, tuple[Callable[[], Tensor], Tensor]] = {
+        "mvdr_spectrum": (lambda: mvdr_spectrum(R, array, grid, reduce="none"), capon(covariance)),
+        "mvdr_spectrum_lowrank": (
+            lambda: mvdr_spectrum_lowrank(F, array, grid, reduce="none"),
+            capon(factor @ factor.mH),
+        ),
+        "bartlett_spectrum": (lambda: bartlett_spectrum(R, array, grid, reduce="none"), form(covariance) / n**2),
+        "music_spectrum": (
+            lambda: music_spectrum(R, array, grid, n_sources=2, reduce="none"),
+            n / form(noise @ noise.mH),
+        ),
+        "analysis": (lambda: analysis(R, array, grid), form(covariance)),
+    }
 
-def _others(device: str, array: SensorArray, grid: SearchGrid, volume: Tensor, where: str) -> Iterator[Check]:
-    """Synthesis by its adjointness to analysis, and the maxima by looking at every point."""
-    generator = torch.Generator().manual_seed(0)
-    weights = torch.rand(1, *grid.shape, generator=generator)
-    vectors = torch.from_numpy(_steering(array, grid.points().numpy()))
-    wanted = vectors.mT @ (weights.double().reshape(-1, 1) * vectors.conj())
+    def compared(call: Callable[[], Tensor], expected: Tensor) -> tuple[bool, str]:
+        error = float((10 * (call().cpu().double()[0] / expected).log10()).abs().max())
+        if error <= TOLERANCE_DB:
+            return True, f"{where}, within {error:.1e} dB of float64"
+        return False, f"{where}, wrong by up to {error:.3g} dB (allowed {TOLERANCE_DB})"  # also for NaN
+
+    for name, (call, expected) in maps.items():
+        yield _attempt(name, device, partial(compared, call, expected))
+    volume, weights = maps["mvdr_spectrum"][1], torch.rand(1, *grid.shape, generator=torch.Generator().manual_seed(0))
 
     def adjoint() -> tuple[bool, str]:
+        wanted = vectors.mT @ (weights.double().reshape(-1, 1) * vectors.conj())
         made = synthesis(weights.to(device), array, grid).cpu()[0]
         error = float((made - wanted).abs().max() / wanted.abs().max())
-        return error < 1e-5, f"relative error {error:.1e}"
+        return error < 1e-5, f"{where}, relative error {error:.1e}"
 
     def highest() -> tuple[bool, str]:
-        found = local_maxima_3d(volume[None].float().to(device), window=(3, 3, 3), k=1)
-        place = np.unravel_index(int(volume.float().argmax()), grid.shape)
-        right = tuple(found.index[0, 0].tolist()) == tuple(int(i) for i in place)
-        return right, f"{'finds' if right else 'misses'} the highest point"
+        found = local_maxima_3d(volume[None].float().to(device), window=(3, 3, 3), k=1).index[0, 0].tolist()
+        right = found == [int(i) for i in torch.unravel_index(volume.float().argmax(), grid.shape)]
+        return right, f"{where}, {'finds' if right else 'misses'} the highest point"
 
-    for label, looked in ((f"synthesis on {device}", adjoint), (f"local_maxima_3d on {device}", highest)):
-        try:
-            right, text = looked()
-        except _ERRORS as error:
-            yield _failed(label, error, device)
-            continue
-        yield Check(label, "well" if right else "fail", f"{where}, {text}", "" if right else _mend(device))
-
-
-def _failed(label: str, error: Exception, device: str) -> Check:
-    return Check(label, "fail", " ".join(str(error).split())[:200], _mend(device))
+    yield _attempt("synthesis", device, adjoint)
+    yield _attempt("local_maxima_3d", device, highest)
 
 
 def _mend(device: str) -> str:
@@ -302,28 +266,23 @@ def _mend(device: str) -> str:
 def _speed(device: str) -> Check:
     """Capon maps of the reference system for two seconds."""
     array, grid = SensorArray.rectangular(), SearchGrid.reference()
-    vectors = torch.from_numpy(_steering(array, np.array([[0.3, 0.1, 1.5], [-0.5, -0.2, 3.0]])))
+    vectors = _steering(array, _SOURCES)
     R = (vectors.mT @ vectors.conj() + 0.1 * torch.eye(array.n_elements)).to(device, torch.complex64)[None]
-    label = f"speed on {device}"
 
     def once() -> None:
         mvdr_spectrum(R, array, grid).power.sum().item()  # the sum waits for the device
 
-    try:
+    def timed() -> tuple[bool, str]:
         once()  # plans, tables, kernels
         count, passed, started = 0, 0.0, time.perf_counter()
         while count == 0 or passed < _SPEED_SECONDS:
             once()
             count, passed = count + 1, time.perf_counter() - started
-    except _ERRORS as error:
-        return _failed(label, error, device)
-    method = plan(array, grid).method
-    return Check(
-        label,
-        "well",
-        f"{1e3 * passed / count:.1f} ms a Capon map of 144 elements on {' x '.join(map(str, grid.shape))} points "
-        f"({method}, {torch.get_num_threads()} threads)",
-    )
+        shape, method = " x ".join(map(str, grid.shape)), plan(array, grid).method
+        text = f"{1e3 * passed / count:.1f} ms a Capon map of 144 elements on {shape} points"
+        return True, f"{text} ({method}, {torch.get_num_threads()} threads)"
+
+    return _attempt("speed", device, timed)
 
 
 def _disk(folder: Path) -> Check:
@@ -341,16 +300,11 @@ def _disk(folder: Path) -> Check:
 
 def _writable(folder: Path) -> Check:
     """Write, sync, rename and remove a file, as every result is written."""
-    label = f"writing to {folder}"
+    label, content = f"writing to {folder}", b"risfast" * 1000
     try:
         with tempfile.TemporaryDirectory(prefix=".risfast-doctor-", dir=folder) as place:
-            first = Path(place) / "first"
-            with first.open("wb") as stream:
-                stream.write(b"risfast" * 1000)
-                stream.flush()
-                os.fsync(stream.fileno())
-            second = first.rename(Path(place) / "second")
-            whole = second.read_bytes() == b"risfast" * 1000
+            replace_file(Path(place) / "file", content)
+            whole = (Path(place) / "file").read_bytes() == content
     except OSError as error:
         return Check(label, "fail", error.strerror or str(error), "choose a folder that you may write to (--folder)")
     if not whole:

@@ -116,23 +116,20 @@ _SHORT = {
 
 def _outcome_text(outcome: SuiteOutcome) -> str:
     """The headline figures, and where everything is."""
+    from risfast.report.tables import Sheet  # noqa: PLC0415
+
     lines = []
     for length in dict.fromkeys(row["snapshots"] for row in outcome.headline):
         own = [row for row in outcome.headline if row["snapshots"] == length]
-        methods = list(dict.fromkeys(row["method"] for row in own))
-        lines.append(f"{f'L = {length}':26}{'bound':>10}" + "".join(f"{method:>18}" for method in methods))
+        rows = []
         for name, title in _SHORT.items():
-            cells = {row["method"]: row for row in own if row["name"] == name}
-            bound = cells[methods[0]]["bound"]
-            shown = [_number(bound, name, 10), *(_number(cells[m]["value"], name, 18) for m in methods)]
-            lines.append(f"{title:26}" + "".join(shown))
-        lines.append("")
+            cells = [row for row in own if row["name"] == name]
+            values = [cells[0]["bound"], *(cell["value"] for cell in cells)]
+            digits = 1 if name == "time" else 3
+            rows.append([title, *(f"{value:.{digits}f}" if math.isfinite(value) else "-" for value in values)])
+        methods = dict.fromkeys(row["method"] for row in own)
+        lines += [Sheet([f"L = {length}", "bound", *methods], rows).text(), ""]
     lines += [f"report: {outcome.report}", f"tables: {outcome.tables}"]
     if outcome.exported is not None:
         lines.append(f"copies: {outcome.exported}")
     return "\n".join([*lines, *outcome.notes])
-
-
-def _number(value: float, name: str, width: int) -> str:
-    text = "-" if not math.isfinite(value) else f"{value:.1f}" if name == "time" else f"{value:.3f}"
-    return f"{text:>{width}}"

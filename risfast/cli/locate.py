@@ -67,8 +67,72 @@ class OutputOptions:
             raise ValueError(f"--picture-scene must be from 0 to {scenes - 1}, got {self.picture_scene}")
 
 
+class _SourceCommand(Command):
+    """A command that finds the sources in a file, and reports them."""
+
+    file: Path  # an option of each command, in its own place among the others
+    results: OutputOptions
+
+    def peaks(
+        self,
+        matrices: Tensor,
+        setup: Setup,
+        grid: SearchGrid,
+        detection: DetectionOptions,
+        picture: Path | None,
+        progress: ProgressBar,
+        *,
+        named: bool = False,
+        loading: float = 1e-2,
+        method: str = "auto",
+    ) -> int:
+        """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
+        self.results.check_scene(len(matrices))
+        target, how = (setup.array, {"wavefront": setup.wavefront}) if named else (setup, {})
+        found: list[Sources] = []
+        progress("detecting", 0, len(matrices), unit="scenes")
+        for chunk in matrices.split(_SCENES_AT_ONCE):
+            found += detect_sources(chunk, target, grid, loading=loading, method=method, options=detection, **how)
+            progress("detecting", len(found), len(matrices), unit="scenes")
+        progress.close()
+
+        def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
+            matrix, wavefront = matrices[scene : scene + 1], setup.wavefront
+            power = mvdr_spectrum(matrix, setup.array, grid, loading=loading, wavefront=wavefront, method=method)
+            return power.power[0], grid
+
+        return self.report(found, setup, [_edge_note(found, setup.region)], picture, spectrum, progress)
+
+    def report(
+        self,
+        found: list[Sources],
+        setup: Setup,
+        notes: Iterable[str | None],
+        picture: Path | None,
+        spectrum: Callable[[int], tuple[Tensor, SearchGrid]],
+        progress: ProgressBar,
+    ) -> int:
+        """The table first, so that it is there whatever becomes of the files; then notes, results and picture."""
+        print(source_table(found))
+        for note in notes:
+            if note is not None:
+                progress.say(note)
+        if self.results.output is not None:
+            write_results(self.results.output, found, setup)
+            print(f"results: {self.results.output}")
+        if picture is not None:
+            from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
+
+            scene = self.results.picture_scene
+            power, grid = spectrum(scene)
+            panel = SpectrumPanel(f"{self.file.name}, scene {scene}", power, found[scene].position)
+            save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), picture)
+            print(f"picture: {picture}")
+        return 0
+
+
 @dataclass(frozen=True)
-class LocateCommand(Command):
+class LocateCommand(_SourceCommand):
     """Options of ``risfast locate``."""
 
     HELP: ClassVar[str] = (
@@ -123,15 +187,17 @@ class LocateCommand(Command):
             raise ValueError(f"--sources must be at least 1, got {self.sources}")
         parts = None if self.setup is None else read_setup_parts(self.setup)
         region = region_of(self.region)
-        chosen = None if self.model in (None, "none") else _model(self)
-        recording = _read(self, chosen, progress)
+        chosen = None if self.model in (None, "none") else self._named_model()
+        recording = self._read(chosen, progress)
         if self.common.verbose:
             for note in recording.provenance.notes:
                 progress.say(f"{self.file.name}: {note}")
+        options = None if self.options is None else read_options(self.options)
         if recording.covariance is not None:
-            setup = _problem(recording, region)
-            return _covariance(self, recording.covariance.to(device), setup, picture, progress)
-        localizer = _localizer(self, chosen, recording, parts, region, progress).to(device)
+            return self._covariance(
+                recording.covariance.to(device), _problem(recording, region), options, picture, progress
+            )
+        localizer = self._localizer(chosen, recording, parts, region, options, progress).to(device)
         typed = {name: getattr(self, name) for name in ("least_confidence", "max_sources")}
         decision = replace(localizer.options.decision, **{k: v for k, v in typed.items() if v is not None})
         localizer.options = replace(localizer.options, decision=decision)
@@ -156,12 +222,108 @@ class LocateCommand(Command):
         notes = [*found.notes, _edge_note(found.sources, setup.region)]
         if self.common.verbose:
             notes.append(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
-        _report(self, found.sources, setup, notes, picture, spectrum, progress)
-        return 0
+        return self.report(found.sources, setup, notes, picture, spectrum, progress)
+
+    def _named_model(self) -> Localizer:
+        """The model that was asked for by name."""
+        from risfast.localize import Localizer  # noqa: PLC0415 - networks, for what needs them
+        from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
+
+        folder = DEFAULT_MODEL if self.model in (None, "default") else Path(str(self.model))
+        return Localizer.load(folder, options=self.options)
+
+    def _read(self, chosen: Localizer | None, progress: ProgressBar) -> Recording:
+        """The recording; of a file that says nothing of its array, with the array of the model that was asked for."""
+        same = {"wavelength_m": self.wavelength_m, "frequency_hz": self.frequency_hz, "speed_m_s": self.speed}
+        how: dict[str, Any] = {"fields": field_names(self.fields), "positions_m": self.positions, **same}
+        try:
+            return read(self.file, setup=self.setup, **how)
+        except FileFormatError as error:
+            if chosen is None or self.setup is not None:
+                raise
+            try:
+                recording = read(self.file, setup=chosen.setup, **how)
+            except FileFormatError:
+                raise error from None
+            progress.say(f"the array is taken to be the model's, for {error}")
+            return recording
+
+    def _localizer(
+        self,
+        chosen: Localizer | None,
+        recording: Recording,
+        parts: SetupParts | None,
+        region: Region | None,
+        options: PipelineOptions | None,
+        progress: ProgressBar,
+    ) -> Localizer:
+        """The model, if it is one for this problem; the classical fit if none was asked for by name."""
+        from risfast.localize import Localizer  # noqa: PLC0415
+
+        if self.model != "none":
+            model = chosen or self._named_model()
+            unlike = self._unlike(model, recording, parts, region)
+            if unlike is None:
+                return model
+            if chosen is not None:
+                raise ValueError(
+                    f"{unlike}; take --model none, or a model of its own (risfast backbone --system.array FILE)"
+                )
+            progress.say(f"{unlike}: the classical fit is used (--model none)")
+        return Localizer.classical(_problem(recording, region), options=options)
+
+    def _unlike(
+        self, model: Localizer, recording: Recording, parts: SetupParts | None, region: Region | None
+    ) -> str | None:
+        """Why a model is not for this problem; None where it is."""
+        own, name = model.setup, "the default model" if self.model in (None, "default") else f"{self.model}"
+        if recording.sampling != own.sampling:
+            what = "directly" if recording.sampling == "direct" else "through a surface"
+            return f"{self.file.name} is sampled {what}, and {name} is not for that"
+        unlike = model.unlike(recording.array)
+        if unlike is not None:
+            return unlike
+        trained = own.scaled(recording.array.wavelength_m / own.array.wavelength_m).region
+        given = recording.given
+        if region is None and given is not None and (parts is None or parts.region is not None):
+            region = given.region
+        if region is not None and region != trained:
+            degrees = (round(math.degrees(v), 6) for v in (*trained.azimuth_rad, *trained.elevation_rad))
+            text = " ".join(f"{value:g}" for value in (*degrees, *trained.range_m))
+            return f"the region is not the one that {name} was trained for ({text})"
+        if given is not None and given.wavefront != own.wavefront and (parts is None or parts.wavefront is not None):
+            return f"the wavefront is {given.wavefront}, and that of {name} {own.wavefront}"
+        return None
+
+    def _covariance(
+        self,
+        matrices: Tensor,
+        setup: Setup,
+        options: PipelineOptions | None,
+        picture: Path | None,
+        progress: ProgressBar,
+    ) -> int:
+        """Peaks of the Capon map, as risfast detect finds them."""
+        if self.model not in (None, "none"):
+            raise ValueError(
+                f"{self.file} holds a covariance, which no model reads (they need snapshots): take --model none"
+            )
+        if self.least_confidence is not None:
+            raise ValueError(
+                "--least-confidence: the peaks of a covariance have no confidence; --max-sources limits them"
+            )
+        detection = DetectionOptions() if options is None else options.candidates.detection
+        if self.max_sources is not None:
+            detection = replace(detection, max_sources=self.max_sources)
+        if self.sources is not None:  # as many peaks, however weak
+            detection = replace(detection, max_sources=self.sources, max_db=math.inf, mad_z=None, prominence_db=0.0)
+        grid = setup.search_grid() if options is None else options.grid(setup)
+        how: dict[str, Any] = {} if options is None else {"loading": options.map.loading}
+        return self.peaks(matrices, setup, grid, detection, picture, progress, **how)
 
 
 @dataclass(frozen=True)
-class DetectCommand(Command):
+class DetectCommand(_SourceCommand):
     """Options of ``risfast detect``."""
 
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup"}
@@ -206,12 +368,26 @@ class DetectCommand(Command):
         setup = _problem(recording, region_of(self.region))
         if self.wavefront is not None:
             setup = setup.replace(wavefront=self.wavefront, tolerance=None)
-        setup, grid = _search(self, setup)
+        setup, grid = self._search(setup)
         detection = DetectionOptions()
         if self.max_sources is not None:
             detection = replace(detection, max_sources=self.max_sources)
         how: dict[str, Any] = {"loading": self.loading, "method": self.method, "named": self.grid is not None}
-        return _peaks(self, recording.covariance.to(device), setup, grid, detection, picture, progress, **how)
+        return self.peaks(recording.covariance.to(device), setup, grid, detection, picture, progress, **how)
+
+    def _search(self, setup: Setup) -> tuple[Setup, SearchGrid]:
+        """The grid with the axes that were given in place of its own, and the setup with their ends as its region."""
+        grid = setup.search_grid() if self.grid is None else getattr(SearchGrid, self.grid)()
+        given: dict[str, Tensor] = {}
+        if self.azimuth_deg is not None:
+            given["azimuth_rad"] = _axis_rad("--azimuth-deg", self.azimuth_deg, 180.0)
+        if self.elevation_deg is not None:
+            given["elevation_rad"] = _axis_rad("--elevation-deg", self.elevation_deg, 90.0)
+        if self.range_m is not None:
+            given["range_m"] = torch.tensor(self.range_m, dtype=torch.float64)
+        searched = replace(grid, **given)
+        ends = {name: (float(axis[0]), float(axis[-1])) for name, axis in given.items()}
+        return setup.replace(region=replace(setup.region, **ends)), searched
 
 
 def _problem(recording: Recording, region: Region | None) -> Setup:
@@ -251,225 +427,20 @@ def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
     return torch.linspace(low, high, int(count), dtype=torch.float64).deg2rad()
 
 
-def _search(options: DetectCommand, setup: Setup) -> tuple[Setup, SearchGrid]:
-    """The grid with the axes that were given in place of its own, and the setup with their ends as its region."""
-    grid = setup.search_grid() if options.grid is None else getattr(SearchGrid, options.grid)()
-    azimuth, elevation, ranges, region = grid.azimuth_rad, grid.elevation_rad, grid.range_m, setup.region
-    if options.azimuth_deg is not None:
-        azimuth = _axis_rad("--azimuth-deg", options.azimuth_deg, 180.0)
-        region = replace(region, azimuth_rad=(float(azimuth[0]), float(azimuth[-1])))
-    if options.elevation_deg is not None:
-        elevation = _axis_rad("--elevation-deg", options.elevation_deg, 90.0)
-        region = replace(region, elevation_rad=(float(elevation[0]), float(elevation[-1])))
-    if options.range_m is not None:
-        ranges = torch.tensor(options.range_m, dtype=torch.float64)
-    searched = SearchGrid(azimuth, elevation, ranges)
-    if options.range_m is not None:
-        region = replace(region, range_m=(float(ranges[0]), float(ranges[-1])))
-    return setup.replace(region=region), searched
-
-
-def _model(options: LocateCommand) -> Localizer:
-    """The model that was asked for by name."""
-    from risfast.localize import Localizer  # noqa: PLC0415 - networks, for what needs them
-    from risfast.models.pretrained import DEFAULT_MODEL  # noqa: PLC0415
-
-    folder = DEFAULT_MODEL if options.model in (None, "default") else Path(str(options.model))
-    return Localizer.load(folder, options=options.options)
-
-
-def _read(options: LocateCommand, chosen: Localizer | None, progress: ProgressBar) -> Recording:
-    """The recording; of a file that says nothing of its array, with the array of the model that was asked for."""
-
-    def reading(setup: Path | Setup | None) -> Recording:
-        return read(
-            options.file,
-            fields=field_names(options.fields),
-            setup=setup,
-            positions_m=options.positions,
-            wavelength_m=options.wavelength_m,
-            frequency_hz=options.frequency_hz,
-            speed_m_s=options.speed,
-        )
-
-    try:
-        return reading(options.setup)
-    except FileFormatError as error:
-        if chosen is None or options.setup is not None:
-            raise
-        try:
-            recording = reading(chosen.setup)
-        except FileFormatError:
-            raise error from None
-        progress.say(f"the array is taken to be the model's, for {error}")
-        return recording
-
-
-def _localizer(
-    options: LocateCommand,
-    chosen: Localizer | None,
-    recording: Recording,
-    parts: SetupParts | None,
-    region: Region | None,
-    progress: ProgressBar,
-) -> Localizer:
-    """The model, if it is one for this problem; the classical fit if none was asked for by name."""
-    from risfast.localize import Localizer  # noqa: PLC0415
-
-    if options.model != "none":
-        model = chosen or _model(options)
-        unlike = _unlike(model, recording, parts, region, options)
-        if unlike is None:
-            return model
-        if chosen is not None:
-            raise ValueError(
-                f"{unlike}; take --model none, or a model of its own (risfast backbone --system.array FILE)"
-            )
-        progress.say(f"{unlike}: the classical fit is used (--model none)")
-    return Localizer.classical(_problem(recording, region), options=_read_options(options))
-
-
-def _read_options(options: LocateCommand) -> PipelineOptions | None:
-    return None if options.options is None else read_options(options.options)
-
-
-def _unlike(
-    model: Localizer, recording: Recording, parts: SetupParts | None, region: Region | None, options: LocateCommand
-) -> str | None:
-    """Why a model is not for this problem; None where it is."""
-    own, name = model.setup, "the default model" if options.model in (None, "default") else f"{options.model}"
-    if recording.sampling != own.sampling:
-        what = "directly" if recording.sampling == "direct" else "through a surface"
-        return f"{options.file.name} is sampled {what}, and {name} is not for that"
-    unlike = model.unlike(recording.array)
-    if unlike is not None:
-        return unlike
-    scale = recording.array.wavelength_m / own.array.wavelength_m
-    given = recording.given
-    if region is None and given is not None and (parts is None or parts.region is not None):
-        region = given.region
-    if region is not None and region != own.scaled(scale).region:
-        return f"the region is not the one that {name} was trained for ({_region_text(own.scaled(scale))})"
-    if given is not None and given.wavefront != own.wavefront and (parts is None or parts.wavefront is not None):
-        return f"the wavefront is {given.wavefront}, and that of {name} {own.wavefront}"
-    return None
-
-
-def _region_text(setup: Setup) -> str:
-    degrees = [math.degrees(v) for pair in (setup.region.azimuth_rad, setup.region.elevation_rad) for v in pair]
-    return " ".join(f"{value:g}" for value in (*(round(v, 6) for v in degrees), *setup.region.range_m))
-
-
-def _covariance(
-    options: LocateCommand, matrices: Tensor, setup: Setup, picture: Path | None, progress: ProgressBar
-) -> int:
-    """Peaks of the Capon map, as risfast detect finds them."""
-    if options.model not in (None, "none"):
-        raise ValueError(
-            f"{options.file} holds a covariance, which no model reads (they need snapshots): take --model none"
-        )
-    if options.least_confidence is not None:
-        raise ValueError("--least-confidence: the peaks of a covariance have no confidence; --max-sources limits them")
-    chosen = _read_options(options)
-    detection = DetectionOptions() if chosen is None else chosen.candidates.detection
-    if options.max_sources is not None:
-        detection = replace(detection, max_sources=options.max_sources)
-    if options.sources is not None:  # as many peaks, however weak
-        detection = replace(detection, max_sources=options.sources, max_db=math.inf, mad_z=None, prominence_db=0.0)
-    grid = setup.search_grid() if chosen is None else chosen.grid(setup)
-    how: dict[str, Any] = {} if chosen is None else {"loading": chosen.map.loading}
-    return _peaks(options, matrices, setup, grid, detection, picture, progress, **how)
-
-
-def _peaks(
-    options: LocateCommand | DetectCommand,
-    matrices: Tensor,
-    setup: Setup,
-    grid: SearchGrid,
-    detection: DetectionOptions,
-    picture: Path | None,
-    progress: ProgressBar,
-    *,
-    named: bool = False,
-    loading: float = 1e-2,
-    method: str = "auto",
-) -> int:
-    """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
-    options.results.check_scene(len(matrices))
-    found: list[Sources] = []
-    progress("detecting", 0, len(matrices), unit="scenes")
-    for chunk in matrices.split(_SCENES_AT_ONCE):
-        found += detect_sources(
-            chunk,
-            setup.array if named else setup,
-            grid,
-            loading=loading,
-            wavefront=setup.wavefront if named else None,
-            method=method,
-            options=detection,
-        )
-        progress("detecting", len(found), len(matrices), unit="scenes")
-    progress.close()
-
-    def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
-        matrix, wavefront = matrices[scene : scene + 1], setup.wavefront
-        power = mvdr_spectrum(matrix, setup.array, grid, loading=loading, wavefront=wavefront, method=method)
-        return power.power[0], grid
-
-    _report(options, found, setup, [_edge_note(found, setup.region)], picture, spectrum, progress)
-    return 0
-
-
-def _report(
-    options: LocateCommand | DetectCommand,
-    found: list[Sources],
-    setup: Setup,
-    notes: Iterable[str | None],
-    picture: Path | None,
-    spectrum: Callable[[int], tuple[Tensor, SearchGrid]],
-    progress: ProgressBar,
-) -> None:
-    """The table first, so that it is there whatever becomes of the files; then notes, results and picture."""
-    print(source_table(found))
-    for note in notes:
-        if note is not None:
-            progress.say(note)
-    if options.results.output is not None:
-        write_results(options.results.output, found, setup)
-        print(f"results: {options.results.output}")
-    if picture is None:
-        return
-    from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
-
-    scene = options.results.picture_scene
-    power, grid = spectrum(scene)
-    panel = SpectrumPanel(f"{options.file.name}, scene {scene}", power, found[scene].position)
-    save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), picture)
-    print(f"picture: {picture}")
-
-
 def source_table(scenes: Sequence[Sources]) -> str:
     """A line a source: degrees, metres and dB; columns that say nothing of any source are left out."""
-    rows = source_rows(scenes)
-    columns = {
-        "scene": "{:>5}",
-        "source": "{:>6}",
-        "azimuth deg": "{:>11.2f}",
-        "elevation deg": "{:>13.2f}",
-        "range m": "{:>14}",
-        "power dB": "{:>8.1f}",
-    }
-    known = {name for name in ("confidence", "prominence_db") if any(math.isfinite(row[name]) for row in rows)}
-    columns |= {"confidence": "{:>10.3f}"} if "confidence" in known else {}
-    columns |= {"prominence dB": "{:>13.1f}"} if "prominence_db" in known else {}
-    columns["edge"] = "{:>4}"
-    shown = {"range m": lambda row: _range(row["range_m"]), "edge": lambda row: "yes" if row["at_edge"] else "-"}
-    keys = {name: name.replace(" ", "_").lower() for name in columns}
-    widths = {name: len(form.format(0)) for name, form in columns.items()}
-    lines = ["  ".join(name.rjust(widths[name]) for name in columns)]
-    for row in rows:
-        values = {name: shown[name](row) if name in shown else row[keys[name]] for name in columns}
-        lines.append("  ".join(form.format(values[name]) for name, form in columns.items()))
+    rows = [
+        {**row, "range_m": _range(row["range_m"]), "edge": "yes" if row["at_edge"] else "-"}
+        for row in source_rows(scenes)
+    ]
+    forms = {"scene": ">5", "source": ">6", "azimuth deg": ">11.2f", "elevation deg": ">13.2f", "range m": ">14"}
+    forms |= {"power dB": ">8.1f", "confidence": ">10.3f", "prominence dB": ">13.1f", "edge": ">4"}
+    keys = {name: name.replace(" ", "_").lower() for name in forms}
+    for name in ("confidence", "prominence dB"):
+        if not any(math.isfinite(row[keys[name]]) for row in rows):
+            del forms[name]
+    lines = ["  ".join(name.rjust(len(format(0, form))) for name, form in forms.items())]
+    lines += ["  ".join(format(row[keys[name]], form) for name, form in forms.items()) for row in rows]
     silent = [str(index) for index, found in enumerate(scenes) if len(found) == 0]
     if silent:
         lines.append(f"no sources in scene {', '.join(silent)}")

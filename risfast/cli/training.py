@@ -19,8 +19,7 @@ from risfast.train.config import MachineOptions, RefinerConfig, RunConfig, Shard
 from risfast.train.overfit import OverfitConfig, overfit
 
 if TYPE_CHECKING:
-    from risfast.train.runs import RunProgress
-    from risfast.train.stage import RunOutcome
+    from risfast.train.runs import RunOutcome, RunProgress
 
 OfRun = Annotated[Path, arg(help="Folder of the run; the same command goes on with an interrupted one.")]
 ConfigFile = Annotated[
@@ -201,29 +200,31 @@ def progress_note(now: RunProgress) -> str:
     return "  ".join([*parts, *([now.note] if now.note else [])])
 
 
-_ROWS = {
-    "NMSE mean": ("nmse_mean", 1.0, "{:.3f}"),
-    "NMSE median": ("nmse_median", 1.0, "{:.3f}"),
-    "NMSE of a constant": ("nmse_of_mean", 1.0, "{:.3f}"),
-    "correlation between scenes": ("correlation", 1.0, "{:.3f}"),
-    "F1": ("f1", 1.0, "{:.3f}"),
-    "precision": ("precision", 1.0, "{:.3f}"),
-    "recall": ("recall", 1.0, "{:.3f}"),
-    "ghosts a scene": ("ghosts_per_scene", 1.0, "{:.2f}"),
-    "azimuth RMSE of hits (deg)": ("rmse_azimuth_rad", 180 / math.pi, "{:.2f}"),
-    "elevation RMSE of hits (deg)": ("rmse_elevation_rad", 180 / math.pi, "{:.2f}"),
-    "range RMSE of hits (m)": ("rmse_range_m", 1.0, "{:.3f}"),
-    "F1 of the backbone's own": ("own_f1", 1.0, "{:.3f}"),
-    "recall of the backbone's own": ("own_recall", 1.0, "{:.3f}"),
-    "ghosts of the backbone's own": ("own_ghosts_per_scene", 1.0, "{:.2f}"),
-    "Capon F1": ("capon_f1", 1.0, "{:.3f}"),
-    "Capon F1 on the true covariance": ("true_capon_f1", 1.0, "{:.3f}"),
-    "Capon peak to side lobe (dB)": ("capon_peak_to_sidelobe_db", 1.0, "{:.1f}"),
+_ROWS = {  # figure, and digits behind the point
+    "NMSE mean": ("nmse_mean", 3),
+    "NMSE median": ("nmse_median", 3),
+    "NMSE of a constant": ("nmse_of_mean", 3),
+    "correlation between scenes": ("correlation", 3),
+    "F1": ("f1", 3),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "ghosts a scene": ("ghosts_per_scene", 2),
+    "azimuth RMSE of hits (deg)": ("rmse_azimuth_rad", 2),
+    "elevation RMSE of hits (deg)": ("rmse_elevation_rad", 2),
+    "range RMSE of hits (m)": ("rmse_range_m", 3),
+    "F1 of the backbone's own": ("own_f1", 3),
+    "recall of the backbone's own": ("own_recall", 3),
+    "ghosts of the backbone's own": ("own_ghosts_per_scene", 2),
+    "Capon F1": ("capon_f1", 3),
+    "Capon F1 on the true covariance": ("true_capon_f1", 3),
+    "Capon peak to side lobe (dB)": ("capon_peak_to_sidelobe_db", 1),
 }
 
 
 def _outcome_text(outcome: RunOutcome) -> str:
     """The table that a run ends with, and where its files are; angles in degrees."""
+    from risfast.report.tables import Sheet  # noqa: PLC0415
+
     lines = list(outcome.notes)
     if outcome.complete:
         lines.append(f"{outcome.step} steps; the best weights are those of step {outcome.best_step}. On unseen scenes:")
@@ -232,13 +233,12 @@ def _outcome_text(outcome: RunOutcome) -> str:
             f"stopped by the time limit at step {outcome.step} of {outcome.steps}; the same command goes on. "
             f"The best weights so far (step {outcome.best_step}) on unseen scenes:"
         )
-    sets = outcome.figures
-    lines.append(f"{'':32}" + "".join(f"{name:>10}" for name in sets))
-    for label, (key, factor, form) in _ROWS.items():
-        values = [figures.get(key) for figures in sets.values()]
-        if any(value is not None for value in values):
-            cells = ["-" if v is None or not math.isfinite(v) else form.format(v * factor) for v in values]
-            lines.append(f"{label:32}" + "".join(f"{cell:>10}" for cell in cells))
-    lines.append(f"model: {outcome.model}")
+    rows = []
+    for label, (key, digits) in _ROWS.items():
+        values = [figures.get(key, math.nan) for figures in outcome.figures.values()]
+        if any(key in figures for figures in outcome.figures.values()):
+            shown = map(math.degrees, values) if key.endswith("_rad") else values
+            rows.append([label, *(f"{v:.{digits}f}" if math.isfinite(v) else "-" for v in shown)])
+    lines += [Sheet(["", *outcome.figures], rows).text(), f"model: {outcome.model}"]
     lines += [f"{name}: {path}" for name, path in outcome.pictures.items()]
     return "\n".join(lines)

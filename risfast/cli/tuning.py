@@ -161,7 +161,7 @@ def _begin() -> None:
 
 @contextmanager
 def _machine(study: HpoConfig) -> Iterator[None]:
-    from risfast.train.stage import machine_settings  # noqa: PLC0415
+    from risfast.train.distributed import machine_settings  # noqa: PLC0415
 
     with machine_settings(study.base.machine.threads, study.base.machine.deterministic):
         yield
@@ -169,9 +169,8 @@ def _machine(study: HpoConfig) -> Iterator[None]:
 
 def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callable[..., None] | None = None) -> None:
     """Do trials until the study has all of them: a line each, above the bar of the study's trials."""
-    from risfast.tune.cached import DetectionObjective  # noqa: PLC0415
-    from risfast.tune.objectives import TrainingObjective  # noqa: PLC0415
-    from risfast.tune.worker import work  # noqa: PLC0415
+    from risfast.tune.objectives import DetectionObjective, TrainingObjective  # noqa: PLC0415
+    from risfast.tune.study import work  # noqa: PLC0415
 
     config = opened.config
 

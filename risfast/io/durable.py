@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +29,22 @@ def write_synced(path: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file beside, sync it, and rename it into its place."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write the file that takes the place of ``path`` when it is complete."""
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        write_synced(beside, data)
+        yield beside
         beside.replace(path)
-    except OSError:
-        if beside.is_file():
-            beside.unlink()
-        raise
+    finally:
+        beside.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file beside, sync it, and rename it into its place."""
+    with replacing(path) as beside:
+        write_synced(beside, data)
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from torch import Tensor
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import SearchGrid
 from risfast.io.assemble import layout
-from risfast.io.durable import finite_json, replace_file
+from risfast.io.durable import finite_json, replace_file, replacing
 from risfast.io.guard import HELD_BYTES, megabytes, need
 from risfast.io.recording import Recording
 from risfast.io.setup_file import SETUP_VARIABLE, setup_bytes
@@ -173,7 +173,8 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     snapshots = recording.snapshots
     variables = _variables(recording)
     if suffix in (".h5", ".hdf5"):
-        _beside(path, lambda beside: _write_hdf5(beside, variables, recording))
+        with replacing(path) as beside:
+            _write_hdf5(beside, variables, recording)
         return
     if snapshots is not None:
         size = len(snapshots) * snapshots.shape[1] * snapshots.dtype.itemsize
@@ -228,22 +229,13 @@ def _variables(recording: Recording) -> dict[str, Any]:
     for name in ("frequency_hz", "speed_m_s"):
         if getattr(recording, name) is not None:
             variables[name] = getattr(recording, name)
-    setup = _known_setup(recording)
+    try:
+        setup: Setup | None = recording.setup
+    except ValueError:  # nobody gave one and none can be derived, as for a plane that is tilted in elevation
+        setup = recording.given
     if setup is not None:
         variables[SETUP_VARIABLE] = setup_bytes(setup)
     return variables
-
-
-def _known_setup(recording: Recording) -> Setup | None:
-    """The setup; None where nobody gave one and none can be derived, as for a plane that is tilted in elevation."""
-    try:
-        return recording.setup
-    except ValueError:
-        return recording.given
-
-
-def _provenance(recording: Recording) -> str:
-    return json.dumps({**asdict(recording.provenance), "flagged": [astuple(item) for item in recording.flagged]})
 
 
 def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> None:
@@ -253,7 +245,8 @@ def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> 
         for name, values in variables.items():
             file[name] = values
         file["positions_m"].attrs["units"] = file["wavelength_m"].attrs["units"] = "m"
-        file.attrs["provenance"] = _provenance(recording)
+        described = {**asdict(recording.provenance), "flagged": [astuple(item) for item in recording.flagged]}
+        file.attrs["provenance"] = json.dumps(described)
         snapshots = recording.snapshots
         if snapshots is not None:
             shape = _snapshot_shape(recording, *snapshots.shape)
@@ -266,16 +259,6 @@ def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> 
             for block in snapshots.blocks():
                 target[start : start + len(block)] = block.numpy()
                 start += len(block)
-
-
-def _beside(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file that is too large for memory beside its place, and rename it."""
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_spectrum(
@@ -324,9 +307,8 @@ def write_spectrum(
         raise ShapeError(f"plane must be {(len(values), *flat)}, got {tuple(plane.shape)}")
     sink = io.BytesIO()
     with h5py.File(sink, "w") as file:
-        degrees = [("azimuth", grid.azimuth_rad.rad2deg(), "deg"), ("elevation", grid.elevation_rad.rad2deg(), "deg")]
-        axes = [*degrees, ("range", grid.range_m, "m")]
-        for label, axis, units in axes:
+        axes = (grid.azimuth_rad.rad2deg(), grid.elevation_rad.rad2deg(), grid.range_m)
+        for label, axis, units in zip(("azimuth", "elevation", "range"), axes, ("deg", "deg", "m"), strict=True):
             file[label] = axis.numpy()
             file[label].attrs["units"] = units
             file[label].make_scale(label)

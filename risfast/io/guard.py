@@ -42,6 +42,13 @@ def file_head(path: Path) -> bytes:
     return head
 
 
+def check_small(path: Path, what: str) -> None:
+    """Refuse a file that is not there, or larger than a text that is ``what`` can be."""
+    file_head(path)
+    if path.stat().st_size > HELD_BYTES // 8:
+        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
+
+
 def content_of(path: Path) -> str:
     """What the first bytes of a file say, whatever its name says."""
     head = file_head(path)
@@ -92,9 +99,7 @@ def need(module: str, what: str, extra: str) -> ModuleType:
 
 def load_toml(path: Path, what: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """The document of a TOML file that is to hold ``what``."""
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
+    check_small(path, what)
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=parse_float)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -11,7 +11,7 @@ from xml.parsers import expat
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import HELD_BYTES, Array, file_head, megabytes, parsing
+from risfast.io.guard import Array, check_small, parsing
 
 POSITION_SUFFIXES = (".xml", ".csv", ".txt", ".toml")
 
@@ -48,21 +48,20 @@ def read_positions(path: str | Path) -> Array:
 
 def read_table(path: Path) -> Array:
     """Positions (N, 3) in metres from acoular's XML, or else from lines of x, y and z; see :func:`read_positions`."""
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no list of positions")
+    check_small(path, "list of positions")
     rows = _from_xml(path) if path.suffix.lower() == ".xml" else _from_table(path)
     if not rows:
         raise FileFormatError(f"{path}: there are no positions in it; expected x, y and z in metres of each element")
     return np.array(rows, dtype=np.float64)
 
 
-def _number(text: str | None) -> float | None:
+def _number(text: str | None) -> float:
+    """NaN for what is not there, or is no finite number."""
     try:
         value = float(text) if text is not None else math.nan
     except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+        return math.nan
+    return value if math.isfinite(value) else math.nan
 
 
 def _from_xml(path: Path) -> list[list[float]]:
@@ -73,12 +72,12 @@ def _from_xml(path: Path) -> list[list[float]]:
         if tag != "pos":
             return
         values = [_number(attributes.get(axis)) for axis in "xyz"]
-        if any(value is None for value in values):
+        if any(map(math.isnan, values)):
             given = ", ".join(f"{key}={value!r}" for key, value in attributes.items())
             raise FileFormatError(
                 f"{path}: <pos> number {len(rows)} must have x, y and z as numbers of metres, found {given or 'none'}"
             )
-        rows.append([value for value in values if value is not None])
+        rows.append(values)
 
     def refuse(*_: Any) -> int:
         raise FileFormatError(f"{path}: it declares entities, which a list of positions does not need; remove them")
@@ -103,14 +102,13 @@ def _from_table(path: Path) -> list[list[float]]:
             delimiter = next((mark for mark in ";,\t" if mark in text), None)
             cells = next(csv.reader([text], delimiter=delimiter)) if delimiter else text.split()
             values = [_number(cell.strip()) for cell in cells]
-            if all(value is None for value in values) and heading_allowed:
-                heading_allowed = False
+            heading, heading_allowed = heading_allowed and all(map(math.isnan, values)), False
+            if heading:
                 continue
-            heading_allowed = False
-            if len(values) != 3 or any(value is None for value in values):
+            if len(values) != 3 or any(map(math.isnan, values)):
                 raise FileFormatError(
                     f"{path}: line {number} must hold x, y, z in metres, found {text[:80]!r}"
                     + ("; write decimal points, not commas" if delimiter == ";" and "," in text else "")
                 )
-            rows.append([value for value in values if value is not None])
+            rows.append(values)
     return rows

@@ -130,28 +130,16 @@ def read(
     """
     if setup is not None and array is not None:
         raise ValueError("setup and array are two names of the same: give one of them")
-    options = ReadOptions(
-        format,
-        dict(fields or {}),
-        array if setup is None else setup,
-        positions_m,
-        wavelength_m,
-        frequency_hz,
-        speed_m_s,
-        sample_rate_hz,
-        polarization,
-        block_size,
-        flagged,
-    )
+    chosen = array if setup is None else setup
+    waves = (wavelength_m, frequency_hz, speed_m_s, sample_rate_hz, polarization)
+    options = ReadOptions(format, dict(fields or {}), chosen, positions_m, *waves, block_size, flagged)
     if format is not None and format not in FORMATS:
         raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
     unknown = [name for name in options.fields if name not in FIELDS]
     if unknown:
         raise ValueError(f"fields: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     path = Path(path)
-    chosen = format or _recognise(path)
-    found = FORMATS[chosen](path, options)
-    return assemble(found, options)
+    return assemble(FORMATS[format or _recognise(path)](path, options), options)
 
 
 def _recognise(path: Path) -> str:

@@ -412,16 +412,11 @@ def raw_snapshots(
         with path.open("rb", buffering=0) as stream:
 
             def load(start: int, stop: int) -> Array:
-                values = np.empty((stop - start, width), stored)
-                target = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
                 stream.seek(offset + start * row)
-                done = 0
-                while done < len(target):
-                    count = stream.readinto(target[done:])
-                    if not count:
-                        raise FileFormatError(f"{path}: the file ended while it was read; is it still being written?")
-                    done += count
-                return convert(values)
+                values = np.fromfile(stream, stored, (stop - start) * width)
+                if len(values) != (stop - start) * width:
+                    raise FileFormatError(f"{path}: the file ended while it was read; is it still being written?")
+                return convert(values.reshape(-1, width))
 
             yield load
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from decimal import Decimal, localcontext
 from pathlib import Path
 from typing import Any, get_args
@@ -24,8 +24,6 @@ from risfast.steering import WAVEFRONTS, Wavefront
 
 SETUP_FILE_FORMAT = 1
 
-_FORMS = ("rectangular", "linear", "circular", "positions_m", "positions_file")
-_OLD_FORMS = ("rectangular", "positions_m", "positions_file")
 _TOP_KEYS = ("format", "wavefront", "sampling", "speed_m_s", "array", "region", "tolerance")
 _ANGLES = {"azimuth_deg": 360.0, "elevation_deg": 90.0}
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
@@ -254,7 +252,7 @@ class _Table:
 
     def table(self, key: str) -> _Table:
         value = self.need(key)
-        name = f"{self.name}.{key}" if self.name else key
+        name = self.under(key)
         if not isinstance(value, dict):
             raise self.wrong(f"{name} must be a table, a line [{name}], got {value!r}")
         return _Table(self.path, name, value)
@@ -277,6 +275,12 @@ class _Table:
             raise self.wrong(f"{key}{self.where} must be one of {', '.join(among)}; got {value!r}")
         return value
 
+    def plane(self, key: str) -> Any:
+        return self.choice(key, ("xz", "xy", "yz")) if key in self.values else "xz"
+
+    def under(self, key: str) -> str:
+        return f"{self.name}.{key}" if self.name else key
+
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -296,34 +300,36 @@ def _check_format(document: _Table) -> None:
 def _one_form(table: _Table, forms: Sequence[str]) -> str:
     given = [form for form in forms if form in table.values]
     if len(given) != 1:
-        names = ", ".join(form if form.startswith("positions") else f"[{_under(table, form)}]" for form in forms)
+        names = ", ".join(form if form.startswith("positions") else f"[{table.under(form)}]" for form in forms)
         raise table.wrong(f"give exactly one of {names}; got {' and '.join(given) or 'none of them'}")
     return given[0]
 
 
-def _under(table: _Table, key: str) -> str:
-    return f"{table.name}.{key}" if table.name else key
+_SHAPES: dict[str, dict[str, Callable[[_Table, str], Any]]] = {
+    "rectangular": {"n_h": _Table.whole, "n_v": _Table.whole, "spacing_m": _Table.positive},
+    "linear": {"n": _Table.whole, "spacing_m": _Table.positive},
+    "circular": {"n": _Table.whole, "radius_m": _Table.positive, "plane": _Table.plane},
+}
+_FORMS = (*_SHAPES, "positions_m", "positions_file")
+_OLD_FORMS = ("rectangular", "positions_m", "positions_file")
 
 
 def _array(table: _Table, speed: float | None) -> SensorArray:
     table.refuse_unknown((*_FORMS, "wavelength_m", "frequency_hz"))
     form = _one_form(table, _FORMS)
     wavelength = _wavelength(table, speed)
-    if form in ("positions_m", "positions_file"):
+    if form not in _SHAPES:
         return _positions(table, form, wavelength)
     inside = table.table(form)
     outside = dict.fromkeys(("wavelength_m", "frequency_hz"), "; it stands in [array], above the line [array.*]")
-    if form == "rectangular":
-        inside.refuse_unknown(("n_h", "n_v", "spacing_m"), outside)
-        return SensorArray.rectangular(
-            inside.whole("n_h"), inside.whole("n_v"), inside.positive("spacing_m"), wavelength
-        )
-    if form == "linear":
-        inside.refuse_unknown(("n", "spacing_m"), outside)
-        return SensorArray.linear(inside.whole("n"), inside.positive("spacing_m"), wavelength)
-    inside.refuse_unknown(("n", "radius_m", "plane"), outside)
-    plane = inside.choice("plane", ("xz", "xy", "yz")) if "plane" in inside.values else "xz"
-    return SensorArray.circular(inside.whole("n"), inside.positive("radius_m"), wavelength, plane)
+    inside.refuse_unknown(tuple(_SHAPES[form]), outside)
+    return _shaped(inside, form, wavelength)
+
+
+def _shaped(inside: _Table, form: str, wavelength: float) -> SensorArray:
+    given = {key: read(inside, key) for key, read in _SHAPES[form].items()}
+    array: SensorArray = getattr(SensorArray, form)(**given, wavelength_m=wavelength)
+    return array
 
 
 def _wavelength(table: _Table, speed: float | None) -> float:
@@ -357,9 +363,7 @@ def _old_array(document: _Table) -> SensorArray:
     if "wavelength_m" in document.values:
         raise document.wrong("wavelength_m stands outside [rectangular]; move it below that line")
     table.refuse_unknown(("n_h", "n_v", "spacing_m", "wavelength_m"), angles)
-    return SensorArray.rectangular(
-        table.whole("n_h"), table.whole("n_v"), table.positive("spacing_m"), table.positive("wavelength_m")
-    )
+    return _shaped(table, form, table.positive("wavelength_m"))
 
 
 def _positions(table: _Table, form: str, wavelength: float) -> SensorArray:
@@ -391,8 +395,7 @@ def _region(table: _Table, array: SensorArray) -> Region:
         given["range_m"] = (float(low), float(high))
     missing = [field.name for field in fields(Region) if field.name not in given]
     try:
-        derived = Region.of(array) if missing else None
-        return Region(**given, **{name: getattr(derived, name) for name in missing})
+        return replace(Region.of(array), **given) if missing else Region(**given)
     except ValueError as error:
         names = ", ".join(name.replace("_rad", "_deg") for name in missing) or "it"
         raise table.wrong(f"[region]: {error}; give {names} in [region]") from error
@@ -412,19 +415,17 @@ def _tolerance(document: _Table, array: SensorArray) -> Tolerance:
     table = document.table("tolerance")
     table.refuse_unknown((*_ANGLES, "range_m"))
     derived = Tolerance.of(array.wavelength_m, document.values.get("wavefront", "spherical"))
-    angles: list[float] = []
-    for key, limit in (("azimuth_deg", 360.0), ("elevation_deg", 180.0)):
+    given: dict[str, float] = {}
+    for key, limit in (("azimuth_deg", 360.0), ("elevation_deg", 180.0), ("range_m", math.inf)):
         value = table.values.get(key)
-        if value is not None and not (_is_number(value) and 0 <= value <= limit):
-            raise table.wrong(f"{key} in [tolerance] must be a number of degrees from 0 to {limit:g}, got {value!r}")
-        angles.append(getattr(derived, key.replace("_deg", "_rad")) if value is None else _radians(value))
-    range_m = derived.range_m
-    if "range_m" in table.values:
-        value = table.values["range_m"]
-        if not (_is_number(value) or value == math.inf) or value < 0:
-            raise table.wrong(f"range_m in [tolerance] must be a number of metres, at least 0, or inf, got {value!r}")
-        range_m = float(value)
-    return Tolerance(angles[0], angles[1], range_m)
+        if value is None:
+            continue
+        if not (_is_number(value) or value == limit == math.inf) or not 0 <= value <= limit:
+            metres = "a number of metres, at least 0, or inf"
+            words = metres if key == "range_m" else f"a number of degrees from 0 to {limit:g}"
+            raise table.wrong(f"{key} in [tolerance] must be {words}, got {value!r}")
+        given[key.replace("_deg", "_rad")] = float(value) if key == "range_m" else _radians(value)
+    return replace(derived, **given)
 
 
 SETUP_VARIABLE = "risfast_setup"

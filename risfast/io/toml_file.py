@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tomli_w
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import HELD_BYTES, file_head, megabytes
+from risfast.io.guard import load_toml
 
 _T = TypeVar("_T")
 
@@ -58,12 +57,10 @@ def from_table(kind: type[_T], table: Mapping[str, Any], where: str = "", *, bas
         near = difflib.get_close_matches(unknown[0], known, n=1)
         mend = f"; did you mean {near[0]}?" if near else ";"
         raise ValueError(f"{where}{unknown[0]} is not an option{mend} known here: {', '.join(known)}")
-    for name, item in known.items():
-        if name in table:
-            continue
+    for name in (name for name in known if name not in table):
         if base is not None and is_dataclass(getattr(base, name)):
             raise ValueError(f"the table [{where}{name}] is missing")
-        if base is None and item.default is MISSING and item.default_factory is MISSING:
+        if base is None and known[name].default is MISSING and known[name].default_factory is MISSING:
             raise ValueError(f"{where}{name} is missing")
     given = {
         name: _typed(hints[name], value, f"{where}{name}", None if base is None else getattr(base, name))
@@ -79,11 +76,12 @@ def from_table(kind: type[_T], table: Mapping[str, Any], where: str = "", *, bas
 
 def _typed(hint: Any, value: Any, where: str, base: Any = None) -> Any:
     """``value`` as the annotation says: tuples from lists, dataclasses from tables, floats from integers."""
-    if is_dataclass(hint):
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) or dict in (origin, hint):
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} must be a table, got {value!r}")
-        return from_table(hint, value, f"{where}.", base=base)  # type: ignore[arg-type]  # a class, not an instance
-    origin, arguments = get_origin(hint), get_args(hint)
+        table: dict[str, Any] = dict(value)
+        return from_table(hint, table, f"{where}.", base=base) if is_dataclass(hint) else table  # type: ignore[arg-type]
     if origin in (Union, UnionType):
         if NoneType in arguments and value == NONE:
             return None
@@ -103,11 +101,7 @@ def _typed(hint: Any, value: Any, where: str, base: Any = None) -> Any:
         if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
             raise ValueError(f"{where} must be of type {hint.__name__}, got {value!r}")
         return value
-    if origin is dict or hint is dict:
-        if not isinstance(value, Mapping):
-            raise ValueError(f"{where} must be a table, got {value!r}")
-        return dict(value)
-    if arguments and origin is not None and str(origin) == "typing.Literal" and value not in arguments:
+    if origin is Literal and value not in arguments:
         raise ValueError(f"{where} must be one of {', '.join(map(str, arguments))}; got {value!r}")
     return value
 
@@ -120,20 +114,16 @@ def to_toml(config: Any) -> str:
 def read_toml(kind: type[_T], path: Path) -> _T:
     """The dataclass in a TOML file."""
     try:
-        return from_table(kind, tomllib.loads(path.read_text(encoding="utf-8")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValueError) as error:
+        return from_table(kind, load_toml(path, "options"))
+    except FileFormatError:
+        raise
+    except ValueError as error:
         raise FileFormatError(f"{path}: {error}") from error
 
 
 def read_toml_table(path: Path, what: str, written: int, mend: str = "") -> dict[str, Any]:
     """What a TOML file of ``format = written`` holds besides its format."""
-    file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+    table = load_toml(path, what)
     found = table.pop("format", None)
     if found != written or isinstance(found, bool):
         given = "the key format is missing" if found is None else f"format {found!r}"

@@ -118,15 +118,9 @@ class HitModel:
         # What maximises the expected F1 of many scenes is to report all that is more probable than half of the F1 that
         # is reached so (Lipton, Elkan and Naryanaswamy, "Optimal thresholding of classifiers to maximize F1 measure",
         # ECML PKDD 2014).
-        sources, covariance, gain, mass = [], [], [], []
-        for i, rows in enumerate(features):
-            probability = self.probability(rows)
-            keep = probability >= least
-            sources.append(polished.sources[i].replace(confidence=probability)[keep])
-            covariance.append(polished.covariance[i][keep])
-            gain.append(polished.gain[i][keep])
-            mass.append(polished.range_mass[i][keep])
-        return polished._replace(sources=sources, covariance=covariance, gain=gain, range_mass=mass)
+        probability = [self.probability(rows) for rows in features]
+        sources = [s.replace(confidence=p) for s, p in zip(polished.sources, probability, strict=True)]
+        return polished._replace(sources=sources).select([p >= least for p in probability])
 
     def save(self, folder: Path, fitted: dict[str, Any]) -> None:
         """Write ``confidence.json`` into a model folder."""

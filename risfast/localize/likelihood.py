@@ -548,16 +548,22 @@ class Box:
         """The same of some of the scenes."""
         return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
 
-    def clamp(self, state: SourceState) -> SourceState:
-        """The nearest state inside."""
-        position = state.position
+    def inside(self, position: Tensor) -> Tensor:
+        """The nearest positions inside; azimuth goes round where the region does.
+
+        position (..., 3)
+        """
         if self.full_circle:
             middle = (self.low[0] + self.high[0]) / 2
             azimuth = torch.remainder(position[..., 0] - middle + math.pi, 2 * math.pi) - math.pi + middle
             position = torch.cat([azimuth[..., None], position[..., 1:]], -1)
+        return torch.maximum(torch.minimum(position, self.high), self.low)
+
+    def clamp(self, state: SourceState) -> SourceState:
+        """The nearest state inside."""
         return replace(
             state,
-            position=torch.maximum(torch.minimum(position, self.high), self.low),
+            position=self.inside(state.position),
             power=torch.maximum(state.power, self.least_power[:, None]),
             noise=torch.maximum(state.noise, self.least_noise),
         )

@@ -4,6 +4,19 @@
 
 The localizer, the fit of its confidence, validation, tuning, evaluation and the demo call these steps, each with the
 options that it was given, and none has a path of its own. Ground truth never enters.
+
+Which number decides that a candidate is a source (defaults; the last that applies has the last word):
+
+=================================== ===== =====================================================================
+option of :class:`PipelineOptions`  value decides
+=================================== ===== =====================================================================
+candidates.own["threshold"]         0.3   the backbone's own detections, without a polish (``models/decode.py``)
+candidates.least_count              0.15  the same, for a polish to choose from
+candidates.detection                3 dB  Capon peaks, without a polish (``detect.py``)
+candidates.polished_detection       12 dB the same, for a polish to choose from
+polish.penalty                      2.0   sources after the polish, where the model has no calibration: classical fits
+decision.least_confidence           0.3   sources after the polish, where it has one, as the shipped model
+=================================== ===== =====================================================================
 """
 
 from __future__ import annotations
@@ -457,15 +470,13 @@ def _scenes_of(found: CovarianceEstimate, index: Tensor) -> CovarianceEstimate:
 
 def _strongest(polished: Polished, counts: list[int], *, by_confidence: bool = False) -> Polished:
     """At most so many sources of each scene, strongest first."""
-    fields: dict[str, Any] = {"sources": [], "covariance": [], "gain": [], "range_mass": []}
-    for i, (sources, count) in enumerate(zip(polished.sources, counts, strict=True)):
+    chosen = []
+    for sources, count in zip(polished.sources, counts, strict=True):
         order = torch.arange(len(sources))
         if by_confidence:
             order = sources.confidence.argsort(descending=True, stable=True)
-        kept = order[:count].sort().values
-        for name, values in fields.items():
-            values.append(getattr(polished, name)[i][kept])
-    return polished._replace(**fields)
+        chosen.append(order[:count].sort().values)
+    return polished.select(chosen)
 
 
 def _put(polished: Polished, scenes: list[int], part: Polished) -> Polished:

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -118,6 +118,12 @@ class Polished(NamedTuple):
     log_likelihood: Tensor
     gain: list[Tensor]
     range_mass: list[Tensor]
+
+    def select(self, chosen: Sequence[Tensor]) -> Polished:
+        """The chosen sources of each scene, as indices or masks."""
+        names = ("sources", "covariance", "gain", "range_mass")
+        parts: dict[str, Any] = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
+        return self._replace(**parts)
 
 
 def polish_sources(
@@ -548,4 +554,4 @@ def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box
     shift = inverse - at[:, 2:]  # [B, J]
     direction = at[:, None, :2] + slope[:, None] * shift[..., None]
     path = torch.cat([direction, inverse[..., None]], -1)
-    return torch.maximum(torch.minimum(path, box.high), box.low)
+    return box.inside(path)

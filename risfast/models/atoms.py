@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray
-from risfast.ops.domain import Domain, MirrorBasis
-from risfast.ops.nodes import CHARACTERS, NodeSet
-from risfast.setup import Setup, uniform_axis
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray, uniform_axis
+from risfast.ops.domain import CHARACTERS, Domain, MirrorBasis, NodeSet
+from risfast.setup import Setup
 
 # Singular values of a block that are kept, relative to its largest. The test of the maps holds their error below
 # 1e-3 of the largest entry, 60 dB down, where the reference system's noise begins 20 dB down. The largest one of a

@@ -23,8 +23,8 @@ CUDA tensors are computed on their device, by Triton kernels, on the current str
 - Maps and volumes are stored with azimuth fastest.
 - ``precision`` is the least precision of products: "auto" means float32's, as three tf32 products ("tf32x3") on NVIDIA
   and "ieee" on AMD; "tf32" is fast and wrong at a peak: by 9e-3 dB for a covariance at loading 1e-2, 1 dB for a factor.
-  The lag method never reduces it; for complex64 it computes in float64 where the loading is below 5e-3, and is within
-  1e-2 dB above.
+  The lag method never reduces it; for complex64 it computes in float32 only where N / loading is at most 5000 (N = 36
+  at loading 1e-2), within 1e-2 dB, and in float64 elsewhere.
 - complex128 has kernels for the lag method only. What has no kernel raises and names what does.
 - ``RISFAST_TRITON=0`` in the environment turns the kernels off: plain torch computes on the device, and waits for it.
 - Tables are kept with the plan, on the device. Call once before the capture of a CUDA graph; :func:`clear_plans` ends

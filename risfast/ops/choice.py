@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from risfast.geometry import Lattice, find_lattice
-from risfast.ops.domain import Domain
+from risfast.ops.domain import Domain, NodeSet
 from risfast.ops.evaluators import cached_nodes
 from risfast.ops.interpolation import BoxNodes
-from risfast.ops.nodes import NodeSet
+from risfast.steering import LAG_WAVEFRONTS
 
 METHODS = ("auto", "dense", "chebyshev", "lag")
 OPERATIONS = ("mvdr", "mvdr_lowrank", "analysis", "synthesis", "music", "bartlett")
@@ -107,9 +107,9 @@ def require_lag(lattice: Lattice | None, wavefront: str) -> None:
             "method='lag' needs a uniform planar array (a full rectangular lattice at z = 0); array is irregular. Use "
             "method='chebyshev' or 'dense'"
         )
-    if wavefront == "spherical":
+    if wavefront not in LAG_WAVEFRONTS:
         raise ValueError(
-            "method='lag' needs wavefront='fresnel' or 'planar', got wavefront='spherical', whose phase is no "
+            f"method='lag' needs wavefront='fresnel' or 'planar', got wavefront={wavefront!r}, whose phase is no "
             "polynomial of the element index; use method='chebyshev'"
         )
 
@@ -130,7 +130,7 @@ def choose(domain: Domain, request: Request) -> tuple[str, str, BoxNodes | None,
         return "dense", asked if request.method == "dense" else "a list of points has no structure", None, cost
     if request.method == "dense":
         return "dense", asked, None, _dense_cost(domain, request)
-    if lattice is not None and domain.wavefront != "spherical":
+    if lattice is not None and domain.wavefront in LAG_WAVEFRONTS:
         cost = _lag_cost(domain, lattice.n_h, lattice.n_v, request)
         if request.method == "lag":
             return "lag", asked, None, cost

@@ -1,7 +1,8 @@
-"""Where an operator is evaluated: array, wavefront and points, as one hashable object that plans are kept for."""
+"""Where an operator is evaluated: array, wavefront and points, which plans are kept for, and their mirror symmetry."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -14,6 +15,10 @@ from risfast.steering import steering_phase
 # Two elements (or nodes) count as mirror images below this fraction of the array's size: the phase error of treating
 # them so, below 1e-9 rad on any array smaller than a thousand wavelengths, is less than float64 loses elsewhere.
 _MIRROR_TOLERANCE = 1e-13
+# Bytes of one tile of products: a few of these fit a core's own cache beside the matrix.
+TILE_BYTES = 1 << 20
+# Sign of each class (rows) in each image (columns: itself, -azimuth, -elevation, both).
+CHARACTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 
 
 def adjoint_of(matrix: Tensor) -> Tensor:
@@ -105,7 +110,7 @@ class MirrorBasis:
         py = identity if by_y is None else by_y
         images = torch.stack([identity, px, py, px[py]], 1)
         orbits = images[images.min(1).values == identity]  # the lowest index of an orbit stands for it
-        characters = torch.tensor([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], dtype=torch.float64)
+        characters = torch.tensor(CHARACTERS, dtype=torch.float64)
         # Squared norm of sum_i chi_i e_orbit(i): images that coincide add up before they are squared.
         same = (orbits[:, :, None] == orbits[:, None, :]).double()
         norm2 = torch.einsum("ci,oij,cj->co", characters, same, characters)
@@ -214,3 +219,131 @@ def domain_of(
     # A list of points rarely comes twice and may be long: it is not kept.
     where, azimuth, elevation, r = (t.detach().to("cpu", torch.float64) for t in tensors)
     return Domain(where, wavenumber, wavefront, azimuth, elevation, r, box)
+
+
+def tiles(low: int, high: int, bytes_per_point: int) -> Iterator[tuple[int, int]]:
+    """Ranges of points whose temporaries stay in the cache."""
+    step = max(32, TILE_BYTES // max(bytes_per_point, 1))
+    for start in range(low, high, step):
+        yield start, min(start + step, high)
+
+
+class HalfAxis:
+    """The half of an axis that has to be computed: all of it, or the part at or above zero where it is mirrored.
+
+    axis (G,)
+    """
+
+    def __init__(self, axis: Tensor, mirrored: bool) -> None:
+        self.count = axis.numel()
+        self.mirrored = mirrored
+        self.half = (self.count + 1) // 2 if mirrored else self.count
+        self.values = axis[self.count - self.half :]
+
+    def unfold(self, upper: Tensor, lower: Tensor, dim: int) -> Tensor:
+        """The whole axis from values at the half and at its mirror image; the centre is taken from the half."""
+        if not self.mirrored:
+            return upper
+        image = lower.narrow(dim, self.count % 2, self.count - self.half).flip(dim)
+        return torch.cat([image, upper], dim)
+
+    def fold(self, whole: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+        """Adjoint of :meth:`unfold`."""
+        upper = whole.narrow(dim, self.count - self.half, self.half)
+        if not self.mirrored:
+            return upper, torch.zeros_like(upper)
+        lower = torch.zeros_like(upper)
+        outer = self.count - self.half
+        lower.narrow(dim, self.count % 2, outer).copy_(whole.narrow(dim, 0, outer).flip(dim))
+        return upper, lower
+
+
+class PointSet:
+    """A list of points without symmetry."""
+
+    def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
+        self.domain, self.dtype = domain, dtype
+        self.offsets = (0, domain.n_elements, domain.n_elements, domain.n_elements, domain.n_elements)
+        self.images = 1
+        self.count = domain.azimuth.numel()
+
+    def steering(self, low: int, high: int) -> Tensor:
+        """Steering vectors of some points.
+
+        -> (high - low, N)
+        """
+        d = self.domain
+        return d.steering(d.azimuth[low:high], d.elevation[low:high], d.range[low:high]).to(self.dtype)
+
+
+class NodeSet:
+    """Nodes over azimuth x elevation on every range plane, flattened in the order (azimuth, range, elevation)."""
+
+    def __init__(self, domain: Domain, azimuth: Tensor, elevation: Tensor, dtype: torch.dtype, keep: bool) -> None:
+        self.domain, self.dtype = domain, dtype
+        flips = domain.mirror.flips
+        self.azimuth, self.elevation = HalfAxis(azimuth, flips[0]), HalfAxis(elevation, flips[1])
+        self.offsets = domain.mirror.offsets
+        self.images = 4 if any(flips) else 1
+        self.columns = domain.range.numel() * self.elevation.half  # nodes per azimuth
+        self.count = self.azimuth.half * self.columns
+        self._kept = self._table() if keep else None
+
+    @staticmethod
+    def stored_bytes(domain: Domain, n_azimuth: int, n_elevation: int, dtype: torch.dtype) -> int:
+        """Bytes that ``keep`` costs."""
+        flips = domain.mirror.flips
+        half = [(n + 1) // 2 if flip else n for n, flip in zip((n_azimuth, n_elevation), flips, strict=True)]
+        return half[0] * half[1] * domain.range.numel() * domain.n_elements * dtype.itemsize
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the stored steering vectors."""
+        return 0 if self._kept is None else self._kept.numel() * self._kept.element_size()
+
+    def _table(self) -> Tensor:
+        """All steering vectors, made a tile at a time: the temporaries of one pass would be ten times the table."""
+        table = torch.empty(self.count, self.domain.n_elements, dtype=self.dtype)
+        for low, high in tiles(0, self.count, table.element_size() * self.domain.n_elements):
+            table[low:high] = self._make(low, high)
+        return table
+
+    def _make(self, low: int, high: int) -> Tensor:
+        index = torch.arange(low, high)
+        azimuth, rest = index // self.columns, index % self.columns
+        plane, elevation = rest // self.elevation.half, rest % self.elevation.half
+        d = self.domain
+        a = d.steering(self.azimuth.values[azimuth], self.elevation.values[elevation], d.range[plane])
+        return d.mirror.transform(a).to(self.dtype)
+
+    def steering(self, low: int, high: int) -> Tensor:
+        """Steering vectors of some nodes, in the mirror basis.
+
+        -> (high - low, N)
+        """
+        return self._make(low, high) if self._kept is None else self._kept[low:high]
+
+    def to_box(self, images: Tensor, azimuth_low: int, azimuth_high: int) -> tuple[Tensor, Tensor]:
+        """Values at some azimuths of the half axis as part of the box: there, and at their mirror images.
+
+        images (images, b, g) -> upper, lower (b, R, azimuth_high - azimuth_low, G_el)
+        """
+        shape = (*images.shape[:2], azimuth_high - azimuth_low, self.domain.range.numel(), self.elevation.half)
+        v = images.reshape(shape).transpose(2, 3)
+        if self.images == 1:
+            return v[0], v[0, :, :, :0]
+        upper = self.elevation.unfold(v[0], v[2], -1)
+        lower = self.elevation.unfold(v[1], v[3], -1) if self.azimuth.mirrored else upper[:, :, :0]
+        return upper, lower.flip(2)
+
+    def from_box(self, values: Tensor) -> Tensor:
+        """Adjoint of :meth:`to_box` over all azimuths.
+
+        values (b, R, n_azimuth, n_elevation) -> (images, b, count)
+        """
+        if self.images == 1:
+            return values.transpose(1, 2).reshape(1, values.shape[0], self.count)
+        upper, lower = self.azimuth.fold(values, 2)
+        (at, below), (beside, opposite) = self.elevation.fold(upper, 3), self.elevation.fold(lower, 3)
+        images = (at, beside, below, opposite)
+        return torch.stack([v.transpose(1, 2).reshape(v.shape[0], self.count) for v in images])

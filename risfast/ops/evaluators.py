@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import find_lattice
-from risfast.ops.domain import Domain, MirrorBasis, adjoint_of
+from risfast.ops.dense import hermitian_form, outer_products, sum_of_squares
+from risfast.ops.domain import Domain, MirrorBasis, NodeSet, PointSet, adjoint_of
 from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes
 from risfast.ops.lag import LagEvaluator
-from risfast.ops.nodes import NodeSet, PointSet, hermitian_form, outer_products, sum_of_squares
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import Lattice, find_lattice
-from risfast.ops.domain import Domain, adjoint_of, antisymmetric
-from risfast.ops.nodes import HalfAxis
+from risfast.ops.domain import Domain, HalfAxis, adjoint_of, antisymmetric
 
 _TILE_BYTES = 1 << 21
 COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed

@@ -20,10 +20,9 @@ from risfast.ops.choice import (
     request_of,
     table_budget,
 )
-from risfast.ops.domain import Domain, domain_of
+from risfast.ops.domain import TILE_BYTES, Domain, NodeSet, domain_of
 from risfast.ops.evaluators import CPU, Evaluator, EvaluatorCache, cached_nodes, points_on
 from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
-from risfast.ops.nodes import TILE_BYTES, NodeSet
 from risfast.steering import check_wavefront
 
 

@@ -22,13 +22,13 @@ from risfast.evaluate.methods import Methods
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES
 from risfast.evaluate.suite import SuiteConfig
 from risfast.evaluate.tables import Group
-from risfast.geometry import SearchGrid
+from risfast.geometry import SearchGrid, uniform_axis
 from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
 from risfast.report.plots import FOUND_COLOUR, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
-from risfast.setup import Setup, uniform_axis
+from risfast.setup import Setup
 from risfast.simulate.scenes import generate_scenes
 
 if TYPE_CHECKING:

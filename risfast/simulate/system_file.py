@@ -1,16 +1,16 @@
-"""Systems as JSON, for manifests, checkpoints and model cards, and as TOML files of a user, in degrees."""
+"""Systems as JSON, for manifests, and as options in degrees: of commands, and of TOML files of a user."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from risfast.errors import FileFormatError
-from risfast.geometry import SensorArray
-from risfast.io.setup_file import read_setup
+from risfast.geometry import Region, SensorArray
+from risfast.io.setup_file import SetupParts, read_setup, read_setup_parts
 from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup, array_from_json, array_to_json
 from risfast.simulate.impairments import Impairments
@@ -42,8 +42,8 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     return SystemConfig(**values)
 
 
-def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Names of the entries in which two nested descriptions differ."""
+def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
+    """Names of the entries in which two nested descriptions differ, those that are free to do so left out."""
     found: list[str] = []
     for name in sorted(set(a) | set(b)):
         left, right = a.get(name), b.get(name)
@@ -51,44 +51,114 @@ def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
             found += [f"{name}.{inner}" for inner in differing_fields(left, right)]
         elif left != right:
             found.append(name)
-    return found
+    return [name for name in found if not any(f"{name}.".startswith(f"{part}.") for part in free)]
 
 
 SYSTEM_FILE_FORMAT = 1
 
+_ARRAY_KEYS = ("n_h", "n_v", "spacing_m", "wavelength_m")
+_SAME = ("n_antennas", "n_sources", "snr_db", "rician_factor", "gain", "impairments", "coherence")
+
+
+def reaches_beyond(inner: Region, outer: Region) -> bool:
+    """Whether a part of the first region lies outside of the second."""
+    pairs = [(inner.elevation_rad, outer.elevation_rad), (inner.inverse_range, outer.inverse_range)]
+    if not outer.full_circle:
+        pairs.append((inner.azimuth_rad, outer.azimuth_rad))
+    return any(
+        (low < first and not math.isclose(low, first)) or (high > last and not math.isclose(high, last))
+        for (low, high), (first, last) in pairs
+    )
+
 
 @dataclass(frozen=True)
-class _SystemFile:
-    """The keys of a system file; an interval that is left out is that of the setup."""
+class SystemOptions:
+    """The system and the distribution of its scenes; the defaults are the reference system."""
 
-    setup: str = ""
-    n_h: int = 12
-    n_v: int = 12
-    spacing_m: float = 0.15
-    wavelength_m: float = 0.3
-    n_antennas: int = 16
+    # setup.toml or array.toml with the array (and the tolerance); empty is what the next four options describe.
+    array: str = ""
+    n_h: int = 12  # Elements along x.
+    n_v: int = 12  # Elements along y.
+    spacing_m: float = 0.15  # Element spacing in metres.
+    wavelength_m: float = 0.3  # Wavelength in metres.
+    n_antennas: int = 16  # Antennas M of the base station.
+    azimuth_deg: tuple[float, float] = (-60.0, 60.0)  # Azimuths of the sources.
+    elevation_deg: tuple[float, float] = (-30.0, 30.0)  # Elevations of the sources.
+    range_m: tuple[float, float] = (0.5, 10.0)  # Ranges of the sources in metres.
+    n_sources: tuple[int, int] = (1, 5)  # Fewest and most sources in a scene.
+    snr_db: tuple[float, float] = (-5.0, 20.0)  # SNR in dB.
+    code_bits: int = 3  # Phase resolution of the codes in bits; 0 is continuous.
+    rician_factor: tuple[float, float] = (0.5, 10.0)  # Rician factor of the channel, linear.
+    gain: Literal["equal", "inverse_range"] = "equal"  # Power of a source: 1, or (1 m / range)^2.
+    min_separation_deg: float = 0.0  # Least angle between two sources; 0 is no limit.
+    wavefront: Literal["spherical", "fresnel", "planar"] = "spherical"  # Wavefront of the simulated measurements.
+    impairments: Impairments = field(default_factory=Impairments)  # How far the true system is from the nominal one.
+    coherence: Coherence = field(default_factory=Coherence)  # Coherent sources.
+
+    @property
+    def _region(self) -> Region:
+        return Region(_radians(self.azimuth_deg), _radians(self.elevation_deg), self.range_m)
+
+    def _parts(self) -> SetupParts:
+        """What the file says, or the rectangular surface."""
+        if not self.array:
+            return SetupParts(SensorArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m))
+        parts = read_setup_parts(self.array)
+        if parts.sampling == "direct":
+            raise ValueError(
+                f"{self.array} says sampling = direct, and simulated scenes come through a surface and its codes; "
+                "leave sampling out"
+            )
+        if parts.wavefront not in (None, self.wavefront):
+            raise ValueError(
+                f"{self.array} says wavefront = {parts.wavefront}, and system.wavefront is {self.wavefront}; make them "
+                "the same"
+            )
+        if parts.region is not None and reaches_beyond(self._region, parts.region):
+            raise ValueError(
+                f"the sources of the system (azimuth_deg {self.azimuth_deg}, elevation_deg {self.elevation_deg}, "
+                f"range_m {self.range_m}) reach beyond the region of {self.array}, {parts.region}; give "
+                "--system.azimuth-deg, --system.elevation-deg and --system.range-m within it"
+            )
+        return parts
+
+    def setup(self) -> Setup:
+        """The problem: the array, with the region that the sources come from."""
+        return self._parts().setup(region=self._region, wavefront=self.wavefront)
+
+    def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
+        """The system with L = ``n_snapshots`` and these codes."""
+        own = {"n_snapshots": n_snapshots, "code_kinds": code_kinds, "code_bits": self.code_bits or None}
+        return _in_radians(SystemConfig(self._parts().array), self, **own)
+
+
+def _radians(pair: tuple[float, float]) -> tuple[float, float]:
+    return math.radians(pair[0]), math.radians(pair[1])
+
+
+def _in_radians(base: SystemConfig, keys: SystemOptions, **own: Any) -> SystemConfig:
+    """A system with what the options say; an interval or a wavefront that they leave out stays."""
+    given: dict[str, Any] = {"range_m": keys.range_m, "wavefront": keys.wavefront}
+    for name in ("azimuth", "elevation"):
+        pair = getattr(keys, f"{name}_deg")
+        given[f"{name}_rad"] = None if pair is None else _radians(pair)
+    own |= {name: value for name, value in given.items() if value is not None}
+    own |= {name: getattr(keys, name) for name in _SAME}
+    return replace(base, **own, min_separation_rad=math.radians(keys.min_separation_deg))
+
+
+@dataclass(frozen=True)
+class _SystemFile(SystemOptions):
+    """The keys of a system file, of which ``array`` is called setup; what is None is that of the setup."""
+
+    azimuth_deg: tuple[float, float] | None = None  # type: ignore[assignment]
+    elevation_deg: tuple[float, float] | None = None  # type: ignore[assignment]
+    range_m: tuple[float, float] | None = None  # type: ignore[assignment]
+    wavefront: Wavefront | None = None  # type: ignore[assignment]
+    code_bits: int | None = 3  # type: ignore[assignment]
     n_snapshots: int = 64
-    azimuth_deg: tuple[float, float] | None = None
-    elevation_deg: tuple[float, float] | None = None
-    range_m: tuple[float, float] | None = None
-    n_sources: tuple[int, int] = (1, 5)
-    snr_db: tuple[float, float] = (-5.0, 20.0)
     code_kinds: tuple[str, ...] = ("dft", "random")
-    code_bits: int | None = 3
     n_beams: int | None = None
-    rician_factor: tuple[float, float] = (0.5, 10.0)
-    gain: str = "equal"
-    min_separation_deg: float = 0.0
-    wavefront: Wavefront | None = None
-    impairments: Impairments = field(default_factory=Impairments)
-    coherence: Coherence = field(default_factory=Coherence)
-
-
-_ARRAY_KEYS = ("n_h", "n_v", "spacing_m", "wavelength_m")
-_SAME = (
-    *("n_antennas", "n_snapshots", "n_sources", "snr_db", "code_kinds", "code_bits", "n_beams", "rician_factor"),
-    *("gain", "impairments", "coherence"),
-)
 
 
 def read_system(path: str | Path) -> SystemConfig:
@@ -96,31 +166,22 @@ def read_system(path: str | Path) -> SystemConfig:
     path = Path(path)
     table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
     try:
-        given_keys = from_table(_SystemFile, table)
+        if "array" in table:
+            raise ValueError("array is not an option of a system file; give setup")
+        keys = from_table(_SystemFile, {"array" if key == "setup" else key: value for key, value in table.items()})
         both = [key for key in _ARRAY_KEYS if key in table]
-        if given_keys.setup and both:
+        if keys.array and both:
             raise ValueError(f"setup and {both[0]} are both there; the array is that of the setup")
-        return _system(given_keys, path.parent)
+        if keys.array:
+            base = system_of(read_setup(path.parent / keys.array))
+        else:
+            base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
+        own = {name: getattr(keys, name) for name in ("n_snapshots", "code_kinds", "code_bits", "n_beams")}
+        return _in_radians(base, keys, **own)
     except FileFormatError:
         raise
     except (ValueError, TypeError) as error:
         raise FileFormatError(f"{path}: {error}") from error
-
-
-def _system(keys: _SystemFile, beside: Path) -> SystemConfig:
-    if keys.setup:
-        base = system_of(read_setup(beside / keys.setup))
-    else:
-        base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
-    given = {name: getattr(keys, name) for name in _SAME}
-    for name in ("azimuth", "elevation"):
-        pair = getattr(keys, f"{name}_deg")
-        if pair is not None:
-            given[f"{name}_rad"] = (math.radians(pair[0]), math.radians(pair[1]))
-    for name in ("range_m", "wavefront"):
-        if getattr(keys, name) is not None:
-            given[name] = getattr(keys, name)
-    return replace(base, **given, min_separation_rad=math.radians(keys.min_separation_deg))
 
 
 def system_of(setup: Setup) -> SystemConfig:

@@ -22,18 +22,18 @@ from risfast.models.base import CovarianceEstimate
 from risfast.models.files import Build, load_model, load_weights, save_model
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
+from risfast.simulate.system_file import reaches_beyond
 from risfast.sources import Sources
-from risfast.train.config import BackboneOptions, RunConfig, RunOptions, reaches_beyond
+from risfast.train.config import BackboneOptions, RunConfig, RunOptions
 from risfast.train.distributed import World
 from risfast.train.loop import BackboneTask, Objective
-from risfast.train.runs import Figures, Measured, RunReport
-from risfast.train.stage import RunOutcome, train_stage
+from risfast.train.runs import Figures, Measured, RunOutcome, RunReport, train_stage
 from risfast.train.validation import is_constant, validate
 
 
 @dataclass(kw_only=True)
 class BackboneStage(BackboneTask):
-    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`."""
+    """A backbone in training, validation and at the end of its run; see :class:`risfast.train.runs.Stage`."""
 
     config: RunConfig  # Of the run; the rest as in :class:`risfast.train.loop.BackboneTask`
 
@@ -46,11 +46,7 @@ class BackboneStage(BackboneTask):
         """Covariance, own sources and Capon."""
         options = self.config.validation
         figures, scores = validate(
-            self.parts,
-            scenes,
-            self.config.pipeline,
-            batch_size=options.batch_size,
-            capon_scenes=options.capon_scenes,
+            self.parts, scenes, self.config.pipeline, batch_size=options.batch_size, capon_scenes=options.capon_scenes
         )
         return Measured(figures, is_constant(scores))
 

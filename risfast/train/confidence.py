@@ -37,11 +37,11 @@ from risfast.models import build_backbone
 from risfast.models.base import Measurement, SourceMap
 from risfast.models.files import load_model
 from risfast.setup import Setup
+from risfast.simulate.codes import CODE_KINDS
 from risfast.simulate.scenes import SystemConfig, generate_scenes
-from risfast.train.config import SystemOptions
+from risfast.simulate.system_file import SystemOptions
 
 SEED = 640_001
-_CODE_KINDS = ("dft", "random", "hadamard", "mixed")
 _DECAY = 1e-3
 _LOG_SECONDS = 20.0  # between two lines of progress where stderr is no terminal
 
@@ -81,18 +81,10 @@ class Subject:
 def training_system(setup: Setup, card: dict[str, Any]) -> SystemConfig:
     """The system that a model was trained on, as its card says, or the reference system's with the model's setup."""
     training = card.get("training", {})
-    told = dict(training.get("system", {}))
     # The array is the setup's, whatever became of the file that it was read from.
-    told |= {"array": "", "wavefront": setup.wavefront}
-    kinds = tuple(training.get("data", {}).get("code_kinds", _CODE_KINDS))
-    region = setup.region
-    return replace(
-        from_table(SystemOptions, told).system(1, kinds),
-        array=setup.array,
-        azimuth_rad=region.azimuth_rad,
-        elevation_rad=region.elevation_rad,
-        range_m=region.range_m,
-    )
+    told = {**training.get("system", {}), "array": "", "wavefront": setup.wavefront}
+    kinds = tuple(training.get("data", {}).get("code_kinds", CODE_KINDS))
+    return replace(from_table(SystemOptions, told).system(1, kinds), array=setup.array, **vars(setup.region))
 
 
 @torch.no_grad()
@@ -151,8 +143,7 @@ def all_labelled(subject: Subject, snapshots: Sequence[int], scenes: int, worker
 
 def _results(subject: Subject, tasks: Sequence[tuple[int, range]], workers: int) -> Iterator[Labelled]:
     if workers == 1:
-        for task in tasks:
-            yield labelled(subject, *task)
+        yield from (labelled(subject, *task) for task in tasks)
         return
     if subject.folder is None:
         raise ValueError("further processes read the model from its folder, and this one has none")
@@ -225,10 +216,7 @@ def fit_from_arguments(arguments: list[str] | None = None) -> None:
     subject = Subject.load(given.model)
     parts = all_labelled(subject, given.snapshots, given.scenes, given.workers)
     cut = {n: int(0.8 * len(part.hit)) for n, part in parts.items()}
-    held_in = fit(
-        torch.cat([part.features[: cut[n]] for n, part in parts.items()]),
-        torch.cat([part.hit[: cut[n]] for n, part in parts.items()]),
-    )
+    held_in = fit(*Labelled.joined([Labelled(x[: cut[n]], hit[: cut[n]]) for n, (x, hit) in parts.items()]))
     curves = {}
     for n, (x, hit) in parts.items():
         p, h = held_in.probability(x[cut[n] :]), hit[cut[n] :]

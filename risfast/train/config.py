@@ -12,18 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from risfast.geometry import Region, SensorArray
-from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.localize.pipeline import PipelineOptions
 from risfast.localize.refiner import RefinedOptions
 from risfast.losses import ObjectiveOptions
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions
-from risfast.setup import Setup
 from risfast.simulate.codes import CODE_KINDS
-from risfast.simulate.impairments import Impairments
-from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.simulate.shards import ShardSpec
+from risfast.simulate.system_file import SystemOptions
 
 
 def require(condition: bool, message: str) -> None:
@@ -39,128 +35,17 @@ def require_least(config: Any, where: str = "", **least: int) -> None:
         require(value >= bound, f"{where}{name} must be at least {bound}, got {value!r}")
 
 
-def reaches_beyond(inner: Region, outer: Region) -> bool:
-    """Whether a part of the first region lies outside of the second."""
-    pairs = [(inner.elevation_rad, outer.elevation_rad), (inner.inverse_range, outer.inverse_range)]
-    if not outer.full_circle:
-        pairs.append((inner.azimuth_rad, outer.azimuth_rad))
-    return any(
-        (low < first and not math.isclose(low, first)) or (high > last and not math.isclose(high, last))
-        for (low, high), (first, last) in pairs
-    )
-
-
-_SAME_IN_SYSTEM = (
-    *("n_antennas", "range_m", "n_sources", "snr_db", "rician_factor", "gain", "wavefront", "impairments"),
-    "coherence",
-)
-
-
-@dataclass(frozen=True)
-class SystemOptions:
-    """The system and the distribution of its scenes; the defaults are the reference system."""
-
-    array: str = ""
-    """setup.toml or array.toml with the array (and the tolerance); empty is what the next four options describe."""
-    n_h: int = 12
-    """Elements along x."""
-    n_v: int = 12
-    """Elements along y."""
-    spacing_m: float = 0.15
-    """Element spacing in metres."""
-    wavelength_m: float = 0.3
-    """Wavelength in metres."""
-    n_antennas: int = 16
-    """Antennas M of the base station."""
-    azimuth_deg: tuple[float, float] = (-60.0, 60.0)
-    """Azimuths of the sources."""
-    elevation_deg: tuple[float, float] = (-30.0, 30.0)
-    """Elevations of the sources."""
-    range_m: tuple[float, float] = (0.5, 10.0)
-    """Ranges of the sources in metres."""
-    n_sources: tuple[int, int] = (1, 5)
-    """Fewest and most sources in a scene."""
-    snr_db: tuple[float, float] = (-5.0, 20.0)
-    """SNR in dB."""
-    code_bits: int = 3
-    """Phase resolution of the codes in bits; 0 is continuous."""
-    rician_factor: tuple[float, float] = (0.5, 10.0)
-    """Rician factor of the channel, linear."""
-    gain: Literal["equal", "inverse_range"] = "equal"
-    """Power of a source: 1, or (1 m / range)^2."""
-    min_separation_deg: float = 0.0
-    """Least angle between two sources; 0 is no limit."""
-    wavefront: Literal["spherical", "fresnel", "planar"] = "spherical"
-    """Wavefront of the simulated measurements."""
-    impairments: Impairments = field(default_factory=Impairments)
-    """How far the true system is from the nominal one."""
-    coherence: Coherence = field(default_factory=Coherence)
-    """Coherent sources."""
-
-    @property
-    def _region(self) -> Region:
-        azimuth, elevation = (tuple(map(math.radians, pair)) for pair in (self.azimuth_deg, self.elevation_deg))
-        return Region(azimuth, elevation, self.range_m)  # type: ignore[arg-type]  # pairs
-
-    def _parts(self) -> SetupParts:
-        """What the file says, or the rectangular surface."""
-        if not self.array:
-            return SetupParts(SensorArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m))
-        parts = read_setup_parts(self.array)
-        if parts.sampling == "direct":
-            raise ValueError(
-                f"{self.array} says sampling = direct, and simulated scenes come through a surface and its codes; "
-                "leave sampling out"
-            )
-        if parts.wavefront not in (None, self.wavefront):
-            raise ValueError(
-                f"{self.array} says wavefront = {parts.wavefront}, and system.wavefront is {self.wavefront}; make them "
-                "the same"
-            )
-        if parts.region is not None and reaches_beyond(self._region, parts.region):
-            raise ValueError(
-                f"the sources of the system (azimuth_deg {self.azimuth_deg}, elevation_deg {self.elevation_deg}, "
-                f"range_m {self.range_m}) reach beyond the region of {self.array}, {parts.region}; give "
-                "--system.azimuth-deg, --system.elevation-deg and --system.range-m within it"
-            )
-        return parts
-
-    def setup(self) -> Setup:
-        """The problem: the array, with the region that the sources come from."""
-        return self._parts().setup(region=self._region, wavefront=self.wavefront)
-
-    def system(self, n_snapshots: int, code_kinds: tuple[str, ...]) -> SystemConfig:
-        """The system with L = ``n_snapshots`` and these codes."""
-        return SystemConfig(
-            array=self._parts().array,
-            n_snapshots=n_snapshots,
-            azimuth_rad=(math.radians(self.azimuth_deg[0]), math.radians(self.azimuth_deg[1])),
-            elevation_rad=(math.radians(self.elevation_deg[0]), math.radians(self.elevation_deg[1])),
-            code_kinds=code_kinds,
-            code_bits=self.code_bits or None,
-            min_separation_rad=math.radians(self.min_separation_deg),
-            **{name: getattr(self, name) for name in _SAME_IN_SYSTEM},
-        )
-
-
 @dataclass(frozen=True)
 class DataOptions:
     """Which scenes a run learns from."""
 
-    source: str = "fly"
-    """"fly" makes every scene when it is needed; anything else is a folder of shards."""
-    snapshots: tuple[int, ...] = (16, 32, 64)
-    """Values of L; each batch takes one of them."""
-    weights: tuple[float, ...] = (0.6, 0.2, 0.2)
-    """Share of the batches with each L."""
-    code_kinds: tuple[str, ...] = CODE_KINDS
-    """Codebooks; each scene takes one of them."""
-    noise_known: float = 0.5
-    """Share of the batches in which the backbone is given the noise power."""
-    seed: int = 0
-    """Which endless set of scenes."""
-    pool: int = 0
-    """Learn from the first so many scenes again and again; 0 never shows a scene twice."""
+    source: str = "fly"  # "fly" makes every scene when it is needed; anything else is a folder of shards.
+    snapshots: tuple[int, ...] = (16, 32, 64)  # Values of L; each batch takes one of them.
+    weights: tuple[float, ...] = (0.6, 0.2, 0.2)  # Share of the batches with each L.
+    code_kinds: tuple[str, ...] = CODE_KINDS  # Codebooks; each scene takes one of them.
+    noise_known: float = 0.5  # Share of the batches in which the backbone is given the noise power.
+    seed: int = 0  # Which endless set of scenes.
+    pool: int = 0  # Learn from the first so many scenes again and again; 0 never shows a scene twice.
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -180,12 +65,11 @@ class DataOptions:
 class BackboneOptions:
     """Which backbone, and what it is built with."""
 
-    name: str = "unrolled"
-    """Name of the backbone."""
+    name: str = "unrolled"  # Name of the backbone.
+    # Its options; those not named keep the backbone's own defaults.
     options: dict[str, Any] = field(default_factory=dict)
-    """Its options; those not named keep the backbone's own defaults."""
+    # Model folder of an earlier run whose weights to start from; empty starts from the backbone's own.
     weights: str = ""
-    """Model folder of an earlier run whose weights to start from; empty starts from the backbone's own."""
 
 
 @dataclass(frozen=True)
@@ -194,34 +78,22 @@ class OptimiserOptions:
 
     # The learning rate rises linearly over ``warmup`` steps and falls as a cosine to ``min_lr`` at the last step.
 
-    steps: int = 600
-    """Optimiser steps of the whole run."""
-    batch_size: int = 16
-    """Scenes a step, over all processes and accumulated parts together."""
-    lr: float = 2e-3
-    """Highest learning rate."""
-    min_lr: float = 2e-5
-    """Learning rate at the last step."""
-    warmup: int = 50
-    """Steps of linear warm-up."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay of AdamW's moments."""
+    steps: int = 600  # Optimiser steps of the whole run.
+    batch_size: int = 16  # Scenes a step, over all processes and accumulated parts together.
+    lr: float = 2e-3  # Highest learning rate.
+    min_lr: float = 2e-5  # Learning rate at the last step.
+    warmup: int = 50  # Steps of linear warm-up.
+    betas: tuple[float, float] = (0.9, 0.999)  # Decay of AdamW's moments.
+    # Decoupled weight decay of matrices and kernels; vectors and scalars (biases, exponents) have none.
     weight_decay: float = 1e-2
-    """Decoupled weight decay of matrices and kernels; vectors and scalars (biases, exponents) have none."""
-    clip_norm: float = 1.0
-    """Largest norm of the gradient; 0 does not clip."""
-    accumulation: int = 1
-    """Parts in which each process works through its share of a batch."""
-    averaging: Literal["ema", "swa", "none"] = "ema"
-    """Which average of the weights is validated and kept."""
-    ema_decay: float = 0.999
-    """Decay of the exponential average; the first steps forget faster."""
-    swa_start: float = 0.75
-    """Part of the run after which the equal-weight average starts."""
-    max_skipped: int = 10
-    """Steps in a row with a gradient that is not finite (or is zero) before the run ends."""
+    clip_norm: float = 1.0  # Largest norm of the gradient; 0 does not clip.
+    accumulation: int = 1  # Parts in which each process works through its share of a batch.
+    averaging: Literal["ema", "swa", "none"] = "ema"  # Which average of the weights is validated and kept.
+    ema_decay: float = 0.999  # Decay of the exponential average; the first steps forget faster.
+    swa_start: float = 0.75  # Part of the run after which the equal-weight average starts.
+    max_skipped: int = 10  # Steps in a row with a gradient that is not finite (or is zero) before the run ends.
+    # The run ends when the smoothed loss rises above its start by so many times the start's magnitude.
     divergence: float = 3.0
-    """The run ends when the smoothed loss rises above its start by so many times the start's magnitude."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -246,28 +118,18 @@ class OptimiserOptions:
 class ValidationOptions:
     """What is measured during the run and at its end, on scenes that are never trained on."""
 
-    every: int = 100
-    """Steps between two validations."""
-    snapshots: tuple[int, ...] = (16, 64)
-    """Values of L to validate at, each on its own set."""
-    scenes: int = 64
-    """Scenes of each set."""
+    every: int = 100  # Steps between two validations.
+    snapshots: tuple[int, ...] = (16, 64)  # Values of L to validate at, each on its own set.
+    scenes: int = 64  # Scenes of each set.
+    # Scenes of each set whose covariance, and whose true one, also go through Capon detection; 0 for none.
     capon_scenes: int = 8
-    """Scenes of each set whose covariance, and whose true one, also go through Capon detection; 0 for none."""
-    test_scenes: int = 128
-    """Scenes of each set in the table at the end of the run, of a seed of their own."""
-    seed: int = 0x76616C
-    """Which set of validation scenes."""
-    test_seed: int = 0x74657374
-    """Which set of test scenes."""
-    batch_size: int = 16
-    """Scenes estimated at once."""
-    stop_constant: bool = True
-    """Whether the run ends when its predictions do not depend on the scene."""
-    metric: Literal["nmse", "f1"] = "nmse"
-    """What makes a checkpoint the best one."""
-    patience: int = 0
-    """Validations in a row without a new best after which the run ends; 0 never ends it."""
+    test_scenes: int = 128  # Scenes of each set in the table at the end of the run, of a seed of their own.
+    seed: int = 0x76616C  # Which set of validation scenes.
+    test_seed: int = 0x74657374  # Which set of test scenes.
+    batch_size: int = 16  # Scenes estimated at once.
+    stop_constant: bool = True  # Whether the run ends when its predictions do not depend on the scene.
+    metric: Literal["nmse", "f1"] = "nmse"  # What makes a checkpoint the best one.
+    patience: int = 0  # Validations in a row without a new best after which the run ends; 0 never ends it.
 
     @staticmethod
     def renewed(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,24 +148,15 @@ class ValidationOptions:
 class MachineOptions:
     """Where and how a run computes; none of this changes what it learns, up to rounding."""
 
-    device: str = "cpu"
-    """cpu, cuda or cuda:N; under torchrun "cuda" takes the GPU of the process's rank."""
-    amp: Literal["off", "bf16", "fp16"] = "off"
-    """Mixed precision of the backbone on cuda; losses stay in float32."""
-    threads: int = 0
-    """CPU threads; 0 leaves them as they are."""
-    deterministic: bool = False
-    """Refuse operations whose result may differ from run to run."""
-    minutes: float = 0.0
-    """Stop, resumably, after so many minutes; 0 runs to the last step."""
-    log_every: int = 10
-    """Steps between two lines of metrics."""
-    checkpoint_every: int = 50
-    """Steps between two checkpoints."""
-    keep: int = 3
-    """Checkpoints that are kept, besides the best one."""
-    tensorboard: bool = False
-    """Also write TensorBoard events (needs the tensorboard package)."""
+    device: str = "cpu"  # cpu, cuda or cuda:N; under torchrun "cuda" takes the GPU of the process's rank.
+    amp: Literal["off", "bf16", "fp16"] = "off"  # Mixed precision of the backbone on cuda; losses stay in float32.
+    threads: int = 0  # CPU threads; 0 leaves them as they are.
+    deterministic: bool = False  # Refuse operations whose result may differ from run to run.
+    minutes: float = 0.0  # Stop, resumably, after so many minutes; 0 runs to the last step.
+    log_every: int = 10  # Steps between two lines of metrics.
+    checkpoint_every: int = 50  # Steps between two checkpoints.
+    keep: int = 3  # Checkpoints that are kept, besides the best one.
+    tensorboard: bool = False  # Also write TensorBoard events (needs the tensorboard package).
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -318,24 +171,16 @@ class MachineOptions:
 class RunConfig:
     """A training of a backbone."""
 
-    seed: int = 0
-    """Of the initial weights."""
-    system: SystemOptions = field(default_factory=SystemOptions)
-    """The system that the scenes come from."""
-    data: DataOptions = field(default_factory=DataOptions)
-    """Which scenes."""
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
-    """What is trained."""
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    """What it is trained for."""
-    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)
-    """How."""
-    validation: ValidationOptions = field(default_factory=ValidationOptions)
-    """How it is judged."""
+    seed: int = 0  # Of the initial weights.
+    system: SystemOptions = field(default_factory=SystemOptions)  # The system that the scenes come from.
+    data: DataOptions = field(default_factory=DataOptions)  # Which scenes.
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)  # What is trained.
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)  # What it is trained for.
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)  # How.
+    validation: ValidationOptions = field(default_factory=ValidationOptions)  # How it is judged.
+    # From an estimate to sources, in validation, and kept with the model.
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
-    """From an estimate to sources, in validation, and kept with the model."""
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    """On what."""
+    machine: MachineOptions = field(default_factory=MachineOptions)  # On what.
 
     def __post_init__(self) -> None:
         """Check what concerns several parts."""
@@ -353,12 +198,9 @@ class RunConfig:
 class HeatmapOptions:
     """Targets and loss: focal loss against a Gaussian blob around each source."""
 
-    sigma_deg: float = 2.0
-    """Width of a blob, in azimuth and elevation."""
-    alpha: float = 0.25
-    """Weight of what is a source."""
-    gamma: float = 2.0
-    """How little cells count that are nearly right."""
+    sigma_deg: float = 2.0  # Width of a blob, in azimuth and elevation.
+    alpha: float = 0.25  # Weight of what is a source.
+    gamma: float = 2.0  # How little cells count that are nearly right.
 
     def __post_init__(self) -> None:
         """Check the width; the loss checks the rest."""
@@ -369,30 +211,23 @@ class HeatmapOptions:
 class RefinerConfig:
     """A training of a refiner behind a frozen backbone."""
 
-    backbone: str = ""
-    """Model folder of the backbone; empty is the one that comes with the package."""
-    seed: int = 0
-    """Of the initial weights."""
+    backbone: str = ""  # Model folder of the backbone; empty is the one that comes with the package.
+    seed: int = 0  # Of the initial weights.
+    # Size of the network; its number of maps follows from those that it is shown.
     network: RefinerOptions = field(default_factory=RefinerOptions)
-    """Size of the network; its number of maps follows from those that it is shown."""
-    reading: RefinedOptions = field(default_factory=RefinedOptions)
-    """How maps are made and read."""
-    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)
-    """What it is trained for."""
-    system: SystemOptions = field(default_factory=SystemOptions)
-    """The system that the scenes come from."""
-    data: DataOptions = field(default_factory=DataOptions)
-    """Which scenes."""
+    reading: RefinedOptions = field(default_factory=RefinedOptions)  # How maps are made and read.
+    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)  # What it is trained for.
+    system: SystemOptions = field(default_factory=SystemOptions)  # The system that the scenes come from.
+    data: DataOptions = field(default_factory=DataOptions)  # Which scenes.
+    # How; weights are not averaged in this stage.
     optimiser: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(lr=1e-3, averaging="none"))
-    """How; weights are not averaged in this stage."""
+    # How it is judged; Capon detection is measured once, on all scenes.
     validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
-    """How it is judged; Capon detection is measured once, on all scenes."""
+    # From an estimate to sources, where the refiner has no part or is not believed.
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
-    """From an estimate to sources, where the refiner has no part or is not believed."""
+    # Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home.
     points_per_beam: float = 5.2
-    """Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home."""
-    machine: MachineOptions = field(default_factory=MachineOptions)
-    """On what."""
+    machine: MachineOptions = field(default_factory=MachineOptions)  # On what.
 
     @property
     def map_options(self) -> PipelineOptions:
@@ -432,35 +267,23 @@ def _check_seeds(config: RunOptions) -> None:
 class ShardsConfig:
     """Sets of scenes to keep in files: one for each split and each L."""
 
-    snapshots: tuple[int, ...] = (16, 32, 64)
-    """Values of L."""
-    train: int = 8192
-    """Scenes to train on, for each L."""
-    val: int = 512
-    """Scenes to validate on, for each L."""
-    test: int = 512
-    """Scenes to test on, for each L."""
-    train_seed: int = DataOptions.seed
-    """Seed of the first split; the seeds are those that a run takes by default."""
-    val_seed: int = ValidationOptions.seed
-    """Seed of the second."""
-    test_seed: int = ValidationOptions.test_seed
-    """Seed of the third."""
-    shard_size: int = 4096
-    """Scenes of one shard."""
-    sample_covariance: bool = False
-    """Also keep the least-squares sample covariance of each scene."""
-    code_kinds: tuple[str, ...] = CODE_KINDS
-    """Codebooks; each scene takes one of them."""
-    device: str = "cpu"
-    """Where the scenes are made: cpu or cuda."""
-    system: SystemOptions = field(default_factory=SystemOptions)
-    """The system that the scenes come from."""
+    snapshots: tuple[int, ...] = (16, 32, 64)  # Values of L.
+    train: int = 8192  # Scenes to train on, for each L.
+    val: int = 512  # Scenes to validate on, for each L.
+    test: int = 512  # Scenes to test on, for each L.
+    train_seed: int = DataOptions.seed  # Seed of the first split; the seeds are those that a run takes by default.
+    val_seed: int = ValidationOptions.seed  # Seed of the second.
+    test_seed: int = ValidationOptions.test_seed  # Seed of the third.
+    shard_size: int = 4096  # Scenes of one shard.
+    sample_covariance: bool = False  # Also keep the least-squares sample covariance of each scene.
+    code_kinds: tuple[str, ...] = CODE_KINDS  # Codebooks; each scene takes one of them.
+    device: str = "cpu"  # Where the scenes are made: cpu or cuda.
+    system: SystemOptions = field(default_factory=SystemOptions)  # The system that the scenes come from.
 
     def __post_init__(self) -> None:
         """Check every value."""
         counts = (self.train, self.val, self.test)
-        require(all(n >= 0 for n in counts) and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
+        require(min(counts) >= 0 and sum(counts) > 0, f"train, val and test make no scenes: got {counts}")
         require(len(self.snapshots) > 0, "snapshots must name at least one L")
         seeds = (self.train_seed, self.val_seed, self.test_seed)
         require(len(set(seeds)) == 3, f"train_seed, val_seed and test_seed must differ, got {seeds}")
@@ -468,16 +291,11 @@ class ShardsConfig:
 
     def sets(self) -> dict[tuple[str, int], ShardSpec]:
         """What to make, by split and L; splits without scenes are left out."""
-        splits = {
-            "train": (self.train, self.train_seed),
-            "val": (self.val, self.val_seed),
-            "test": (self.test, self.test_seed),
-        }
+        splits = {"train": self.train_seed, "val": self.val_seed, "test": self.test_seed}
+        systems = {n: self.system.system(n, self.code_kinds) for n in self.snapshots}
         return {
-            (split, n): ShardSpec(
-                self.system.system(n, self.code_kinds), seed, count, self.shard_size, self.sample_covariance
-            )
-            for split, (count, seed) in splits.items()
-            if count
-            for n in self.snapshots
+            (split, n): ShardSpec(system, seed, getattr(self, split), self.shard_size, self.sample_covariance)
+            for split, seed in splits.items()
+            if getattr(self, split)
+            for n, system in systems.items()
         }

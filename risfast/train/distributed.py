@@ -1,4 +1,4 @@
-"""One process or several: ranks, devices, and the mean of gradients over them."""
+"""One process or several: ranks, devices, threads, and the mean of gradients over them."""
 
 from __future__ import annotations
 
@@ -80,3 +80,17 @@ def open_world(device: str) -> Iterator[World]:
         dist.barrier()
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def machine_settings(threads: int, deterministic: bool) -> Iterator[None]:
+    """Threads and determinism for the time of a run; both are as before afterwards."""
+    before = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        if threads:
+            torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic or before[1])
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.use_deterministic_algorithms(before[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -41,11 +41,7 @@ class TrainingTask(Protocol):
         """Mean loss over the scenes, and its parts."""
 
 
-class Objective(Protocol):
-    """A loss of a backbone's estimate."""
-
-    def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
-        """Mean loss over the scenes, and its parts."""
+Objective = Callable[[CovarianceEstimate, Scenes], Terms]  # Mean loss of a backbone's estimate, and its parts
 
 
 def autocast(amp: str) -> AbstractContextManager[Any]:
@@ -70,32 +66,21 @@ class BackboneTask:
         return self.objective(estimate, scenes)
 
 
-class RunningMeans:
-    """Means of named figures since the last line; a figure that was not given in a step is left out of its own mean."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, list[float]] = {}
+class RunningMeans(dict[str, list[float]]):
+    """Sums and counts of named figures since the last line; each figure has a count of its own."""
 
     def add(self, figures: Mapping[str, float]) -> None:
         """Take in one step."""
         for name, value in figures.items():
             if math.isfinite(value):
-                total, count = self._sums.get(name, (0.0, 0))
-                self._sums[name] = [total + value, count + 1]
+                total, count = self.get(name, (0.0, 0))
+                self[name] = [total + value, count + 1]
 
     def take(self) -> dict[str, float]:
         """The means, and start afresh."""
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        self._sums = {}
+        means = {name: total / count for name, (total, count) in self.items()}
+        self.clear()
         return means
-
-    def state(self) -> dict[str, list[float]]:
-        """What a checkpoint keeps."""
-        return dict(self._sums)
-
-    def load_state(self, state: Mapping[str, list[float]]) -> None:
-        """Take back what :meth:`state` gave."""
-        self._sums = {name: list(pair) for name, pair in state.items()}
 
 
 @dataclass(frozen=True)
@@ -125,8 +110,7 @@ class Trainer:
         *,
         scaled: bool = False,
     ) -> None:
-        parts = world.size * options.accumulation
-        if options.batch_size % parts:
+        if options.batch_size % (world.size * options.accumulation):
             raise ValueError(
                 f"optimiser.batch_size = {options.batch_size} cannot be divided by {world.size} processes x "
                 f"{options.accumulation} accumulated parts"
@@ -230,21 +214,22 @@ class Trainer:
             "skipped_in_row": self._skipped_in_row,
             "start": self._start,
             "smoothed": self._smoothed if math.isfinite(self._smoothed) else None,
-            "means": self.means.state(),
+            "means": dict(self.means),
             "average_count": self.average.count,
-            "scaler": self.optimiser.scaler_state(),
+            "scaler": dict(self.optimiser.scaler.state_dict()),
         }
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint."""
-        load_weights(self.task.module, checkpoint.tensors["weights"], str(checkpoint.path))
-        self.average.load_tensors(checkpoint.tensors["average"], checkpoint.state["average_count"])
-        self.optimiser.load_tensors(checkpoint.tensors.get("optimiser", {}))
-        self.optimiser.load_scaler_state(checkpoint.state["scaler"])
-        state = checkpoint.state
+        state, tensors = checkpoint.state, checkpoint.tensors
+        load_weights(self.task.module, tensors["weights"], str(checkpoint.path))
+        self.average.load_tensors(tensors["average"], state["average_count"])
+        self.optimiser.load_tensors(tensors.get("optimiser", {}))
+        if state["scaler"]:  # empty where losses are not scaled
+            self.optimiser.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         self.skipped, self._skipped_in_row = state["skipped"], state["skipped_in_row"]
         self._start = list(state["start"])
         self._smoothed = math.nan if state["smoothed"] is None else state["smoothed"]
-        self.means.load_state(state["means"])
+        self.means = RunningMeans(state["means"])
         self.optimiser.schedule(self.step)

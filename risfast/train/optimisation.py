@@ -37,7 +37,7 @@ class Optimiser:
             lr=learning_rate(options, 0),
             betas=options.betas,
         )
-        self._scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+        self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
 
     @property
     def lr(self) -> float:
@@ -46,21 +46,20 @@ class Optimiser:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a loss, scaled where losses are."""
-        self._scaler.scale(loss).backward()
+        self.scaler.scale(loss).backward()
 
     def step(self, step: int, usable: bool = True) -> tuple[float, bool]:
         """Use the gradients that have been gathered, unless one is not finite."""
-        self._scaler.unscale_(self._adamw)
+        self.scaler.unscale_(self._adamw)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         taken = usable and math.isfinite(norm) and norm > 0
         if taken:
             if self.options.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(
-                    list(self.parameters.values()), self.options.clip_norm, torch.tensor(norm)
-                )
-            self._scaler.step(self._adamw)
-        self._scaler.update()
+                every = list(self.parameters.values())
+                torch.nn.utils.clip_grads_with_norm_(every, self.options.clip_norm, torch.tensor(norm))
+            self.scaler.step(self._adamw)
+        self.scaler.update()
         self._adamw.zero_grad(set_to_none=True)
         self.schedule(step + 1)
         return norm, taken
@@ -96,27 +95,14 @@ class Optimiser:
             # a copy of its own: AdamW writes into it
             self._adamw.state[parameter][kind] = value.to(device, copy=True)
 
-    def scaler_state(self) -> dict[str, float]:
-        """State of the loss scaling; empty where there is none."""
-        return dict(self._scaler.state_dict())
-
-    def load_scaler_state(self, state: Mapping[str, float]) -> None:
-        """Take back what :meth:`scaler_state` gave."""
-        if state:
-            self._scaler.load_state_dict(dict(state))
-
 
 class WeightAverage:
     """The average of a module's weights over the steps that were taken, and its buffers as they are."""
 
     def __init__(self, module: nn.Module, options: OptimiserOptions) -> None:
-        self._module = module
-        self._options = options
-        self.count = 0
-        self._values = {name: p.detach().clone() for name, p in self._live()}
-
-    def _live(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((name, p) for name, p in self._module.named_parameters() if p.requires_grad)
+        self._module, self._options, self.count = module, options, 0
+        self._live = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._values = {name: p.detach().clone() for name, p in self._live.items()}
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -128,19 +114,19 @@ class WeightAverage:
         elif kind == "swa" and not early:
             keep = self.count / (self.count + 1)
         self.count += not early
-        for name, parameter in self._live():
+        for name, parameter in self._live.items():
             self._values[name].lerp_(parameter, 1 - keep)
 
     @contextmanager
     def in_use(self) -> Iterator[nn.Module]:
         """The module with the averaged weights in place of its own, which come back afterwards."""
-        own = {name: p.data for name, p in self._live()}
+        own = {name: p.data for name, p in self._live.items()}
         try:
-            for name, parameter in self._live():
+            for name, parameter in self._live.items():
                 parameter.data = self._values[name]
             yield self._module
         finally:
-            for name, parameter in self._live():
+            for name, parameter in self._live.items():
                 parameter.data = own[name]
 
     def tensors(self) -> dict[str, Tensor]:

@@ -17,11 +17,11 @@ from risfast.losses import ObjectiveOptions
 from risfast.models.base import Measurement
 from risfast.models.files import Build
 from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.system_file import SystemOptions
 from risfast.train.backbone import backbone_objective, made_backbone
-from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, SystemOptions, require, require_least
-from risfast.train.distributed import open_world
+from risfast.train.config import BackboneOptions, DataOptions, OptimiserOptions, require, require_least
+from risfast.train.distributed import machine_settings, open_world
 from risfast.train.loop import BackboneTask, Objective, Trainer
-from risfast.train.stage import machine_settings
 from risfast.train.validation import scene_slice, score_covariances
 
 
@@ -29,38 +29,23 @@ from risfast.train.validation import scene_slice, score_covariances
 class OverfitConfig:
     """The overfit gate: a few fixed scenes of high SNR, until a backbone reproduces their covariances."""
 
-    gate: float = 0.1
-    """Mean NMSE of the covariance that the backbone must get below."""
-    scenes: int = 64
-    """Fixed scenes."""
-    snapshots: int = 16
-    """L."""
-    snr_db: tuple[float, float] = (10.0, 20.0)
-    """SNR of the scenes in dB."""
-    code_kinds: tuple[str, ...] = ("dft", "random")
-    """Codebooks; each scene takes one of them."""
-    steps: int = 200
-    """Optimiser steps."""
-    batch_size: int = 16
-    """Scenes a step."""
-    lr: float = 3e-3
-    """Highest learning rate."""
-    every: int = 20
-    """Steps between two measurements."""
+    gate: float = 0.1  # Mean NMSE of the covariance that the backbone must get below.
+    scenes: int = 64  # Fixed scenes.
+    snapshots: int = 16  # L.
+    snr_db: tuple[float, float] = (10.0, 20.0)  # SNR of the scenes in dB.
+    code_kinds: tuple[str, ...] = ("dft", "random")  # Codebooks; each scene takes one of them.
+    steps: int = 200  # Optimiser steps.
+    batch_size: int = 16  # Scenes a step.
+    lr: float = 3e-3  # Highest learning rate.
+    every: int = 20  # Steps between two measurements.
+    # End as soon as the gate is passed; otherwise the steps show how far below it the backbone gets.
     stop_at_gate: bool = False
-    """End as soon as the gate is passed; otherwise the steps show how far below it the backbone gets."""
-    seed: int = 0
-    """Of the scenes and of the initial weights."""
-    threads: int = 0
-    """CPU threads; 0 leaves them as they are."""
-    device: str = "cpu"
-    """cpu or cuda."""
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)
-    """What is tried."""
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)
-    """The loss."""
-    system: SystemOptions = field(default_factory=SystemOptions)
-    """The system; its SNR is not used."""
+    seed: int = 0  # Of the scenes and of the initial weights.
+    threads: int = 0  # CPU threads; 0 leaves them as they are.
+    device: str = "cpu"  # cpu or cuda.
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)  # What is tried.
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)  # The loss.
+    system: SystemOptions = field(default_factory=SystemOptions)  # The system; its SNR is not used.
 
     def __post_init__(self) -> None:
         """Check every value."""

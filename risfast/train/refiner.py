@@ -13,12 +13,7 @@ from torch import nn
 from risfast.geometry import SearchGrid
 from risfast.localize import pipeline
 from risfast.localize.pipeline import Parts
-from risfast.localize.refiner import (
-    Refiner,
-    RefinerInput,
-    estimate_maps,
-    refined_sources,
-)
+from risfast.localize.refiner import Refiner, RefinerInput, estimate_maps, refined_sources
 from risfast.losses import Terms, blob_heatmap, focal_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
@@ -31,14 +26,13 @@ from risfast.train.backbone import keep_options
 from risfast.train.config import RefinerConfig
 from risfast.train.distributed import World
 from risfast.train.loop import autocast
-from risfast.train.runs import Figures, Measured, RunReport
-from risfast.train.stage import RunOutcome, train_stage
-from risfast.train.validation import capon_answers, scene_slice, score_sources, summary_figures
+from risfast.train.runs import Figures, Measured, RunOutcome, RunReport, train_stage
+from risfast.train.validation import capon_answers, scene_slice, summary_figures
 
 
 @dataclass
 class RefinerStage:
-    """A refiner in training, validation and at the end of its run; see :class:`risfast.train.stage.Stage`."""
+    """A refiner in training, validation and at the end of its run; see :class:`risfast.train.runs.Stage`."""
 
     module: SpectrumRefiner
     backbone: nn.Module  # Frozen
@@ -98,7 +92,7 @@ class RefinerStage:
             believed += verdict.ok.tolist()
         # Where the guard does not believe a map, Capon is the answer, here as in production.
         found = [own if ok else capon for own, capon, ok in zip(found, known.capon, believed, strict=True)]
-        figures = summary_figures(score_sources(found, known.scenes, self.setup.tolerance))
+        figures = summary_figures(found, known.scenes, self.setup.tolerance)
         share = sum(believed) / len(believed)
         return Measured({**figures, **known.others, "guard_accepts": share}, False)
 
@@ -132,8 +126,8 @@ class RefinerStage:
             own += pipeline.candidates(self.parts, measurement, estimate, of_backbone)[0]
             capon += capon_answers(self.parts, measurement, estimate, options)
         others = {
-            **summary_figures(score_sources(own, scenes, self.setup.tolerance), "own_"),
-            **summary_figures(score_sources(capon, scenes, self.setup.tolerance), "capon_"),
+            **summary_figures(own, scenes, self.setup.tolerance, "own_"),
+            **summary_figures(capon, scenes, self.setup.tolerance, "capon_"),
         }
         return _Judged(scenes, batches, capon, others)
 

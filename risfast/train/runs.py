@@ -1,4 +1,4 @@
-"""A whole run in a folder: its files; open or resume, train, validate, keep, and finish with a model."""
+"""A whole run in a folder, whatever is trained: open or resume, train, validate, keep, and finish with a model."""
 
 from __future__ import annotations
 
@@ -10,25 +10,31 @@ import sys
 import time
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import nn
 
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import finite_json, replace_file
 from risfast.io.toml_file import as_table, read_toml, to_toml
-from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.models.base import CovarianceEstimate
+from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields
-from risfast.train.checkpoints import Checkpoint, CheckpointFolder
-from risfast.train.config import RunOptions, ValidationOptions
-from risfast.train.distributed import World
-from risfast.train.loop import StepReport, Trainer, TrainingError
+from risfast.sources import Sources
+from risfast.train.batches import FlySource, SceneSource, ShardSource
+from risfast.train.checkpoints import CheckpointFolder
+from risfast.train.config import RunOptions
+from risfast.train.distributed import World, machine_settings, open_world
+from risfast.train.loop import StepReport, Trainer, TrainingError, TrainingTask
+from risfast.train.pictures import draw_curves, draw_localisation
+from risfast.train.validation import scene_slice
 
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
+_PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
 Figures = dict[str, dict[str, float]]
 
@@ -115,13 +121,9 @@ class RunFolder:
         """Make the folder, or check that it holds this very run."""
         path = self.folder / "config.toml"
         if path.is_file():
+            before = as_table(read_toml(type(self.config), path))
             self._refuse_earlier(path)
-            before = read_toml(type(self.config), path)
-            changed = [
-                name
-                for name in differing_fields(as_table(before), as_table(self.config))
-                if name.split(".")[0] not in _FREE
-            ]
+            changed = differing_fields(before, as_table(self.config), _FREE)
             if changed:
                 raise ValueError(
                     f"{self.folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
@@ -135,10 +137,7 @@ class RunFolder:
 
     def _refuse_earlier(self, path: Path) -> None:
         """Refuse a run of a version that validated in another way: its best checkpoint was chosen by other figures."""
-        try:
-            table = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise FileFormatError(f"{path}: {error}") from error
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
         if "pipeline" not in table:
             command = "refiner" if "network" in table else "backbone"
             raise ValueError(
@@ -201,30 +200,47 @@ class _Best:
             self.stale += 1
 
 
-@dataclass
+@dataclass(frozen=True)
+class RunOutcome:
+    """What a run ended with."""
+
+    complete: bool  # False where the time limit ended it; the same command goes on
+    step: int  # Steps taken, and of the whole run
+    steps: int  # Steps taken, and of the whole run
+    best_step: int  # Whose averaged weights are in the model folder
+    figures: Figures  # On the test scenes, by set
+    model: Path  # The model folder
+    pictures: dict[str, Path]
+    notes: list[str]  # Damage that was found and what was done about it
+
+
+class Stage(TrainingTask, Protocol):
+    """What one training has that others have not: a module with its loss, how it is judged, and what is kept of it."""
+
+    def measure(self, scenes: Scenes) -> Measured:
+        """How good the module is, as validation and the final test take it."""
+
+    def locate(self, scenes: Scenes) -> tuple[CovarianceEstimate, list[Sources]]:
+        """Estimate and sources of a few scenes."""
+
+    def save(self, folder: Path, card: dict[str, Any], figures: Figures) -> None:
+        """Write the model folder."""
+
+
 class TrainingRun:
     """One run of a trainer in a folder."""
 
-    folder: RunFolder
-    trainer: Trainer
-    module: nn.Module  # What is trained and kept
-    world: World
-    report: RunReport
-    measure: Callable[[Scenes], Measured]  # How good the module is
-    best: _Best = field(default_factory=_Best)  # The best validation so far, and how many have not been better since
-    seconds: float = 0.0  # Spent in the run so far, its interruptions left out
-    latest: Figures = field(default_factory=dict)  # Figures of the latest validation, by set
-    notes: list[str] = field(default_factory=list)  # Damage that was found and what was done about it
-
-    def __post_init__(self) -> None:
-        """Make the validation scenes once."""
-        config = self.folder.config
-        self._options: ValidationOptions = config.validation
-        self._sets = validation_sets(config, self._options.seed, self._options.scenes, self.world.device)
-        self._fresh = True
+    def __init__(self, folder: RunFolder, trainer: Trainer, stage: Stage, report: RunReport) -> None:
+        self.folder, self.trainer, self.stage, self.report = folder, trainer, stage, report
+        self.config, self.world = folder.config, trainer.world
+        self._options = self.config.validation
+        self._sets = validation_sets(self.config, self._options.seed, self._options.scenes, self.world.device)
+        self.best = _Best()  # The best validation so far, and how many have not been better since
+        self.seconds = 0.0  # Spent in the run so far, its interruptions left out
+        self.latest: Figures = {}  # Figures of the latest validation, by set
+        self.notes: list[str] = []  # Damage that was found and what was done about it
+        self._fresh, self._rate, self._loss = True, math.nan, math.nan
         self._events: EventFile | None = None
-        self._rate = math.nan
-        self._loss = math.nan
 
     def resume(self) -> None:
         """Go on from the latest intact checkpoint, or start."""
@@ -232,28 +248,24 @@ class TrainingRun:
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
         if found is not None:
-            self._restore(found)
+            self.trainer.restore(found)
+            self.best = _Best(**found.state["best"])
+            self.seconds, self.latest = found.state["seconds"], found.state["latest"]
         if self.world.leads:
             self.folder.metrics.cut(-1 if found is None else found.step)
-            if self.folder.config.machine.tensorboard:
+            if self.config.machine.tensorboard:
                 self._events = EventFile(self.folder.folder / "events", self.trainer.step)
-
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        self.trainer.restore(checkpoint)
-        self.best = _Best(**checkpoint.state["best"])
-        self.seconds = checkpoint.state["seconds"]
-        self.latest = checkpoint.state["latest"]
 
     def train(self) -> bool:
         """Take steps until the last one, the time limit, or early stopping."""
-        config, steps = self.folder.config, self.folder.config.optimiser.steps
+        config, steps = self.config, self.config.optimiser.steps
         began, seconds_before, first = time.monotonic(), self.seconds, self.trainer.step
         limit = config.machine.minutes * 60
         if self._fresh:  # what the untrained one does is the start of every curve, and the first checkpoint
             self._validate()
             self._save()
         train_time = 0.0
-        while self.trainer.step < steps and not self._stale():
+        while self.trainer.step < steps and not (0 < self._options.patience <= self.best.stale):
             step_began = time.monotonic()
             late = bool(limit) and step_began - began >= limit
             taken = self.trainer.advance(stop=late)
@@ -272,40 +284,25 @@ class TrainingRun:
                 return False
         return True
 
-    def _stale(self) -> bool:
-        return bool(self._options.patience) and self.best.stale >= self._options.patience
-
     def _log(self, taken: StepReport) -> None:
         self._loss = taken.loss if math.isnan(self._loss) else 0.9 * self._loss + 0.1 * taken.loss
-        if taken.step % self.folder.config.machine.log_every or not self.world.leads:
+        if taken.step % self.config.machine.log_every or not self.world.leads:
             return
         means = self.trainer.means.take()
         parts = {name[6:]: means.pop(name) for name in list(means) if name.startswith("parts.")}
-        self._record(
-            {
-                "kind": "train",
-                "step": taken.step,
-                "scenes": self.trainer.scenes,
-                **means,
-                "parts": parts,
-                "lr": taken.lr,
-                "skipped": self.trainer.skipped,
-                "seconds": round(self.seconds, 2),
-            }
-        )
+        self._record("train", {**means, "parts": parts, "lr": taken.lr, "skipped": self.trainer.skipped})
 
-    def _record(self, line: dict[str, Any]) -> None:
-        self.folder.metrics.append(line)
+    def _record(self, kind: str, figures: dict[str, Any]) -> None:
+        """A line of metrics, and the same as events."""
+        step, seconds = self.trainer.step, round(self.seconds, 2)
+        line = {"scenes": self.trainer.scenes, **figures, "seconds": seconds}
+        self.folder.metrics.append({"kind": kind, "step": step, **line})
         if self._events is not None:
-            figures = {name: value for name, value in line.items() if name not in ("kind", "step")}
-            self._events.add({line["kind"]: figures}, line["step"])
+            self._events.add({kind: line}, step)
 
     def _validate(self) -> None:
         """Measure the averaged weights on every set; the first process does, the others hear whether to go on."""
-        dead = False
-        if self.world.leads:
-            dead = self._measure()
-        if self.world.agree(dead):
+        if self.world.agree(self.world.leads and self._measure()):
             raise TrainingError(
                 f"the predictions no longer depend on the scene (step {self.trainer.step}): their variance over "
                 f"scenes is below a fiftieth of the true covariances' in two validations in a row. The run has "
@@ -315,70 +312,118 @@ class TrainingRun:
         self.best.stale = self.world.agree(self.best.stale)  # early stopping ends all processes in the same step
 
     def _measure(self) -> bool:
-        figures: Figures = {}
-        constant = []
+        """Whether the run has collapsed to a constant."""
+        found: dict[str, Measured] = {}
         with self.trainer.average.in_use():
             for name, scenes in self._sets.items():
                 self._tell(f"validating {name}")
-                figures[name], same = self.measure(scenes)
-                constant.append(same)
+                found[name] = self.stage.measure(scenes)
+        figures = {name: measured.figures for name, measured in found.items()}
         self.latest = finite_json(figures)
-        self._record(
-            {
-                "kind": "validation",
-                "step": self.trainer.step,
-                "scenes": self.trainer.scenes,
-                "sets": figures,
-                "seconds": round(self.seconds, 2),
-            }
-        )
-        self.best.judge(self._value(), self.trainer.step)
+        self._record("validation", {"sets": figures})
+        value = self._mean("nmse_mean") if self._options.metric == "nmse" else -self._mean("f1")
+        self.best.judge(value, self.trainer.step)
         if not self._options.stop_constant or self.trainer.step == 0:  # an untrained one may well be constant
             return False
-        self.best.constant = self.best.constant + 1 if all(constant) else 0
+        self.best.constant = self.best.constant + 1 if all(measured.constant for measured in found.values()) else 0
         return self.best.constant >= 2
 
     def _mean(self, name: str) -> float:
-        values = [figures.get(name) for figures in self.latest.values()]
-        known = [value for value in values if value is not None]
+        known = [figures[name] for figures in self.latest.values() if figures.get(name) is not None]
         return sum(known) / len(known) if known else math.nan
-
-    def _value(self) -> float:
-        return self._mean("nmse_mean") if self._options.metric == "nmse" else -self._mean("f1")
 
     def _save(self) -> None:
         if not self.world.leads:
             return
         self.folder.metrics.sync()
-        state = {
-            **self.trainer.state(),
-            "best": vars(self.best),
-            "seconds": self.seconds,
-            "latest": self.latest,
-        }
-        protect = frozenset({self.best.step})
+        own = {"best": vars(self.best), "seconds": self.seconds, "latest": self.latest}
+        state, protect = {**self.trainer.state(), **own}, frozenset({self.best.step})
         self.folder.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
 
     def _tell(self, note: str = "") -> None:
-        self.report(
-            RunProgress(
-                self.trainer.step,
-                self.folder.config.optimiser.steps,
-                self._loss,
-                self._mean("nmse_mean"),
-                self._mean("f1"),
-                self._rate,
-                note,
-            )
-        )
+        nmse, f1, steps = self._mean("nmse_mean"), self._mean("f1"), self.config.optimiser.steps
+        self.report(RunProgress(self.trainer.step, steps, self._loss, nmse, f1, self._rate, note))
 
-    def use_best(self) -> int:
+    def _use_best(self) -> int:
         """Put the averaged weights of the best checkpoint into the module."""
         step = self.best.step if self.best.step >= 0 else self.trainer.step
         checkpoint = self.folder.checkpoints.read(step)
         with torch.no_grad():
-            own = dict(self.module.named_parameters())
-            self.module.load_state_dict(dict(checkpoint.tensors["weights"]))
+            own = dict(self.stage.module.named_parameters())
+            self.stage.module.load_state_dict(dict(checkpoint.tensors["weights"]))
             for name, value in checkpoint.tensors["average"].items():
                 own[name].copy_(value)
         return step
+
+    def finish(self, complete: bool) -> RunOutcome:
+        """Test the best weights, and write the model, its card, the curves and the pictures."""
+        best_step, config, options = self._use_best(), self.config, self._options
+        folder, device = self.folder.folder, self.world.device
+        tests = validation_sets(config, options.test_seed, options.test_scenes, device) if options.test_scenes else {}
+        figures = {name: self.stage.measure(scenes).figures for name, scenes in tests.items()}
+        self.stage.save(folder / "model", self._card(best_step, figures), figures)
+        pictures = {"curves": folder / "curves.png", "localisation": folder / "localisation.png"}
+        draw_curves(self.folder.metrics.read(), pictures["curves"])
+        scenes = _pictured(config, device)
+        self.stage.module.eval()
+        with torch.no_grad():
+            estimate, sources = self.stage.locate(scenes)
+        draw_localisation(scenes, estimate, sources, config.system.setup(), config.pipeline, pictures["localisation"])
+        step, steps = self.trainer.step, config.optimiser.steps
+        return RunOutcome(complete, step, steps, best_step, figures, folder / "model", pictures, self.notes)
+
+    def _card(self, best_step: int, figures: Figures) -> dict[str, Any]:
+        """What made the model, and how good it is."""
+        options = self._options
+        return {
+            "made": datetime.now(UTC).isoformat(timespec="seconds"),
+            "training": as_table(self.config),
+            "trained": {
+                "steps": self.trainer.step,
+                "scenes": self.trainer.scenes,
+                "best_step": best_step,
+                "seconds": round(self.seconds, 1),
+                "device": str(self.world.device),
+                "processes": self.world.size,
+                "skipped_steps": self.trainer.skipped,
+            },
+            "parameters": sum(p.numel() for p in self.stage.module.parameters()),
+            "test": {"scenes": options.test_scenes, "seed": options.test_seed, "sets": figures},
+        }
+
+
+def _pictured(config: RunOptions, device: torch.device) -> Scenes:
+    """Test scenes to draw: picked by their SNR alone, the clearest first, before anything is found in them."""
+    options = config.validation
+    scenes = validation_scenes(config, options.snapshots[-1], options.test_seed, _PICTURED, device)
+    order = scenes.snr_db.argsort(descending=True)
+    return scene_slice(scenes, order[[0, _PICTURED // 2, -1]])
+
+
+def train_stage(
+    config: RunOptions, folder: Path, report: RunReport, make: Callable[[World], Stage]
+) -> RunOutcome | None:
+    """Train what ``make`` makes, or go on with a run that was interrupted."""
+    machine, data, options = config.machine, config.data, config.optimiser
+    with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
+        stage, source = make(world), _scene_source(config)
+        run_folder = RunFolder(folder, config)
+        if world.leads:
+            run_folder.open()
+        trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
+        run = TrainingRun(run_folder, trainer, stage, report)
+        run.resume()
+        complete = run.train()
+        return run.finish(complete) if world.leads else None
+
+
+def _scene_source(config: RunOptions) -> SceneSource:
+    """Scenes made on the fly, or those of a folder of shards."""
+    data, judged_on = config.data, (config.validation.seed, config.validation.test_seed)
+
+    def system(n_snapshots: int) -> SystemConfig:
+        return config.system.system(n_snapshots, data.code_kinds)
+
+    if data.source == "fly":
+        return FlySource(system, data.seed)
+    return ShardSource(Path(data.source), system, data.snapshots, judged_on)

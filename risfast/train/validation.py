@@ -138,20 +138,17 @@ def peak_to_sidelobe_db(power: Tensor, grid: SearchGrid, true: Tensor, tolerance
     return float(10 * torch.log10(power[near].max() / power[~near].max()))
 
 
-def summary_figures(summary: Summary, prefix: str = "") -> dict[str, float]:
-    """The figures of a summary that metrics and cards hold."""
-    names = (
-        "f1",
-        "precision",
-        "recall",
-        "ghosts_per_scene",
-        "count_accuracy",
-        "rmse_azimuth_rad",
-        "rmse_elevation_rad",
-        "rmse_range_m",
-        "rmse_xyz_m",
-    )
-    return {f"{prefix}{name}": float(getattr(summary, name)) for name in names}
+# The figures of a summary that metrics and cards hold.
+_RATES = ("f1", "precision", "recall", "ghosts_per_scene", "count_accuracy")
+_ERRORS = ("rmse_azimuth_rad", "rmse_elevation_rad", "rmse_range_m", "rmse_xyz_m")
+
+
+def summary_figures(
+    found: Sequence[Sources], scenes: Scenes, tolerance: Tolerance, prefix: str = ""
+) -> dict[str, float]:
+    """Figures of detections against the true sources, as metrics and cards hold them."""
+    summary = score_sources(found, scenes, tolerance)
+    return {f"{prefix}{name}": float(getattr(summary, name)) for name in (*_RATES, *_ERRORS)}
 
 
 def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
@@ -165,12 +162,7 @@ def scene_slice(scenes: Scenes, part: slice | Tensor) -> Scenes:
 
 @torch.no_grad()
 def validate(
-    parts: Parts,
-    scenes: Scenes,
-    options: PipelineOptions | None = None,
-    *,
-    batch_size: int = 16,
-    capon_scenes: int = 0,
+    parts: Parts, scenes: Scenes, options: PipelineOptions | None = None, *, batch_size: int = 16, capon_scenes: int = 0
 ) -> tuple[dict[str, float], CovarianceScores]:
     """Measure a backbone on a set of scenes. Training, its end and evaluation all come through here."""
     options = replace(options or PipelineOptions(), polished=False)
@@ -189,7 +181,7 @@ def validate(
     finally:
         parts.backbone.train(was_training)
     scores = score_covariances(estimated, true)
-    figures = {**vars(scores), **summary_figures(score_sources(found, scenes, parts.setup.tolerance))}
+    figures = {**vars(scores), **summary_figures(found, scenes, parts.setup.tolerance)}
     if capon_scenes:
         few = scene_slice(scenes, slice(0, capon_scenes))
         known = None if any(power is None for power in noise) else torch.cat(noise)[:capon_scenes]  # type: ignore[arg-type]
@@ -211,15 +203,13 @@ def _capon_figures(
     setup, measurement = parts.setup, pipeline.measure(scenes, options)
     found = capon_answers(parts, measurement, estimate, options)
     spectrum, grid = pipeline.spectrum(pipeline.effective(estimate, measurement, options), setup, options)
-    position, mask = scenes.position, scenes.mask
-    ratios = [
-        peak_to_sidelobe_db(spectrum.power[i], grid, position[i][mask[i]], setup.tolerance) for i in range(len(scenes))
-    ]
+    true = [position[mask] for position, mask in zip(scenes.position, scenes.mask, strict=True)]
+    ratios = [peak_to_sidelobe_db(spectrum.power[i], grid, true[i], setup.tolerance) for i in range(len(scenes))]
     finite = [ratio for ratio in ratios if math.isfinite(ratio)]
     truth = replace(options, map=replace(options.map, blend=0.0, shrinkage=False))
     of_truth = capon_answers(parts, measurement, CovarianceEstimate(scenes.true_factor()), truth)
     return {
-        **summary_figures(score_sources(found, scenes, setup.tolerance), "capon_"),
+        **summary_figures(found, scenes, setup.tolerance, "capon_"),
         "capon_peak_to_sidelobe_db": sum(finite) / len(finite) if finite else math.nan,
         "true_capon_f1": score_sources(of_truth, scenes, setup.tolerance).f1,
     }

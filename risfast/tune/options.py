@@ -10,13 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from risfast.simulate.system_file import SystemOptions
 from risfast.train.config import (
     BackboneOptions,
     DataOptions,
     MachineOptions,
     OptimiserOptions,
     RunConfig,
-    SystemOptions,
     ValidationOptions,
     require,
     require_least,
@@ -37,14 +37,11 @@ class TrialRejectedError(RuntimeError):
 class SamplerOptions:
     """The tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011)."""
 
-    startup: int = 10
-    """Random trials before it begins."""
-    candidates: int = 24
-    """Candidates of which the best expected improvement is tried."""
-    multivariate: bool = True
-    """Whether parameters are drawn jointly."""
+    startup: int = 10  # Random trials before it begins.
+    candidates: int = 24  # Candidates of which the best expected improvement is tried.
+    multivariate: bool = True  # Whether parameters are drawn jointly.
+    # Whether running trials count as bad ones, so that workers keep out of each other's way.
     constant_liar: bool = True
-    """Whether running trials count as bad ones, so that workers keep out of each other's way."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -55,14 +52,11 @@ class SamplerOptions:
 class PrunerOptions:
     """When a trial that falls behind is given up, at a validation."""
 
+    # Worse than the median of the others at the same step; by Hyperband's brackets; or never.
     kind: Literal["median", "hyperband", "none"] = "median"
-    """Worse than the median of the others at the same step; by Hyperband's brackets; or never."""
-    startup: int = 5
-    """Finished trials before the median counts."""
-    warmup: int = 0
-    """Steps in which no trial is given up."""
-    reduction: int = 3
-    """Hyperband keeps one of so many at each rung."""
+    startup: int = 5  # Finished trials before the median counts.
+    warmup: int = 0  # Steps in which no trial is given up.
+    reduction: int = 3  # Hyperband keeps one of so many at each rung.
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -76,14 +70,10 @@ class ScoreOptions:
     # ``mvdr_final`` is rmse / ``xyz_norm_m`` + ``f1_weight`` (1 - F1), with the root mean square distance of all pairs;
     # ``surrogate`` is the NMSE of the covariance + ``f1_weight`` (1 - F1) at the best validation.
 
-    scenes: int = 64
-    """Scenes of each L that the localizer is judged on, the same in every trial."""
-    seed: int = 0x74756E65
-    """Which scenes."""
-    xyz_norm_m: float = 10.0
-    """Distance that weighs as much as an F1 of 0 with a weight of 1."""
-    f1_weight: float = 1.0
-    """Weight of 1 - F1."""
+    scenes: int = 64  # Scenes of each L that the localizer is judged on, the same in every trial.
+    seed: int = 0x74756E65  # Which scenes.
+    xyz_norm_m: float = 10.0  # Distance that weighs as much as an F1 of 0 with a weight of 1.
+    f1_weight: float = 1.0  # Weight of 1 - F1.
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -100,36 +90,27 @@ class ScoreOptions:
 class HpoConfig:
     """A study."""
 
-    name: str = "risfast"
-    """Of the study in its storage."""
+    name: str = "risfast"  # Of the study in its storage.
+    # Tune a training, or the detection of a trained model on covariances that are estimated once.
     what: Literal["training", "detection"] = "training"
-    """Tune a training, or the detection of a trained model on covariances that are estimated once."""
+    # What is minimised; detection is always judged by mvdr_final.
     objective: Literal["surrogate", "mvdr_final"] = "surrogate"
-    """What is minimised; detection is always judged by mvdr_final."""
-    trials: int = 50
-    """Trials of the whole study, over all its workers; may grow later."""
-    seed: int = 0
-    """Trial i draws its parameters and its initial weights from this and i."""
+    trials: int = 50  # Trials of the whole study, over all its workers; may grow later.
+    seed: int = 0  # Trial i draws its parameters and its initial weights from this and i.
+    # Names or groups of names that are tuned (optimiser, optimiser.lr); empty tunes the whole space.
     parameters: tuple[str, ...] = ()
-    """Names or groups of names that are tuned (optimiser, optimiser.lr); empty tunes the whole space."""
+    # sqlite (a local disk), journal (a shared folder), or the URL of a PostgreSQL or MySQL database.
     storage: str = "sqlite"
-    """sqlite (a local disk), journal (a shared folder), or the URL of a PostgreSQL or MySQL database."""
-    model: str = ""
-    """Model folder whose detection is tuned; empty is the one that comes with the package."""
-    beat_s: float = 15.0
-    """Seconds between two signs of life of a worker; a trial is taken over after four without one."""
-    attempts: int = 5
-    """How often a trial is begun before it is given up as one that kills its workers."""
-    sampler: SamplerOptions = field(default_factory=SamplerOptions)
-    """How parameters are chosen."""
-    pruner: PrunerOptions = field(default_factory=PrunerOptions)
-    """When a trial is given up."""
-    score: ScoreOptions = field(default_factory=ScoreOptions)
-    """How a trial is judged."""
+    model: str = ""  # Model folder whose detection is tuned; empty is the one that comes with the package.
+    beat_s: float = 15.0  # Seconds between two signs of life of a worker; a trial is taken over after four without one.
+    attempts: int = 5  # How often a trial is begun before it is given up as one that kills its workers.
+    sampler: SamplerOptions = field(default_factory=SamplerOptions)  # How parameters are chosen.
+    pruner: PrunerOptions = field(default_factory=PrunerOptions)  # When a trial is given up.
+    score: ScoreOptions = field(default_factory=ScoreOptions)  # How a trial is judged.
+    # The training that trials change, and in its pipeline the options that the way to sources starts from: where
+    # candidates come from, and whether they are polished, say what of it is tuned. Of a study of detection its system
+    # and its values of L are those of the scenes, and a pipeline at its defaults is that of the model.
     base: RunConfig = field(default_factory=RunConfig)
-    """The training that trials change, and in its pipeline the options that the way to sources starts from: where
-    candidates come from, and whether they are polished, say what of it is tuned. Of a study of detection its system and
-    its values of L are those of the scenes, and a pipeline at its defaults is that of the model."""
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -153,16 +134,12 @@ class HpoConfig:
 class Hpo2Config:
     """Two stages: many short trainings by ``surrogate``, then the best of them again, longer, by ``mvdr_final``."""
 
-    top: int = 5
-    """Trials of stage 1 that stage 2 takes, unchanged."""
-    budget: float = 4.0
-    """Steps of stage 2 over those of stage 1."""
-    stages: Literal["both", "first", "second"] = "both"
-    """Which stages this command runs."""
-    resamples: int = 2000
-    """Resamples of the scenes that say what stage 2 can tell apart."""
+    top: int = 5  # Trials of stage 1 that stage 2 takes, unchanged.
+    budget: float = 4.0  # Steps of stage 2 over those of stage 1.
+    stages: Literal["both", "first", "second"] = "both"  # Which stages this command runs.
+    resamples: int = 2000  # Resamples of the scenes that say what stage 2 can tell apart.
+    # Stage 1; stage 2 has the same storage and the name with .final behind it.
     study: HpoConfig = field(default_factory=HpoConfig)
-    """Stage 1; stage 2 has the same storage and the name with .final behind it."""
 
     def __post_init__(self) -> None:
         """Check every value."""

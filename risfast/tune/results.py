@@ -18,15 +18,13 @@ from risfast.io.durable import replace_file
 from risfast.io.options_file import write_options
 from risfast.io.toml_file import to_toml
 from risfast.localize.localizer import OPTIONS_FILE
-from risfast.tune.cached import DetectionObjective
 from risfast.tune.jobs import slot_trials
-from risfast.tune.objectives import farthest_m, value_of_sums
+from risfast.tune.objectives import DetectionObjective, farthest_m, value_of_sums
 from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions, StudyError
 from risfast.tune.pictures import draw_study
 from risfast.tune.space import pipeline_options, study_space, trial_config, tunes_pipeline, untuned
 from risfast.tune.storage import quiet, reachable
-from risfast.tune.study import OpenStudy, finished_trials, is_complete, slot_seed
-from risfast.tune.worker import TrialObjective, work
+from risfast.tune.study import OpenStudy, TrialObjective, finished_trials, is_complete, slot_seed, work
 
 _ROWS = 10  # trials in the table
 _SHOWN = ("f1", "precision", "recall", "rmse_xyz_pairs_m")
@@ -59,10 +57,8 @@ def results_text(opened: OpenStudy, files: Mapping[str, Path]) -> str:
     """The best trials, the parameters of the best against those without tuning, and the files."""
     trials = finished_trials(opened)
     done, open_slots, dead = opened.jobs.state()
-    lines = [
-        f"{done} trials done, {len(trials)} of them finished; {open_slots} to do"
-        + (f", {dead} given up" if dead else "")
-    ]
+    given_up = f", {dead} given up" if dead else ""
+    lines = [f"{done} trials done, {len(trials)} of them finished; {open_slots} to do{given_up}"]
     lines.append(f"{'trial':>6}  {'value':>8}  {'F1':>6}  {'rmse (m)':>8}  {'seconds':>8}")
     for trial in trials[:_ROWS]:
         found = trial.user_attrs.get("figures", {})
@@ -72,11 +68,8 @@ def results_text(opened: OpenStudy, files: Mapping[str, Path]) -> str:
     before = untuned(opened.config)
     width = max(len(name) for name in before)
     lines.append(f"{'best':{width}}  {'value':>12}  {'untuned':>12}")
-    lines += [
-        f"{name:{width}}  {_short(trials[0].params[name]):>12}  {_short(value):>12}"
-        for name, value in before.items()
-        if name in trials[0].params
-    ]
+    best = trials[0].params
+    lines += [f"{n:{width}}  {_short(best[n]):>12}  {_short(v):>12}" for n, v in before.items() if n in best]
     lines += [f"{name}: {path}" for name, path in files.items()]
     return "\n".join(lines)
 
@@ -212,32 +205,20 @@ def verdict(config: Hpo2Config, first: OpenStudy, second: OpenStudy) -> Verdict:
             "again, or give it more --top"
         )
     pairs.sort(key=lambda pair: (pair[1].value, pair[1].number))
-    values = np.array([t.value for _, t in pairs])
+    surrogate, values = [float(t.value or 0.0) for t, _ in pairs], np.array([t.value for _, t in pairs])
     deviations = _resampled(config, second, [t for _, t in pairs]) - values
     spreads = deviations.std(1, ddof=1)
     spread, noise = float(values.std(ddof=1)), float(np.quantile(spreads, _LEVEL))
     scenes = len(pairs[0][1].user_attrs["sums"]["sources"])
     needed = math.ceil(scenes * (noise / spread) ** 2) if spread > 0 else None
-    rows = [
-        (
-            a.number,
-            float(a.value or 0.0),
-            b.number,
-            float(b.value or 0.0),
-            float(b.user_attrs["figures"]["f1"]),
-            float(b.user_attrs["figures"]["rmse_xyz_pairs_m"] or math.nan),
-        )
-        for a, b in pairs
-    ]
-    return Verdict(
-        rows,
-        rank_correlation([a.value or 0.0 for a, _ in pairs], values.tolist()),
-        spread,
-        noise,
-        scenes,
-        needed if needed is not None and needed <= _MOST_SCENES else None,
-        pairs[0][1] if spread > noise else None,
-    )
+    rows = []
+    for (a, b), before, value in zip(pairs, surrogate, values.tolist(), strict=True):
+        f1, rmse = (b.user_attrs["figures"][name] for name in ("f1", "rmse_xyz_pairs_m"))
+        rows.append((a.number, before, b.number, value, float(f1), float(rmse or math.nan)))
+    correlation, winner = rank_correlation(surrogate, values.tolist()), pairs[0][1] if spread > noise else None
+    if needed is not None and needed > _MOST_SCENES:
+        needed = None
+    return Verdict(rows, correlation, spread, noise, scenes, needed, winner)
 
 
 def _resampled(config: Hpo2Config, second: OpenStudy, trials: Sequence[FrozenTrial]) -> Any:

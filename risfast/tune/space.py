@@ -111,10 +111,7 @@ SPACE: dict[type, dict[str, Parameter]] = {
         "hidden": Choice((128, 224, 384)),
         "n_columns": Int(3, 8),
     },
-    ObjectiveOptions: {
-        "intensity": Float(5e-3, 0.5, log=True),
-        "offset": Float(1e-2, 1.0, log=True),
-    },
+    ObjectiveOptions: {"intensity": Float(5e-3, 0.5, log=True), "offset": Float(1e-2, 1.0, log=True)},
     OptimiserOptions: {
         "lr": Float(2e-4, 1e-2, log=True),
         "min_lr": Float(1e-6, 1e-4, log=True),
@@ -123,26 +120,12 @@ SPACE: dict[type, dict[str, Parameter]] = {
         "clip_norm": Float(0.1, 10.0, log=True),
         "ema_decay": Choice((0.99, 0.995, 0.998, 0.999)),
     },
-    MapDetection: {
-        "threshold": Float(0.05, 0.7),
-        "max_sources": Int(4, 12),
-    },
-    PolishOptions: {
-        "iterations": Int(3, 10),
-        "births": Int(0, 6),
-        "penalty": Float(0.5, 4.0),
-    },
-    CandidateOptions: {
-        "least_count": Float(0.05, 0.7),
-    },
-    DecisionOptions: {
-        "least_confidence": Float(0.05, 0.7),
-    },
+    MapDetection: {"threshold": Float(0.05, 0.7), "max_sources": Int(4, 12)},
+    PolishOptions: {"iterations": Int(3, 10), "births": Int(0, 6), "penalty": Float(0.5, 4.0)},
+    CandidateOptions: {"least_count": Float(0.05, 0.7)},
+    DecisionOptions: {"least_confidence": Float(0.05, 0.7)},
     # The peaks of a map for each pair of these two are cached, so they are few.
-    MapOptions: {
-        "loading": Choice((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)),
-        "blend": Choice((0.0, 0.2)),
-    },
+    MapOptions: {"loading": Choice((1e-3, 3e-3, 1e-2, 3e-2, 1e-1)), "blend": Choice((0.0, 0.2))},
     DetectionOptions: {
         "max_db": Float(1.0, 30.0),
         "mad_z": Float(0.0, 16.0),

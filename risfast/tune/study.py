@@ -1,29 +1,38 @@
-"""A study in its storage: what it is made for is kept with it, and whoever joins is held to that."""
+"""A study in its storage, with what it is made for, which who joins is held to; and the work on its trials."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import closing
-from dataclasses import dataclass, replace
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
+import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from risfast import __version__
+from risfast.io.durable import finite_json
 from risfast.io.toml_file import as_table, from_table
 from risfast.simulate.system_file import differing_fields
-from risfast.tune.jobs import Jobs, slot_trials
-from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions, StudyError
-from risfast.tune.space import check_same_space, space_lines
+from risfast.train.loop import TrainingError
+from risfast.tune.jobs import Job, Jobs, TrialLostError, slot_trials
+from risfast.tune.options import HpoConfig, PrunerOptions, SamplerOptions, StudyError, TrialRejectedError
+from risfast.tune.space import check_same_space, space_lines, study_space, untuned
 from risfast.tune.storage import Opened, open_storage, quiet, reachable
 
 _KEY = "risfast"
 _FORMAT = 2  # 1: the localizer was told the noise power, and its options had other names
 # What may differ between two workers of a study, or between its start and its continuation.
 _FREE = ("trials", "storage", "base.machine", "beat_s", "attempts", "name")
+# What ends a trial, not the study: its options were bad, or the machine too small for them.
+_REJECTED = (TrialRejectedError, TrainingError, torch.OutOfMemoryError, torch.linalg.LinAlgError, FloatingPointError)
+_POLL_S = 2.0
 
 
 @dataclass
@@ -165,8 +174,7 @@ def _read_card(study: optuna.Study, where: str) -> dict[str, Any]:
         raise StudyError(
             f"{where} holds a study {study.study_name!r} that was not made by this command; choose another --name"
         )
-    found: dict[str, Any] = json.loads(text)
-    return found
+    return dict(json.loads(text))
 
 
 def _is_of_this_version(stored: dict[str, Any]) -> bool:
@@ -188,14 +196,109 @@ def _check_same(stored: dict[str, Any], config: HpoConfig) -> None:
         check_same_space(stored["space"], config)  # says more than the version does
     _check_version(stored)
     before, now = stored["config"], as_table(replace(config, storage="sqlite"))
-    changed = [
-        name
-        for name in differing_fields(before, now)
-        if not any(name == free or name.startswith(f"{free}.") for free in _FREE)
-    ]
+    changed = differing_fields(before, now, _FREE)
     if changed:
         raise StudyError(
             f"the study {config.name!r} was made with other options ({', '.join(changed)}); give the same ones to go "
             "on with it, --join to take them from it, or another --name"
         )
     check_same_space(stored["space"], config)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a trial ends with."""
+
+    value: float  # What is minimised
+    # JSON values that the study keeps: figures, times, what the bootstrap needs
+    attributes: dict[str, Any] = field(default_factory=dict)
+
+
+# What a trial does: it judges a choice of parameters, with a seed, in a folder of its own, and reports values at steps.
+TrialObjective = Callable[[Mapping[str, Any], int, Path, Callable[[int, float], None]], Result]
+
+
+def work(
+    opened: OpenStudy,
+    objective: TrialObjective,
+    tell: Callable[[str], None],
+    *,
+    fixed: list[Mapping[str, Any] | None] | None = None,
+) -> None:
+    """Do trials until every slot of the study is done, by this worker or by others."""
+    jobs, where = opened.jobs, opened.opened.where
+    with reachable(where), quiet():
+        jobs.plan(fixed if fixed is not None else _slots(opened.config))
+
+    def prepare(slot: int) -> None:
+        # The sampler is made for the slot, so that its parameters do not depend on who takes it.
+        opened.study.sampler = sampler_of(opened.config.sampler, slot_seed(opened.config.seed, slot))
+
+    while True:
+        with reachable(where), quiet():
+            job = jobs.claim(prepare)
+            if job is None and not jobs.state()[1]:
+                return
+        if job is None:
+            time.sleep(min(_POLL_S, opened.config.beat_s))
+            continue
+        _do(opened, objective, job, tell)
+
+
+def _slots(config: HpoConfig) -> list[Mapping[str, Any] | None]:
+    """The first slot is the configuration as it is, as far as it lies in the space."""
+    now, space = untuned(config), study_space(config)
+    return [{name: now[name] for name in space if space[name].holds(now[name])}, *[None] * (config.trials - 1)]
+
+
+def _do(opened: OpenStudy, objective: TrialObjective, job: Job, tell: Callable[[str], None]) -> None:
+    began = time.monotonic()
+    folder = opened.folder / "trials" / f"{opened.config.name}-{job.trial.number:05d}"
+    value: float | None = None
+    attributes: dict[str, Any] = {}
+    stop: BaseException | None = None
+    with quiet(), opened.jobs.beating(job):
+        try:
+            choice = {n: p.suggest(job.trial, n) for n, p in study_space(opened.config).items()}
+            result = objective(choice, slot_seed(opened.config.seed, job.slot), folder, _reporter(job))
+            if not math.isfinite(result.value):
+                raise TrialRejectedError(f"its value is {result.value}")
+            value, attributes, state = result.value, result.attributes, TrialState.COMPLETE
+        except optuna.TrialPruned as error:
+            state, attributes = TrialState.PRUNED, {"reason": str(error)}
+        except _REJECTED as error:
+            state, attributes = TrialState.PRUNED, {"reason": " ".join(str(error).split()), "rejected": True}
+        except TrialLostError:
+            tell(f"trial {job.trial.number}: another worker has taken it over; its result here is dropped")
+            return
+        except BaseException as error:  # what is no fault of the trial ends this worker, and the trial waits again
+            state, stop = TrialState.FAIL, error
+            attributes = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+    attributes = {**attributes, "seconds": round(time.monotonic() - began, 3)}
+    if stop is not None:
+        with suppress(RuntimeError, OSError):  # if the storage cannot be told, its silence will
+            opened.jobs.finish(job, TrialState.FAIL, None, finite_json(attributes))
+        raise stop
+    with reachable(opened.opened.where), quiet():
+        kept = opened.jobs.finish(job, state, value, finite_json(attributes))
+    tell(_line(job, state, value, attributes, kept))
+
+
+def _reporter(job: Job) -> Callable[[int, float], None]:
+    def report(step: int, value: float) -> None:
+        if job.lost.is_set():
+            raise TrialLostError
+        if not math.isfinite(value):
+            raise TrialRejectedError(f"its value at step {step} is {value}")
+        job.trial.report(value, step)
+        if job.trial.should_prune():
+            raise optuna.TrialPruned(f"behind the others at step {step}")
+
+    return report
+
+
+def _line(job: Job, state: TrialState, value: float | None, attributes: Mapping[str, Any], kept: bool) -> str:
+    if not kept:
+        return f"trial {job.trial.number}: another worker has taken it over; its result here is dropped"
+    what = f"{value:.4f}" if value is not None else f"pruned, {attributes.get('reason', '')}"
+    return f"trial {job.trial.number} (slot {job.slot}): {what}, {attributes['seconds']:.1f} s"

@@ -16,7 +16,6 @@ import pytest
 import scipy.io
 
 from risfast.cli import main, parse
-from risfast.cli.locate import _search
 from risfast.cli.options import in_options
 from risfast.cli.progress import ProgressBar
 from risfast.geometry import SearchGrid, SensorArray
@@ -270,7 +269,7 @@ def test_quiet_prints_results_only(folder: Path, capsys: pytest.CaptureFixture[s
 
 
 def searched(*arguments: str) -> tuple[Setup, SearchGrid]:
-    return _search(parse("detect", ["R.npz", *arguments]), Setup(SensorArray.rectangular(8, 7)))
+    return parse("detect", ["R.npz", *arguments])._search(Setup(SensorArray.rectangular(8, 7)))
 
 
 def test_search_grid_is_the_named_one_in_radians_unless_an_axis_is_given() -> None:

@@ -135,7 +135,16 @@ def epilogue(batch, form="linear", offset=0):
     return launch.Epilogue(form, torch.ones(batch), offset)
 
 
+def equal_to_rounding(actual, expected):
+    """Equal integers; floats within a few roundings of the largest: past 2^31 bytes a GPU runs another binary."""
+    if expected.is_floating_point() or expected.is_complex():
+        rounding = 4 * torch.finfo(expected.dtype).eps * float(expected.abs().max())
+        torch.testing.assert_close(actual, expected, rtol=0, atol=rounding)
+    else:
+        assert torch.equal(actual, expected)
+
+
 def equal_at_the_end(actual, expected, count=1):
-    """The last scenes of both, to the bit, and not all zero."""
-    assert torch.equal(actual[-count:], expected[-count:])
+    """The last scenes of both, to rounding, and not all zero."""
+    equal_to_rounding(actual[-count:], expected[-count:])
     assert bool((expected[-count:] != 0).any())

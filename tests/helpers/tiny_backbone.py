@@ -11,16 +11,10 @@ from torch import Tensor, nn
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.setup import Setup
+from risfast.simulate.system_file import SystemOptions
 from risfast.sources import Sources
 from risfast.steering import steering_vectors
-from risfast.train.config import (
-    DataOptions,
-    MachineOptions,
-    OptimiserOptions,
-    RunConfig,
-    SystemOptions,
-    ValidationOptions,
-)
+from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, RunConfig, ValidationOptions
 
 
 class TinyBackbone(nn.Module):

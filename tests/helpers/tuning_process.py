@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from risfast.tune.options import HpoConfig, PrunerOptions
-from risfast.tune.study import open_study
-from risfast.tune.worker import Result, work
+from risfast.tune.study import Result, open_study, work
 
 PARAMETERS = ("optimiser.lr", "optimiser.weight_decay")
 
@@ -32,7 +31,7 @@ def config(storage: str, trials: int, **changes: Any) -> HpoConfig:
 def without_pictures(monkeypatch: Any) -> None:
     """Trainings draw nothing: it would take longer than they do, and their own tests look at the pictures."""
     for name in ("draw_curves", "draw_localisation"):
-        monkeypatch.setattr(f"risfast.train.stage.{name}", lambda *arguments: None)
+        monkeypatch.setattr(f"risfast.train.runs.{name}", lambda *arguments: None)
 
 
 class Waiting:

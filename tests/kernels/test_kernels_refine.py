@@ -71,7 +71,7 @@ def test_the_smallest_point_of_the_fine_grid_is_found(nodes, points):
     chunks = -(-points[0] // configuration["AZIMUTHS"])
     given = [on(x) for x in (values, *matrices)]
     kernels.grid_minimum_kernel[(3 * chunks,)](
-        *given, key, *nodes, *points, chunks, PRECISION=kernels.default_precision(), **configuration
+        *given, key, *nodes, *points, chunks, PRECISION=kernels.dot_precision(), **configuration
     )
     index = (key & 0xFFFFFFFF).cpu().numpy()
     flat = q.reshape(3, -1)

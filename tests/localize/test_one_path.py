@@ -24,11 +24,11 @@ from risfast.models.files import save_model
 from risfast.report.demo import demo_methods
 from risfast.report.demo_pictures import LOCALIZER
 from risfast.simulate.scenes import Scenes, generate_scenes
+from risfast.simulate.system_file import SystemOptions
 from risfast.sources import Sources
 from risfast.train import confidence, validation
-from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
-from risfast.tune.cached import DetectionObjective
-from risfast.tune.objectives import judging_scenes
+from risfast.train.config import DataOptions, RunConfig, ValidationOptions
+from risfast.tune.objectives import DetectionObjective, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions
 
 BASE = RunConfig(

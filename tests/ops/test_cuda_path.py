@@ -131,6 +131,20 @@ def test_the_lag_method_takes_float64_where_a_small_loading_needs_it(loading):
     assert_spectrum(found, expected, 1e-2)
 
 
+@pytest.mark.parametrize(("side", "loading", "scenes", "bound_db"), [(6, 7.2e-3, 2, 1e-2), (12, 1e-2, 1, 1e-4)])
+def test_the_lag_method_takes_float64_where_a_large_array_needs_it(side, loading, scenes, bound_db):
+    # Sources on grid points, where the form is smallest and the sum that makes it cancels most.
+    positions = oracles.rectangular(side, side)
+    grid = SearchGrid(torch.linspace(-0.9, 0.9, 5, dtype=torch.float64), [-0.2, 0.2], [2.0])
+    A = steering_of(positions, grid, "fresnel")
+    rng = np.random.default_rng(14)
+    volume = A.reshape(-1, side * side)
+    picks = np.stack([rng.permutation(len(volume))[:2] for _ in range(scenes)])
+    R = on(np.stack([oracles.source_covariance(volume[p], [1.0, 0.5], 1e-3) for p in picks]))
+    found = mvdr_spectrum(R, array_of(positions), grid, loading=loading, wavefront="fresnel", method="lag")
+    assert_spectrum(found, oracles.capon(R.cpu().numpy(), A, loading), bound_db)
+
+
 def test_complex128_by_the_lag_method_is_exact_to_1e_6_db():
     R = covariances(LATTICE, "fresnel")
     options = {"wavefront": "fresnel", "method": "lag"}

@@ -16,14 +16,8 @@ from risfast.io.toml_file import as_table, from_table, read_toml, to_toml
 from risfast.localize.pipeline import CandidateOptions, DecisionOptions, MapOptions, PipelineOptions
 from risfast.setup import Setup, Tolerance
 from risfast.simulate import SystemConfig
-from risfast.train.config import (
-    DataOptions,
-    MachineOptions,
-    OptimiserOptions,
-    RunConfig,
-    SystemOptions,
-    ValidationOptions,
-)
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, RunConfig, ValidationOptions
 
 
 @pytest.mark.parametrize(

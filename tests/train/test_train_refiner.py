@@ -24,7 +24,8 @@ from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.setup import Setup
 from risfast.simulate import generate_scenes
-from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, SystemOptions, ValidationOptions
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
 from risfast.train.refiner import RefinerConfig, RefinerStage, helps, train_refiner
 from risfast.train.runs import RunProgress

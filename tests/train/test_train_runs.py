@@ -32,8 +32,7 @@ from risfast.simulate import generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
-from risfast.train.runs import EventFile, RunProgress, validation_scenes
-from risfast.train.stage import RunOutcome, _pictured
+from risfast.train.runs import EventFile, RunOutcome, RunProgress, _pictured, validation_scenes
 
 PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 

@@ -17,6 +17,7 @@ from risfast.localize.localizer import OPTIONS_FILE, Localizer
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.models.atoms import AtomAxes
 from risfast.setup import Setup
+from risfast.simulate.system_file import SystemOptions
 from risfast.train.backbone import made_backbone, train_backbone
 from risfast.train.config import (
     BackboneOptions,
@@ -24,7 +25,6 @@ from risfast.train.config import (
     MachineOptions,
     OptimiserOptions,
     RunConfig,
-    SystemOptions,
     ValidationOptions,
 )
 

@@ -18,14 +18,13 @@ from risfast.localize.polish import PolishOptions
 from risfast.models import build_backbone
 from risfast.models.files import save_model
 from risfast.setup import Tolerance
-from risfast.train.config import DataOptions, RunConfig, SystemOptions, ValidationOptions
-from risfast.tune.cached import DetectionObjective
-from risfast.tune.objectives import farthest_m, final_value, judging_scenes
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import DataOptions, RunConfig, ValidationOptions
+from risfast.tune.objectives import DetectionObjective, farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions, StudyError
 from risfast.tune.results import write_best, write_study
 from risfast.tune.space import pipeline_options
-from risfast.tune.study import finished_trials, open_study
-from risfast.tune.worker import work
+from risfast.tune.study import finished_trials, open_study, work
 
 OPTIONS = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
 MAP = MapOptions(points_per_beam=6.0)

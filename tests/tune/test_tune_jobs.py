@@ -15,9 +15,9 @@ from optuna.trial import TrialState
 from tuning_process import Waiting, config
 
 from risfast.tune.jobs import Jobs, slot_trials
+from risfast.tune.options import TrialRejectedError
 from risfast.tune.storage import quiet
-from risfast.tune.study import open_study
-from risfast.tune.worker import Result, TrialRejectedError, work
+from risfast.tune.study import Result, open_study, work
 
 PROGRAM = Path(__file__).parents[1] / "helpers" / "tuning_process.py"
 STORAGES = ("sqlite", "journal")

@@ -21,13 +21,13 @@ from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import CandidateOptions
 from risfast.setup import Tolerance
 from risfast.simulate.scenes import generate_scenes
-from risfast.train.config import BackboneOptions, RunConfig, SystemOptions
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import BackboneOptions, RunConfig
 from risfast.train.loop import TrainingError
 from risfast.tune.objectives import TrainingObjective, farthest_m, final_value, scene_sums, value_of_sums
 from risfast.tune.options import HpoConfig, ScoreOptions
 from risfast.tune.results import write_study
-from risfast.tune.study import finished_trials, open_study
-from risfast.tune.worker import work
+from risfast.tune.study import finished_trials, open_study, work
 
 SMALL = {"steps": 2, "width": 4, "head_width": 4, "range_cells": 2, "columns": 8}
 

@@ -16,8 +16,7 @@ from tuning_process import Waiting, config
 
 from risfast.tune.options import StudyError
 from risfast.tune.storage import quiet
-from risfast.tune.study import open_study
-from risfast.tune.worker import work
+from risfast.tune.study import open_study, work
 
 pytestmark = pytest.mark.slow
 

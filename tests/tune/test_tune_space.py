@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from risfast.localize.pipeline import CandidateOptions, MapOptions, PipelineOptions
-from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig, SystemOptions
+from risfast.simulate.system_file import SystemOptions
+from risfast.train.config import BackboneOptions, OptimiserOptions, RunConfig
 from risfast.tune.options import HpoConfig, StudyError
 from risfast.tune.space import (
     SPACE,

@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from tuning_process import Waiting, config
 
 from risfast.tune.objectives import value_of_sums
-from risfast.tune.options import PRESETS, Hpo2Config, StudyError
+from risfast.tune.options import PRESETS, Hpo2Config, StudyError, TrialRejectedError
 from risfast.tune.results import (
     rank_correlation,
     second_config,
@@ -23,8 +23,7 @@ from risfast.tune.results import (
     verdict_text,
 )
 from risfast.tune.space import study_space
-from risfast.tune.study import finished_trials, open_study
-from risfast.tune.worker import Result, TrialRejectedError, work
+from risfast.tune.study import Result, finished_trials, open_study, work
 
 FARTHEST = 22.0
 

@@ -15,8 +15,7 @@ from tuning_process import Waiting, config
 
 from risfast.tune.options import Hpo2Config, HpoConfig, PrunerOptions, SamplerOptions, ScoreOptions, StudyError
 from risfast.tune.storage import FileLock, open_storage, quiet, with_driver
-from risfast.tune.study import join_study, open_study, slot_seed
-from risfast.tune.worker import work
+from risfast.tune.study import join_study, open_study, slot_seed, work
 
 
 def done(opened):

@@ -108,7 +108,7 @@ def _read_matrix(container: Hdf5Container, found: FoundData, options: ReadOption
         raise FileFormatError(f"{path}: the attribute fftSign of CsmData must be -1 or 1, found {sign}")
     index = choose_frequency(path, frequencies, options.frequency_hz)
     part = (slice(None), slice(None), index)
-    found.covariance = container.load_part(names[0], part) + sign * 1j * container.load_part(names[1], part)
+    found.covariance = container.load(names[0], part) + sign * 1j * container.load(names[1], part)
     found.names["covariance"] = "CsmData"
     found.frequency_hz, found.chosen = float(frequencies[index]), True
 

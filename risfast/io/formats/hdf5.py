@@ -64,7 +64,7 @@ class Hdf5Container:
         file_head(path)
         self.path = path
         self.pages_last = path.suffix.lower() == ".mat"
-        self._shapes: dict[str, tuple[int, ...]] = {}
+        self.holds: dict[str, tuple[int, ...]] = {}  # shape of each dataset; of MATLAB's as MATLAB shows it
         self._turned: set[str] = set()
         with self.file() as file:
             import h5py  # noqa: PLC0415
@@ -76,7 +76,7 @@ class Hdf5Container:
                 if self.pages_last or "MATLAB_class" in item.attrs:
                     self._turned.add(name)
                     shape = shape[::-1]
-                self._shapes[name] = shape
+                self.holds[name] = shape
 
             file.visititems(visit)  # goes along hard links only, so never into another file
 
@@ -87,11 +87,6 @@ class Hdf5Container:
 
         with parsing(self.path, _KIND), h5py.File(self.path, "r") as file:
             yield file
-
-    @property
-    def holds(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each dataset; of MATLAB's as MATLAB shows it."""
-        return dict(self._shapes)
 
     def attributes(self, name: str) -> dict[str, Any]:
         """The attributes of a group or dataset; none if it is not there."""
@@ -105,16 +100,18 @@ class Hdf5Container:
                 place = place[part]
             return {key: value for key, value in place.attrs.items() if not isinstance(value, h5py.Empty)}
 
-    def load(self, name: str) -> Array:
-        """The whole dataset, if it may be held in memory."""
+    def load(self, name: str, part: tuple[Any, ...] = ()) -> Array:
+        """The whole dataset, or a slice of it in the file's own order of axes, if it may be held in memory."""
         with self.file() as file:
             dataset = file[name]
             if "MATLAB_empty" in dataset.attrs:
                 return np.empty((0, 0))
             self._check_plain(name, dataset)
-            check_held(self.path, name, dataset.shape, dataset.dtype.itemsize)
-            values = as_numbers(np.asarray(dataset[()]))
-        return values.T if name in self._turned else values
+            sides = zip(part, dataset.shape, strict=True) if part else ()
+            shape = [len(range(*p.indices(side))) if isinstance(p, slice) else 1 for p, side in sides]
+            check_held(self.path, name, shape if part else dataset.shape, dataset.dtype.itemsize)
+            values = as_numbers(np.asarray(dataset[part]))
+        return values.T if name in self._turned and not part else values
 
     def load_text(self, name: str) -> str:
         """A short text without the blanks around it; empty if the dataset holds something else."""
@@ -126,18 +123,6 @@ class Hdf5Container:
             value = dataset[()]
         return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
 
-    def load_part(self, name: str, part: tuple[Any, ...]) -> Array:
-        """A slice of a dataset, in the file's own order of axes."""
-        with self.file() as file:
-            dataset = file[name]
-            self._check_plain(name, dataset)
-            shape = [
-                len(range(*p.indices(side))) if isinstance(p, slice) else 1
-                for p, side in zip(part, dataset.shape, strict=True)
-            ]
-            check_held(self.path, name, shape, dataset.dtype.itemsize)
-            return as_numbers(np.asarray(dataset[part]))
-
     def _check_plain(self, name: str, dataset: Any) -> None:
         if dataset.dtype.hasobject or dataset.dtype.kind not in "iufcbV":
             raise FileFormatError(
@@ -147,7 +132,7 @@ class Hdf5Container:
 
     def rows(self, name: str) -> Snapshots | None:
         """A 2D dataset of numbers in blocks."""
-        if len(self._shapes[name]) != 2:
+        if len(self.holds[name]) != 2:
             return None
         with self.file() as file:
             self._check_plain(name, file[name])
@@ -173,5 +158,5 @@ class Hdf5Container:
 
                 yield load
 
-        rows, columns = self._shapes[name]
+        rows, columns = self.holds[name]
         return Snapshots((rows, columns), target, opened, f"{self.path}: {name!r}")

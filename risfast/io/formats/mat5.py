@@ -124,6 +124,7 @@ class Mat5Container:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._places: dict[str, tuple[int, _Variable]] = {}
+        self.holds: dict[str, tuple[int, ...]] = {}  # shape of each variable
         with parsing(path, _KIND), path.open("rb") as stream:
             size = path.stat().st_size
             self._order = {b"IM": "<", b"MI": ">"}[stream.read(_HEADER_BYTES)[126:]]
@@ -134,6 +135,7 @@ class Mat5Container:
                     variable = element.variable()
                 if variable.name:  # MATLAB keeps the workspace of function handles in a variable without a name
                     self._places[variable.name] = (at, variable)
+                    self.holds[variable.name] = variable.shape
                 at += 8 + length
 
     def _tag(self, stream: BinaryIO, at: int, size: int) -> tuple[int, int]:
@@ -158,11 +160,6 @@ class Mat5Container:
             if inner != _MATRIX:
                 raise FileFormatError(f"{self.path}: the variable at byte {at} holds type {inner}; it is damaged")
         yield _Element(source, self._order, length)
-
-    @property
-    def holds(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each variable."""
-        return {name: variable.shape for name, (_, variable) in self._places.items()}
 
     def load(self, name: str) -> Array:
         """The whole array, if it is one of numbers and may be held in memory."""

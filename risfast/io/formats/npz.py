@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 import struct
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,11 +38,13 @@ class NpzContainer:
         file_head(path)
         self.path = path
         self._members: dict[str, _Member] = {}
+        self.holds: dict[str, tuple[int, ...]] = {}  # shape of each array
         with parsing(path, _KIND), zipfile.ZipFile(path) as archive:
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 with parsing(path, _KIND, name):
                     self._members[name] = self._header(archive, info, name)
+                self.holds[name] = self._members[name].shape
 
     def _header(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> _Member:
         with archive.open(info) as stream:
@@ -69,21 +69,15 @@ class NpzContainer:
             )
         return _Member(info, shape, dtype, fortran, header)
 
-    @property
-    def holds(self) -> dict[str, tuple[int, ...]]:
-        """Shape of each array."""
-        return {name: member.shape for name, member in self._members.items()}
-
-    @contextmanager
-    def _open(self, member: _Member) -> Iterator[Any]:
-        with zipfile.ZipFile(self.path) as archive, archive.open(member.info) as stream:
-            yield stream
-
     def load(self, name: str) -> Array:
         """The whole array, if it may be held in memory."""
         member = self._members[name]
         check_held(self.path, name, member.shape, member.dtype.itemsize)
-        with parsing(self.path, _KIND, name), self._open(member) as stream:
+        with (
+            parsing(self.path, _KIND, name),
+            zipfile.ZipFile(self.path) as archive,
+            archive.open(member.info) as stream,
+        ):
             values: Array = np.lib.format.read_array(stream, allow_pickle=False)
             stream.read(1)  # the end of the member is where zipfile checks its sum
         return values
@@ -98,10 +92,7 @@ class NpzContainer:
             stream.seek(member.info.header_offset)
             lengths = _LOCAL_HEADER.unpack(stream.read(_LOCAL_HEADER.size))
         offset = member.info.header_offset + _LOCAL_HEADER.size + sum(lengths) + member.header_bytes
-        native = member.dtype.newbyteorder("=")
-
-        def convert(values: Array) -> Array:
-            return values.astype(native, copy=False)
-
-        shape = (member.shape[0], member.shape[1])
-        return raw_snapshots(self.path, offset, shape, shape[1], member.dtype, convert)
+        (rows, width), native = member.shape, member.dtype.newbyteorder("=")
+        return raw_snapshots(
+            self.path, offset, (rows, width), width, member.dtype, lambda values: values.astype(native, copy=False)
+        )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from risfast.errors import FileFormatError
 from risfast.io.assemble import SPEED_OF_LIGHT_M_S, FoundData, ReadOptions
 from risfast.io.guard import Array, file_head, megabytes, parsing
-from risfast.io.recording import Snapshots, raw_snapshots
+from risfast.io.recording import raw_snapshots
 
 _KIND = "SigMF"
 _LARGEST_META = 16 << 20
@@ -22,30 +21,21 @@ _LARGEST_NUMBER = 1e300
 _DATATYPE = re.compile(r"(?P<complex>[cr])(?P<kind>[fiu])(?P<bits>8|16|32|64)(?:_(?P<order>le|be))?")
 
 
-@dataclass(frozen=True)
-class _Samples:
-    """How numbers are stored, from a ``core:datatype`` such as ci16_le."""
+def _conversion(stored: np.dtype[Any], pairs: bool) -> Callable[[Array], Array]:
+    """From stored numbers [rows, width] to real floats, or complex ones of pairs; integers span -1 .. 1."""
+    kind, bits = stored.kind, 8 * stored.itemsize
+    target = np.dtype(np.float64 if bits == 64 or (kind != "f" and bits == 32) else np.float32)
 
-    complex: bool
-    stored: np.dtype[Any]
+    def apply(values: Array) -> Array:
+        if kind == "f":
+            numbers = values.astype(target, copy=False)
+        else:
+            numbers = np.multiply(values, target.type(2.0 ** (1 - bits)), dtype=target)
+            if kind == "u":
+                numbers -= target.type(1)
+        return numbers.view(np.result_type(target, np.complex64)) if pairs else numbers
 
-    def convert(self) -> Callable[[Array], Array]:
-        """From stored numbers [rows, width] to complex or real floats; integers span -1 .. 1."""
-        kind, bits = self.stored.kind, 8 * self.stored.itemsize
-        target = np.dtype(np.float64 if bits == 64 or (kind != "f" and bits == 32) else np.float32)
-        scale = target.type(1 if kind == "f" else 2.0 ** (1 - bits))
-        centre = target.type(1 if kind == "u" else 0)
-
-        def apply(values: Array) -> Array:
-            if kind == "f":
-                numbers = values.astype(target, copy=False)
-            else:
-                numbers = np.multiply(values, scale, dtype=target)
-                if centre:
-                    numbers -= centre
-            return numbers.view(np.result_type(target, np.complex64)) if self.complex else numbers
-
-        return apply
+    return apply
 
 
 def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
@@ -57,11 +47,11 @@ def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
     document = _document(meta)
     core = document["global"]
     data = _dataset(meta, core, data)
-    samples = _datatype(meta, core)
+    stored, pairs = _datatype(meta, core)
     channels = _whole(meta, core, "core:num_channels", 1)
     capture = _capture(meta, document["captures"], options)
-    width = channels * (2 if samples.complex else 1)
-    row = width * samples.stored.itemsize
+    width = channels * (2 if pairs else 1)
+    row = width * stored.itemsize
     size = data.stat().st_size - _whole(meta, core, "core:trailing_bytes", 0)
     header = _whole(meta, capture, "core:header_bytes", 0)
     length = (size - header) // row
@@ -71,32 +61,22 @@ def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
             f"(core:datatype {core['core:datatype']}, core:num_channels {channels}): it is cut off, or "
             "core:num_channels is wrong"
         )
-    rows = raw_snapshots(data, header, (length, channels), width, samples.stored, samples.convert())
-    rate = _number(meta, core, "core:sample_rate")
+    rows = raw_snapshots(data, header, (length, channels), width, stored, _conversion(stored, pairs))
     centre = _number(meta, capture, "core:frequency")
-    found = FoundData(
+    # Complex baseband is a series of snapshots at its centre; another frequency, or real samples, need Welch.
+    in_time = not pairs or (options.frequency_hz is not None and centre is not None and options.frequency_hz != centre)
+    return FoundData(
         meta,
         _KIND,
         {"samples": (length, channels)},
-        sample_rate_hz=rate,
-        frequency_hz=centre,
+        snapshots=None if in_time else rows,
+        time_data=rows if in_time else None,
+        sample_rate_hz=_number(meta, core, "core:sample_rate"),
+        frequency_hz=centre if pairs else None,
         speed_m_s=SPEED_OF_LIGHT_M_S,
         names={"snapshots": "samples", "time_data": "samples", "frequency_hz": "core:frequency"},
         details=_details(core, capture),
     )
-    _as_snapshots_or_time(found, rows, options, centre)
-    return found
-
-
-def _as_snapshots_or_time(found: FoundData, rows: Snapshots, options: ReadOptions, centre: float | None) -> None:
-    """Complex baseband is a series of snapshots at its centre; another frequency, or real samples, need Welch."""
-    elsewhere = options.frequency_hz is not None and centre is not None and options.frequency_hz != centre
-    if rows.dtype.kind == "c" and not elsewhere:
-        found.snapshots = rows
-        return
-    found.time_data = rows
-    if rows.dtype.kind != "c":
-        found.frequency_hz = None
 
 
 def _document(meta: Path) -> dict[str, Any]:
@@ -133,7 +113,8 @@ def _dataset(meta: Path, core: dict[str, Any], data: Path) -> Path:
     return data
 
 
-def _datatype(meta: Path, core: dict[str, Any]) -> _Samples:
+def _datatype(meta: Path, core: dict[str, Any]) -> tuple[np.dtype[Any], bool]:
+    """How numbers are stored, and whether they are pairs of a complex one, from a datatype such as ci16_le."""
     text = core.get("core:datatype")
     match = _DATATYPE.fullmatch(text) if isinstance(text, str) else None
     order = match["order"] if match else None
@@ -141,8 +122,8 @@ def _datatype(meta: Path, core: dict[str, Any]) -> _Samples:
         raise FileFormatError(
             f"{meta}: core:datatype must be such as cf32_le, ci16_le, ci8 or rf32_le, found {text!r:.60}"
         )
-    stored = np.dtype({"f": "f", "i": "i", "u": "u"}[match["kind"]] + str(int(match["bits"]) // 8))
-    return _Samples(match["complex"] == "c", stored.newbyteorder(">" if order == "be" else "<"))
+    stored = np.dtype(f"{match['kind']}{int(match['bits']) // 8}")
+    return stored.newbyteorder(">" if order == "be" else "<"), match["complex"] == "c"
 
 
 def _capture(meta: Path, captures: list[dict[str, Any]], options: ReadOptions) -> dict[str, Any]:

@@ -8,8 +8,6 @@ is from the zenith to the east and elevation to the north.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +29,6 @@ _SCHWARZ_SLACK = 1.5
 _BASELINE_TOLERANCE_M = 1.0  # as pyuvdata's own check of them
 
 
-@dataclass(frozen=True)
-class _Chosen:
-    """One channel and polarisation: visibilities, flags and weights, each (Nblts,)."""
-
-    visibilities: Array
-    flags: Array
-    samples: Array
-
-
 def read_uvh5(path: Path, options: ReadOptions) -> FoundData:
     """One covariance for each integration, at one frequency and polarisation; see :func:`risfast.simulate.read`."""
     # Antennas that are flagged, have no power or lack baselines (in any integration) are left out and listed.
@@ -52,9 +41,18 @@ def read_uvh5(path: Path, options: ReadOptions) -> FoundData:
     frequencies = header["freq_array"].reshape(-1).astype(np.float64)
     channel = choose_frequency(path, frequencies, options.frequency_hz)
     polarization = _polarization(path, header["polarization_array"].reshape(-1), options.polarization)
-    chosen = _select(container, channel, polarization, len(frequencies), header["polarization_array"].size)
-    numbers, first, second = _antennas(path, header, len(chosen.visibilities))
-    matrix, known = _matrix(path, header["time_array"], first, second, len(numbers), chosen)
+    visibilities, flags = _select(container, channel, polarization, len(frequencies), header["polarization_array"].size)
+    numbers, first, second = _antennas(path, header, len(visibilities))
+    # Covariances (T, N, N), and which of their entries were measured.
+    instants, step = np.unique(header["time_array"].reshape(-1), return_inverse=True)
+    shape = (len(instants), len(numbers), len(numbers))
+    check_held(path, "the covariances of all integrations", shape, 2 * 16)
+    matrix, known = np.zeros(shape, np.complex128), np.zeros(shape, bool)
+    above = tuple(index.reshape(-1)[~flags] for index in (step, first, second))
+    below = (above[0], above[2], above[1])
+    matrix[below] = visibilities[~flags].conj()
+    matrix[above] = visibilities[~flags]
+    known[below] = known[above] = True
     names = [str(number) for number in numbers]
     flagged = _left_out(path, matrix, known, names)
     _check_schwarz(path, matrix, {flag.index for flag in flagged}, names)
@@ -96,7 +94,8 @@ def _polarization(path: Path, codes: Array, wanted: str | None) -> int:
 
 def _select(
     container: Hdf5Container, channel: int, polarization: int, n_channels: int, n_polarizations: int
-) -> _Chosen:
+) -> tuple[Array, Array]:
+    """Visibilities and flags, each (Nblts,), of one channel and polarisation."""
     path, holds = container.path, container.holds
     shape = holds["Data/visdata"]
     windows = shape[1:-2]
@@ -106,14 +105,14 @@ def _select(
             f"{shape_text(shape)}"
         )
     part = (slice(None), *(0,) * len(windows), channel, polarization)
-    visibilities = container.load_part("Data/visdata", part)
+    visibilities = container.load("Data/visdata", part)
     if visibilities.dtype.kind != "c":
         raise FileFormatError(f"{path}: Data/visdata must be complex, found {visibilities.dtype}")
     parts: dict[str, Array] = {}
     for name, empty in (("Data/flags", np.zeros), ("Data/nsamples", np.ones)):
         if name in holds and holds[name] != shape:
             raise FileFormatError(f"{path}: {name} must be {shape_text(shape)}, found {shape_text(holds[name])}")
-        parts[name] = container.load_part(name, part) if name in holds else empty(len(visibilities))
+        parts[name] = container.load(name, part) if name in holds else empty(len(visibilities))
     flags, samples = parts["Data/flags"].astype(bool), parts["Data/nsamples"]
     bad = ~np.isfinite(samples) | (samples < 0)
     if bad.any():
@@ -128,7 +127,7 @@ def _select(
         raise FileFormatError(
             f"{path}: Data/visdata holds {int(broken.sum())} NaN or infinite values that are not flagged"
         )
-    return _Chosen(np.where(flags, 0, visibilities).astype(np.complex128), flags, samples)
+    return np.where(flags, 0, visibilities).astype(np.complex128), flags
 
 
 def _antennas(path: Path, header: dict[str, Array], rows: int) -> tuple[Array, Array, Array]:
@@ -146,20 +145,6 @@ def _antennas(path: Path, header: dict[str, Array], rows: int) -> tuple[Array, A
     if unknown.size:
         raise FileFormatError(f"{path}: antenna {unknown[0]} has visibilities but is not in antenna_numbers")
     return numbers, np.searchsorted(numbers, ends[0]), np.searchsorted(numbers, ends[1])
-
-
-def _matrix(path: Path, time: Array, first: Array, second: Array, n: int, chosen: _Chosen) -> tuple[Array, Array]:
-    """Covariances (T, N, N), and which of their entries were measured."""
-    instants, step = np.unique(time.reshape(-1), return_inverse=True)
-    check_held(path, "the covariances of all integrations", (len(instants), n, n), 2 * 16)
-    matrix = np.zeros((len(instants), n, n), np.complex128)
-    known = np.zeros(matrix.shape, bool)
-    usable = ~chosen.flags
-    step, first, second = step.reshape(-1)[usable], first[usable], second[usable]
-    matrix[step, second, first] = chosen.visibilities[usable].conj()
-    matrix[step, first, second] = chosen.visibilities[usable]
-    known[step, second, first] = known[step, first, second] = True
-    return matrix, known
 
 
 def _left_out(path: Path, matrix: Array, known: Array, names: list[str]) -> list[Flagged]:
@@ -229,11 +214,10 @@ def _east_north_up(path: Path, header: dict[str, Array], numbers: Array) -> Arra
         raise FileFormatError(
             f"{path}: antenna_positions must be ({len(listed)}, 3) in metres, found {shape_text(positions.shape)}"
         )
-    angles = [header[name] for name in ("latitude", "longitude")]
+    angles = [header[name].reshape(-1) for name in ("latitude", "longitude")]
     if any(angle.size != 1 or not np.isfinite(angle).all() for angle in angles):
         raise FileFormatError(f"{path}: latitude and longitude must be single numbers in degrees")
-    radians = [math.radians(float(angle.reshape(-1)[0])) for angle in angles]
-    (sin_lat, cos_lat), (sin_lon, cos_lon) = ((math.sin(angle), math.cos(angle)) for angle in radians)
+    (sin_lat, cos_lat), (sin_lon, cos_lon) = ((np.sin(a), np.cos(a)) for a in np.radians(np.concatenate(angles)))
     turn = np.array([
         [-sin_lon, cos_lon, 0.0],
         [-sin_lat * cos_lon, -sin_lat * sin_lon, cos_lat],
