@@ -23,7 +23,7 @@ from torch import Tensor
 
 from risfast.covariance import SensingOperator
 from risfast.evaluate.bounds import SourceBound, of_range, position_variance, true_state
-from risfast.evaluate.divergence import Divergence, Expected, nearest
+from risfast.evaluate.expected_likelihood import Expected, ExpectedLikelihood, pseudo_true_parameters
 from risfast.geometry import SensorArray, spherical_to_cartesian
 from risfast.localize.likelihood import Likelihood, SourceState, position_blocks, scaled_inverse
 from risfast.models.base import Measurement
@@ -176,8 +176,7 @@ def mismatched_cramer_rao_bound(likelihood: Likelihood, state: SourceState, fact
     determined are unbounded, as in :func:`risfast.evaluate.bounds.cramer_rao_bound`. The pseudo-true point is the one
     that Newton's method reaches from the truth: the divergence may have other minima.
     """
-    divergence = Divergence(likelihood, factor, state.noise)
-    at = nearest(divergence, state)
+    at = pseudo_true_parameters(ExpectedLikelihood(likelihood, factor, state.noise), state)
     k = state.mask.shape[1]
     covariance, lost, minimal = _sandwich(at.expected, at.free, k)
     found = at.converged & minimal

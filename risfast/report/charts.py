@@ -26,7 +26,7 @@ from risfast.geometry import SearchGrid, uniform_axis
 from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
-from risfast.report.plots import FOUND_COLOUR, label_ranges
+from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
 from risfast.setup import Setup
 from risfast.simulate.scenes import generate_scenes
@@ -334,8 +334,7 @@ def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConf
     spectrum = mvdr_spectrum(
         covariance, setup.array, grid, loading=model.options.map.loading, wavefront=setup.wavefront
     )
-    power = spectrum.power[0].double().numpy()
-    level = 10 * np.log10(power / power.max())
+    level = decibels(spectrum.power[0])
     floor = max(_FLOOR_DB, float(np.floor(level.min())))
     true = scenes.position[0][scenes.mask[0]].double().numpy()
     found = collected.estimates[key][chosen.scene][:, :3]
