@@ -1,4 +1,4 @@
-"""The expected log-likelihood under a wrong model against one written from the formulas, and its pseudo-true parameters."""
+"""The expected log-likelihood under a wrong model against one written from the formulas, and its maximum."""
 
 from __future__ import annotations
 
