@@ -91,7 +91,8 @@ class ExpectedLikelihood:
         )
         scale = torch.cat([p / 2, p.repeat(1, 3), state.noise[:, None]], 1)
         score, hessian = (v * scale[:, :, None] * scale[:, None] for v in (score, rest - score))
-        hessian[:, :-1, :-1] += _spread(_curvature(own, bent) * p[:, None, None])
+        curvature = _curvature(own, bent) * p[:, None, None]  # of one source each; zero between sources
+        hessian[:, :-1, :-1] += torch.diag_embed(curvature, dim1=2, dim2=4).flatten(3).flatten(1, 2)
         by_noise = state.noise * (zn - n).diagonal(dim1=-2, dim2=-1).real.sum((1, 2))
         hessian[:, -1, -1] += by_noise
         gradient = torch.cat([2 * own[:, 0].flatten(1), torch.ones_like(logdet)[:, None]], 1) * scale
@@ -150,11 +151,6 @@ def _curvature(own: Tensor, bent: Tensor) -> Tensor:
     result[:, 0, 0] = own[:, 0, 0]
     result[:, 1:, 1:] += bent
     return result
-
-
-def _spread(own: Tensor) -> Tensor:
-    """Matrices [B, 4 K, 4 K] with the terms of each source [B, 4, 4, K], and zeros between sources."""
-    return torch.diag_embed(own, dim1=2, dim2=4).flatten(3).flatten(1, 2)
 
 
 def _columns(x: Tensor, y: Tensor, k: int) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -185,7 +186,6 @@ class Methods:
         if own is not None:
             self._check_fit(own)
         self._made: dict[str, Method] = {}
-        self._localizer: Localizer | None = None
 
     def _check_fit(self, own: Setup) -> None:
         """Refuse a model of another problem; it looks for sources in its own region."""
@@ -217,12 +217,10 @@ class Methods:
         if "transformer_capon" in names and self._transformer is None:
             raise ValueError("transformer_capon needs a trained model: give its folder with --transformer")
 
-    @property
+    @cached_property
     def localizer(self) -> Localizer:
         """Of the model folder, or the classical one."""
-        if self._localizer is None:
-            self._localizer = self._classical() if self._model is None else Localizer.load(self._model, self._device)
-        return self._localizer
+        return self._classical() if self._model is None else Localizer.load(self._model, self._device)
 
     def _classical(self) -> Localizer:
         return Localizer.classical(self.setup).to(self._device)

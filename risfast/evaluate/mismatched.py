@@ -90,11 +90,7 @@ def _with_common(columns: Tensor, scenes: Scenes, draws: SceneRandom) -> Tensor:
 
 
 def mismatched_bound(
-    scenes: Scenes,
-    seed: int | None = None,
-    *,
-    wavefront: str | None = None,
-    array: SensorArray | None = None,
+    scenes: Scenes, seed: int | None = None, *, wavefront: str | None = None, array: SensorArray | None = None
 ) -> MismatchedBound:
     """Bound of an estimator that takes simulated scenes for what they are not.
 

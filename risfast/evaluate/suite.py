@@ -74,9 +74,7 @@ class SuiteConfig:
 
     def build_methods(self) -> Methods:
         """What makes the methods, from the files that this names."""
-        setup = self.setup
-        if setup is None and self.system is not None:
-            setup = self.system.setup
+        setup = self.setup or (None if self.system is None else self.system.setup)
         return Methods(self.model, self.transformer, setup=setup, device=self.device)
 
     def nominal(self, methods: Methods) -> SystemConfig:

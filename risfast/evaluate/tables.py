@@ -412,23 +412,23 @@ def scene_rows(collected: Collected) -> Table:
 
 def frozen_rows(collected: Collected, methods: Sequence[str]) -> Table:
     """Every estimate of the first scenes of the main set, blind: what a rerun has to find again."""
-    rows = []
+    rows: Table = []
     for key, estimates in collected.estimates.items():
         if key.scene_set != "main" or key.label not in methods:
             continue
-        for scene, found in enumerate(estimates[:FROZEN_SCENES]):
-            for number, row in enumerate(found):
-                rows.append(
-                    {
-                        "snapshots": key.snapshots,
-                        "method": key.label,
-                        "scene": scene,
-                        "source": number,
-                        "azimuth_deg": round(math.degrees(row[0]), 6),
-                        "elevation_deg": round(math.degrees(row[1]), 6),
-                        "range_m": round(float(row[2]), 6),
-                    }
-                )
+        rows += [
+            {
+                "snapshots": key.snapshots,
+                "method": key.label,
+                "scene": scene,
+                "source": number,
+                "azimuth_deg": round(math.degrees(row[0]), 6),
+                "elevation_deg": round(math.degrees(row[1]), 6),
+                "range_m": round(float(row[2]), 6),
+            }
+            for scene, found in enumerate(estimates[:FROZEN_SCENES])
+            for number, row in enumerate(found)
+        ]
     return rows
 
 

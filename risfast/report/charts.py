@@ -28,7 +28,6 @@ from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
 from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
-from risfast.setup import Setup
 from risfast.simulate.scenes import generate_scenes
 
 if TYPE_CHECKING:
@@ -327,13 +326,12 @@ def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConf
             covariance = pipeline.effective(estimate, measurement, model.options).cpu()
     else:
         covariance = effective_covariance(ls_covariance(scenes.y, scenes.codes, scenes.channel))
-    view = _view(setup)
-    planes = model.options.grid(setup).range_m
+    # A fixed coordinate is shown from -90 to 90 degrees.
+    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
+    view = [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
     azimuth, elevation = (uniform_axis(*ends, count) for ends, count in zip(view, _PIXELS, strict=True))
-    grid = SearchGrid(azimuth, elevation, planes)
-    spectrum = mvdr_spectrum(
-        covariance, setup.array, grid, loading=model.options.map.loading, wavefront=setup.wavefront
-    )
+    grid, loading = SearchGrid(azimuth, elevation, model.options.grid(setup).range_m), model.options.map.loading
+    spectrum = mvdr_spectrum(covariance, setup.array, grid, loading=loading, wavefront=setup.wavefront)
     level = decibels(spectrum.power[0])
     floor = max(_FLOOR_DB, float(np.floor(level.min())))
     true = scenes.position[0][scenes.mask[0]].double().numpy()
@@ -352,12 +350,6 @@ def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConf
         f'<div class="ends"><span>azimuth {ends[0]}</span><span>elevation {ends[1]}</span>'
         f"<span>{number(floor)} … 0 dB</span></div><p>{words}</p></div>"
     )
-
-
-def _view(setup: Setup) -> list[tuple[float, float]]:
-    """Ends of azimuth and elevation; a fixed coordinate is shown from -90 to 90 degrees."""
-    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
-    return [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
 
 
 def _marks(chosen: SpectrumScene, true: Array, found: Array, view_deg: Array) -> str:
@@ -379,13 +371,7 @@ def _png(level: Array, floor: float) -> str:
     from matplotlib import image  # noqa: PLC0415  (drawing is the only thing that needs it)
 
     buffer = io.BytesIO()
-    image.imsave(
-        buffer,
-        level.T[::-1],
-        vmin=floor,
-        vmax=0.0,
-        cmap="viridis",
-        format="png",
-        metadata={"Software": ""},  # no versions inside: the same data gives the same picture
-    )
+    # No versions inside: the same data gives the same picture.
+    how: Any = {"cmap": "viridis", "format": "png", "metadata": {"Software": ""}}
+    image.imsave(buffer, level.T[::-1], vmin=floor, vmax=0.0, **how)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -33,17 +33,7 @@ from risfast.report.page import Findings, latex_tables, report_html
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
 _EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code
-_EXPORTED_FIGURES = (
-    "scenes",
-    "f1",
-    "precision",
-    "recall",
-    "implied_recall",
-    "ghosts_per_scene",
-    "count_accuracy",
-    "median_xyz_pairs_m",
-    "error_over_bound",
-)
+_NOT_EXPORTED = ("sources", "recall_over_implied", "gospa_m", "rmse")  # figures whose names start so
 
 
 @dataclass(frozen=True)
@@ -158,5 +148,7 @@ def _export(folder: Path, made: Mapping[str, Table], made_by: Mapping[str, Any])
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in _written(made):
         if name in _EXPORTED:
-            write_csv(folder / f"{name}.csv", [row for row in rows if row.get("figure", "f1") in _EXPORTED_FIGURES])
+            write_csv(
+                folder / f"{name}.csv", [row for row in rows if not row.get("figure", "").startswith(_NOT_EXPORTED)]
+            )
     replace_file(folder / SUITE_JSON, json_bytes(made_by))
