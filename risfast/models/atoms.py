@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray, uniform_axis
-from risfast.ops.domain import CHARACTERS, Domain, MirrorBasis, NodeSet
+from risfast.ops.domain import SIGN_TABLE, Domain, MirrorBasis, NodeSet
 from risfast.setup import Setup
 
 # Singular values of a block that are kept, relative to its largest. The test of the maps holds their error below
@@ -295,7 +295,7 @@ class AtomGrid(nn.Module):
             if block.left is not None:
                 self.register_buffer(f"left_{i}", block.left, persistent=False)
             self.register_buffer(f"right_{i}", block.right, persistent=False)
-        characters = torch.tensor(CHARACTERS, dtype=torch.float32)[:, : self._nodes.images]
+        characters = torch.tensor(SIGN_TABLE, dtype=torch.float32)[:, : self._nodes.images]
         # Families in use, by the class of their sign: s xor t.
         self.families = tuple(pairs[0][0] ^ pairs[0][1] for pairs in self.pairs)
         self.register_buffer("characters", characters[list(self.families)].contiguous(), persistent=False)
