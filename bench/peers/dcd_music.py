@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.peers.dcd_checkout import CLONE, load_checkout
 from bench.peers.dcd_networks import MOST_SOURCES, LineNetwork, read_weights
 from bench.peers.line_cuts import LineSources, central_cuts, paired_sources, square_lattice
-from risfast.baselines.base import by_count, check_request, reported
+from risfast.baselines.base import Baseline, by_count, reported
 from risfast.baselines.fits import Sbl
 from risfast.covariance import als_covariance, covariance_from_factor, ls_covariance
 from risfast.models.base import Measurement
@@ -53,7 +53,7 @@ class CheckoutOptions:
             raise ValueError(f"covariance must be one of {', '.join(COVARIANCES)}; got {self.covariance!r}")
 
 
-class LineBaseline:
+class LineBaseline(Baseline):
     """A network of a checkout on the central cuts of an estimated covariance; the subclasses say which.
 
     Parameters
@@ -69,10 +69,12 @@ class LineBaseline:
         Checkout or weights are missing or not what they should be, or the array is another.
     """
 
+    Options = CheckoutOptions
     method = ""
 
     def __init__(self, setup: Setup, options: CheckoutOptions | None = None) -> None:
-        o = options or CheckoutOptions()
+        super().__init__(setup, options)
+        o = self.options
         if o.checkout is None:
             raise ValueError(f"{self.method} runs code that does not come with risfast: `{CLONE}` and name the folder")
         if o.weights is None:
@@ -83,44 +85,22 @@ class LineBaseline:
         weights = read_weights(o.weights)
         if weights.options.method != self.method:
             raise ValueError(f"{o.weights} holds weights of {weights.options.method}, not of {self.method}")
-        self.setup, self.options = setup, o
         self._lattice = square_lattice(setup.array, weights.options.n_elements)
         self._network = LineNetwork(load_checkout(o.checkout), weights)
         self._sbl = Sbl(setup) if o.covariance == "sbl" else None
         line = weights.options
         self._range_m = (line.near * setup.array.wavelength_m, line.far * setup.array.wavelength_m)
 
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
-
-        Parameters
-        ----------
-        measurement : Measurement
-        n_sources : int64 tensor, shape (B,), or None
-            At most 5 each. None leaves the number to the network: the larger of those that it sees in row and column.
-
-        Returns
-        -------
-        list of B Sources
-            As :func:`bench.peers.line_cuts.paired_sources` gives them.
-
-        Raises
-        ------
-        ValueError
-            More sources than the peak finder of the checkout can hold apart.
-        """
-        check_request(measurement, self.setup.array, n_sources)
-        if n_sources is not None and len(n_sources) and int(n_sources.max()) > MOST_SOURCES:
+    def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
+        """At most 5 sources a scene; without a count as many as the network sees in row or column, if more there."""
+        if n_sources is not None and int(n_sources.max()) > MOST_SOURCES:
             raise ValueError(f"n_sources must be at most {MOST_SOURCES}, got {int(n_sources.max())}")
-        if len(measurement) == 0:
-            return []
-        with torch.no_grad():
-            covariance = self._covariance(measurement)
-            cuts = central_cuts(covariance, self._lattice)
-            counts = n_sources
-            if counts is None:
-                counts = torch.maximum(*(self._network.counts(cut) for cut in cuts))
-            return by_count(counts.cpu(), lambda scenes, count: self._found(covariance, cuts, scenes, count))
+        covariance = self._covariance(measurement)
+        cuts = central_cuts(covariance, self._lattice)
+        counts = n_sources
+        if counts is None:
+            counts = torch.maximum(*(self._network.counts(cut) for cut in cuts))
+        return by_count(counts.cpu(), lambda scenes, count: self._found(covariance, cuts, scenes, count))
 
     def _covariance(self, measurement: Measurement) -> Tensor:
         if self._sbl is not None:

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from risfast.covariance import check_measurements
 from risfast.errors import ShapeError
-from risfast.geometry import SearchGrid, SensorArray
+from risfast.geometry import SensorArray
 from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.sources import Sources
 
 
-class Baseline(Protocol):
-    """A method that finds sources in measurements."""
+class Baseline(ABC):
+    """A method that finds sources in measurements.
+
+    Parameters
+    ----------
+    setup : Setup
+        What it is for.
+    options : dataclass, optional
+        Of the class ``Options``; None is its defaults.
+    """
+
+    Options: ClassVar[type[Any]]
+    """Its options, a frozen dataclass; without arguments, the defaults."""
+
+    def __init__(self, setup: Setup, options: Any = None) -> None:
+        self.setup, self.options = setup, self.Options() if options is None else options
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes.
@@ -35,7 +51,27 @@ class Baseline(Protocol):
             Strongest first; exactly ``n_sources`` of them where that is given. ``confidence`` is NaN
             where the method does not say how probable a hit is.
         """
-        ...
+        check_request(measurement, self.setup.array, n_sources)
+        if len(measurement) == 0:
+            return []
+        with torch.no_grad():
+            return self.find(measurement, n_sources)
+
+    @abstractmethod
+    def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
+        """What :meth:`localize` returns, for a request that has been checked, of at least one scene.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            Of B scenes.
+        n_sources : int64 tensor, shape (B,), or None
+            How many to report in each scene.
+
+        Returns
+        -------
+        list of B Sources
+        """
 
 
 def check_request(measurement: Measurement, array: SensorArray, n_sources: Tensor | None) -> None:
@@ -53,9 +89,7 @@ def check_request(measurement: Measurement, array: SensorArray, n_sources: Tenso
         )
     if shapes["y"][1] == 0:
         raise ValueError("y holds no snapshot: L must be at least 1")
-    for name in shapes:
-        if not bool(torch.isfinite(torch.view_as_real(getattr(measurement, name).resolve_conj())).all()):
-            raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
+    check_measurements(measurement.y, measurement.codes, measurement.channel)
     silent = (measurement.y == 0).flatten(1).all(1).nonzero()
     if len(silent):
         raise ValueError(f"y[{int(silent[0, 0])}] is zero throughout: there is nothing to localise")
@@ -120,12 +154,11 @@ def completed(
 def exactly(
     found: Sequence[Sources],
     counts: Sequence[int],
-    grid: SearchGrid,
+    axes: Sequence[Tensor],
     volume: Callable[[int], Tensor],
     separation: tuple[float, float, float],
 ) -> list[Sources]:
-    """Of each scene as many sources as asked for; the volume over the grid is made where peaks are missing."""
-    axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
+    """Of each scene as many sources as asked for; the volume over the axes is made where peaks are missing."""
     return [
         completed(sources, count, axes, volume(scene), separation) if len(sources) < count else sources[:count]
         for scene, (sources, count) in enumerate(zip(found, counts, strict=True))

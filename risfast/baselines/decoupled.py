@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -74,14 +74,14 @@ class DecoupledMusic(SubspaceBaseline):
     # swept, and the one with the deepest null is taken. The directions inherit the error of the Fresnel wavefront: on
     # the reference surface 0.2 degrees rms beyond 4 m, and 1.2 degrees over 0.5 to 10 m.
 
-    options: DecoupledMusicOptions
+    Options: ClassVar[type[DecoupledMusicOptions]] = DecoupledMusicOptions
 
     def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
+        super().__init__(setup, options)
         array = setup.array
         lattice = array.lattice
         if lattice is None or min(lattice.n_h, lattice.n_v) < 2:
             raise ValueError(f"array must be a uniform planar lattice of at least 2 x 2 elements, got {array!r}")
-        self.setup, self.options = setup, options or DecoupledMusicOptions()
         self._lattice: Lattice = lattice
         self._sweep = RangeSweep(setup, self.options.n_ranges)
 
@@ -134,13 +134,11 @@ class DecoupledMusic(SubspaceBaseline):
         n = self.options.n_phases
         level = torch.fft.fft2(subspace, s=(n, n)).abs().square().sum(0)  # |U^H a|^2 at phases 2 pi i / n
         around = torch.stack([level.roll((i, j), (0, 1)) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)])
-        score = torch.where(level > around.amax(0), level + level.max(), level)  # maxima before all others
+        peak = level > around.amax(0)
+        score = torch.where(peak, level + level.max(), level)  # maxima before all others
         score = torch.where(self._in_view().to(score.device), score, -math.inf)
         best = _apart(score, count, n // (2 * self._part[0]), n // (2 * self._part[1]))
-        peak = (level > around.amax(0))[best[:, 0], best[:, 1]]
-        phase = best.double() * (2 * math.pi / n)
-        phase[peak] = _climbed(subspace, phase[peak], 2 * math.pi / n)
-        return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+        return _climbed(subspace, best, n, peak[best[:, 0], best[:, 1]])
 
     def _pairs(self, g: Tensor, subspace: Tensor, count: int) -> Tensor:
         """Phase steps (count, 2) from one spectrum along each side: the pairs with the deepest nulls."""
@@ -224,8 +222,7 @@ class SeparableMusicOptions(DecoupledMusicOptions):
 class SeparableMusic(DecoupledMusic):
     """Decoupled MUSIC with the two angles apart as well."""
 
-    def __init__(self, setup: Setup, options: DecoupledMusicOptions | None = None) -> None:
-        super().__init__(setup, options or SeparableMusicOptions())
+    Options = SeparableMusicOptions
 
 
 def _line_peaks(parts: Tensor, order: int, count: int, n: int) -> Tensor:
@@ -234,17 +231,8 @@ def _line_peaks(parts: Tensor, order: int, count: int, n: int) -> Tensor:
     subspace = torch.linalg.svd(parts.mT, full_matrices=False).U[:, : min(order, h - 1)].mT  # [k, h]
     level = torch.fft.fft(subspace, n=n).abs().square().sum(0)
     score = torch.where((level > level.roll(1)) & (level > level.roll(-1)), level + level.max(), level)
-    best = _apart(score[:, None], min(count, h), n // (2 * h), 0)[:, 0]
-    phase, step = best.double() * (2 * math.pi / n), 2 * math.pi / n
-    offset = torch.linspace(-1, 1, _ZOOM_POINTS, dtype=torch.float64, device=phase.device)
-    elements = torch.arange(h, dtype=torch.float64, device=phase.device)
-    for _ in range(_ZOOMS):
-        tried = phase[:, None] + step * offset  # [J, S]
-        a = torch.polar(torch.ones_like(tried)[..., None].expand(-1, -1, h), tried[..., None] * elements)
-        heights = torch.einsum("kh,jsh->kjs", subspace.conj(), a).abs().square().sum(0)
-        phase = tried.gather(1, heights.argmax(1, keepdim=True))[:, 0]
-        step /= 2
-    return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+    best = _apart(score[:, None], min(count, h), n // (2 * h), 0)
+    return _climbed(subspace[..., None], best, n, torch.ones_like(best[:, 0], dtype=torch.bool))[:, 0]
 
 
 def _apart(score: Tensor, count: int, reach_h: int, reach_v: int) -> Tensor:
@@ -262,16 +250,19 @@ def _apart(score: Tensor, count: int, reach_h: int, reach_v: int) -> Tensor:
     return torch.tensor(chosen, device=score.device)
 
 
-def _climbed(subspace: Tensor, phase: Tensor, step: float) -> Tensor:
-    """Phase steps (J, 2) moved to the maxima of the level beside them."""
+def _climbed(subspace: Tensor, best: Tensor, n: int, peak: Tensor) -> Tensor:
+    """Phase steps (J, 2), in -pi .. pi, of points of an n x n spectrum; peaks (J,) climb to the maxima beside them."""
+    phase, step = best.double() * (2 * math.pi / n), 2 * math.pi / n
     offset = torch.linspace(-1, 1, _ZOOM_POINTS, dtype=torch.float64, device=phase.device)
     stencil = torch.cartesian_prod(offset, offset)
-    index = torch.arange(len(phase), device=phase.device)
+    found = phase[peak]
+    index = torch.arange(len(found), device=phase.device)
     for _ in range(_ZOOMS):
-        tried = phase[:, None] + step * stencil
-        phase = tried[index, _level(subspace, tried).argmax(1)]
+        tried = found[:, None] + step * stencil
+        found = tried[index, _level(subspace, tried).argmax(1)]
         step /= 2
-    return phase
+    phase[peak] = found
+    return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
 
 
 def _level(subspace: Tensor, phase: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, completed, reported
+from risfast.baselines.base import Baseline, by_count, completed, exactly, reported
+from risfast.baselines.capon import EVERY_DB
 from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
@@ -15,8 +16,6 @@ from risfast.models.decode import PowerDetection, sources_of_power
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
 from risfast.sources import Sources
-
-_EVERY_DB = 300.0
 
 
 def _coordinates(axes: AtomAxes) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,7 +34,7 @@ class SblOptions:
     detection: PowerDetection = field(default_factory=PowerDetection)
 
 
-class Sbl:
+class Sbl(Baseline):
     """Sparse Bayesian learning by majorise-minimise steps on a grid of atoms; the peaks of their powers."""
 
     # M. E. Tipping, "Sparse Bayesian learning and the relevance vector machine", JMLR 1, 2001; the step p <- p sqrt(n /
@@ -43,31 +42,23 @@ class Sbl:
     # for DOA", IEEE Signal Process. Lett. 23, 2016, with an operator of its own in each snapshot: see
     # ``risfast.models.unrolled``.
 
+    Options = SblOptions
+
     def __init__(self, setup: Setup, options: SblOptions | None = None) -> None:
-        self.setup, self.options = setup, options or SblOptions()
+        super().__init__(setup, options)
         fit = UnrolledOptions(steps=self.options.steps, corrections=False, axes=self.options.axes)
         self.fit = UnrolledBackbone(setup, fit).eval()
 
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
-
-        n_sources (B,)
-        """
-        check_request(measurement, self.setup.array, n_sources)
-        if len(measurement) == 0:
-            return []
+    def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
+        """The peaks of the powers."""
         detection, tolerance, axes = self.options.detection, self.setup.tolerance, self.fit.atoms.axes
-        with torch.no_grad():
-            power = self.fit(measurement).power
+        power = self.fit(measurement).power
         assert power is not None  # this backbone has atoms
         if n_sources is None:
             return reported(sources_of_power(power, axes, tolerance, detection), self.setup)
-        every = replace(detection, max_db=_EVERY_DB, max_sources=max(int(n_sources.max()), 1))
+        every = replace(detection, max_db=EVERY_DB, max_sources=max(int(n_sources.max()), 1))
         found = sources_of_power(power, axes, tolerance, every)
-        whole = [
-            completed(sources, count, _coordinates(axes), power[i], tolerance.limits)
-            for i, (sources, count) in enumerate(zip(found, n_sources.tolist(), strict=True))
-        ]
+        whole = exactly(found, n_sources.tolist(), _coordinates(axes), power.__getitem__, tolerance.limits)
         return reported(whole, self.setup)
 
 
@@ -81,7 +72,7 @@ class GreedyMlOptions:
     axes: AtomAxes | None = None
 
 
-class GreedyMl:
+class GreedyMl(Baseline):
     """Greedy maximum likelihood: sources are born one after the other while the penalised likelihood rises."""
 
     # With the number of sources given, births without a penalty or the removals that cost the least likelihood follow
@@ -89,23 +80,19 @@ class GreedyMl:
     # Phi_l A P A^H Phi_l^H + sigma^2 I); births, joint moves and the penalty are those of
     # :func:`risfast.localize.polish.polish_sources`, started from no source.
 
+    Options = GreedyMlOptions
+
     def __init__(self, setup: Setup, options: GreedyMlOptions | None = None) -> None:
-        self.setup, self.options = setup, options or GreedyMlOptions()
+        super().__init__(setup, options)
         self.atoms = AtomGrid(setup, self.options.axes)
 
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes; see :class:`risfast.baselines.Baseline`.
-
-        n_sources (B,)
-        """
-        check_request(measurement, self.setup.array, n_sources)
-        with torch.no_grad():
-            if n_sources is None:
-                return polish_sources(measurement, None, self.atoms, self.options.polish).sources
-            return by_count(
-                n_sources.cpu(),
-                lambda scenes, count: self._exactly(measurement[scenes.to(measurement.y.device)], count),
-            )
+    def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
+        """The sources of the fit."""
+        if n_sources is None:
+            return polish_sources(measurement, None, self.atoms, self.options.polish).sources
+        return by_count(
+            n_sources.cpu(), lambda scenes, count: self._exactly(measurement[scenes.to(measurement.y.device)], count)
+        )
 
     def _exactly(self, measurement: Measurement, count: int) -> list[Sources]:
         """Exactly ``count`` sources of each scene: what was found blind, with more births or the least loss."""

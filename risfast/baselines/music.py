@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from risfast.baselines.base import by_count, check_request, exactly, reported
+from risfast.baselines.base import Baseline, by_count, exactly, reported
 from risfast.baselines.capon import peaks_without_threshold
 from risfast.covariance import ls_covariance
 from risfast.detect import DetectionOptions, detect_sources_lowrank
@@ -33,10 +33,6 @@ def model_order(eigenvalues: Tensor, n_samples: int, criterion: str = "mdl", mos
     # M. Wax, T. Kailath, "Detection of signals by information theoretic criteria", IEEE Trans. ASSP 33, 1985: the k
     # with the least -T (n - k) log(geometric / arithmetic mean of the n - k smallest) + penalty, k (2n - k) log(T) / 2
     # for MDL and k (2n - k) for AIC.
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion must be one of {', '.join(CRITERIA)}; got {criterion!r}")
-    if n_samples < 1:
-        raise ValueError(f"n_samples must be at least 1, got {n_samples}")
     value = eigenvalues.double().sort(1, descending=True).values
     value = torch.maximum(value, (1e-12 * value[:, :1]).clamp_min(1e-300))
     n = value.shape[1]
@@ -117,24 +113,17 @@ def music_peaks(
             subspace[scene], setup.array, grid, loading=LOADING, wavefront=setup.wavefront, reduce="none"
         )
 
-    return exactly(found, [count] * len(found), grid, volume, separation)
+    return exactly(
+        found, [count] * len(found), (grid.azimuth_rad, grid.elevation_rad, grid.range_m), volume, separation
+    )
 
 
-class SubspaceBaseline(ABC):
+class SubspaceBaseline(Baseline):
     """A baseline on the signal subspaces of least-squares covariances; the subclasses find as many sources there."""
 
-    setup: Setup
-    options: OrderOptions
-
-    def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
-        """Find the sources of B scenes, all those of equal count together; see :class:`risfast.baselines.Baseline`.
-
-        n_sources (B,)
-        """
+    def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
+        """All scenes of equal count together."""
         array = self.setup.array
-        check_request(measurement, array, n_sources)
-        if len(measurement) == 0:
-            return []
         covariance = ls_covariance(
             measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
         )
@@ -142,7 +131,7 @@ class SubspaceBaseline(ABC):
         if counts is None:
             most = min(self.options.max_sources, self.most_sources)
             counts = subspace_order(covariance, measurement.y.shape[1], self.options.criterion, most)
-        if len(counts) and int(counts.max()) >= array.n_elements:  # a signal subspace that would leave no noise
+        if int(counts.max()) >= array.n_elements:  # a signal subspace that would leave no noise
             raise ValueError(
                 f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"
             )
@@ -153,7 +142,8 @@ class SubspaceBaseline(ABC):
     @property
     def most_sources(self) -> int:
         """Sources that can be told apart, as far as it is known."""
-        return self.options.max_sources
+        most: int = self.options.max_sources
+        return most
 
     @abstractmethod
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
@@ -170,10 +160,7 @@ class LsMusic(SubspaceBaseline):
     # is that of Capon for U U^H with a vanishing loading, U the signal subspace, so that its peaks are refined off the
     # grid.
 
-    options: MusicOptions
-
-    def __init__(self, setup: Setup, options: MusicOptions | None = None) -> None:
-        self.setup, self.options = setup, options or MusicOptions()
+    Options = MusicOptions
 
     def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
         """The strongest peaks of the MUSIC spectra of a batch of covariances.
@@ -208,10 +195,10 @@ class RangeMusic(SubspaceBaseline):
     # wavefront of a source nearer than the Fraunhofer distance 2 D^2 / wavelength bends over the aperture D, and its
     # peak in the plane-wave spectrum is broad, or split.
 
-    options: RangeMusicOptions
+    Options = RangeMusicOptions
 
     def __init__(self, setup: Setup, options: RangeMusicOptions | None = None) -> None:
-        self.setup, self.options = setup, options or RangeMusicOptions()
+        super().__init__(setup, options)
         self._far = setup.replace(wavefront="planar")
         self._sweep = RangeSweep(setup, self.options.n_ranges)
 
@@ -247,13 +234,12 @@ class RangeSweep:
     n_points: int  # Points of a sweep, uniform in 1/range; a second one of as many is made around the best
 
     def deepest(self, subspace: Tensor, azimuth: float, elevation: float) -> tuple[float, float]:
-        """Deepest null in one direction.
+        """The deepest null in one direction, and its range.
 
         subspace (K, N)
         """
         inverse = torch.linspace(*self.setup.region.inverse_range, self.n_points, dtype=torch.float64)
-        null = self._null(subspace, azimuth, elevation, 1 / inverse)
-        at = int(null.argmin())
+        at = int(self._null(subspace, azimuth, elevation, 1 / inverse).argmin())
         low, high = inverse[max(at - 1, 0)], inverse[min(at + 1, len(inverse) - 1)]
         finer = torch.linspace(float(low), float(high), self.n_points, dtype=torch.float64)
         null = self._null(subspace, azimuth, elevation, 1 / finer)

@@ -5,38 +5,25 @@ from __future__ import annotations
 from typing import Any
 
 from risfast.baselines.base import Baseline
-from risfast.baselines.capon import (
-    AlsCapon,
-    AlsCaponOptions,
-    CaponOptions,
-    LsCapon,
-    TransformerCapon,
-    TransformerCaponOptions,
-    TrueCapon,
-)
-from risfast.baselines.decoupled import (
-    DecoupledMusic,
-    DecoupledMusicOptions,
-    SeparableMusic,
-    SeparableMusicOptions,
-)
-from risfast.baselines.fits import GreedyMl, GreedyMlOptions, Sbl, SblOptions
-from risfast.baselines.music import LsMusic, MusicOptions, RangeMusic, RangeMusicOptions
+from risfast.baselines.capon import AlsCapon, LsCapon, TransformerCapon, TrueCapon
+from risfast.baselines.decoupled import DecoupledMusic, SeparableMusic
+from risfast.baselines.fits import GreedyMl, Sbl
+from risfast.baselines.music import LsMusic, RangeMusic
 from risfast.setup import Setup
 
-BASELINES: dict[str, tuple[type[Any], type[Any]]] = {
-    "ls_capon": (LsCapon, CaponOptions),
-    "als_capon": (AlsCapon, AlsCaponOptions),
-    "ls_music": (LsMusic, MusicOptions),
-    "decoupled_music": (DecoupledMusic, DecoupledMusicOptions),
-    "separable_music": (SeparableMusic, SeparableMusicOptions),
-    "range_music": (RangeMusic, RangeMusicOptions),
-    "sbl": (Sbl, SblOptions),
-    "greedy_ml": (GreedyMl, GreedyMlOptions),
-    "transformer_capon": (TransformerCapon, TransformerCaponOptions),
-    "true_capon": (TrueCapon, CaponOptions),
+BASELINES: dict[str, type[Baseline]] = {
+    "ls_capon": LsCapon,
+    "als_capon": AlsCapon,
+    "ls_music": LsMusic,
+    "decoupled_music": DecoupledMusic,
+    "separable_music": SeparableMusic,
+    "range_music": RangeMusic,
+    "sbl": Sbl,
+    "greedy_ml": GreedyMl,
+    "transformer_capon": TransformerCapon,
+    "true_capon": TrueCapon,
 }
-"""The class of each baseline and that of its options. ``true_capon`` needs the truth: see its ``with_truth``."""
+"""The class of each baseline. ``true_capon`` needs the truth: see its ``with_truth``."""
 
 
 def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
@@ -49,7 +36,7 @@ def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     setup : Setup
         What it is for.
     options : dataclass, optional
-        Of the class that the table names; None is its defaults.
+        Of the class that ``BASELINES[name].Options`` is; None is its defaults.
 
     Returns
     -------
@@ -62,8 +49,7 @@ def build_baseline(name: str, setup: Setup, options: Any = None) -> Baseline:
     """
     if name not in BASELINES:
         raise ValueError(f"baseline must be one of {', '.join(BASELINES)}; got {name!r}")
-    kind, kind_of_options = BASELINES[name]
-    if options is not None and not isinstance(options, kind_of_options):
-        raise TypeError(f"options of {name} must be {kind_of_options.__name__}, got {type(options).__name__}")
-    made: Baseline = kind(setup, options)
-    return made
+    kind = BASELINES[name]
+    if options is not None and not isinstance(options, kind.Options):
+        raise TypeError(f"options of {name} must be {kind.Options.__name__}, got {type(options).__name__}")
+    return kind(setup, options)

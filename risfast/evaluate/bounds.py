@@ -28,7 +28,7 @@ _SCENES_AT_ONCE = 16  # 150 MB of sensing operators and derivatives on the refer
 # Of the integral over a box: Gauss-Legendre nodes of a panel, and where a Gaussian has ended, in standard deviations.
 _NODES = 12
 _TAIL, _BULK = 9.0, 2.5
-_ALL = 6.1  # standard deviations beyond which there is 1e-9 of a coordinate
+_ALL = 6.1  # standard deviations beyond which there is 1e-9 of a coordinate: all of a Gaussian but 3e-9
 _BEND_WIDTHS = 5.0  # of the standard deviation that smooths a bend
 _LEAST_WIDTH = 1e-7  # standard deviation in half-widths of the box: what keeps exact zeros regular
 _SOURCES_AT_ONCE = 64
@@ -45,10 +45,13 @@ class SourceBound:
         an infinite variance and covariances of zero.
     position_m : float64 tensor, shape (B, K)
         Root mean square distance from the true position, in metres.
+    bias : float64 tensor, shape (B, K, 3), or None
+        Mean of the error; None is zero.
     """
 
     covariance: Tensor
     position_m: Tensor
+    bias: Tensor | None = None
 
     @property
     def deviation(self) -> Tensor:
@@ -56,7 +59,7 @@ class SourceBound:
         return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
 
     def implied_recall(self, tolerance: Tolerance | None = None) -> Tensor:
-        """Chance that an error of this covariance is a hit; see :func:`implied_recall`.
+        """Chance that an error of this covariance and mean is a hit; see :func:`implied_recall`.
 
         Parameters
         ----------
@@ -68,7 +71,7 @@ class SourceBound:
         float64 tensor, shape (B, K)
             NaN where there is no source.
         """
-        return implied_recall(self.covariance, tolerance)
+        return implied_recall(self.covariance, tolerance, self.bias)
 
 
 def true_state(scenes: Scenes) -> SourceState:
@@ -111,18 +114,14 @@ def scene_bound(scenes: Scenes) -> SourceBound:
     reference and not a limit.
     """
     b, k = scenes.mask.shape
-    parts = []
-    for start in range(0, b if k else 0, _SCENES_AT_ONCE):
-        part = slice(start, start + _SCENES_AT_ONCE)
-        noise = scenes.noise_power[part]
-        measurement = Measurement(scenes.y[part], scenes.codes[part], scenes.channel[part], noise)
-        likelihood = Likelihood(measurement, scenes.config.array, scenes.config.wavefront)
-        state = true_state(scenes).take(torch.arange(b, device=noise.device)[part])
-        parts.append(cramer_rao_bound(likelihood, state))
-    if not parts:
-        nothing = torch.full((b, k), torch.nan, dtype=torch.float64, device=scenes.y.device)
-        return SourceBound(nothing[..., None, None].expand(b, k, 3, 3).clone(), nothing)
-    return SourceBound(torch.cat([p.covariance for p in parts]), torch.cat([p.position_m for p in parts]))
+    covariance = torch.full((b, k, 3, 3), torch.nan, dtype=torch.float64, device=scenes.y.device)
+    result = SourceBound(covariance, covariance[..., 0, 0].clone())
+    every, measurement, state = torch.arange(b, device=scenes.y.device), Measurement.of(scenes), true_state(scenes)
+    for part in every.split(_SCENES_AT_ONCE) if b and k else ():
+        likelihood = Likelihood(measurement[part], scenes.config.array, scenes.config.wavefront)
+        bound = cramer_rao_bound(likelihood, state.take(part))
+        result.covariance[part], result.position_m[part] = bound.covariance, bound.position_m
+    return result
 
 
 def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
@@ -208,56 +207,42 @@ def implied_recall(covariance: Tensor, tolerance: Tolerance | None = None, bias:
     half = torch.tensor([gate.azimuth_rad, gate.elevation_rad, gate.range_m], dtype=torch.float64)
     if not bool((half > 0).all()):
         raise ValueError(f"tolerance must be positive in every coordinate, got {gate}")
-    covariance, bias = _scored(covariance, bias, half)
-    flat = covariance.detach().double().cpu().reshape(-1, 3, 3) / (half[:, None] * half)
+    flat = covariance.detach().double().cpu().reshape(-1, 3, 3)
+    mean = torch.zeros_like(flat[..., 0]) if bias is None else bias.detach().double().cpu().reshape(-1, 3)
+    free = half.isinf()  # a coordinate that is not scored counts as known
+    half = half.masked_fill(free, 1.0)
+    flat = flat.masked_fill(free[:, None] | free, 0.0) / (half[:, None] * half)
+    mean = mean.masked_fill(free, 0.0) / half
     known = ~flat.isnan().flatten(1).any(1)
     bounded = known & flat.isfinite().flatten(1).all(1)
-    mean = None if bias is None else bias.detach().double().cpu().reshape(-1, 3) / half
-    if mean is not None:  # where a variance is infinite, the mean does not matter
-        known &= ~bounded | ~mean.isnan().any(1)
-        bounded &= mean.isfinite().all(1)
+    known &= ~bounded | ~mean.isnan().any(1)  # where a variance is infinite, the mean does not matter
+    bounded &= mean.isfinite().all(1)
     result = torch.where(known, 0.0, torch.nan).double()
-    within, beyond = _certain(flat, mean)
+    reach = _ALL * flat.diagonal(dim1=1, dim2=2).sqrt()
+    within, beyond = (mean.abs() + reach <= 1).all(1), (mean.abs() - reach >= 1).any(1)
     result[bounded & within] = 1.0
     index = (bounded & ~within & ~beyond).nonzero()[:, 0]
     for part in index.split(_SOURCES_AT_ONCE):
-        result[part] = _box_probability(flat[part], None if mean is None else mean[part])
+        result[part] = _box_probability(flat[part], mean[part])
     return result.reshape(covariance.shape[:-2]).to(covariance.device)
 
 
-def _scored(covariance: Tensor, bias: Tensor | None, half: Tensor) -> tuple[Tensor, Tensor | None]:
-    """A coordinate that is not scored, of infinite half-width, as one that is known; the half-width becomes 1."""
-    free = half.isinf().to(covariance.device)
-    if not bool(free.any()):
-        return covariance, bias
-    half[half.isinf()] = 1.0
-    covariance = covariance.masked_fill(free[:, None] | free, 0.0)
-    return covariance, None if bias is None else bias.masked_fill(free, 0.0)
-
-
-def _certain(covariance: Tensor, mean: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Which boxes of half-width 1 hold all of a Gaussian, and which none of it, but for 3e-9."""
-    reach = _ALL * covariance.diagonal(dim1=1, dim2=2).sqrt()
-    centre = torch.zeros_like(reach) if mean is None else mean.abs()
-    return (centre + reach <= 1).all(1), (centre - reach >= 1).any(1)
-
-
-def _box_probability(covariance: Tensor, mean: Tensor | None = None) -> Tensor:
-    """P(|x_i| <= 1 for all i) [J] of x ~ N(mean [J, 3], covariance [J, 3, 3]); the mean is zero by default."""
+def _box_probability(covariance: Tensor, mean: Tensor) -> Tensor:
+    """P(|x_i| <= 1 for all i) [J] of x ~ N(mean [J, 3], covariance [J, 3, 3])."""
     lower, order = _ordered_factor(covariance)
     s1, s2, s3 = lower.diagonal(dim1=1, dim2=2).unbind(1)
     slope2, slope3 = lower[:, 1, 0] / s1, lower[:, 2, 0] / s1  # of the means of x2 and x3 as x1 varies
     across = lower[:, 2, 1] / s2  # of the mean of x3 as x2 varies
     along = slope3 - across * slope2  # of the mean of x3 as x1 varies and x2 stays
     # From here on x is counted from its mean, and the box lies around -mean.
-    centre = torch.zeros_like(lower[:, 0]) if mean is None else -mean.gather(1, order)
+    centre = -mean.gather(1, order)
     (low1, low2, low3), (high1, high2, high3) = (centre - 1).unbind(1), (centre + 1).unbind(1)
     # The inner integral bends where a mean, or an edge of the box, meets a face.
     upper = [high2 / slope2, high3 / slope3, (high3 - across * high2) / along, (high3 - across * low2) / along]
     under = [low2 / slope2, low3 / slope3, (low3 - across * low2) / along, (low3 - across * high2) / along]
     width = torch.stack([s2 / slope2, torch.hypot(s3, lower[:, 2, 1]) / slope3, s3 / along, s3 / along], 1).abs()
     tail, bulk = _TAIL * s1, (_BULK * s1)[:, None]
-    if mean is None:  # by symmetry x1 >= 0 is half of it, and bends below zero fall on those above
+    if not bool(mean.any()):  # by symmetry x1 >= 0 is half of it, and bends below zero fall on those above
         cuts = _around(torch.stack(upper, 1).abs(), width)
         x1, w1 = _panels(torch.zeros_like(s1), tail.clamp_max(1.0), cuts, bulk)  # [J, n]
         w1 = 2 * w1
@@ -274,9 +259,9 @@ def _box_probability(covariance: Tensor, mean: Tensor | None = None) -> Tensor:
     x2, w2 = _panels(low, high, _around(bend, width), bulk)  # [J, n, m]
     mean3 = rest[..., None] + across[:, None, None] * x2
     s3 = s3[:, None, None]
-    inner = _normal_cdf((high3[:, None, None] - mean3) / s3) - _normal_cdf((low3[:, None, None] - mean3) / s3)
+    above, below = (torch.special.ndtr((end[:, None, None] - mean3) / s3) for end in (high3, low3))
     density2 = _normal_density((x2 - mean2[..., None]) / s2[..., None]) / s2[..., None]
-    middle = (w2 * density2 * inner).sum(-1)
+    middle = (w2 * density2 * (above - below)).sum(-1)
     outer = w1 * _normal_density(x1 / s1[:, None]) / s1[:, None]
     return (outer * middle).sum(1).clamp(0, 1)
 
@@ -316,7 +301,3 @@ def _panels(low: Tensor, high: Tensor, bends: Tensor, bulk: Tensor) -> tuple[Ten
 
 def _normal_density(z: Tensor) -> Tensor:
     return (-z.square() / 2).exp() / math.sqrt(2 * math.pi)
-
-
-def _normal_cdf(z: Tensor) -> Tensor:
-    return torch.special.ndtr(z)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,22 +68,8 @@ class Collected:
     estimates: dict[Key, list[Array]]  # (K, 5) Azimuth, elevation, range, power, confidence of each scene's sources
     timing: dict[Key, Timing]
     failures: dict[Key, int]  # Scenes that a method gave up with an error; they count as scenes without estimates
-    # By (set, cell, L), of the cells whose true system is not the nominal one. Records that were made before there was
-    # this bound have none
+    # By (set, cell, L), of the cells whose true system is not the nominal one
     mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
-
-    def in_azimuth(self, key: Key, low: float, high: float) -> Scores:
-        """Scores of the sources and the estimates of an interval of azimuth; all scenes stay."""
-        scores = self.scores[key]
-        own = np.concatenate([*(rows[:, 0] for rows in self.estimates[key]), np.zeros(0)])
-        true = scores.source_position[:, 0]
-        chosen = {"source": (true >= low) & (true < high), "estimate": (own >= low) & (own < high)}
-        parts: dict[str, Any] = {
-            f.name: getattr(scores, f.name)[chosen[f.name.partition("_")[0]]]
-            for f in fields(scores)
-            if f.name.startswith(("source_", "estimate_"))
-        }
-        return replace(scores, **parts, partial=True)
 
 
 def collect(
@@ -98,10 +84,10 @@ def collect(
     truth = {key[:3]: truth_of(parts) for key, parts in chunks.items() if key.label == TRUTH}
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
-        if key.label == TRUTH and any("mismatched_implied" in part for part in parts):
-            collected.mismatched[key[:3]] = _mismatched(parts)
-    for key, parts in chunks.items():
         if key.label == TRUTH:
+            if "mismatched_implied" in parts[0]:
+                columns = ([part[f"mismatched_{name}"] for part in parts] for name in Mismatched._fields)
+                collected.mismatched[key[:3]] = Mismatched(*map(np.concatenate, columns))
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]
         collected.estimates[key] = estimates
@@ -114,16 +100,6 @@ def collect(
 def truth_of(parts: Sequence[dict[str, Array]]) -> Truth:
     """The records of the truth of all chunks together."""
     return Truth(**{f.name: np.concatenate([part[f.name] for part in parts]) for f in fields(Truth)})
-
-
-def _mismatched(parts: Sequence[dict[str, Array]]) -> Mismatched:
-    unknown = [np.full(len(part["implied"]), np.nan) for part in parts]
-    return Mismatched(
-        *(
-            np.concatenate([part.get(f"mismatched_{name}", none) for part, none in zip(parts, unknown, strict=True)])
-            for name in Mismatched._fields
-        )
-    )
 
 
 def score_against(estimates: Sequence[Any], truth: Truth, tolerance: Tolerance) -> Scores:

@@ -47,7 +47,7 @@ FIGURES: dict[str, str] = {
 of a range interval, figures of the bound without one). Errors of range and of position are those of the pairs whose two
 ranges are finite: an estimate without a range (NaN) has none, and counts in precision, recall and GOSPA alone."""
 
-_WHOLE_SCENES = ("ghosts_per_scene", "count_accuracy", "gospa_m")
+_WHOLE_SCENES = ("ghosts_per_scene", "count_accuracy", "gospa")
 _PARTS = ("azimuth", "elevation", "range", "xyz")
 
 
@@ -116,11 +116,12 @@ def _interval(value: float, spread: Array, level: float) -> Interval:
 def _resampled(scores: Scores, weights: Array) -> dict[str, Array]:
     """Every figure [R] with the scenes weighted [R, S]."""
     total = {name: weights @ values for name, values in _sums(scores).items()}
+    scenes = weights.sum(1)
     flawless = (total["hits"] == total["sources"]) & (total["estimate_hits"] == total["estimates"])
     precision = _share(total["estimate_hits"], total["estimates"], flawless)
     recall = _share(total["hits"], total["sources"], flawless)
     result = {
-        "scenes": weights.sum(1),
+        "scenes": scenes,
         "sources": total["sources"],
         "estimates": total["estimates"],
         "precision": precision,
@@ -128,19 +129,17 @@ def _resampled(scores: Scores, weights: Array) -> dict[str, Array]:
         "f1": _share(2 * precision * recall, precision + recall, np.zeros_like(flawless)),
         "implied_recall": _ratio(total["implied"], total["bounded"]),
         "recall_over_implied": _ratio(total["bounded_hits"], total["implied"]),
-        "ghosts_per_scene": _ratio(total["estimates"] - total["estimate_hits"], weights.sum(1)),
-        "count_accuracy": _ratio(total["counted"], weights.sum(1)),
-        "gospa_m": np.sqrt(_ratio(total["localisation"] + total["missed"] + total["false"], weights.sum(1))),
+        "ghosts_per_scene": _ratio(total["estimates"] - total["estimate_hits"], scenes),
+        "count_accuracy": _ratio(total["counted"], scenes),
+        "gospa_m": np.sqrt(_ratio(total["localisation"] + total["missed"] + total["false"], scenes)),
         "sharp_hits": total["sharp_hits"],
         "error_over_bound": np.sqrt(_ratio(total["sharp_error"], total["sharp_bound"])),
         "normalised_error": np.sqrt(_ratio(total["sharp_normalised"], total["sharp_hits"])),
     }
     for part in ("localisation", "missed", "false"):
-        result[f"gospa_{part}_m2"] = _ratio(total[part], weights.sum(1))
+        result[f"gospa_{part}_m2"] = _ratio(total[part], scenes)
     if scores.partial:
-        for name in FIGURES:
-            if name.startswith(_WHOLE_SCENES) or name.startswith("gospa"):
-                result[name] = np.full(len(weights), np.nan)
+        result |= {name: np.full(len(weights), np.nan) for name in FIGURES if name.startswith(_WHOLE_SCENES)}
     paired = ~np.isnan(scores.source_error[:, 0])
     for kind, chosen in (("pairs", paired), ("hits", scores.source_hit)):
         for part in _PARTS:

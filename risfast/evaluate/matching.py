@@ -64,16 +64,6 @@ class Match:
         """Estimates that hit nothing (false positives)."""
         return self.n_estimated - self.hits
 
-    def hit_distance_m(self) -> Array:
-        """Position error of each true source, float64 (Kt,); infinite where it was missed.
-
-        Only hits count: a method that fills the scene with estimates would otherwise always have one nearby. NaN for
-        hits of which a range is not finite.
-        """
-        distance = np.full(self.n_true, np.inf)
-        distance[self.pairs[self.hit, 1]] = self.distance_m[self.hit]
-        return distance
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -239,9 +229,9 @@ def summarise(matches: Sequence[Match]) -> Summary:
     sources, estimates = sum(m.n_true for m in matches), sum(m.n_estimated for m in matches)
     found = sum(m.hits for m in matches)
     missed, ghosts, flawless = sources - found, estimates - found, found == sources == estimates
-    distance = np.concatenate([m.distance_m for m in matches]) if matches else np.empty(0)
-    hit = np.concatenate([m.hit for m in matches]) if matches else np.empty(0, dtype=bool)
-    error = np.concatenate([m.error for m in matches])[hit] if matches else np.empty((0, 3))
+    distance = np.concatenate([np.empty(0), *(m.distance_m for m in matches)])
+    hit = np.concatenate([np.empty(0, dtype=bool), *(m.hit for m in matches)])
+    error = np.concatenate([np.empty((0, 3)), *(m.error for m in matches)])[hit]
     counted = sum(m.n_estimated == m.n_true for m in matches)
     return Summary(
         scenes=len(matches),

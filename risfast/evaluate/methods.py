@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from risfast.baselines import BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
-from risfast.evaluate.scenarios import KNOWLEDGE
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.localize.polish import PolishOptions
@@ -52,6 +53,7 @@ _NO_CONFIDENCE = {"decision.least_confidence": 0.0}
 _CAPON_RAW = {"candidates.source": "capon", "polished": False}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
+        "localizer": Variant("localizer", {"polished": True}),
         "without_confidence": Variant("no calibrated confidence", _NO_CONFIDENCE),
         "without_posterior": Variant(
             "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}
@@ -61,6 +63,7 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
             "polish of positions only: no births, no deaths",
             {**_NO_CONFIDENCE, "polish.births": 0, "polish.penalty": 0.0},
         ),
+        "localizer_raw": Variant("localizer, no polish", {"polished": False}),
         "capon_polish": Variant("candidates from Capon peaks", {"candidates.source": "capon"}),
         "capon_raw": Variant("Capon peaks of the covariance, no polish", _CAPON_RAW),
         "capon_blend": Variant(
@@ -70,13 +73,14 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "classical_raw": Variant("classical fit, no polish", {"polished": False}, classical=True),
     }
 )
-"""By the name of the method, in the order of the table."""
+"""The localizer, and what it is without a stage, by the name of the method and in the order of the ablation."""
+
+KNOWLEDGE = ("blind", "noise", "count", "count_noise")
+"""What a method is told besides the measurements: nothing, the noise power, the number of sources, or both."""
 
 DEFAULT_METHODS = ("localizer", "localizer_raw", "greedy_ml", "sbl", "ls_capon")
-SUITE_METHODS = ("localizer", "localizer_raw", *BASELINES, *VARIANTS)
+SUITE_METHODS = tuple(dict.fromkeys(("localizer", "localizer_raw", *BASELINES, *VARIANTS)))
 METHOD_TITLES = {
-    "localizer": "localizer",
-    "localizer_raw": "localizer, no polish",
     "greedy_ml": "greedy ML",
     "sbl": "SBL",
     "ls_capon": "LS + Capon",
@@ -88,7 +92,6 @@ METHOD_TITLES = {
     "transformer_capon": "transformer + Capon",
     "true_capon": "Capon on the true covariance",
     "ml_from_truth": "ML started at the truth",
-    "bound": "Cramér-Rao bound",
     **{name: variant.title for name, variant in VARIANTS.items()},
 }
 
@@ -104,15 +107,15 @@ class Found(NamedTuple):
     stages: dict[str, float]  # Wall time of each stage, where the method tells
 
 
-class Method(Protocol):
+class Method(ABC):
     """A method of the suite."""
 
+    @abstractmethod
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         """Find the sources of some scenes.
 
         n_sources (B,)
         """
-        ...
 
 
 def measurement_of(scenes: Scenes, knowledge: str) -> tuple[Measurement, Tensor | None]:
@@ -126,7 +129,7 @@ def measurement_of(scenes: Scenes, knowledge: str) -> tuple[Measurement, Tensor 
     return measurement, scenes.n_sources if "count" in knowledge else None
 
 
-class _Localizer:
+class _Localizer(Method):
     """Parts on the one path, under some options."""
 
     def __init__(self, parts: Parts, options: PipelineOptions) -> None:
@@ -139,7 +142,7 @@ class _Localizer:
         return Found(result.sources, time.perf_counter() - began, result.seconds)
 
 
-class _Baseline:
+class _Baseline(Method):
     def __init__(self, baseline: Baseline) -> None:
         self.baseline = baseline
 
@@ -152,7 +155,7 @@ class _Baseline:
         return Found(sources, time.perf_counter() - began, {})
 
 
-class _FromTruth:
+class _FromTruth(Method):
     """Maximum likelihood started at the true sources, with the range posterior: what the best search could find."""
 
     options = PipelineOptions(polish=PolishOptions(births=0, penalty=0.0))
@@ -175,23 +178,14 @@ class Methods:
     """Makes methods by name and keeps them."""
 
     def __init__(
-        self,
-        model: Path | None,
-        transformer: Path | None = None,
-        *,
-        setup: Setup | None = None,
-        device: str = "cpu",
+        self, model: Path | None, transformer: Path | None = None, *, setup: Setup | None = None, device: str = "cpu"
     ) -> None:
-        self._model, self._transformer = model, transformer
-        self._device = device
-        if model is None and setup is None:
-            raise ValueError("without a model, a setup or a system says what the problem is")
+        self._model, self._transformer, self._device = model, transformer, device
         own = None if model is None else Setup.from_json(read_card(model)["setup"])
         self.setup: Setup = setup or own  # type: ignore[assignment]  # one of them is there
         if own is not None:
             self._check_fit(own)
         self._made: dict[str, Method] = {}
-        self._localizer: Localizer | None = None
 
     def _check_fit(self, own: Setup) -> None:
         """Refuse a model of another problem; it looks for sources in its own region."""
@@ -213,6 +207,8 @@ class Methods:
 
     def check(self, names: tuple[str, ...]) -> None:
         """Refuse what cannot be made, before any work."""
+        if not names:
+            raise ValueError("methods must name at least one method")
         for name in names:
             if name not in SUITE_METHODS:
                 raise ValueError(f"methods must be among {', '.join(SUITE_METHODS)}; got {name!r}")
@@ -221,27 +217,22 @@ class Methods:
         if "transformer_capon" in names and self._transformer is None:
             raise ValueError("transformer_capon needs a trained model: give its folder with --transformer")
 
-    @property
+    @cached_property
     def localizer(self) -> Localizer:
         """Of the model folder, or the classical one."""
-        if self._localizer is None:
-            self._localizer = self._classical() if self._model is None else Localizer.load(self._model, self._device)
-        return self._localizer
+        return self._classical() if self._model is None else Localizer.load(self._model, self._device)
 
     def _classical(self) -> Localizer:
         return Localizer.classical(self.setup).to(self._device)
 
     def _on_path(self, name: str) -> tuple[bool, PipelineOptions]:
         """Whether the classical fit stands in for the model, and the options of the path."""
-        options = self.localizer.options
-        if name not in VARIANTS:
-            return False, replace(options, polished=name == "localizer")
         variant = VARIANTS[name]
-        return variant.classical, variant.of(PipelineOptions() if variant.classical else options)
+        return variant.classical, variant.of(PipelineOptions() if variant.classical else self.localizer.options)
 
     def identity(self, name: str) -> dict[str, Any]:
         """What a method's results depend on besides the scenes, as JSON values."""
-        if name in ("localizer", "localizer_raw", *VARIANTS):
+        if name in VARIANTS:
             classical, options = self._on_path(name)
             if classical or self._model is None:
                 return {"weights": None, "options": _plain(options)}
@@ -254,8 +245,8 @@ class Methods:
             }
         if name == "transformer_capon":
             assert self._transformer is not None
-            return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name][1]())}
-        return {"options": _plain(_FromTruth.options if name == "ml_from_truth" else BASELINES[name][1]())}
+            return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name].Options())}
+        return {"options": _plain(_FromTruth.options if name == "ml_from_truth" else BASELINES[name].Options())}
 
     def __getitem__(self, name: str) -> Method:
         """The method of that name, made on the first call."""
@@ -264,7 +255,7 @@ class Methods:
         return self._made[name]
 
     def _make(self, name: str) -> Method:
-        if name in ("localizer", "localizer_raw", *VARIANTS):
+        if name in VARIANTS:
             classical, options = self._on_path(name)
             return _Localizer((self._classical() if classical else self.localizer).parts, options)
         if name == "ml_from_truth":
@@ -277,6 +268,4 @@ class Methods:
 
 def _plain(options: Any) -> Any:
     """Options as JSON values."""
-    assert is_dataclass(options)
-    assert not isinstance(options, type)
     return json.loads(json.dumps(asdict(options), default=str))

@@ -108,8 +108,8 @@ class Scores:
         Whether that estimate is within tolerance.
     source_bound : float64 array, shape (T, 3)
         Bounds on range and position in metres, and implied recall; NaN where they are not known.
-    estimate_scene, estimate_range_m, estimate_hit : arrays, shape (E,)
-        Scene (int64), range in metres (float64) and whether it is a hit (bool) of each estimate.
+    estimate_scene, estimate_azimuth_rad, estimate_range_m, estimate_hit : arrays, shape (E,)
+        Scene (int64), azimuth in radians and range in metres (float64) and whether it is a hit (bool) of each estimate.
     sharp_m : float
         Sources whose range is bounded within this are held against the bound: an error that is cut off at the tolerance
         of a hit says little about a bound as wide as that.
@@ -127,6 +127,7 @@ class Scores:
     source_hit: Array
     source_bound: Array
     estimate_scene: Array
+    estimate_azimuth_rad: Array
     estimate_range_m: Array
     estimate_hit: Array
     sharp_m: float = 0.3
@@ -172,8 +173,25 @@ class Scores:
         Scores
             With ``partial`` set.
         """
-        r, e = self.source_position[:, 2], self.estimate_range_m
-        part = self._parts((r >= low_m) & (r < high_m), (e >= low_m) & (e < high_m))
+        return self._within(self.source_position[:, 2], self.estimate_range_m, low_m, high_m)
+
+    def in_azimuth(self, low_rad: float, high_rad: float) -> Scores:
+        """True sources and estimates with low <= azimuth < high; all scenes stay.
+
+        Parameters
+        ----------
+        low_rad, high_rad : float
+            The interval in radians.
+
+        Returns
+        -------
+        Scores
+            With ``partial`` set.
+        """
+        return self._within(self.source_position[:, 0], self.estimate_azimuth_rad, low_rad, high_rad)
+
+    def _within(self, true: Array, own: Array, low: float, high: float) -> Scores:
+        part = self._parts((true >= low) & (true < high), (own >= low) & (own < high))
         return replace(part, partial=True)
 
     def _parts(self, source: Array, estimate: Array) -> Scores:
@@ -251,7 +269,7 @@ def score(
     matches = [match(e, t, tolerance) for e, t in zip(estimated, true, strict=True)]
     parts = [gospa(e, t, cutoff_m, tolerance)[1:] for e, t in zip(estimated, true, strict=True)]
     positions = [_array(t) for t in true]
-    ranges = [_array(e)[:, 2] for e in estimated]
+    own = _stacked([_array(e)[:, :3] for e in estimated], 3)
     n_true = np.array([m.n_true for m in matches], dtype=np.int64)
     n_estimated = np.array([m.n_estimated for m in matches], dtype=np.int64)
     bounds = [np.full((k, 3), np.nan) for k in n_true] if bound is None else [np.asarray(v, float) for v in bound]
@@ -266,7 +284,8 @@ def score(
         source_hit=np.concatenate([*(_hits(m, m.n_true, 1) for m in matches), np.zeros(0, bool)]),
         source_bound=_stacked(bounds, 3),
         estimate_scene=np.repeat(np.arange(scenes), n_estimated),
-        estimate_range_m=np.concatenate([*ranges, np.zeros(0)]),
+        estimate_azimuth_rad=own[:, 0],
+        estimate_range_m=own[:, 2],
         estimate_hit=np.concatenate([*(_hits(m, m.n_estimated, 0) for m in matches), np.zeros(0, bool)]),
         sharp_m=0.3 * reach,
     )

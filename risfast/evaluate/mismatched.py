@@ -15,18 +15,17 @@ bounds for parameter estimation under misspecified models", IEEE Signal Processi
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from risfast.covariance import SensingOperator
-from risfast.evaluate.bounds import implied_recall, of_range, position_variance, true_state
-from risfast.evaluate.divergence import Divergence, Expected, nearest
-from risfast.evaluate.matching import Tolerance
+from risfast.evaluate.bounds import SourceBound, of_range, position_variance, true_state
+from risfast.evaluate.expected_likelihood import Expected, ExpectedLikelihood, pseudo_true_parameters
 from risfast.geometry import SensorArray, spherical_to_cartesian
-from risfast.localize.likelihood import SINGULAR, UNBOUNDED, Likelihood, SourceState
+from risfast.localize.likelihood import Likelihood, SourceState, position_blocks, scaled_inverse
 from risfast.models.base import Measurement
 from risfast.simulate.impairments import Impairments, impair_codes, impaired_steering
 from risfast.simulate.streams import SceneRandom, Stream
@@ -38,52 +37,21 @@ _SCENES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
-class MismatchedBound:
+class MismatchedBound(SourceBound):
     """Bound of the sources of B scenes for an estimator with a wrong model; NaN where there is no source.
 
-    NaN too in scenes whose pseudo-true parameters were not found: where the search from the truth does not converge, or
-    ends where the divergence has no minimum. The theory says nothing there.
+    ``covariance`` is about the pseudo-true position, ``bias`` that less the true one, and ``position_m`` holds both. A
+    coordinate that the assumed model does not determine, or of which the pseudo-true range is infinite, has an infinite
+    variance, covariances of zero, and a bias of NaN.
 
     Attributes
     ----------
-    covariance : float64 tensor, shape (B, K, 3, 3)
-        About the pseudo-true position: of (azimuth, elevation, range) in radians and metres. A coordinate that the
-        assumed model does not determine, or of which the pseudo-true range is infinite, has an infinite variance and
-        covariances of zero.
-    bias : float64 tensor, shape (B, K, 3)
-        Pseudo-true position less the true one; NaN in coordinates of infinite variance.
-    position_m : float64 tensor, shape (B, K)
-        Root mean square distance from the true position, bias included, in metres.
     found : bool tensor, shape (B,)
-        Whether the pseudo-true parameters were found.
+        Whether the pseudo-true parameters were found. Where the search from the truth does not converge, or ends where
+        the divergence has no minimum, all is NaN: the theory says nothing there.
     """
 
-    covariance: Tensor
-    bias: Tensor
-    position_m: Tensor
-    found: Tensor
-
-    @property
-    def deviation(self) -> Tensor:
-        """Standard deviations (B, K, 3) of azimuth, elevation (radians) and range (metres) about their biased means."""
-        return self.covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-
-    def implied_recall(self, tolerance: Tolerance | None = None) -> Tensor:
-        """Chance that an error of this bias and covariance is a hit.
-
-        See :func:`risfast.evaluate.bounds.implied_recall`.
-
-        Parameters
-        ----------
-        tolerance : Tolerance, optional
-            That of the setup; by default 5 degrees, 5 degrees and 1 m.
-
-        Returns
-        -------
-        float64 tensor, shape (B, K)
-            0 where a coordinate is unbounded; NaN where there is no source or the scene was not found.
-        """
-        return implied_recall(self.covariance, tolerance, self.bias)
+    found: Tensor = field(kw_only=True)
 
 
 def true_responses(scenes: Scenes, seed: int | None = None) -> tuple[Tensor, SourceState]:
@@ -122,11 +90,7 @@ def _with_common(columns: Tensor, scenes: Scenes, draws: SceneRandom) -> Tensor:
 
 
 def mismatched_bound(
-    scenes: Scenes,
-    seed: int | None = None,
-    *,
-    wavefront: str | None = None,
-    array: SensorArray | None = None,
+    scenes: Scenes, seed: int | None = None, *, wavefront: str | None = None, array: SensorArray | None = None
 ) -> MismatchedBound:
     """Bound of an estimator that takes simulated scenes for what they are not.
 
@@ -160,12 +124,8 @@ def mismatched_bound(
     b, k = scenes.mask.shape
     device = scenes.mask.device
     covariance = torch.full((b, k, 3, 3), torch.nan, dtype=torch.float64, device=device)
-    result = MismatchedBound(
-        covariance,
-        covariance[..., 0].clone(),
-        covariance[..., 0, 0].clone(),
-        torch.ones(b, dtype=torch.bool, device=device),
-    )
+    found = torch.ones(b, dtype=torch.bool, device=device)
+    result = MismatchedBound(covariance, covariance[..., 0, 0].clone(), covariance[..., 0].clone(), found=found)
     # Scenes with as many sources go together, without the slots that none of them uses.
     for index in scenes.n_sources.argsort(stable=True).split(_SCENES_AT_ONCE) if b else ():
         part = _part(scenes, index)
@@ -173,7 +133,7 @@ def mismatched_bound(
         if not len(used):
             continue
         factor, state = true_responses(part, seed)
-        measurement = Measurement(part.y, part.codes, part.channel, part.noise_power)
+        measurement = Measurement.of(part)
         likelihood = Likelihood(measurement, array or scenes.config.array, wavefront or scenes.config.wavefront)
         bound = mismatched_cramer_rao_bound(likelihood, state.columns(used), factor)
         result.found[index] = bound.found
@@ -212,8 +172,7 @@ def mismatched_cramer_rao_bound(likelihood: Likelihood, state: SourceState, fact
     determined are unbounded, as in :func:`risfast.evaluate.bounds.cramer_rao_bound`. The pseudo-true point is the one
     that Newton's method reaches from the truth: the divergence may have other minima.
     """
-    divergence = Divergence(likelihood, factor, state.noise)
-    at = nearest(divergence, state)
+    at = pseudo_true_parameters(ExpectedLikelihood(likelihood, factor, state.noise), state)
     k = state.mask.shape[1]
     covariance, lost, minimal = _sandwich(at.expected, at.free, k)
     found = at.converged & minimal
@@ -226,9 +185,9 @@ def mismatched_cramer_rao_bound(likelihood: Likelihood, state: SourceState, fact
     bias = torch.where(lost, torch.nan, here - true)
     return MismatchedBound(
         torch.where(there[..., None, None], covariance, torch.nan),
-        torch.where(there[..., None], bias, torch.nan),
         torch.where(there, position, torch.nan),
-        found,
+        torch.where(there[..., None], bias, torch.nan),
+        found=found,
     )
 
 
@@ -237,19 +196,8 @@ def _sandwich(at: Expected, free: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
     # Parameters that are not free stay as they are.
     both = free[:, :, None] & free[:, None]
     curvature = torch.where(both, -at.hessian, 0.0).nan_to_num(nan=0.0)
-    diagonal = curvature.diagonal(dim1=1, dim2=2)
-    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    value, vector = torch.linalg.eigh(curvature * scale[:, :, None] * scale[:, None])
-    null = value.abs() <= SINGULAR * value.shape[1]
-    inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
-    inverse = inverse * scale[:, :, None] * scale[:, None]
-    whole = inverse @ at.score.nan_to_num(nan=0.0) @ inverse
-    lost = (vector.square() * null[:, None]).sum(2) > UNBOUNDED
-    blocks = whole[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
-    blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
-    lost = lost[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
-    blocks = torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks)
-    return blocks, lost, ~((value < 0) & ~null).any(1)
+    inverse, lost, minimal = scaled_inverse(curvature, definite=False)
+    return *position_blocks(inverse @ at.score.nan_to_num(nan=0.0) @ inverse, lost, k), minimal
 
 
 def _position_rms(covariance: Tensor, here: Tensor, true: Tensor, lost: Tensor) -> Tensor:

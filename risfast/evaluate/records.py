@@ -65,8 +65,8 @@ class ResultsFolder:
             merged = self.config
         if leads:
             self.folder.mkdir(parents=True, exist_ok=True)
-            replace_file(path, _json_bytes(merged))
-            replace_file(self.folder / ENVIRONMENT, _json_bytes(environment()))
+            replace_file(path, json_bytes(merged))
+            replace_file(self.folder / ENVIRONMENT, json_bytes(environment()))
 
     def _wait_for(self, path: Path) -> None:
         began = time.monotonic()
@@ -142,5 +142,6 @@ def _processor() -> str:
     return platform.processor() or "unknown"
 
 
-def _json_bytes(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """JSON whose keys are in order."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

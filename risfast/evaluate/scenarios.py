@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from risfast.evaluate.methods import VARIANTS
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 
@@ -20,25 +21,9 @@ FROZEN_SCENES = 8
 QUICK_SCENES = 200
 MAP_SNR_DB = (-5.0, 0.0, 5.0, 10.0, 15.0, 20.0)
 MAP_SOURCES = (1, 2, 3, 4, 5)
-KNOWLEDGE = ("blind", "noise", "count", "count_noise")
-"""What a method is told besides the measurements: nothing, the noise power, the number of sources, or both."""
 
 _CORE = ("localizer", "localizer_raw", "greedy_ml")
 _PAIR = ("localizer", "greedy_ml")
-ABLATION = (
-    "localizer",
-    "without_confidence",
-    "without_posterior",
-    "without_births",
-    "without_deaths",
-    "localizer_raw",
-    "capon_polish",
-    "capon_raw",
-    "capon_blend",
-    "classical",
-    "classical_raw",
-)
-"""The localizer, and what it is without a stage (:data:`risfast.evaluate.methods.VARIANTS`)."""
 # Directions around which close pairs are placed.
 _CENTRES_DEG = (-45.0, -22.5, 0.0, 22.5, 45.0)
 
@@ -48,7 +33,7 @@ class Run:
     """One method with one knowledge over the first scenes of each cell of a set."""
 
     method: str
-    knowledge: str  # One of :data:`KNOWLEDGE`
+    knowledge: str  # One of :data:`risfast.evaluate.methods.KNOWLEDGE`
     scenes: int  # A multiple of :data:`CHUNK`, or all of the cell
 
     @property
@@ -81,51 +66,38 @@ def scene_sets(
     suite: str, scenes: int, methods: Sequence[str], system: SystemConfig | None = None
 ) -> tuple[SceneSet, ...]:
     """The sets of a suite."""
-    if suite not in SUITES:
-        raise ValueError(f"suite must be one of {', '.join(SUITES)}; got {suite!r}")
-    if scenes < 1:
-        raise ValueError(f"scenes must be at least 1, got {scenes}")
-    if not methods:
-        raise ValueError("methods must name at least one method")
     nominal = system or SystemConfig()
-    if suite == "frozen":
-        scenes, methods = min(scenes, FROZEN_SCENES), _chosen(_CORE, methods)
-    if suite == "quick":
-        scenes, methods = min(scenes, QUICK_SCENES), _chosen(_CORE, methods)
-    runs = [Run(method, "blind", scenes) for method in methods]
+    few = {"frozen": FROZEN_SCENES, "quick": QUICK_SCENES}
+    if suite in few:
+        scenes, methods = min(scenes, few[suite]), _chosen(_CORE, methods)
+    runs = _blind(methods, scenes)
     if suite in ("all", "oracle"):
         runs += _oracles(methods, _whole_chunks(-(-scenes // 2), scenes))
-    sets = [SceneSet("main", "reference distribution", (nominal,), scenes, tuple(runs))]
-    if suite in ("all", "map"):
-        sets.append(_map(nominal, _chosen(_PAIR, methods), max(-(-scenes // 25), 1)))
-    if suite in ("all", "ablation") and "localizer" in methods:
-        sets.append(_ablation(nominal, _whole_chunks(-(-scenes // 2), scenes)))
+    sets = [SceneSet("main", "reference distribution", (nominal,), scenes, runs)]
+    if suite in ("all", "map"):  # every number of sources at every SNR, number of sources by number of sources
+        cells = [replace(nominal, n_sources=(k, k), snr_db=(snr, snr)) for k in MAP_SOURCES for snr in MAP_SNR_DB]
+        count = max(-(-scenes // 25), 1)
+        pair = _blind(_chosen(_PAIR, methods), count)
+        sets.append(SceneSet("map", "fixed number of sources and SNR", tuple(cells), count, pair))
+    if suite in ("all", "ablation") and "localizer" in methods:  # the first scenes of the main set once more
+        count = _whole_chunks(-(-scenes // 2), scenes)
+        sets.append(SceneSet("ablation", "stages of the localizer", (nominal,), count, _blind(tuple(VARIANTS), count)))
     if suite in ("all", "robustness"):
         count = _whole_chunks(-(-scenes // 4), scenes)
         sets += _mismatches(nominal, _chosen(_CORE, methods), count)
     return tuple(sets)
 
 
-def _oracles(methods: Sequence[str], scenes: int) -> list[Run]:
+def _blind(methods: Sequence[str], scenes: int) -> tuple[Run, ...]:
+    return tuple(Run(method, "blind", scenes) for method in methods)
+
+
+def _oracles(methods: Sequence[str], scenes: int) -> tuple[Run, ...]:
     """Every method told K; the core methods told the noise too; fits that start at, or read, the truth."""
     runs = [Run(method, "count", scenes) for method in methods]
     runs += [Run(m, knowledge, scenes) for m in _chosen(_PAIR, methods) for knowledge in ("noise", "count_noise")]
     extra = [Run("ml_from_truth", "count", scenes), Run("true_capon", "blind", scenes)]
-    return [*runs, *(run for run in extra if run.method not in methods)]
-
-
-def _ablation(nominal: SystemConfig, scenes: int) -> SceneSet:
-    """The first scenes of the main set once more, through the localizer with one stage changed at a time."""
-    runs = tuple(Run(method, "blind", scenes) for method in ABLATION)
-    return SceneSet("ablation", "stages of the localizer", (nominal,), scenes, runs)
-
-
-def _map(nominal: SystemConfig, methods: Sequence[str], scenes: int) -> SceneSet:
-    """Every number of sources at every SNR, number of sources by number of sources."""
-    cells = tuple(replace(nominal, n_sources=(k, k), snr_db=(snr, snr)) for k in MAP_SOURCES for snr in MAP_SNR_DB)
-    return SceneSet(
-        "map", "fixed number of sources and SNR", cells, scenes, tuple(Run(m, "blind", scenes) for m in methods)
-    )
+    return (*runs, *(run for run in extra if run.method not in methods))
 
 
 def _close(nominal: SystemConfig, half_width_deg: float) -> tuple[SystemConfig, ...]:
@@ -167,6 +139,5 @@ def _mismatches(nominal: SystemConfig, methods: Sequence[str], scenes: int) -> l
     sets = []
     for name, (title, systems) in cells.items():
         each = max(-(-scenes // len(systems)), 1)
-        runs = tuple(Run(method, "blind", each) for method in methods)
-        sets.append(SceneSet(name, title, systems, each, runs))
+        sets.append(SceneSet(name, title, systems, each, _blind(methods, each)))
     return sets

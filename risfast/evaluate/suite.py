@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -73,9 +74,7 @@ class SuiteConfig:
 
     def build_methods(self) -> Methods:
         """What makes the methods, from the files that this names."""
-        setup = self.setup
-        if setup is None and self.system is not None:
-            setup = self.system.setup
+        setup = self.setup or (None if self.system is None else self.system.setup)
         return Methods(self.model, self.transformer, setup=setup, device=self.device)
 
     def nominal(self, methods: Methods) -> SystemConfig:
@@ -106,12 +105,11 @@ def tasks_of(sets: Sequence[SceneSet], snapshots: Sequence[int]) -> list[Task]:
     """Every chunk of every set, in the order of the sets."""
     tasks = []
     for scene_set in sets:
-        for length in snapshots:
-            for cell in range(len(scene_set.cells)):
-                for start in range(0, scene_set.scenes, CHUNK):
-                    labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
-                    stop = min(start + CHUNK, scene_set.scenes)
-                    tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
+        starts = range(0, scene_set.scenes, CHUNK)
+        for length, cell, start in itertools.product(snapshots, range(len(scene_set.cells)), starts):
+            labels = (TRUTH, *(run.label for run in scene_set.runs if run.scenes > start))
+            stop = min(start + CHUNK, scene_set.scenes)
+            tasks.append(Task(scene_set.name, cell, length, start, stop, labels))
     return tasks
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -81,21 +82,28 @@ def _equal(usual: tuple[float, ...], interval: tuple[float, ...]) -> tuple[float
     return tuple(np.linspace(low, high, len(usual)).tolist()) if high > low else ()
 
 
-@dataclass(frozen=True)
-class Group:
-    """Figures of one method over some scenes or sources."""
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """A part of the scenes or sources of a run."""
 
     benchmark: str  # B1 .. B9, ablation or robustness; ``headline`` for the groups that only the headline table needs
+    # What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own
+    variable: str = "all"
+    low: float = math.nan  # low <= variable < high; NaN where there is no interval
+    high: float = math.nan  # low <= variable < high; NaN where there is no interval
+    second: tuple[float, float] = (math.nan, math.nan)  # The same interval of the SNR in a map of two variables
+    reference: str = REFERENCE  # The method that others are compared with
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group(Cut):
+    """Figures of one method over some scenes or sources."""
+
     scene_set: str
     label: str
     snapshots: int
-    variable: str  # What the group is cut by: all, sources, snr_db, range_m, azimuth_deg, or a name of its own
-    low: float  # low <= variable < high; NaN where there is no interval
-    high: float  # low <= variable < high; NaN where there is no interval
     figures: dict[str, Interval]
-    # From greedy ML with the same knowledge on the same scenes; of an ablation, from the localizer
-    difference: dict[str, Interval] | None
-    second: tuple[float, float] = (math.nan, math.nan)  # The same interval of the SNR in a map of two variables
+    difference: dict[str, Interval]  # From the reference with the same knowledge on the same scenes, where there is one
 
     @property
     def method(self) -> str:
@@ -108,60 +116,39 @@ class Group:
         return self.label.partition("@")[2] or "blind"
 
 
-CutScores = Callable[[Key], Scores]
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """A part of a run: what it is called, and how scores are cut to it."""
-
-    benchmark: str
-    variable: str
-    of: CutScores
-    low: float = math.nan
-    high: float = math.nan
-    second: tuple[float, float] = (math.nan, math.nan)
-    reference: str = REFERENCE
-
-
+PartOf = Callable[[Scores], Scores]
+ScoresOf = Callable[[Key], Scores]
 TableReport = Callable[[int, int], None]
 
 
-def _cuts(collected: Collected, edges: Edges) -> Iterator[_Cut]:
+def _cuts(edges: Edges) -> Iterator[tuple[Cut, PartOf]]:
     """Of the main set, blind."""
-    scores = collected.scores
 
-    def near(key: Key) -> Scores:
-        return _some(collected, LOUD_DB)(key).in_range(0.0, math.nextafter(edges.near_m, math.inf))
+    def near(scores: Scores) -> Scores:
+        return _some(LOUD_DB)(scores).in_range(0.0, math.nextafter(edges.near_m, math.inf))
 
-    def count(k: int, key: Key) -> Scores:
-        return scores[key].of_scenes(scores[key].n_true == k)
+    def counted(k: int, scores: Scores) -> Scores:
+        return scores.of_scenes(scores.n_true == k)
 
-    def ranges(low: float, high: float, key: Key) -> Scores:
-        return scores[key].in_range(low, high)
-
-    def azimuths(low: float, high: float, key: Key) -> Scores:
-        return collected.in_azimuth(key, math.radians(low), math.radians(high))
-
-    yield _Cut("B1", "all", scores.__getitem__)
-    yield _Cut("headline", "snr_low", _some(collected, high=LOUD_DB), -math.inf, LOUD_DB)
-    yield _Cut("headline", "snr_high", _some(collected, 10.0), 10.0, math.inf)
-    yield _Cut("headline", "near", near, 0.0, edges.near_m)
+    yield Cut(benchmark="B1"), _some()
+    yield Cut(benchmark="headline", variable="snr_low", low=-math.inf, high=LOUD_DB), _some(high=LOUD_DB)
+    yield Cut(benchmark="headline", variable="snr_high", low=10.0, high=math.inf), _some(10.0)
+    yield Cut(benchmark="headline", variable="near", low=0.0, high=edges.near_m), near
     for k in MAP_SOURCES:
-        yield _Cut("B3", "sources", partial(count, k), float(k), k + 1.0)
+        yield Cut(benchmark="B3", variable="sources", low=float(k), high=k + 1.0), partial(counted, k)
     for low, high, end in _intervals(edges.snr_db):
-        yield _Cut("B4", "snr_db", _some(collected, low, end), low, high)
+        yield Cut(benchmark="B4", variable="snr_db", low=low, high=high), _some(low, end)
     for low, high, end in _intervals(edges.range_m):
-        yield _Cut("B5", "range_m", partial(ranges, low, end), low, high)
+        yield Cut(benchmark="B5", variable="range_m", low=low, high=high), methodcaller("in_range", low, end)
     for low, high, end in _intervals(edges.azimuth_deg):
-        yield _Cut("B6", "azimuth_deg", partial(azimuths, low, end), low, high)
+        part = methodcaller("in_azimuth", math.radians(low), math.radians(end))
+        yield Cut(benchmark="B6", variable="azimuth_deg", low=low, high=high), part
 
 
-def _some(collected: Collected, low: float = -math.inf, high: float = math.inf, scenes: float = math.inf) -> CutScores:
+def _some(low: float = -math.inf, high: float = math.inf, scenes: float = math.inf) -> PartOf:
     """The first scenes, where their SNR is in an interval."""
 
-    def part(key: Key) -> Scores:
-        scores = collected.scores[key]
+    def part(scores: Scores) -> Scores:
         inside = (scores.snr_db >= low) & (scores.snr_db < high)
         return scores.of_scenes(inside & (np.arange(len(scores)) < scenes))
 
@@ -186,8 +173,18 @@ def groups_of(
     """Every group of every benchmark that the records allow."""
     jobs = list(_jobs(collected, sets, snapshots, edges or Edges()))
     groups = []
-    for number, (key, cut) in enumerate(jobs):
-        groups.append(_group(collected, key, cut, resamples))
+    for number, (key, cut, scores_of) in enumerate(jobs):
+        reference = key._replace(label="@".join([cut.reference, *key.label.split("@")[1:]]))
+        difference = {}
+        if key.label != reference.label and reference in collected.scores:
+            apart = bootstrap_difference(scores_of(key), scores_of(reference), resamples=resamples)
+            difference = {name: apart[name] for name in KEPT}
+        found = bootstrap(scores_of(key), resamples=resamples)
+        kept = {name: found[name] for name in KEPT}
+        own, label, length = key.scene_set, key.label, key.snapshots
+        groups.append(
+            Group(**vars(cut), scene_set=own, label=label, snapshots=length, figures=kept, difference=difference)
+        )
         if report is not None:
             report(number + 1, len(jobs))
     return groups
@@ -195,72 +192,54 @@ def groups_of(
 
 def _jobs(
     collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int], edges: Edges
-) -> Iterator[tuple[Key, _Cut]]:
-    cuts, whole = list(_cuts(collected, edges)), collected.scores.__getitem__
+) -> Iterator[tuple[Key, Cut, ScoresOf]]:
+    """Every group of every run, and how the scores of a run are cut to it."""
+    whole = collected.scores.__getitem__
+
+    def cut_to(part: PartOf, key: Key) -> Scores:
+        return part(whole(key))
+
+    def nominal(scenes: int, key: Key) -> Scores:
+        return _some(scenes=scenes)(whole(key._replace(scene_set="main")))
+
+    def joined(cells: int, key: Key) -> Scores:
+        return Scores.joined([whole(key._replace(cell=cell)) for cell in range(cells)])
+
     compared = False
     for scene_set in sets:
         for length in snapshots:
             for run in scene_set.runs:
                 key = Key(scene_set.name, 0, length, run.label)
                 if scene_set.name == "main":
-                    for cut in _main_cuts(cuts, key, collected, edges):
-                        yield key, cut
+                    for cut, part in _main_cuts(key, collected, edges):
+                        yield key, cut, partial(cut_to, part)
                 elif scene_set.name == "map":
                     for cell, (k, snr) in enumerate(itertools.product(MAP_SOURCES, MAP_SNR_DB)):
-                        yield key._replace(cell=cell), _Cut("B9", "sources", whole, float(k), k + 1.0, (snr, snr))
+                        cut = Cut(benchmark="B9", variable="sources", low=float(k), high=k + 1.0, second=(snr, snr))
+                        yield key._replace(cell=cell), cut, whole
                 elif scene_set.name == "ablation":
-                    yield key, _Cut("ablation", "all", whole, reference="localizer")
+                    yield key, Cut(benchmark="ablation", reference="localizer"), whole
                 else:
-                    yield key, _Cut("robustness", "all", _joined(collected, len(scene_set.cells)))
+                    yield key, Cut(benchmark="robustness"), partial(joined, len(scene_set.cells))
                     if not compared:  # the same scenes without a mismatch, once
-                        yield key, _Cut("robustness", "nominal", partial(_nominal, collected, scene_set.scenes))
+                        cut = Cut(benchmark="robustness", variable="nominal")
+                        yield key, cut, partial(nominal, scene_set.scenes)
         compared = compared or scene_set.name not in ("main", "map", "ablation")
 
 
-def _main_cuts(cuts: Sequence[_Cut], key: Key, collected: Collected, edges: Edges) -> Iterator[_Cut]:
+def _main_cuts(key: Key, collected: Collected, edges: Edges) -> Iterator[tuple[Cut, PartOf]]:
     """All cuts of a blind run; of an oracle, and of the blind run on the scenes that oracles see, whole and by SNR."""
     method, _, knowledge = key.label.partition("@")
     blind = not knowledge and method != "true_capon"
     if blind:
-        yield from cuts
+        yield from _cuts(edges)
     seen = collected.scores.get(key._replace(label=f"{method}@count") if blind else key)
     if seen is None:
         return
     plain = blind or (knowledge == "count" and method != "ml_from_truth")
-    yield _Cut("B2" if plain else "B7", "all", _some(collected, scenes=len(seen)))
+    yield Cut(benchmark="B2" if plain else "B7"), _some(scenes=len(seen))
     for low, high, end in _intervals(edges.snr_db):
-        yield _Cut("B7", "snr_db", _some(collected, low, end, len(seen)), low, high)
-
-
-def _nominal(collected: Collected, scenes: int, key: Key) -> Scores:
-    return _some(collected, scenes=scenes)(key._replace(scene_set="main", cell=0))
-
-
-def _joined(collected: Collected, cells: int) -> CutScores:
-    return lambda key: Scores.joined([collected.scores[key._replace(cell=cell)] for cell in range(cells)])
-
-
-def _group(collected: Collected, key: Key, cut: _Cut, resamples: int) -> Group:
-    scores = cut.of(key)
-    found = bootstrap(scores, resamples=resamples)
-    knowledge = key.label.partition("@")[2]
-    reference = key._replace(label=f"{cut.reference}@{knowledge}" if knowledge else cut.reference)
-    difference = None
-    if key.label != reference.label and reference in collected.scores:
-        apart = bootstrap_difference(scores, cut.of(reference), resamples=resamples)
-        difference = {name: apart[name] for name in KEPT}
-    return Group(
-        cut.benchmark,
-        key.scene_set,
-        key.label,
-        key.snapshots,
-        cut.variable,
-        cut.low,
-        cut.high,
-        {name: found[name] for name in KEPT},
-        difference,
-        cut.second,
-    )
+        yield Cut(benchmark="B7", variable="snr_db", low=low, high=high), _some(low, end, len(seen))
 
 
 Row = dict[str, Any]
@@ -302,7 +281,7 @@ def group_rows(groups: Sequence[Group]) -> Table:
             "snr_db": group.second[0],
             "figure": name,
             **_ends("value", group.figures[name]),
-            **_ends("minus_greedy_ml", (group.difference or {}).get(name, NOTHING)),
+            **_ends("minus_greedy_ml", group.difference.get(name, NOTHING)),
         }
         for group in groups
         for name in KEPT
@@ -314,39 +293,31 @@ def headline_rows(collected: Collected, groups: Sequence[Group]) -> Table:
     rows: Table = []
     chosen = {(g.snapshots, g.label, g.variable): g for g in groups if (g.benchmark, g.variable) in _WHOLE}
     blind = list(dict.fromkeys((g.snapshots, g.label) for g in groups if g.benchmark == "B1"))
+
+    def add(names: Row, value: Interval, bound: float = math.nan, apart: Interval = NOTHING) -> None:
+        rows.append({**names, **_ends("value", value), "bound": bound, **_ends("minus_greedy_ml", apart)})
+
     for length in dict.fromkeys(length for length, _ in blind):
         median = float(np.median(bound_errors(collected.truth["main", 0, length])))
+        labels = [label for own, label in blind if own == length]
         for name, (title, variable, figure) in HEADLINE.items():
-            labels = [label for own, label in blind if own == length]
             implied = chosen[length, labels[0], variable].figures["implied_recall"].value
             bound = {"f1": implied, "recall": implied, "median_xyz_pairs_m": median, "error_over_bound": 1.0}
             for label in labels:
                 group = chosen[length, label, variable]
-                apart = (group.difference or {}).get(figure, NOTHING)
                 shown = title.format(near=group.high)
-                limit = bound.get(figure, math.nan)
-                rows.append(_headline(length, name, shown, label, group.figures[figure], limit, apart))
-        for label in [label for own, label in blind if own == length]:
-            value = _quartiles(collected.timing[Key("main", 0, length, label)].total * 1e3)
+                names = {"snapshots": length, "name": name, "title": shown, "method": label}
+                apart = group.difference.get(figure, NOTHING)
+                add(names, group.figures[figure], bound.get(figure, math.nan), apart)
+        for label in labels:
             title = "time per scene, one thread (ms; median and quartiles of chunks)"
-            rows.append(_headline(length, "time", title, label, value, math.nan, NOTHING))
+            names = {"snapshots": length, "name": "time", "title": title, "method": label}
+            add(names, _quartiles(collected.timing[Key("main", 0, length, label)].total * 1e3))
     return rows
 
 
 # Of all scenes of the main set; the oracles see the first of them only, and are groups of the same names besides.
 _WHOLE = (("B1", "all"), ("headline", "snr_low"), ("headline", "snr_high"), ("headline", "near"))
-
-
-def _headline(length: int, name: str, title: str, label: str, value: Interval, bound: float, apart: Interval) -> Row:
-    return {
-        "snapshots": length,
-        "name": name,
-        "title": title,
-        "method": label,
-        **_ends("value", value),
-        "bound": bound,
-        **_ends("minus_greedy_ml", apart),
-    }
 
 
 def mismatch_rows(collected: Collected, sets: Sequence[SceneSet], snapshots: Sequence[int]) -> Table:
@@ -441,23 +412,23 @@ def scene_rows(collected: Collected) -> Table:
 
 def frozen_rows(collected: Collected, methods: Sequence[str]) -> Table:
     """Every estimate of the first scenes of the main set, blind: what a rerun has to find again."""
-    rows = []
+    rows: Table = []
     for key, estimates in collected.estimates.items():
         if key.scene_set != "main" or key.label not in methods:
             continue
-        for scene, found in enumerate(estimates[:FROZEN_SCENES]):
-            for number, row in enumerate(found):
-                rows.append(
-                    {
-                        "snapshots": key.snapshots,
-                        "method": key.label,
-                        "scene": scene,
-                        "source": number,
-                        "azimuth_deg": round(math.degrees(row[0]), 6),
-                        "elevation_deg": round(math.degrees(row[1]), 6),
-                        "range_m": round(float(row[2]), 6),
-                    }
-                )
+        rows += [
+            {
+                "snapshots": key.snapshots,
+                "method": key.label,
+                "scene": scene,
+                "source": number,
+                "azimuth_deg": round(math.degrees(row[0]), 6),
+                "elevation_deg": round(math.degrees(row[1]), 6),
+                "range_m": round(float(row[2]), 6),
+            }
+            for scene, found in enumerate(estimates[:FROZEN_SCENES])
+            for number, row in enumerate(found)
+        ]
     return rows
 
 

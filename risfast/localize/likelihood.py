@@ -157,19 +157,34 @@ def coordinate_covariance(information: Tensor, k: int) -> Tensor:
     # Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance
     # with the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE
     # Trans. SP 49, 2001).
-    diagonal = information.diagonal(dim1=1, dim2=2)
+    inverse, lost, _ = scaled_inverse(information, definite=True)
+    blocks, lost = position_blocks(inverse, lost, k)
+    return blocks + torch.diag_embed(torch.where(lost, torch.inf, 0.0)).nan_to_num(nan=0.0, posinf=torch.inf)
+
+
+def scaled_inverse(matrix: Tensor, *, definite: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Pseudo-inverses of symmetric matrices, the parameters that they leave open, and which have no negative part.
+
+    Of definite ones a negative eigenvalue is rounding. matrix (B, P, P) -> (B, P, P), (B, P), (B,)
+    """
+    diagonal = matrix.diagonal(dim1=1, dim2=2)
     scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
-    scaled = information * scale[:, :, None] * scale[:, None]
-    value, vector = torch.linalg.eigh(scaled)
-    null = value <= SINGULAR * value.shape[1]
+    value, vector = torch.linalg.eigh(matrix * scale[:, :, None] * scale[:, None])
+    null = (value if definite else value.abs()) <= SINGULAR * value.shape[1]
     inverse = (vector * torch.where(null, 0.0, 1 / value)[:, None]) @ vector.mT
     inverse = inverse * scale[:, :, None] * scale[:, None]
-    unbounded = (vector.square() * null[:, None]).sum(2) > UNBOUNDED  # [B, P]
-    blocks = inverse[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
+    return inverse, (vector.square() * null[:, None]).sum(2) > UNBOUNDED, ~((value < 0) & ~null).any(1)
+
+
+def position_blocks(matrix: Tensor, lost: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Blocks of the coordinates of each source, zero in those that are lost, and which these are.
+
+    matrix (B, 4 K + 1, 4 K + 1), lost (B, 4 K + 1) -> (B, K, 3, 3), (B, K, 3)
+    """
+    blocks = matrix[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
     blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
-    lost = unbounded[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
-    blocks = torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks)
-    return blocks + torch.diag_embed(torch.where(lost, torch.inf, 0.0)).nan_to_num(nan=0.0, posinf=torch.inf)
+    lost = lost[:, : 3 * k].unflatten(1, (3, k)).mT
+    return torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks), lost
 
 
 _LEAST_RATIO = 1.05  # of n / d: a power that starts at zero would stay there

@@ -7,7 +7,7 @@ import html
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,16 +18,17 @@ from risfast.covariance import effective_covariance, ls_covariance
 from risfast.evaluate.collected import Collected, Key, bound_errors
 from risfast.evaluate.figures import Interval
 from risfast.evaluate.matching import Array
+from risfast.evaluate.methods import Methods
 from risfast.evaluate.scenarios import MAP_SNR_DB, MAP_SOURCES
+from risfast.evaluate.suite import SuiteConfig
 from risfast.evaluate.tables import Group
 from risfast.geometry import SearchGrid, uniform_axis
-from risfast.localize import Localizer, pipeline
+from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
-from risfast.report.plots import FOUND_COLOUR, label_ranges
+from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
-from risfast.setup import Setup
-from risfast.simulate.scenes import SystemConfig, generate_scenes
+from risfast.simulate.scenes import generate_scenes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,14 +219,31 @@ def sweep_charts(groups: Sequence[Group], benchmark: str, lengths: Sequence[int]
     if not own:  # the value is fixed
         return ""
     x, y = _sweep_axis(benchmark, label, own), Axis({"f1": "F1", "recall": "recall"}[figure], 0, 1, _UNIT)
+    return _curves(own, lengths, (x, y), _centre, figure, _implied, height=290)
+
+
+def _implied(group: Group) -> float:
+    return group.figures["implied_recall"].value
+
+
+def _curves(
+    groups: Sequence[Group],
+    lengths: Sequence[int],
+    axes: tuple[Axis, Axis],
+    at: Callable[[Group], float],
+    figure: str,
+    bound: Callable[[Group], float],
+    height: float = 270,
+) -> str:
+    """A chart for each L with the figure of every method, and what the bound would give."""
     charts = []
     for length in lengths:
-        chart, rows = Chart(f"L = {length}", x, y, height=290), _by_label(own, length)
+        chart, rows = Chart(f"L = {length}", *axes, height=height), _by_label(groups, length)
         first = next(iter(rows.values()))
-        chart.line([_centre(g) for g in first], [g.figures["implied_recall"].value for g in first], BOUND)
+        chart.line([at(g) for g in first], [bound(g) for g in first], BOUND)
         for i, (name, mine) in reversed(list(enumerate(rows.items()))):
             shift = (i - (len(rows) - 1) / 2) * _SHIFT
-            chart.points([_centre(g) for g in mine], [g.figures[figure] for g in mine], series_of(name, i), shift)
+            chart.points([at(g) for g in mine], [g.figures[figure] for g in mine], series_of(name, i), shift)
         charts.append(chart.svg())
     return f'<div class="row">{"".join(charts)}</div>'
 
@@ -254,7 +272,7 @@ def _centre(group: Group) -> float:
 
 def map_charts(groups: Sequence[Group], length: int) -> str:
     """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources."""
-    rows = _by_label([g for g in groups if g.benchmark == "B9"], length)
+    rows = _by_label(groups, length)
     shown = [(f"F1, {series_of(name).name}", _cells(own, "f1")) for name, own in rows.items()]
     shown.append(("recall that the bound implies", _cells(next(iter(rows.values())), "implied_recall")))
     columns, lines = [number(s) for s in MAP_SNR_DB], [str(k) for k in MAP_SOURCES]
@@ -267,35 +285,24 @@ def _cells(groups: Sequence[Group], figure: str) -> list[list[float]]:
     return [[values.get((k, snr), math.nan) for snr in MAP_SNR_DB] for k in MAP_SOURCES]
 
 
-def map_lines(groups: Sequence[Group], lengths: Sequence[int], errors: Collected | None = None) -> str:
-    """Along the map: F1 of two sources over SNR, or median errors over the number of sources at one SNR."""
-    charts = []
-    for length in lengths:
-        rows = [g for g in groups if g.benchmark == "B9"]
-        if errors is None:
-            rows = [g for g in rows if int(g.low) == 2]
-            x, y, figure = Axis("SNR (dB)", -6, 21, MAP_SNR_DB), Axis("F1, two sources", 0, 1, _UNIT), "f1"
-        else:
-            rows = [g for g in rows if g.second[0] == FIXED_SNR_DB]
-            x, figure = Axis("sources in the scene", 0.7, 5.3, MAP_SOURCES), "median_xyz_pairs_m"
-            y = Axis("median xyz error (m)", 0.01, 3, (0.01, 0.03, 0.1, 0.3, 1, 3), logarithmic=True)
-        chart, by_label = Chart(f"L = {length}", x, y, height=270), _by_label(rows, length)
-        first = next(iter(by_label.values()))
-        if errors is None:
-            chart.line([g.second[0] for g in first], [g.figures["implied_recall"].value for g in first], BOUND)
-        else:
-            chart.line([g.low for g in first], [_bound_median(errors, int(g.low), length) for g in first], BOUND)
-        for i, (name, mine) in reversed(list(enumerate(by_label.items()))):
-            at = [g.second[0] if errors is None else g.low for g in mine]
-            chart.points(at, [g.figures[figure] for g in mine], series_of(name, i), (i - 0.5) * _SHIFT)
-        charts.append(chart.svg())
-    return f'<div class="row">{"".join(charts)}</div>'
+def map_by_snr(groups: Sequence[Group], lengths: Sequence[int]) -> str:
+    """Along the map: F1 of two sources over SNR."""
+    axes = Axis("SNR (dB)", -6, 21, MAP_SNR_DB), Axis("F1, two sources", 0, 1, _UNIT)
+    return _curves([g for g in groups if int(g.low) == 2], lengths, axes, lambda g: g.second[0], "f1", _implied)
 
 
-def _bound_median(collected: Collected, k: int, length: int) -> float:
-    """Median of Gaussian errors as large as the bound, in the cell of the map with k sources."""
-    cell = MAP_SOURCES.index(k) * len(MAP_SNR_DB) + MAP_SNR_DB.index(FIXED_SNR_DB)
-    return float(np.median(bound_errors(collected.truth["map", cell, length])))
+def map_errors(groups: Sequence[Group], lengths: Sequence[int], collected: Collected) -> str:
+    """Along the map: median errors over the number of sources at one SNR."""
+
+    def bound(group: Group) -> float:
+        """Median of Gaussian errors as large as the bound, in the cell of the map with so many sources."""
+        cell = MAP_SOURCES.index(int(group.low)) * len(MAP_SNR_DB) + MAP_SNR_DB.index(FIXED_SNR_DB)
+        return float(np.median(bound_errors(collected.truth["map", cell, group.snapshots])))
+
+    y = Axis("median xyz error (m)", 0.01, 3, (0.01, 0.03, 0.1, 0.3, 1, 3), logarithmic=True)
+    axes = Axis("sources in the scene", 0.7, 5.3, MAP_SOURCES), y
+    rows = [g for g in groups if g.second[0] == FIXED_SNR_DB]
+    return _curves(rows, lengths, axes, lambda g: g.low, "median_xyz_pairs_m", bound)
 
 
 def typical_scenes(collected: Collected, length: int, label: str) -> list[SpectrumScene]:
@@ -306,17 +313,11 @@ def typical_scenes(collected: Collected, length: int, label: str) -> list[Spectr
     return [SpectrumScene(title, length, int(order[place]), label) for title, place in places.items()]
 
 
-def spectrum_view(
-    chosen: SpectrumScene,
-    collected: Collected,
-    seed: int,
-    system: SystemConfig,
-    setup: Setup,
-    model: Localizer,
-) -> str:
+def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConfig, methods: Methods) -> str:
     """Capon map of a scene with its true and found sources, and what it shows in words."""
     key = Key("main", 0, chosen.snapshots, chosen.label)
-    scenes = generate_scenes(replace(system, n_snapshots=chosen.snapshots), seed, [chosen.scene])
+    system = replace(config.nominal(methods), n_snapshots=chosen.snapshots)
+    scenes, setup, model = generate_scenes(system, config.seed, [chosen.scene]), methods.setup, methods.localizer
     if chosen.label.startswith("localizer"):
         device = next((p.device for p in model.backbone.parameters()), torch.device("cpu"))
         measurement = Measurement.of(scenes).to(device)
@@ -325,15 +326,13 @@ def spectrum_view(
             covariance = pipeline.effective(estimate, measurement, model.options).cpu()
     else:
         covariance = effective_covariance(ls_covariance(scenes.y, scenes.codes, scenes.channel))
-    view = _view(setup)
-    planes = model.options.grid(setup).range_m
+    # A fixed coordinate is shown from -90 to 90 degrees.
+    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
+    view = [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
     azimuth, elevation = (uniform_axis(*ends, count) for ends, count in zip(view, _PIXELS, strict=True))
-    grid = SearchGrid(azimuth, elevation, planes)
-    spectrum = mvdr_spectrum(
-        covariance, setup.array, grid, loading=model.options.map.loading, wavefront=setup.wavefront
-    )
-    power = spectrum.power[0].double().numpy()
-    level = 10 * np.log10(power / power.max())
+    grid, loading = SearchGrid(azimuth, elevation, model.options.grid(setup).range_m), model.options.map.loading
+    spectrum = mvdr_spectrum(covariance, setup.array, grid, loading=loading, wavefront=setup.wavefront)
+    level = decibels(spectrum.power[0])
     floor = max(_FLOOR_DB, float(np.floor(level.min())))
     true = scenes.position[0][scenes.mask[0]].double().numpy()
     found = collected.estimates[key][chosen.scene][:, :3]
@@ -351,12 +350,6 @@ def spectrum_view(
         f'<div class="ends"><span>azimuth {ends[0]}</span><span>elevation {ends[1]}</span>'
         f"<span>{number(floor)} … 0 dB</span></div><p>{words}</p></div>"
     )
-
-
-def _view(setup: Setup) -> list[tuple[float, float]]:
-    """Ends of azimuth and elevation; a fixed coordinate is shown from -90 to 90 degrees."""
-    intervals = (setup.region.azimuth_rad, setup.region.elevation_rad)
-    return [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
 
 
 def _marks(chosen: SpectrumScene, true: Array, found: Array, view_deg: Array) -> str:
@@ -378,13 +371,7 @@ def _png(level: Array, floor: float) -> str:
     from matplotlib import image  # noqa: PLC0415  (drawing is the only thing that needs it)
 
     buffer = io.BytesIO()
-    image.imsave(
-        buffer,
-        level.T[::-1],
-        vmin=floor,
-        vmax=0.0,
-        cmap="viridis",
-        format="png",
-        metadata={"Software": ""},  # no versions inside: the same data gives the same picture
-    )
+    # No versions inside: the same data gives the same picture.
+    how: Any = {"cmap": "viridis", "format": "png", "metadata": {"Software": ""}}
+    image.imsave(buffer, level.T[::-1], vmin=floor, vmax=0.0, **how)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

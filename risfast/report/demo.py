@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
+from risfast.baselines.capon import AlsCapon, LsCapon
+from risfast.covariance import effective_covariance
 from risfast.detect import detect_sources
 from risfast.evaluate import match
 from risfast.evaluate.collected import bound_errors, score_against, truth_of
@@ -23,7 +24,7 @@ from risfast.evaluate.metrics import Scores
 from risfast.evaluate.suite import truth_record
 from risfast.geometry import SearchGrid, direction_cosines
 from risfast.localize import Localizer, pipeline
-from risfast.models import CovarianceEstimate
+from risfast.models import CovarianceEstimate, Measurement
 from risfast.report.demo_options import SEEDS, DemoOptions
 from risfast.report.demo_pictures import ALS, LOCALIZER, LS, TRUE, Answer, Illustration, draw_demo
 from risfast.report.tables import Sheet
@@ -68,7 +69,6 @@ class DemoReport(NamedTuple):
     scores: list[MethodScore]  # One per method, the localizer first
     bound: BoundReference  # On the same scenes
     pictures: Mapping[str, Path]  # What each picture shows, and where it is
-    shown_scene: int  # Index of the scene in the pictures of a single scene
     options: DemoOptions  # What was asked for
     system: SystemConfig  # What was simulated
 
@@ -109,7 +109,7 @@ def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoR
     by_name = {score.name: score.scores for score in scores}
     pictures = draw_demo(options.output, localizer.setup, grid, illustration, by_name, bound.error_m)
     report("drawing", 1, 1)
-    return DemoReport(scores, bound, pictures, shown, options, system)
+    return DemoReport(scores, bound, pictures, options, system)
 
 
 def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, DemoMethod]:
@@ -130,16 +130,11 @@ def demo_methods(localizer: Localizer, grid: SearchGrid) -> dict[str, DemoMethod
 
         return searched
 
-    def least_squares(scenes: Scenes) -> Tensor:
-        return ls_covariance(scenes.y, scenes.codes, scenes.channel, noise_power=scenes.noise_power)
+    def sampled(kind: type[LsCapon]) -> Callable[[Scenes], Tensor]:
+        estimator = kind(localizer.setup)
+        return lambda scenes: estimator.covariance(Measurement.of(scenes, noise_known=True), None)
 
-    def alternating(scenes: Scenes) -> Tensor:
-        # The rank is what the system allows at most; the number of sources in the scene is not for it to know.
-        rank = scenes.config.max_sources
-        factor = als_covariance(scenes.y, scenes.codes, scenes.channel, rank, noise_power=scenes.noise_power)
-        return covariance_from_factor(factor)
-
-    kinds = {TRUE: Scenes.true_covariance, LS: least_squares, ALS: alternating}
+    kinds = {TRUE: Scenes.true_covariance, LS: sampled(LsCapon), ALS: sampled(AlsCapon)}
     return {LOCALIZER: localized, **{name: capon(estimate) for name, estimate in kinds.items()}}
 
 
@@ -201,39 +196,22 @@ _HEADS = (
 
 def format_scores(report: DemoReport) -> str:
     """The table: one line per method, and one for the Cramér-Rao bound."""
-    localizer, *others = [_table_row(score, report.options.scenes) for score in report.scores]
-    return f"{_conditions(report)}\n\n{Sheet(_HEADS, [localizer, _bound_row(report), *others]).text()}"
-
-
-def _conditions(report: DemoReport) -> str:
-    sources, (low, high) = len(report.bound.error_m), report.system.snr_db
-    return (
-        f"{report.options.scenes} scenes of the reference system (seed {report.options.seed}), {sources} sources, "
-        f"{report.options.snapshots} snapshots a scene, SNR {low:g} to {high:g} dB"
+    options, bound, (low, high) = report.options, report.bound, report.system.snr_db
+    conditions = (
+        f"{options.scenes} scenes of the reference system (seed {options.seed}), {len(bound.error_m)} sources, "
+        f"{options.snapshots} snapshots a scene, SNR {low:g} to {high:g} dB"
     )
+    scenes, implied, error = str(options.scenes), f"{bound.implied_recall.value:.3f}", float(np.median(bound.error_m))
+    localizer, *others = [(score.name, scenes, *_cells(score)) for score in report.scores]
+    of_bound = ("Cramer-Rao bound", scenes, "-", "-", implied, "-", _rounded(error), "-", "-")
+    return f"{conditions}\n\n{Sheet(_HEADS, [localizer, of_bound, *others]).text()}"
 
 
-def _table_row(score: MethodScore, scenes: int) -> tuple[str, ...]:
-    f1 = score.figures["f1"]
-    shares = ("recall", "ghosts_per_scene", "median_xyz_pairs_m", "count_accuracy")
-    recall, ghosts, error_m, right = (score.figures[name].value for name in shares)
-    return (
-        score.name,
-        str(scenes),
-        f"{f1.value:.3f}",
-        f"{f1.low:.2f}-{f1.high:.2f}",
-        f"{recall:.3f}",
-        f"{ghosts:.2f}",
-        _rounded(error_m),
-        f"{right:.2f}",
-        f"{score.ms_per_scene:.0f}",
-    )
-
-
-def _bound_row(report: DemoReport) -> tuple[str, ...]:
-    bound = report.bound
-    recall, error = f"{bound.implied_recall.value:.3f}", _rounded(float(np.median(bound.error_m)))
-    return ("Cramer-Rao bound", str(report.options.scenes), "-", "-", recall, "-", error, "-", "-")
+def _cells(score: MethodScore) -> tuple[str, ...]:
+    f1, names = score.figures["f1"], ("recall", "ghosts_per_scene", "median_xyz_pairs_m", "count_accuracy")
+    recall, ghosts, error_m, right = (score.figures[name].value for name in names)
+    found = (f"{f1.value:.3f}", f"{f1.low:.2f}-{f1.high:.2f}", f"{recall:.3f}", f"{ghosts:.2f}")
+    return (*found, _rounded(error_m), f"{right:.2f}", f"{score.ms_per_scene:.0f}")
 
 
 def _rounded(error: float) -> str:

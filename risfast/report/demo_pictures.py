@@ -18,11 +18,14 @@ from risfast.evaluate.metrics import Scores
 from risfast.geometry import SearchGrid
 from risfast.ops import mvdr_spectrum
 from risfast.report.plots import (
+    COLOURS,
     RangeProfile,
     SpectrumPanel,
+    decibels,
     error_figure,
     new_figure,
     range_figure,
+    range_ticks,
     save_figure,
     spectrum_figure,
 )
@@ -37,11 +40,10 @@ LOCALIZER = "risfast Localizer"
 TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS covariance"
 _RANGE_POINTS = 300
 _MAP_AZIMUTHS, _MAP_ELEVATIONS, _MAP_RANGES = 181, 61, 48  # at most, of the map over azimuth and range
-_RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _FLOOR_DB, _LEVELS = -25.0, 11
 _ZOOM_DEG = 3.0
 _ELLIPSE_PROBABILITY = 0.95
-_FOUND_COLOUR = "#D55E00"
+_FOUND_COLOUR = COLOURS[1]
 # Of the range profiles, by the name in their legend, which has room for three short ones.
 _PROFILED = {"Localizer": LOCALIZER, "true covariance": TRUE, "LS covariance": LS}
 
@@ -89,23 +91,17 @@ def draw_demo(
     profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
     errors = {_legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()}
     errors["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
+    located = localizer_figure(scene, setup, grid)
+    spectra = spectrum_figure(panels, grid.azimuth_rad, grid.elevation_rad, scene.true)
     figures = {
-        "spectrum": (
-            f"what the localizer found in scene {scene.index}, and the truth",
-            localizer_figure(scene, setup, grid),
-        ),
-        "capon": (
-            f"Capon spectra of scene {scene.index}, true and found sources",
-            spectrum_figure(panels, grid.azimuth_rad, grid.elevation_rad, scene.true),
-        ),
-        "range": ("power over range toward each of its sources", range_figure(profiles, ranges)),
-        "errors": ("position errors in all scenes, misses counted", error_figure(errors)),
+        f"what the localizer found in scene {scene.index}, and the truth": ("spectrum", located),
+        f"Capon spectra of scene {scene.index}, true and found sources": ("capon", spectra),
+        "power over range toward each of its sources": ("range", range_figure(profiles, ranges)),
+        "position errors in all scenes, misses counted": ("errors", error_figure(errors)),
     }
-    pictures: dict[str, Path] = {}
-    for stem, (description, figure) in figures.items():
-        pictures[description] = folder / f"{stem}.png"
-        save_figure(figure, pictures[description])
-    return pictures
+    for stem, figure in figures.values():
+        save_figure(figure, folder / f"{stem}.png")
+    return {description: folder / f"{stem}.png" for description, (stem, _) in figures.items()}
 
 
 def _shown_ranges(setup: Setup, count: int) -> Tensor:
@@ -166,7 +162,7 @@ def localizer_figure(scene: Illustration, setup: Setup, grid: SearchGrid) -> Fig
     """The sources that the localizer found in one scene, with how sure it is, over the spectrum of its covariance."""
     # Maps over azimuth and elevation and over azimuth and range, and the neighbourhood of every true source.
     covariance = scene.answer[LOCALIZER].covariance
-    seen = _decibels(_spectrum(covariance, setup, grid))
+    seen = decibels(_spectrum(covariance, setup, grid))
     coarse, over_range = _range_map(covariance, setup, grid)
     figure = new_figure(8.6, 8.8)
     columns = max(len(scene.true), 1)
@@ -197,23 +193,17 @@ def _range_map(covariance: Tensor, setup: Setup, grid: SearchGrid) -> tuple[Sear
         _thinned(grid.elevation_rad, _MAP_ELEVATIONS),
         _shown_ranges(setup, _MAP_RANGES),
     )
-    return coarse, _decibels(_volume(covariance, setup, coarse).amax(1))
+    return coarse, decibels(_volume(covariance, setup, coarse).amax(1))
 
 
 def _thinned(axis: Tensor, most: int) -> Tensor:
     return axis[:: math.ceil(len(axis) / most)]
 
 
-def _decibels(power: Tensor) -> Array:
-    values = power.double().cpu().numpy()
-    return np.asarray(10 * np.log10(values / values.max()))
-
-
 def _shade(axes: Axes, across: Array, up: Array, level: Array) -> Any:
     levels = np.linspace(_FLOOR_DB, 0, _LEVELS)
     image = axes.contourf(across, up, np.maximum(level.T, _FLOOR_DB), levels, cmap="Blues")
-    axes.set_xlim(float(across[0]), float(across[-1]))
-    axes.set_ylim(float(up[0]), float(up[-1]))
+    axes.set(xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
     return image
 
 
@@ -240,8 +230,10 @@ def _mark_sources(axes: Axes, scene: Illustration, coordinate: int, *, named: bo
             label = f"{100 * _ELLIPSE_PROBABILITY:.0f} % region of the position" if index == 0 else None
             axes.plot(*border.T, color=_FOUND_COLOUR, linewidth=1.4, label=label)
     if named:
-        for letter, point in zip(_letters(len(true_at)), true_at, strict=True):
-            axes.annotate(letter, point, xytext=(8, 4), textcoords="offset points", fontsize=11, fontweight="bold")
+        for source, point in enumerate(true_at):
+            axes.annotate(
+                _letter(source), point, xytext=(8, 4), textcoords="offset points", fontsize=11, fontweight="bold"
+            )
         for index in _ghosts(scene):
             text = f"ghost, {float(answer.sources[0].confidence[index]):.2f}"
             axes.annotate(text, found_at[index], xytext=(7, -10), textcoords="offset points", fontsize=9)
@@ -253,34 +245,25 @@ def _ghosts(scene: Illustration) -> list[int]:
     return sorted(set(range(match.n_estimated)) - {int(estimate) for estimate in match.pairs[match.hit, 0]})
 
 
-def _letters(count: int) -> list[str]:
-    return [chr(ord("A") + index) for index in range(count)]
+def _letter(source: int) -> str:
+    return chr(ord("A") + source)
 
 
 def _name_axes(above: Axes, below: Axes, scene: Illustration, ranges: Tensor) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415
-
     match = scene.match[LOCALIZER]
     outcome = f"{match.hits} of {match.n_true} sources found, {match.ghosts} ghosts"
     above.set_title(f"{scene.title[LOCALIZER]}: {outcome}", fontsize=11, loc="left")
     above.set_ylabel("elevation (deg)")
-    below.set_ylabel("range (m)")
-    below.set_xlabel("azimuth (deg)")
-    below.set_yscale("log")
-    shown = [tick for tick in _RANGE_TICKS_M if float(ranges[0]) <= tick <= float(ranges[-1])]
-    below.yaxis.set_major_locator(FixedLocator(shown))
-    below.yaxis.set_minor_locator(NullLocator())
-    below.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    below.set(xlabel="azimuth (deg)", ylabel="range (m)", yscale="log")
+    range_ticks(below.yaxis, float(ranges[0]), float(ranges[-1]))
 
 
 def _zoom(axes: Axes, scene: Illustration, source: int) -> None:
     """The neighbourhood of one true source, and what was found for it in numbers."""
     from matplotlib.ticker import MultipleLocator  # noqa: PLC0415
 
-    azimuth, elevation, true_m = scene.true[source].double().tolist()
-    axes.set_xlim(math.degrees(azimuth) - _ZOOM_DEG, math.degrees(azimuth) + _ZOOM_DEG)
-    axes.set_ylim(math.degrees(elevation) - _ZOOM_DEG, math.degrees(elevation) + _ZOOM_DEG)
-    axes.set_aspect("equal")
+    across, up = scene.true[source, :2].double().rad2deg().tolist()
+    axes.set(xlim=(across - _ZOOM_DEG, across + _ZOOM_DEG), ylim=(up - _ZOOM_DEG, up + _ZOOM_DEG), aspect="equal")
     axes.set_facecolor("#dddddd")  # outside the field of view
     axes.tick_params(labelsize=8)
     for axis in (axes.xaxis, axes.yaxis):
@@ -288,8 +271,8 @@ def _zoom(axes: Axes, scene: Illustration, source: int) -> None:
     axes.set_xlabel("azimuth (deg)", fontsize=8)
     if source == 0:
         axes.set_ylabel("elevation (deg)", fontsize=8)
-    letter = _letters(len(scene.true))[source]
-    axes.set_title("\n".join([f"$\\bf{{{letter}}}$  true {true_m:.2f} m", *_found_for(scene, source)]), fontsize=9)
+    title = f"$\\bf{{{_letter(source)}}}$  true {float(scene.true[source, 2]):.2f} m"
+    axes.set_title("\n".join([title, *_found_for(scene, source)]), fontsize=9)
 
 
 def _found_for(scene: Illustration, source: int) -> list[str]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from risfast.evaluate.collected import Collected, collect
-from risfast.evaluate.methods import DEFAULT_METHODS, Methods
-from risfast.evaluate.records import ENVIRONMENT, ResultsFolder
-from risfast.evaluate.scenarios import SceneSet
+from risfast.evaluate.methods import DEFAULT_METHODS
+from risfast.evaluate.records import ENVIRONMENT, ResultsFolder, json_bytes
 from risfast.evaluate.suite import SuiteConfig
 from risfast.evaluate.tables import (
     Edges,
-    Group,
     Table,
     frozen_rows,
     group_rows,
@@ -35,17 +33,7 @@ from risfast.report.page import Findings, latex_tables, report_html
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
 _EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code
-_EXPORTED_FIGURES = (
-    "scenes",
-    "f1",
-    "precision",
-    "recall",
-    "implied_recall",
-    "ghosts_per_scene",
-    "count_accuracy",
-    "median_xyz_pairs_m",
-    "error_over_bound",
-)
+_NOT_EXPORTED = ("sources", "recall_over_implied", "gospa_m", "rmse")  # figures whose names start so
 
 
 @dataclass(frozen=True)
@@ -100,18 +88,31 @@ def finish(
         resamples=resamples,
         report=lambda done, total: tell("tables", done, total),
     )
-    made = _tables(collected, groups, sets, config.snapshots)
+    made = {
+        "headline": headline_rows(collected, groups),
+        "figures": group_rows(groups),
+        "mismatch": mismatch_rows(collected, sets, config.snapshots),
+        "timing": timing_rows(collected),
+        "scenes": scene_rows(collected),
+        "frozen": frozen_rows(collected, _FROZEN_METHODS),
+    }
     folder = results.folder / "tables"
     folder.mkdir(exist_ok=True)
-    notes = (*_write_tables(folder, made), *failure_notes(collected))
+    failures = failure_notes(collected)
+    notes = (*_write_tables(folder, made), *failures)
     tell("report", 0, 1)
-    findings = _findings(config, results, methods, sets, collected, groups, made)
+    made_by = {
+        "command": command_of(config),
+        "config": results.config,
+        "environment": json.loads((results.folder / ENVIRONMENT).read_bytes()),
+    }
+    findings = Findings(config, methods, sets, collected, groups, made, made_by, failures)
     for name, text in latex_tables(findings).items():
         replace_file(folder / name, text.encode())
     page = results.folder / "report.html"
     replace_file(page, report_html(findings).encode())
     if export is not None:
-        _export(export, made, config, results)
+        _export(export, made, made_by)
     tell("report", 1, 1)
     return SuiteOutcome(page, folder, export, notes, made["headline"])
 
@@ -129,62 +130,25 @@ def failure_notes(collected: Collected) -> list[str]:
     ]
 
 
-def _tables(
-    collected: Collected, groups: list[Group], sets: tuple[SceneSet, ...], snapshots: tuple[int, ...]
-) -> dict[str, Table]:
-    made = {
-        "headline": headline_rows(collected, groups),
-        "figures": group_rows(groups),
-        "mismatch": mismatch_rows(collected, sets, snapshots),
-        "timing": timing_rows(collected),
-        "scenes": scene_rows(collected),
-        "frozen": frozen_rows(collected, _FROZEN_METHODS),
-    }
-    return {name: rows for name, rows in made.items() if rows or name != "mismatch"}  # not every suite has any
+def _written(made: Mapping[str, Table]) -> Iterator[tuple[str, Table]]:
+    """Not every suite has mismatches."""
+    return ((name, rows) for name, rows in made.items() if rows or name != "mismatch")
 
 
 def _write_tables(folder: Path, made: Mapping[str, Table]) -> tuple[str, ...]:
-    for name, rows in made.items():
+    for name, rows in _written(made):
         write_csv(folder / f"{name}.csv", rows)
-    if all([write_parquet(folder / f"{name}.parquet", rows) for name, rows in made.items()]):
+    if all([write_parquet(folder / f"{name}.parquet", rows) for name, rows in _written(made)]):
         return ()
     return ("tables were written as CSV only: pip install pyarrow to have them as Parquet too",)
 
 
-def _findings(
-    config: SuiteConfig,
-    results: ResultsFolder,
-    methods: Methods,
-    sets: tuple[SceneSet, ...],
-    collected: Collected,
-    groups: list[Group],
-    made: Mapping[str, Table],
-) -> Findings:
-    return Findings(
-        command=command_of(config),
-        environment=json.loads((results.folder / ENVIRONMENT).read_bytes()),
-        sets=sets,
-        snapshots=config.snapshots,
-        seed=config.seed,
-        system=config.nominal(methods),
-        setup=methods.setup,
-        collected=collected,
-        groups=groups,
-        headline=made["headline"],
-        timing=made["timing"],
-        localizer=methods.localizer,
-        failures=tuple(failure_notes(collected)),
-    )
-
-
-def _export(folder: Path, made: Mapping[str, Table], config: SuiteConfig, results: ResultsFolder) -> None:
+def _export(folder: Path, made: Mapping[str, Table], made_by: Mapping[str, Any]) -> None:
     """Small tables, and what made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name in (n for n in _EXPORTED if n in made):
-        write_csv(folder / f"{name}.csv", [row for row in made[name] if row.get("figure", "f1") in _EXPORTED_FIGURES])
-    described: dict[str, Any] = {
-        "command": command_of(config),
-        "config": results.config,
-        "environment": json.loads((results.folder / ENVIRONMENT).read_bytes()),
-    }
-    replace_file(folder / SUITE_JSON, (json.dumps(described, indent=1, sort_keys=True) + "\n").encode())
+    for name, rows in _written(made):
+        if name in _EXPORTED:
+            write_csv(
+                folder / f"{name}.csv", [row for row in rows if not row.get("figure", "").startswith(_NOT_EXPORTED)]
+            )
+    replace_file(folder / SUITE_JSON, json_bytes(made_by))

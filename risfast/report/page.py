@@ -5,18 +5,20 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from risfast.evaluate.collected import Collected
+from risfast.evaluate.methods import Methods
 from risfast.evaluate.scenarios import SceneSet
-from risfast.evaluate.tables import Group, Table, mismatch_rows
+from risfast.evaluate.suite import SuiteConfig
+from risfast.evaluate.tables import Group, Table
 from risfast.io.toml_file import as_table
-from risfast.localize import Localizer
 from risfast.report import charts, tables
 from risfast.report.style import BOUND, STYLE, series_of, title_of
-from risfast.setup import Setup, Tolerance
+from risfast.setup import Tolerance
 from risfast.simulate.scenes import SystemConfig
 
 
@@ -24,24 +26,24 @@ from risfast.simulate.scenes import SystemConfig
 class Findings:
     """All that the report shows."""
 
-    command: str  # What made it
-    environment: Mapping[str, Any]  # Of the results folder
+    config: SuiteConfig
+    methods: Methods
     sets: Sequence[SceneSet]
-    snapshots: Sequence[int]
-    seed: int
-    system: SystemConfig  # The nominal one
-    setup: Setup  # The problem of every method, with the gate of a hit
     collected: Collected
     groups: Sequence[Group]
-    headline: Table
-    timing: Table
-    localizer: Localizer  # Whose covariance the spectra show
-    failures: tuple[str, ...] = ()  # Which methods failed on how many scenes
+    rows: Mapping[str, Table]  # Of each table, by its name
+    made_by: Mapping[str, Any]  # The command and the environment of the results
+    failures: Sequence[str] = ()  # Which methods failed on how many scenes
 
     @property
     def blind(self) -> list[str]:
         """Labels of the blind runs over the main set."""
         return list(dict.fromkeys(g.label for g in self.groups if g.benchmark == "B1"))
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """Each L."""
+        return self.config.snapshots
 
     def of(self, benchmark: str, length: int | None = None, variable: str = "all") -> list[Group]:
         """Groups of one benchmark."""
@@ -50,6 +52,10 @@ class Findings:
             for g in self.groups
             if g.benchmark == benchmark and g.variable == variable and length in (None, g.snapshots)
         ]
+
+    def each(self, sheet: Callable[[int], tables.Sheet]) -> str:
+        """A table for each L."""
+        return "".join(f"<h3>{length} snapshots</h3>{sheet(length).html()}" for length in self.snapshots)
 
 
 def report_html(findings: Findings) -> str:
@@ -63,7 +69,7 @@ def report_html(findings: Findings) -> str:
         ("oracles", "What knowing more is worth", _oracles(findings)),
         ("ablation", "What each stage brings", _ablation(findings)),
         ("robustness", "When the system is not what it is taken for", _robustness(findings)),
-        ("timing", "Time", tables.timing_sheet(findings.timing).html()),
+        ("timing", "Time", tables.timing_sheet(findings.rows["timing"]).html()),
         ("spectra", "Best, median and worst scene", _spectra(findings)),
         ("latex", "LaTeX", _latex(findings)),
         ("about", "How these figures are made", _about(findings)),
@@ -76,7 +82,7 @@ def report_html(findings: Findings) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>risfast: evaluation</title><link rel="icon" href="data:,"><style>{STYLE}</style></head><body><main>'
+        f'<title>risfast: evaluation</title><link rel="icon" href="data:,"><style>\n{STYLE}</style></head><body><main>'
         f"<header><h1>Source localisation against the bound and the baselines</h1>{_lead(findings)}"
         f"<nav>{links}</nav></header>{sections}</main></body></html>\n"
     )
@@ -84,7 +90,7 @@ def report_html(findings: Findings) -> str:
 
 def _lead(findings: Findings) -> str:
     main = findings.sets[0]
-    system, lengths = findings.system, " and ".join(str(length) for length in findings.snapshots)
+    system, lengths = findings.config.nominal(findings.methods), " and ".join(map(str, findings.snapshots))
     return (
         f'<p class="lead">{main.scenes} simulated scenes seen through a surface of {system.array.n_elements} elements '
         f"by {system.n_antennas} antennas, with {lengths} snapshots. How many sources each method finds, how many "
@@ -93,21 +99,14 @@ def _lead(findings: Findings) -> str:
     )
 
 
-def _caption(text: str) -> str:
-    return f"<figcaption>{text}</figcaption>"
-
-
 def _figure(body: str, caption: str, labels: Sequence[str] | None = None) -> str:
     """A card with a legend of the bound and of the methods."""
     entries = "" if labels is None else charts.legend([BOUND, *(series_of(label, i) for i, label in enumerate(labels))])
-    return f'<figure class="card">{body}{entries}{_caption(caption)}</figure>'
+    return f'<figure class="card">{body}{entries}<figcaption>{caption}</figcaption></figure>'
 
 
 def _headline(findings: Findings) -> str:
-    rows = "".join(
-        f"<h3>{length} snapshots</h3>{tables.headline_sheet(findings.headline, length).html()}"
-        for length in findings.snapshots
-    )
+    rows = findings.each(partial(tables.headline_sheet, findings.rows["headline"]))
     return rows + "".join(f"<p>{html.escape(text)}.</p>" for text in findings.failures)
 
 
@@ -123,16 +122,17 @@ def _errors(findings: Findings) -> str:
 
 
 def _methods(findings: Findings) -> str:
-    parts = []
-    for length in findings.snapshots:
-        implied = findings.of("B1", length)[0].figures["implied_recall"].value
+    def sheet(length: int) -> tables.Sheet:
+        groups = findings.of("B1", length)
         caption = (
-            f"L = {length}, number of sources and noise power unknown. The bound implies a recall of {implied:.3f} on "
-            "these scenes; recall / implied compares with it. rms of hits / bound: root mean square distance of the "
-            "hits over that of the bound, for sources whose range bound is below 0.3 of the tolerance."
+            f"L = {length}, number of sources and noise power unknown. The bound implies a recall of "
+            f"{groups[0].figures['implied_recall'].value:.3f} on these scenes; recall / implied compares with it. rms "
+            "of hits / bound: root mean square distance of the hits over that of the bound, for sources whose range "
+            "bound is below 0.3 of the tolerance."
         )
-        parts.append(f"<h3>{length} snapshots</h3>{tables.methods_sheet(findings.of('B1', length), caption).html()}")
-    return "".join(parts)
+        return tables.methods_sheet(groups, caption)
+
+    return findings.each(sheet)
 
 
 def _sweeps(findings: Findings) -> str:
@@ -158,15 +158,14 @@ def _map(findings: Findings) -> str:
     parts = []
     for length in findings.snapshots:
         text = f"L = {length}: F1 at fixed number of sources and SNR, {scenes} scenes a cell, and the implied recall."
-        parts.append(_figure(charts.map_charts(findings.groups, length), text))
-    two = charts.map_lines(findings.groups, findings.snapshots)
-    parts.append(_figure(two, "F1 of scenes with two sources over SNR, from the map. Dashed: implied recall.", labels))
-    error = charts.map_lines(findings.groups, findings.snapshots, findings.collected)
+        parts.append(_figure(charts.map_charts(rows, length), text))
+    text = "F1 of scenes with two sources over SNR, from the map. Dashed: implied recall."
+    parts.append(_figure(charts.map_by_snr(rows, findings.snapshots), text, labels))
     caption = (
         "Median position error of all pairs of estimates and true sources, hits or not, at 10 dB. Dashed: the median "
         "of Gaussian errors as large as the bound of these scenes."
     )
-    parts.append(_figure(error, caption, labels))
+    parts.append(_figure(charts.map_errors(rows, findings.snapshots, findings.collected), caption, labels))
     return "".join(parts)
 
 
@@ -192,20 +191,13 @@ def _oracles(findings: Findings) -> str:
 def _ablation(findings: Findings) -> str:
     if not findings.of("ablation"):
         return ""
-    return "".join(
-        f"<h3>{length} snapshots</h3>{tables.ablation_sheet(findings.groups, findings.timing, length).html()}"
-        for length in findings.snapshots
-    )
+    return findings.each(partial(tables.ablation_sheet, findings.groups, findings.rows["timing"]))
 
 
 def _robustness(findings: Findings) -> str:
     if not findings.of("robustness"):
         return ""
-    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
-    return "".join(
-        f"<h3>{length} snapshots</h3>{tables.robustness_sheet(findings.groups, findings.sets, length, bounds).html()}"
-        for length in findings.snapshots
-    )
+    return findings.each(partial(tables.robustness_sheet, findings.groups, findings.sets, findings.rows["mismatch"]))
 
 
 def _spectra(findings: Findings) -> str:
@@ -213,9 +205,7 @@ def _spectra(findings: Findings) -> str:
     parts = []
     for length in findings.snapshots:
         views = "".join(
-            charts.spectrum_view(
-                scene, findings.collected, findings.seed, findings.system, findings.setup, findings.localizer
-            )
+            charts.spectrum_view(scene, findings.collected, findings.config, findings.methods)
             for scene in charts.typical_scenes(findings.collected, length, label)
         )
         whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
@@ -230,14 +220,13 @@ def _spectra(findings: Findings) -> str:
 
 def latex_tables(findings: Findings) -> dict[str, str]:
     """Tables for a paper, by file name."""
-    found = {}
-    bounds = mismatch_rows(findings.collected, findings.sets, findings.snapshots)
+    found, rows = {}, findings.rows
     for length in findings.snapshots:
-        found[f"headline-L{length}.tex"] = tables.headline_sheet(findings.headline, length, paper=True).latex()
+        found[f"headline-L{length}.tex"] = tables.headline_sheet(rows["headline"], length, paper=True).latex()
         caption = f"All scenes, number of sources unknown, L = {length}."
         found[f"methods-L{length}.tex"] = tables.methods_sheet(findings.of("B1", length), caption, paper=True).latex()
         if findings.of("robustness", length):
-            sheet = tables.robustness_sheet(findings.groups, findings.sets, length, bounds, paper=True)
+            sheet = tables.robustness_sheet(findings.groups, findings.sets, rows["mismatch"], length, paper=True)
             found[f"robustness-L{length}.tex"] = sheet.latex()
     return found
 
@@ -269,17 +258,16 @@ def _scenes_text(system: SystemConfig) -> str:
 
 
 def _about(findings: Findings) -> str:
-    environment = findings.environment
+    environment, setup = findings.made_by["environment"], findings.methods.setup
     facts = {
-        "command": f"<code>{html.escape(findings.command)}</code>",
-        "seed": str(findings.seed),
+        "command": f"<code>{html.escape(findings.made_by['command'])}</code>",
+        "seed": str(findings.config.seed),
         "versions": f"risfast {environment['risfast']}, torch {environment['torch']}, Python {environment['python']}",
         "processor": f"{html.escape(str(environment['processor']))}, one thread a process",
-        "scenes": _scenes_text(findings.system),
-        "hit": f"within {_gate_text(findings.setup.tolerance)}, after the assignment with the least total distance "
-        "(Hungarian)",
-        "setup": f"<code>{html.escape(json.dumps(findings.setup.to_json()))}</code>",
-        "options": f"<code>{html.escape(json.dumps(as_table(findings.localizer.options)))}</code>",
+        "scenes": _scenes_text(findings.config.nominal(findings.methods)),
+        "hit": f"within {_gate_text(setup.tolerance)}, after the assignment with the least total distance (Hungarian)",
+        "setup": f"<code>{html.escape(json.dumps(setup.to_json()))}</code>",
+        "options": f"<code>{html.escape(json.dumps(as_table(findings.methods.localizer.options)))}</code>",
         "F1": "harmonic mean of precision and recall over all sources and estimates of the set",
         "implied recall": "mean over the true sources of the chance that a Gaussian error with the covariance of the "
         "stochastic Cramér-Rao bound is a hit; a reference, not a strict ceiling",

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from risfast.errors import ShapeError
+from risfast.io.guard import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,12 +25,11 @@ if TYPE_CHECKING:
 
 PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 
-LineStyle = Literal["-", "--", "-.", ":"]
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
-_STYLES: tuple[LineStyle, ...] = ("-", "--", "-.", ":", "-")
+_STYLES = ("-", "--", "-.", ":", "-")
 _MARKERS = ("o", "s", "^", "D", "v")
 FOUND_COLOUR = "#FF7F0E"
+_RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as this
 
 
@@ -47,7 +47,7 @@ class RangeProfile(NamedTuple):
     title: str  # Names the direction
     power: Mapping[str, Tensor]  # (G_r,) Linear power by method; drawn in dB relative to each one's maximum
     found_m: Mapping[str, Sequence[float]]  # Ranges in metres that each method found in this direction
-    true_m: float | None  # The true range in metres, where it is known
+    true_m: float  # The true range in metres
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -60,13 +60,22 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _decibels(power: Any) -> np.ndarray[Any, np.dtype[Any]]:
+def decibels(power: Tensor) -> Array:
     """10 log10(power / max), not below the floor; all floor where there is no power."""
-    values = np.asarray(power.detach().cpu() if isinstance(power, Tensor) else power, dtype=np.float64)
+    values = power.detach().double().cpu().numpy()
     peak = values.max(initial=0.0)
     if peak <= 0:
         return np.full(values.shape, _FLOOR_DB)
     return 10 * np.log10(np.maximum(values / peak, 10 ** (_FLOOR_DB / 10)))
+
+
+def range_ticks(axis: Any, low: float, high: float) -> None:
+    """Plain numbers of metres on a logarithmic axis."""
+    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415
+
+    axis.set_major_locator(FixedLocator([tick for tick in _RANGE_TICKS_M if low <= tick <= high]))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
 
 
 def _mark(axes: Axes, position: Tensor, **style: Any) -> None:
@@ -108,12 +117,11 @@ def spectrum_figure(
 
 def _draw_map(axes: Axes, panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> None:
     """One map with a scale of its own: a flat spectrum shows its structure, and its scale says that it is flat."""
-    level = _decibels(panel.power)
+    level = decibels(panel.power)
     azimuth, elevation = azimuth_rad.rad2deg().cpu().numpy(), elevation_rad.rad2deg().cpu().numpy()
     floor = min(float(np.floor(np.quantile(level, 0.01))), -1.0)
-    image = axes.pcolormesh(
-        _edges(azimuth), _edges(elevation), level.T, vmin=floor, vmax=0, cmap="viridis", rasterized=True
-    )
+    edges = _edges(azimuth), _edges(elevation)
+    image = axes.pcolormesh(*edges, level.T, vmin=floor, vmax=0, cmap="viridis", rasterized=True)
     axes.figure.colorbar(image, ax=axes, label="power re maximum (dB)", pad=0.015)
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.set_ylabel("elevation (deg)")
@@ -123,7 +131,7 @@ def _draw_map(axes: Axes, panel: SpectrumPanel, azimuth_rad: Tensor, elevation_r
         axes.set_ylim(float(elevation[0]), float(elevation[-1]))
 
 
-def _edges(centres: np.ndarray[Any, np.dtype[Any]]) -> np.ndarray[Any, np.dtype[Any]]:
+def _edges(centres: Array) -> Array:
     """Borders of the cells around these centres; a single cell is one unit wide."""
     if centres.size == 1:
         return np.array([centres[0] - 0.5, centres[0] + 0.5])
@@ -159,6 +167,11 @@ def _metres(r: float) -> str:
     return "far field" if math.isinf(r) else f"{r:.1f} m" if r >= 1 else f"{r:.2g} m"
 
 
+def _look(index: int) -> dict[str, Any]:
+    """Colour and line of a curve."""
+    return {"color": COLOURS[index % 5], "linestyle": _STYLES[index % 5]}
+
+
 def range_figure(profiles: Sequence[RangeProfile], range_m: Tensor) -> Figure:
     """Power over range in the direction of each source.
 
@@ -189,56 +202,31 @@ def _profile_legend(profiles: Sequence[RangeProfile]) -> list[Line2D]:
 
     names = list(dict.fromkeys(name for profile in profiles for name in profile.power))
     entries = [
-        Line2D(
-            [],
-            [],
-            color=COLOURS[index % 5],
-            linestyle=_STYLES[index % 5],
-            marker=_MARKERS[index % 5],
-            markerfacecolor="none",
-            label=f"{name} (symbol: found)",
-        )
+        Line2D([], [], **_look(index), marker=_MARKERS[index % 5], mfc="none", label=f"{name} (symbol: found)")
         for index, name in enumerate(names)
     ]
-    if any(profile.true_m is not None for profile in profiles):
-        entries.append(Line2D([], [], color="#666666", linestyle=":", label="true range"))
-    return entries
+    return [*entries, Line2D([], [], color="#666666", linestyle=":", label="true range")]
 
 
-def _draw_profile(axes: Axes, profile: RangeProfile, r: np.ndarray[Any, np.dtype[Any]]) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter  # noqa: PLC0415
-
-    if profile.true_m is not None:
-        axes.axvline(profile.true_m, color="#666666", linewidth=1.2, linestyle=":", label="true range")
+def _draw_profile(axes: Axes, profile: RangeProfile, r: Array) -> None:
+    axes.axvline(profile.true_m, color="#666666", linewidth=1.2, linestyle=":", label="true range")
     for index, (name, power) in enumerate(profile.power.items()):
         if tuple(power.shape) != r.shape:
             raise ShapeError(f"power of {name!r} must have shape {r.shape}, got {tuple(power.shape)}")
-        level = _decibels(power)
-        colour, marker = COLOURS[index % 5], _MARKERS[index % 5]
-        axes.plot(r, level, linewidth=1.6, color=colour, linestyle=_STYLES[index % 5], label=name)
+        level, look = decibels(power), _look(index)
+        axes.plot(r, level, linewidth=1.6, label=name, **look)
         found = np.asarray(profile.found_m.get(name, ()), dtype=np.float64)
-        axes.plot(
-            found,
-            np.interp(found, r, level) if found.size else found,
-            marker,
-            color=colour,
-            markersize=9,
-            markerfacecolor="none",
-            markeredgewidth=1.6,
-            label=f"_found by {name}",  # the underscore keeps it out of the legend, whose lines carry the symbol
-        )
-    axes.set_xscale("log")
-    axes.set_xlim(float(r[0]), float(r[-1]))
-    axes.xaxis.set_major_locator(FixedLocator([t for t in (0.5, 1, 2, 3, 5, 10, 20, 50, 100) if r[0] <= t <= r[-1]]))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.set_xlabel("range (m)")
-    axes.set_ylim(_FLOOR_DB - 1.5, 2.5)
+        on_curve = np.interp(found, r, level) if found.size else found
+        # The underscore keeps it out of the legend, whose lines carry the symbol.
+        style = {"color": look["color"], "ms": 9, "mfc": "none", "mew": 1.6, "label": f"_found by {name}"}
+        axes.plot(found, on_curve, _MARKERS[index % 5], **style)
+    axes.set(xscale="log", xlim=(r[0], r[-1]), ylim=(_FLOOR_DB - 1.5, 2.5), xlabel="range (m)")
+    range_ticks(axes.xaxis, r[0], r[-1])
     axes.set_title(profile.title, fontsize=9, loc="left")
     axes.grid(color="#dddddd", linewidth=0.6)
 
 
-def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) -> Figure:
+def error_figure(errors: Mapping[str, Any]) -> Figure:
     """Share of all true sources that were found with at most a given position error.
 
     errors (K,)
@@ -255,14 +243,9 @@ def error_figure(errors: Mapping[str, Any], tolerance_m: float | None = None) ->
         reached = float(share[drawn][-1]) if drawn.any() else 0.0
         x = np.concatenate([[low], np.maximum(distance[drawn], low), [high]])
         y = np.concatenate([[0.0], share[drawn], [reached]])
-        axes.step(x, y, where="post", linewidth=2, color=COLOURS[index % 5], linestyle=_STYLES[index % 5], label=name)
-    if tolerance_m is not None:
-        axes.axvline(tolerance_m, color="#666666", linewidth=1.2, linestyle=":", label=f"{tolerance_m:g} m")
-    axes.set_xscale("log")
-    axes.set_xlim(low, high)
-    axes.set_ylim(0, 1.02)
-    axes.set_xlabel("position error (m)")
-    axes.set_ylabel("share of true sources within it")
+        axes.step(x, y, where="post", linewidth=2, label=name, **_look(index))
+    axes.set(xscale="log", xlim=(low, high), ylim=(0, 1.02))
+    axes.set(xlabel="position error (m)", ylabel="share of true sources within it")
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.grid(color="#dddddd", linewidth=0.6)

@@ -8,36 +8,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from risfast.evaluate.figures import Interval
+from risfast.evaluate.figures import NOTHING, Interval
 from risfast.evaluate.scenarios import SceneSet
 from risfast.evaluate.tables import REFERENCE, Group, Row, Table
 from risfast.report.style import DASH, number, title_of
 
 _LATEX = str.maketrans(
     {
-        "\\": r"\textbackslash{}",
-        "%": r"\%",
-        "&": r"\&",
-        "_": r"\_",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "≤": r"$\le$",
-        "≥": r"$\ge$",
-        "<": r"$<$",
-        ">": r"$>$",
-        "°": r"$^\circ$",
-        "²": r"$^2$",
-        "λ": r"$\lambda$",
-        "é": r"\'e",
+        **{character: f"\\{character}" for character in "%&_#${}"},
+        **{sign: f"${command}$" for sign, command in zip("≤≥<>", (r"\le", r"\ge", "<", ">"), strict=True)},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+        **{"°": r"$^\circ$", "²": r"$^2$", "λ": r"$\lambda$", "é": r"\'e"},
     }
 )
 
 
-class Number(NamedTuple):
+@dataclass(frozen=True)
+class Number:
     """A cell with a number and, where there is one, its interval."""
 
     value: Interval
@@ -58,29 +45,25 @@ class Number(NamedTuple):
         return number, [end for end in ends if end is not None] if None not in ends else []
 
 
-class Change(NamedTuple):
+@dataclass(frozen=True)
+class Change(Number):
     """A cell with a difference and its interval; coloured where the interval excludes zero."""
 
-    value: Interval
     form: str = "{:+.3f}"
     less_is_better: bool = False
 
     def html(self) -> str:
         """In colour."""
-        low, high = self.value.low > 0, self.value.high < 0
-        better, worse = (high, low) if self.less_is_better else (low, high)
-        style = "better" if better else "worse" if worse else ""
         # Nothing that rounds to zero shows a minus.
         shown = (0.0 if math.isfinite(v) and float(self.form.format(v)) == 0 else v for v in self.value)
         text = Number(Interval(*shown), self.form).html().replace("-", "\u2212")
-        return f'<span class="{style}">{text}</span>' if style and math.isfinite(self.value.value) else text
+        up, down = self.value.low > 0, self.value.high < 0
+        if not (up or down) or not math.isfinite(self.value.value):
+            return text
+        return f'<span class="{"better" if down == self.less_is_better else "worse"}">{text}</span>'
 
-    def latex(self) -> str:
-        """Like any number."""
-        return Number(self.value, self.form).latex()
 
-
-Cell = str | Number | Change
+Cell = str | Number
 
 
 @dataclass(frozen=True)
@@ -94,16 +77,15 @@ class Sheet:
 
     def html(self) -> str:
         """A table in a card of its own, with its caption below."""
-        bound = [' class="bound"' if head.startswith("bound") else "" for head in self.heads]
+        styles = [' class="bound"' if head.startswith("bound") else "" for head in self.heads]
         head = "".join(
-            f'<th{style} scope="col">{html.escape(name)}</th>' for style, name in zip(bound, self.heads, strict=True)
+            f'<th{style} scope="col">{html.escape(name)}</th>' for style, name in zip(styles, self.heads, strict=True)
         )
         body = ""
-        for place, row in enumerate(self.rows):
+        for own, row in zip(self.styles or [""] * len(self.rows), self.rows, strict=True):
             cells = (html.escape(cell) if isinstance(cell, str) else cell.html() for cell in row)
-            own = f' class="{self.styles[place]}"' if self.styles and self.styles[place] else ""
-            set_cells = "".join(f"<td{style}>{cell}</td>" for style, cell in zip(bound, cells, strict=True))
-            body += f"<tr{own}>{set_cells}</tr>"
+            shown = "".join(f"<td{style}>{cell}</td>" for style, cell in zip(styles, cells, strict=True))
+            body += f'<tr class="{own}">{shown}</tr>' if own else f"<tr>{shown}</tr>"
         name = html.escape(self.caption.split(".", maxsplit=1)[0])
         return (
             f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
@@ -117,17 +99,10 @@ class Sheet:
             return " & ".join(c.translate(_LATEX) if isinstance(c, str) else c.latex() for c in cells) + r" \\"
 
         lines = [
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{self.caption.translate(_LATEX)}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}",
-            r"\toprule",
-            line(self.heads),
-            r"\midrule",
+            *(r"\begin{table}", r"\centering", rf"\caption{{{self.caption.translate(_LATEX)}}}"),
+            *(rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}", r"\toprule", line(self.heads), r"\midrule"),
             *map(line, self.rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
+            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
         ]
         return "\n".join(lines) + "\n"
 
@@ -136,16 +111,12 @@ class Sheet:
         above, heads = ([head.rpartition("\n")[part] for head in self.heads] for part in (0, 2))
         rows = [list(map(str, row)) for row in (above, heads, *self.rows) if any(row)]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        forms = [f">{width}" if place else f"<{width}" for place, width in enumerate(widths)]
         return "\n".join(
-            "  ".join(
-                cell.rjust(width) if place else cell.ljust(width)
-                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
+            "  ".join(format(cell, form) for cell, form in zip(row, forms, strict=True)).rstrip() for row in rows
         )
 
 
-_NOTHING = Interval(math.nan, math.nan, math.nan)
 _LESS_IS_BETTER = {"ghosts", "median", "over_bound", "time"}
 _FORMS = {"ghosts": "{:.2f}", "over_bound": "{:.2f}", "time": "{:.0f}"}
 
@@ -183,7 +154,7 @@ def _interval(row: Row, prefix: str) -> Interval:
 
 
 def _f1_change(group: Group) -> Change:
-    return Change((group.difference or {}).get("f1", _NOTHING))
+    return Change(group.difference.get("f1", NOTHING))
 
 
 def _figures(group: Group, columns: Sequence[Column]) -> list[Cell]:
@@ -259,33 +230,27 @@ def oracle_sheet(groups: Sequence[Group], length: int) -> Sheet:
     return Sheet(heads, lines, caption, [""] * (len(lines) - 1) + ["bound"])
 
 
-def _robust_rows(groups: Sequence[Group], sets: Sequence[SceneSet], length: int) -> list[tuple[str, list[Group]]]:
-    own = [g for g in groups if g.benchmark == "robustness" and g.snapshots == length]
-    titles = {scene_set.name: scene_set.title for scene_set in sets}
-    nominal = [g for g in own if g.variable == "nominal"]
-    rows = [("no mismatch", nominal)] if nominal else []
-    rows += [
-        (titles[name], [g for g in own if g.scene_set == name and g.variable == "all"])
-        for name in dict.fromkeys(g.scene_set for g in own)
-    ]
-    return rows
-
-
 def robustness_sheet(
-    groups: Sequence[Group], sets: Sequence[SceneSet], length: int, bounds: Table, *, paper: bool = False
+    groups: Sequence[Group], sets: Sequence[SceneSet], bounds: Table, length: int, *, paper: bool = False
 ) -> Sheet:
     """F1 under each mismatch, and its difference from greedy ML, beside the bounds without and with the mismatch."""
-    rows = _robust_rows(groups, sets, length)
-    methods = [g.label for g in rows[0][1]]
+    own = [g for g in groups if g.benchmark == "robustness" and g.snapshots == length]
+    titles = {scene_set.name: scene_set.title for scene_set in sets}
+    rows: dict[str, list[Group]] = {}
+    for group in sorted(own, key=lambda g: g.variable != "nominal"):  # the rows without a mismatch first
+        title = "no mismatch" if group.variable == "nominal" else titles[group.scene_set]
+        rows.setdefault(title, []).append(group)
+    whole = next(iter(rows.values()))
+    methods = [g.label for g in whole]
     beside = {row["title"]: row for row in bounds if row["snapshots"] == length}
-    titles, first = [f"F1, {title_of(m)}" for m in methods], methods[0]
+    columns, first = [f"F1, {title_of(m)}" for m in methods], methods[0]
     if paper:
-        heads = ["mismatch", "nominal bound", "bound with the mismatch", *titles]
+        heads = ["mismatch", "nominal bound", "bound with the mismatch", *columns]
     else:
-        heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)", *titles]
+        heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)", *columns]
         heads += [f"{title_of(first)} \u2212 greedy ML", f"ghosts, {title_of(first)}"]
     lines = []
-    for title, cells in rows:
+    for title, cells in rows.items():
         by_label, bound = {g.label: g for g in cells}, beside[title]
         line: list[Cell] = [title, _single(bound["implied_recall"]), _single(bound["mismatched_recall"])]
         if not paper:
@@ -295,7 +260,7 @@ def robustness_sheet(
         if not paper:
             line += [_f1_change(by_label[first]), Number(by_label[first].figures["ghosts_per_scene"], "{:.2f}")]
         lines.append(line)
-    scenes = int(rows[0][1][0].figures["scenes"].value)
+    scenes = int(whole[0].figures["scenes"].value)
     caption = (
         f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. First the recall that "
         "the Cramér-Rao bound of the nominal system implies, with independent sources: a reference, not a limit. Then "

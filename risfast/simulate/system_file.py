@@ -20,10 +20,8 @@ from risfast.steering import Wavefront
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
     """Every field of a system as JSON values: numbers, strings, lists and tables."""
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    values["array"] = array_to_json(config.array)
-    values["impairments"] = asdict(config.impairments)
-    values["coherence"] = asdict(config.coherence)
+    parts = {name: asdict(getattr(config, name)) for name in ("impairments", "coherence")}
+    values = {**vars(config), **parts, "array": array_to_json(config.array)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -33,12 +31,12 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     if set(description) != expected:
         wrong = sorted(set(description) ^ expected)
         raise ValueError(f"a system has the fields {', '.join(sorted(expected))}; missing or unknown: {wrong}")
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+    parts = {
+        "impairments": Impairments(**description["impairments"]),
+        "coherence": Coherence(**description["coherence"]),
     }
-    values["array"] = array_from_json(description["array"])
-    values["impairments"] = Impairments(**description["impairments"])
-    values["coherence"] = Coherence(**description["coherence"])
+    values: dict[str, Any] = {**description, **parts, "array": array_from_json(description["array"])}
+    values = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
     return SystemConfig(**values)
 
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from test_divergence import (
+from test_expected_likelihood import (
     ARRAY,
     CONFIG,
     SEED,
@@ -20,7 +20,7 @@ from test_divergence import (
 )
 
 from risfast.evaluate.bounds import implied_recall, scene_bound
-from risfast.evaluate.divergence import nearest
+from risfast.evaluate.expected_likelihood import pseudo_true_parameters
 from risfast.evaluate.mismatched import mismatched_bound, mismatched_cramer_rao_bound, true_responses
 from risfast.geometry import Region, SensorArray
 from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
@@ -68,8 +68,8 @@ def test_without_mismatch_it_is_the_cramer_rao_bound(wavefront):
 
 @pytest.mark.parametrize("wavefront", ["spherical", "fresnel"])
 def test_bias_and_covariance_are_those_of_finite_differences_at_the_pseudo_true_point(wavefront):
-    scenes, factor, state, divergence = made(wavefront)
-    theta_0 = nearest(divergence, state).state
+    scenes, factor, state, model = made(wavefront)
+    theta_0 = pseudo_true_parameters(model, state).state
     found = mismatched_bound(scenes, SEED, wavefront=wavefront)
     for b in range(len(scenes)):
         k, s, theta = int(scenes.n_sources[b]), true_covariances(scenes, b, factor), theta_of(theta_0, b)
@@ -147,8 +147,8 @@ def test_with_a_planar_wavefront_assumed_no_range_is_determined():
     assert bool(found.position_m[scenes.mask].isinf().all())
     assert not bool(found.implied_recall()[scenes.mask].any())
     factor, state = true_responses(scenes)
-    divergence = made("planar", len(scenes), PERFECT)[-1]
-    theta_0 = nearest(divergence, state).state
+    model = made("planar", len(scenes), PERFECT)[-1]
+    theta_0 = pseudo_true_parameters(model, state).state
     for b in range(len(scenes)):
         k, s, theta = int(scenes.n_sources[b]), true_covariances(scenes, b, factor), theta_of(theta_0, b)
         keep = [*range(2 * k), *range(3 * k, 4 * k + 1)]
@@ -176,10 +176,10 @@ def test_a_wrong_array_moves_directions_as_its_scale_says():
 
 def test_a_plane_wave_taken_for_a_spherical_one_has_no_range_where_it_ends_at_the_limit():
     config = SystemConfig(**{**vars(PERFECT), "wavefront": "planar", "n_sources": (2, 2)})
-    scenes, factor, state, divergence = made(count=4, config=config)
-    held = ~nearest(divergence, state).free[:, 4:6]
+    scenes, factor, state, model = made(count=4, config=config)
+    held = ~pseudo_true_parameters(model, state).free[:, 4:6]
     assert bool(held.any())
-    found = mismatched_cramer_rao_bound(divergence.likelihood, state, factor)
+    found = mismatched_cramer_rao_bound(model.likelihood, state, factor)
     assert bool(found.found.all())
     assert bool(found.position_m[held].isinf().all())
     assert bool(found.bias[held][:, 2].isnan().all())
@@ -189,10 +189,10 @@ def test_a_plane_wave_taken_for_a_spherical_one_has_no_range_where_it_ends_at_th
 
 
 def test_where_the_search_does_not_end_nothing_is_said():
-    scenes, factor, state, divergence = made()
+    scenes, factor, state, model = made()
     noise = torch.where(torch.arange(4) == 1, 0.0, state.noise)
     found = mismatched_cramer_rao_bound(
-        divergence.likelihood, SourceState(state.position, state.power, noise, state.mask), factor
+        model.likelihood, SourceState(state.position, state.power, noise, state.mask), factor
     )
     assert found.found.tolist() == [True, False, True, True]
     for values in (found.covariance, found.bias, found.position_m, found.implied_recall()):

@@ -98,9 +98,9 @@ def test_maps_of_the_wrong_shape_are_refused() -> None:
         spectrum_figure([], AZIMUTH, ELEVATION)
 
 
-def profile(true_m: float | None = 2.0) -> RangeProfile:
+def profile() -> RangeProfile:
     power = {"one": torch.tensor([1.0, 10.0, 100.0, 10.0, 1e-3]), "two": torch.tensor([4.0, 4.0, 8.0, 2.0, 1.0])}
-    return RangeProfile("here", power, {"one": [2.0], "two": [1.0, 10.0]}, true_m)
+    return RangeProfile("here", power, {"one": [2.0], "two": [1.0, 10.0]}, 2.0)
 
 
 def test_range_profiles_are_decibels_over_metres_with_the_found_ranges_on_the_curve() -> None:
@@ -158,7 +158,7 @@ def test_error_curve_is_the_share_of_all_sources_and_misses_keep_it_down() -> No
 
 @pytest.mark.parametrize("errors", [[], [np.inf, np.inf], [0.0], [1e-9, 50.0]])
 def test_error_curves_without_hits_and_beyond_the_axis_are_drawn(errors: list[float], tmp_path: Path) -> None:
-    figure = error_figure({"method": errors, "other": [0.5]}, tolerance_m=1.0)
+    figure = error_figure({"method": errors, "other": [0.5]})
     save_figure(figure, tmp_path / "errors.png")
     within_axis = sum(error <= 10 for error in errors) / max(len(errors), 1)
     assert share_within(figure.axes[0].lines[0], 10.0) == pytest.approx(within_axis)

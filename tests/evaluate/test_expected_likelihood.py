@@ -1,4 +1,4 @@
-"""The expected log-likelihood under a wrong model against one written from the formulas, and its nearest minimum."""
+"""The expected log-likelihood under a wrong model against one written from the formulas, and its maximum."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import oracles
 import pytest
 import torch
 
-from risfast.evaluate.divergence import Divergence, nearest
+from risfast.evaluate.expected_likelihood import ExpectedLikelihood, pseudo_true_parameters
 from risfast.evaluate.mismatched import true_responses
 from risfast.geometry import SensorArray
 from risfast.localize.likelihood import Likelihood, SourceState
@@ -95,7 +95,7 @@ def made(wavefront="spherical", count=4, config=CONFIG):
     scenes = generate_scenes(config, SEED, range(count), dtype=torch.complex128)
     factor, state = true_responses(scenes, SEED)
     likelihood = Likelihood(Measurement.of(scenes), ARRAY, wavefront)
-    return scenes, factor, state, Divergence(likelihood, factor, state.noise)
+    return scenes, factor, state, ExpectedLikelihood(likelihood, factor, state.noise)
 
 
 def elsewhere(state):
@@ -107,10 +107,10 @@ def elsewhere(state):
 
 @pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
 def test_value_gradient_and_hessian_are_those_of_finite_differences(wavefront):
-    scenes, factor, state, divergence = made(wavefront)
+    scenes, factor, state, model = made(wavefront)
     assert len(set(scenes.n_sources.tolist())) > 1
     at = elsewhere(state)
-    found = divergence.expected(at)
+    found = model.expected(at)
     for b in range(len(scenes)):
         k, s, theta = int(scenes.n_sources[b]), true_covariances(scenes, b, factor), theta_of(at, b)
 
@@ -128,9 +128,9 @@ def test_value_gradient_and_hessian_are_those_of_finite_differences(wavefront):
 
 @pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
 def test_the_covariance_of_the_score_is_the_trace_of_the_formula(wavefront):
-    scenes, factor, state, divergence = made(wavefront)
+    scenes, factor, state, model = made(wavefront)
     at = elsewhere(state)
-    found = divergence.expected(at).score
+    found = model.expected(at).score
     for b in range(len(scenes)):
         exact = score_covariance(scenes, b, true_covariances(scenes, b, factor), theta_of(at, b), wavefront)
         keep = kept(int(scenes.n_sources[b]), state.mask.shape[1])
@@ -138,8 +138,8 @@ def test_the_covariance_of_the_score_is_the_trace_of_the_formula(wavefront):
 
 
 def test_parameters_of_sources_that_do_not_exist_have_no_derivatives():
-    scenes, _, state, divergence = made()
-    found = divergence.expected(state)
+    scenes, _, state, model = made()
+    found = model.expected(state)
     there = torch.cat([state.mask.repeat(1, 4), state.mask.new_ones(len(scenes), 1)], 1)
     assert not bool(there.all())
     assert not bool(found.gradient[~there].any())
@@ -150,21 +150,21 @@ def test_parameters_of_sources_that_do_not_exist_have_no_derivatives():
 
 
 def test_where_the_model_is_right_all_is_the_fisher_information():
-    scenes, _, state, divergence = made(config=SystemConfig(**{**vars(CONFIG), "impairments": Impairments()}))
-    found = divergence.expected(state)
-    information = divergence.likelihood.derivatives(state).information
+    scenes, _, state, model = made(config=SystemConfig(**{**vars(CONFIG), "impairments": Impairments()}))
+    found = model.expected(state)
+    information = model.likelihood.derivatives(state).information
     there = torch.cat([state.mask.repeat(1, 4), state.mask.new_ones(len(scenes), 1)], 1)
     exact = torch.where(there[:, :, None] & there[:, None], information, 0.0)
     scale = exact.abs().amax((1, 2), keepdim=True)
     for matrices in (found.score, -found.hessian):
         torch.testing.assert_close(matrices / scale, exact / scale, rtol=0, atol=1e-12)
     assert float(found.gradient.abs().max()) < 1e-9 * float(scale.max())
-    assert nearest(divergence, state).state.position.equal(state.position)
+    assert pseudo_true_parameters(model, state).state.position.equal(state.position)
 
 
 def test_snapshots_drawn_from_the_truth_have_this_gradient_and_this_covariance():
-    scenes, factor, state, divergence = made(count=1)
-    found = divergence.expected(state)
+    scenes, factor, state, model = made(count=1)
+    found = model.expected(state)
     draws = 4000
     generator = torch.Generator().manual_seed(2)
     shape = (draws, *scenes.y.shape[1:], 1)
@@ -184,8 +184,8 @@ def test_snapshots_drawn_from_the_truth_have_this_gradient_and_this_covariance()
 
 
 def test_at_the_nearest_minimum_the_slopes_are_zero_and_the_curvature_is_positive():
-    scenes, factor, state, divergence = made()
-    found = nearest(divergence, state)
+    scenes, factor, state, model = made()
+    found = pseudo_true_parameters(model, state)
     assert bool(found.converged.all())
     assert bool(found.free.all())
     for b in range(len(scenes)):
@@ -204,8 +204,8 @@ def test_at_the_nearest_minimum_the_slopes_are_zero_and_the_curvature_is_positiv
 
 def test_a_plane_wave_taken_for_a_spherical_one_ends_at_the_limit_of_the_range():
     config = SystemConfig(**{**vars(CONFIG), "wavefront": "planar", "n_sources": (2, 2), "impairments": Impairments()})
-    scenes, _, state, divergence = made(config=config)
-    found = nearest(divergence, state)
+    scenes, _, state, model = made(config=config)
+    found = pseudo_true_parameters(model, state)
     assert bool(found.converged.all())
     far = (1 / found.state.position[..., 2]) > 100 * scenes.position[..., 2]
     assert bool(far.any())
@@ -215,16 +215,16 @@ def test_a_plane_wave_taken_for_a_spherical_one_ends_at_the_limit_of_the_range()
 
 
 def test_a_covariance_that_is_not_definite_ends_the_search_at_once():
-    _, _, state, divergence = made()
+    _, _, state, model = made()
     silent = SourceState(state.position, state.power, torch.where(torch.arange(4) == 1, 0.0, state.noise), state.mask)
-    found = nearest(divergence, silent)
+    found = pseudo_true_parameters(model, silent)
     assert found.converged.tolist() == [True, False, True, True]
 
 
 def test_the_search_needs_no_gradients_and_leaves_none():
-    _, _, state, divergence = made()
-    inside = nearest(divergence, state)
+    _, _, state, model = made()
+    inside = pseudo_true_parameters(model, state)
     with torch.no_grad():
-        outside = nearest(divergence, state)
+        outside = pseudo_true_parameters(model, state)
     assert inside.state.position.equal(outside.state.position)
     assert not inside.expected.hessian.requires_grad

@@ -1,8 +1,8 @@
-"""The divergence of an assumed model of the snapshots from the true one, its derivatives, and its nearest minimum.
+"""The log-likelihood of an assumed model as the truth expects it, its derivatives, and the pseudo-true parameters.
 
     g(theta) = -sum_l tr(R_l^-1 S_l) + log det R_l,      R_l = R_l(theta) assumed, S_l true
 
-is the assumed log-likelihood as the truth expects it, and up to a constant the negative Kullback-Leibler divergence.
+is that, and up to a constant the negative Kullback-Leibler divergence of the assumed model from the true one.
 Everything follows from Gram matrices of the responses b_lk, whitened by R_l: along the parameters of a source
 
     dR = p (D b^H + b D^H),      D = db/dazimuth, db/delevation, db/d(1/range), and b / 2 for its log power.
@@ -49,7 +49,7 @@ class Expected:
         return Expected(*(getattr(self, f.name)[scenes] for f in fields(self)))
 
 
-class Divergence:
+class ExpectedLikelihood:
     """An assumed likelihood under another truth.
 
     factor (B, L, M, J), noise (B,)
@@ -58,11 +58,11 @@ class Divergence:
     def __init__(self, likelihood: Likelihood, factor: Tensor, noise: Tensor) -> None:
         self.likelihood, self.factor, self.noise = likelihood, factor, noise
 
-    def __getitem__(self, scenes: Tensor) -> Divergence:
+    def __getitem__(self, scenes: Tensor) -> ExpectedLikelihood:
         """The same of some of the scenes, by their indices."""
         if len(scenes) == len(self.noise):
             return self
-        return Divergence(self.likelihood[scenes], self.factor[scenes], self.noise[scenes])
+        return ExpectedLikelihood(self.likelihood[scenes], self.factor[scenes], self.noise[scenes])
 
     def expected(self, state: SourceState) -> Expected:
         """The expected log-likelihood and its derivatives."""
@@ -91,7 +91,8 @@ class Divergence:
         )
         scale = torch.cat([p / 2, p.repeat(1, 3), state.noise[:, None]], 1)
         score, hessian = (v * scale[:, :, None] * scale[:, None] for v in (score, rest - score))
-        hessian[:, :-1, :-1] += _spread(_curvature(own, bent) * p[:, None, None])
+        curvature = _curvature(own, bent) * p[:, None, None]  # of one source each; zero between sources
+        hessian[:, :-1, :-1] += torch.diag_embed(curvature, dim1=2, dim2=4).flatten(3).flatten(1, 2)
         by_noise = state.noise * (zn - n).diagonal(dim1=-2, dim2=-1).real.sum((1, 2))
         hessian[:, -1, -1] += by_noise
         gradient = torch.cat([2 * own[:, 0].flatten(1), torch.ones_like(logdet)[:, None]], 1) * scale
@@ -152,11 +153,6 @@ def _curvature(own: Tensor, bent: Tensor) -> Tensor:
     return result
 
 
-def _spread(own: Tensor) -> Tensor:
-    """Matrices [B, 4 K, 4 K] with the terms of each source [B, 4, 4, K], and zeros between sources."""
-    return torch.diag_embed(own, dim1=2, dim2=4).flatten(3).flatten(1, 2)
-
-
 def _columns(x: Tensor, y: Tensor, k: int) -> Tensor:
     """2 Re sum_l b_i^H x^H y d_i [B, 4 K] of columns [B, L, M, 4 K], the first K of which are those of b."""
     gram = x[..., :k].flatten(1, 2).mH @ y.flatten(1, 2)  # [B, K, 4 K]
@@ -170,7 +166,7 @@ def _bordered(block: Tensor, edge: Tensor, corner: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Minimum:
+class PseudoTrue:
     """The parameters of B scenes of which the model diverges least from the truth."""
 
     state: SourceState  # The pseudo-true sources and noise
@@ -179,13 +175,13 @@ class Minimum:
     converged: Tensor  # (B,) Whether the search has come to an end
 
 
-def nearest(divergence: Divergence, state: SourceState) -> Minimum:
-    """The minimum of the divergence that lies downhill of a state."""
+def pseudo_true_parameters(likelihood: ExpectedLikelihood, state: SourceState) -> PseudoTrue:
+    """The maximum of the expected log-likelihood that lies uphill of a state."""
     # Newton's method on the expected log-likelihood, with the absolute values of the eigenvalues of the Hessian, so
     # that it leaves saddle points, and with damping that grows after a step that would lower the value (J. Nocedal and
     # S. J. Wright, Numerical Optimization, 2006, section 3.4).
     k = state.mask.shape[1]
-    at = divergence.expected(state)
+    at = likelihood.expected(state)
     floor = torch.where(state.mask, state.position[..., 2], torch.inf).amin(1) / _FARTHEST
     floor = torch.where(floor.isfinite(), floor, 0.0)  # a scene without sources
     converged = torch.zeros_like(floor, dtype=torch.bool)
@@ -197,7 +193,7 @@ def nearest(divergence: Divergence, state: SourceState) -> Minimum:
 
     def evaluate(active: Tensor, moved: SourceState) -> tuple[SourceState, Expected]:
         moved.position[..., 2] = torch.maximum(moved.position[..., 2], floor[active][:, None])
-        return moved, divergence[active].expected(moved)
+        return moved, likelihood[active].expected(moved)
 
     def judge(there: Tensor, before: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         better = there >= before - _ROUNDING * before.abs()  # False for NaN
@@ -209,7 +205,7 @@ def nearest(divergence: Divergence, state: SourceState) -> Minimum:
     active = at.value.isfinite().nonzero()[:, 0]
     damping = torch.zeros_like(floor)
     state, at = climb(state, at, damping, active, _MOST_STEPS, propose=propose, evaluate=evaluate, judge=judge)
-    return Minimum(state, at, _free(state, at.gradient, floor), converged)
+    return PseudoTrue(state, at, _free(state, at.gradient, floor), converged)
 
 
 def _free(state: SourceState, gradient: Tensor, floor: Tensor) -> Tensor:
