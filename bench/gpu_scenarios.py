@@ -16,12 +16,12 @@ from bench.gpu_peers import formulation
 from bench.peers import Map, Problem
 from risfast.detect import DetectionOptions, detect_fixed, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.ops import cuda_operands as operands
 from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank
-from risfast.ops import register_cuda_operands as operands
+from risfast.ops.cuda import DevicePlan, device_plan, from_factor, from_matrix, scale_for
 from risfast.ops.devices import kernel_module
 from risfast.ops.peaks_reference import local_maxima_3d_reference
-from risfast.ops.register_cuda_maps import from_factor, from_matrix, scale_for
-from risfast.ops.register_cuda_tables import DevicePlan, device_plan
+from risfast.ops.spectra import Epilogue, lowrank_delta, woodbury_factor
 from risfast.steering import steering_vectors
 
 LOADING = 1e-2
@@ -118,7 +118,7 @@ def _plan(setting: Setting, operation: str, matrix: Tensor, wavefront: str, meth
     axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
     geometry = (array.positions_m, *axes, array.wavenumber, wavefront, method, 1 << 28, "auto")
     rank = matrix.shape[2] if operation == "mvdr_lowrank" else None
-    return device_plan(operation, matrix, geometry, True, LOADING, rank)
+    return device_plan(operation, matrix, geometry, LOADING, rank)
 
 
 def _problem(setting: Setting, operation: str, matrix: Tensor, wavefront: str) -> Problem:
@@ -167,7 +167,7 @@ def lag_map_from_inverse(setting: Setting, batch: int) -> Work:
     inverse = operands.loaded_inverse(R, LOADING).to(torch.complex64)
     plan = _plan(setting, "mvdr", R, "fresnel", "lag")
     scale = scale_for(inverse, setting.array.n_elements)
-    epilogue = kernel_module("launch").Epilogue("reciprocal", scale)
+    epilogue = Epilogue("reciprocal", scale)
     n = setting.array.n_elements
     return Work(
         lambda q: from_matrix(plan, q, epilogue, False),
@@ -190,9 +190,9 @@ def chebyshev_flops(setting: Setting, nodes: tuple[int, int], columns: float) ->
 
 
 def _nodes(plan: DevicePlan) -> tuple[int, int]:
-    assert plan.tables.azimuth is not None
-    assert plan.tables.elevation is not None
-    return plan.tables.azimuth.shape[1], plan.tables.elevation.shape[1]
+    assert plan.azimuth is not None
+    assert plan.elevation is not None
+    return plan.azimuth.shape[1], plan.elevation.shape[1]
 
 
 def chebyshev_from_inverse(setting: Setting, batch: int) -> Work:
@@ -200,7 +200,7 @@ def chebyshev_from_inverse(setting: Setting, batch: int) -> Work:
     R = covariances(setting, batch, "spherical")
     factor = operands.loaded_factor(R, LOADING)
     plan = _plan(setting, "mvdr", R, "spherical", "chebyshev")
-    epilogue = kernel_module("launch").Epilogue("reciprocal", scale_for(factor, setting.array.n_elements))
+    epilogue = Epilogue("reciprocal", scale_for(factor, setting.array.n_elements))
     n = setting.array.n_elements
     return Work(
         lambda w: from_factor(plan, w, epilogue, False, triangular=True),
@@ -223,8 +223,8 @@ def _lowrank(setting: Setting, batch: int, method: str) -> Work:
         flops = chebyshev_flops(setting, _nodes(plan), 2 * columns)  # the residual takes two products
     else:
         flops = setting.points * (16.0 * n * columns + 6.0 * n + 90.0 * n)  # two products, steering made twice
-    delta = operands.lowrank_delta(F[:1], LOADING)
-    small = operands.woodbury_operand(F[:1], delta).to(torch.complex64)
+    delta = lowrank_delta(F[:1], LOADING)
+    small = woodbury_factor(F[:1], delta).to(torch.complex64)
     options = {"loading": LOADING, "method": method}
     return Work(
         lambda f: mvdr_spectrum_lowrank(f, setting.array, setting.grid, **options),

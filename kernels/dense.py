@@ -19,6 +19,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import direction_cosines
 from risfast.ops.domain import Domain
+from risfast.ops.spectra import Epilogue
 from risfast.steering import check_wavefront, farthest
 
 from .device import (
@@ -32,13 +33,15 @@ from .device import (
     store_best,
 )
 from .launch import (
-    Epilogue,
-    best_and_plane,
+    Outputs,
     check_extent,
     check_operands,
     dot_precision,
-    on_device,
-    unused,
+    interleaved,
+    launch,
+    map_or_volume,
+    volume_last,
+    written,
 )
 
 
@@ -146,6 +149,23 @@ class DensePoints:
         """Whether the range planes are shared by all directions."""
         return len(self.shape) == 3
 
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor]:
+        """As the kernels take them."""
+        return self.positions, self.direction, self.range
+
+    @property
+    def planes(self) -> tuple[int, int, int]:
+        """Planes R, and the steps in ``range`` from plane to plane and from point to point."""
+        return (self.shape[2], 1, 0) if self.is_box else (1, 0, 1)
+
+    def outputs(self, batch: int, volume: bool) -> Outputs:
+        """Memory for a map or a volume of these points."""
+        if not volume and not self.is_box:
+            raise ValueError("the best plane is that of a box grid; a list of points has no planes, ask for the volume")
+        shape = (batch, self.shape[2], *self.shape[:2]) if self.is_box else (batch, *self.shape)
+        return map_or_volume(shape, volume, torch.float32, self.positions.device)
+
 
 def dense_configuration(columns: int, batch: int) -> dict[str, int]:
     """Pinned tile for a number of columns: with few of them, several scenes share each steering vector."""
@@ -156,9 +176,11 @@ def dense_configuration(columns: int, batch: int) -> dict[str, int]:
     return {"SCENES": 1, "BLOCK_G": 64, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4}
 
 
-def _check(factor: Tensor, points: DensePoints) -> torch.device:
+def _analyse(
+    factor: Tensor, points: DensePoints, epilogue: Epilogue, volume: bool, triangular: bool, precision: str | None
+) -> Outputs:
     device = check_operands(dense_analysis_kernel, factor=factor, points=points.positions)
-    n = points.positions.shape[1]
+    n, size = points.positions.shape[1], points.direction.shape[1]
     if factor.ndim != 3 or factor.shape[1] != n or factor.shape[2] < 1:
         mend = "; it looks transposed, pass factor.mT" if factor.ndim == 3 and factor.shape[2] == n else ""
         raise ShapeError(f"factor must have shape (B, {n}, K) with K >= 1, got {tuple(factor.shape)}{mend}")
@@ -167,87 +189,32 @@ def _check(factor: Tensor, points: DensePoints) -> torch.device:
             f"factor must be complex64, got {factor.dtype}; the dense kernel computes in float32, "
             "risfast.ops on CPU tensors in float64"
         )
-    check_extent(points=points.direction.shape[1], factor=2 * n * factor.shape[2])
-    return device
-
-
-def _analyse(
-    factor: Tensor,
-    points: DensePoints,
-    epilogue: Epilogue,
-    outputs: tuple[Tensor, Tensor, Tensor | None],
-    triangular: bool,
-    precision: str | None,
-    device: torch.device,
-) -> None:
-    best, plane, volume = outputs
-    batch, n, columns = factor.shape
-    scale = epilogue.scale_on(batch, torch.float32, device)
+    batch, _, columns = factor.shape
+    check_extent(points=size, factor=2 * n * columns)
+    outputs = points.outputs(batch, volume)
     configuration = dense_configuration(columns, batch)
-    size = points.direction.shape[1]
     blocks = triton.cdiv(size, configuration["BLOCK_G"])
-    if batch * size * points.shape[-1] == 0:
-        return
-    with on_device(device):
-        dense_analysis_kernel[(blocks * triton.cdiv(batch, configuration["SCENES"]),)](
-            torch.view_as_real(factor.resolve_conj()).contiguous(),
-            points.positions,
-            points.direction,
-            points.range,
-            scale,
-            best,
-            plane,
-            best if volume is None else volume,
-            epilogue.offset,
-            batch,
-            n,
-            columns,
-            size,
-            points.shape[2] if points.is_box else 1,
-            int(points.is_box),
-            int(not points.is_box),
-            blocks,
-            WAVEFRONT=points.wavefront,
-            TRIANGULAR=triangular,
-            EPILOGUE=epilogue.form,
-            VOLUME=volume is not None,
-            PRECISION=dot_precision(precision),
-            **configuration,
-        )
+    operands = interleaved(factor), *points.arguments, *written(epilogue, outputs, batch)
+    sizes = batch, n, columns, size, *points.planes, blocks
+    constants = {"WAVEFRONT": points.wavefront, "TRIANGULAR": triangular, "EPILOGUE": epilogue.form, "VOLUME": volume}
+    constants |= {"PRECISION": dot_precision(precision), **configuration}
+    programs = blocks * triton.cdiv(batch, configuration["SCENES"]) if points.shape[-1] else 0
+    launch(dense_analysis_kernel, programs, device, *operands, *sizes, **constants)
+    return outputs
 
 
 def dense_map(
-    factor: Tensor,
-    points: DensePoints,
-    epilogue: Epilogue,
-    *,
-    triangular: bool = False,
-    precision: str | None = None,
+    factor: Tensor, points: DensePoints, epilogue: Epilogue, *, triangular: bool = False, precision: str | None = None
 ) -> tuple[Tensor, Tensor]:
     """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
 
     factor (B, N, K)
     """
-    if not points.is_box:
-        raise ValueError("the best plane is that of a box grid; a list of points has no planes, use dense_volume")
-    device = _check(factor, points)
-    best, plane = best_and_plane((factor.shape[0], *points.shape[:2]), torch.float32, device)
-    _analyse(factor, points, epilogue, (best, plane, None), triangular, precision, device)
-    return best, plane
+    return _analyse(factor, points, epilogue, False, triangular, precision)[:2]
 
 
 def dense_volume(
-    factor: Tensor,
-    points: DensePoints,
-    epilogue: Epilogue,
-    *,
-    triangular: bool = False,
-    precision: str | None = None,
+    factor: Tensor, points: DensePoints, epilogue: Epilogue, *, triangular: bool = False, precision: str | None = None
 ) -> Tensor:
     """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`dense_map`."""
-    device = _check(factor, points)
-    shape = (points.shape[2], *points.shape[:2]) if points.is_box else points.shape
-    volume = torch.empty((factor.shape[0], *shape), dtype=torch.float32, device=device)
-    outputs = (unused(factor, torch.float32), unused(factor, torch.int32), volume)
-    _analyse(factor, points, epilogue, outputs, triangular, precision, device)
-    return volume.permute(0, 2, 3, 1) if points.is_box else volume
+    return volume_last(_analyse(factor, points, epilogue, True, triangular, precision))

@@ -18,7 +18,7 @@ from torch import Tensor
 from risfast.ops import refinement as definition
 
 from .forms import FormGeometry, forms
-from .launch import check_operands, on_device
+from .launch import check_operands, launch
 
 _STENCIL_POINTS = 19
 
@@ -251,19 +251,13 @@ def descend(
     around = torch.empty(b, c * _STENCIL_POINTS, 3, dtype=torch.float64, device=device)
     moved = torch.empty(b, c * 2, 3, dtype=torch.float64, device=device)
     box = (step, low, high)
-    programs = (triton.cdiv(b * c, step_configuration()["BLOCK"]),)
+    size, tile, wide = around.numel(), step_configuration(), stencil_configuration()
+    programs, wide_programs = triton.cdiv(b * c, tile["BLOCK"]), triton.cdiv(size, wide["BLOCK"])
     for iteration in range(iterations):
         scale = shrink**iteration
-        with on_device(device):
-            stencil_kernel[(triton.cdiv(around.numel(), stencil_configuration()["BLOCK"]),)](
-                point, *box, stencil, around, scale, around.numel(), **stencil_configuration()
-            )
+        launch(stencil_kernel, wide_programs, device, point, *box, stencil, around, scale, size, **wide)
         heights = forms(around, matrix, factored, geometry, dtype)
-        with on_device(device):
-            newton_kernel[programs](point, *box, heights, fit, moved, scale, b * c, **step_configuration())
-        moved_heights = forms(moved, matrix, factored, geometry, dtype)
-        with on_device(device):
-            choose_kernel[programs](
-                point, value, *box, stencil, heights, moved, moved_heights, scale, b * c, **step_configuration()
-            )
+        launch(newton_kernel, programs, device, point, *box, heights, fit, moved, scale, b * c, **tile)
+        found = heights, moved, forms(moved, matrix, factored, geometry, dtype)
+        launch(choose_kernel, programs, device, point, value, *box, stencil, *found, scale, b * c, **tile)
     return point, value

@@ -20,7 +20,7 @@ from risfast.errors import ShapeError
 from risfast.steering import check_wavefront
 
 from .device import load_complex, plus_conjugate_product, sincos_turns_double, steering_tile
-from .launch import check_extent, check_operands, dot_precision, on_device
+from .launch import accumulator, check_extent, check_operands, dot_precision, interleaved, launch
 from .peaks import double_bits
 
 
@@ -138,22 +138,9 @@ def forms(
     value = torch.empty(batch, count, dtype=dtype, device=device)
     configuration = form_configuration(dtype)
     blocks = triton.cdiv(count, configuration["BLOCK_P"])
-    if batch * count:
-        with on_device(device):
-            form_kernel[(batch * blocks,)](
-                points.contiguous(),
-                geometry.positions,
-                torch.view_as_real(matrix.to(torch.complex128).resolve_conj()).contiguous(),
-                value,
-                double_bits(geometry.wavelength_m),
-                count,
-                n,
-                matrix.shape[2],
-                blocks,
-                WAVEFRONT=geometry.wavefront,
-                FACTORED=factored,
-                DTYPE=tl.float64 if dtype == torch.float64 else tl.float32,
-                PRECISION="ieee" if dtype == torch.float64 else dot_precision(precision),
-                **configuration,
-            )
+    operands = points.contiguous(), geometry.positions, interleaved(matrix.to(torch.complex128)), value
+    sizes = double_bits(geometry.wavelength_m), count, n, matrix.shape[2], blocks
+    constants = {"WAVEFRONT": geometry.wavefront, "FACTORED": factored, "DTYPE": accumulator(dtype), **configuration}
+    products = "ieee" if dtype == torch.float64 else dot_precision(precision)
+    launch(form_kernel, batch * blocks, device, *operands, *sizes, PRECISION=products, **constants)
     return value

@@ -12,17 +12,10 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
+from risfast.ops.spectra import Epilogue
 
 from .device import first_best, keep_best, power_of, store_best
-from .launch import (
-    Epilogue,
-    best_and_plane,
-    check_extent,
-    check_operands,
-    dot_precision,
-    on_device,
-    unused,
-)
+from .launch import Outputs, check_extent, check_operands, dot_precision, launch, map_or_volume, volume_last, written
 
 
 @triton.jit
@@ -95,7 +88,9 @@ def interpolate_configuration() -> dict[str, int]:
     return {"BLOCK_A": 64, "BLOCK_E": 32, "BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4}
 
 
-def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor) -> torch.device:
+def _interpolate(
+    nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, volume: bool, precision: str | None
+) -> Outputs:
     device = check_operands(interpolate_kernel, nodes=nodes, azimuth=azimuth, elevation=elevation)
     if nodes.ndim != 4 or azimuth.shape[1:] != nodes.shape[2:3] or elevation.shape[1:] != nodes.shape[3:]:
         raise ShapeError(
@@ -105,51 +100,19 @@ def _check(nodes: Tensor, azimuth: Tensor, elevation: Tensor) -> torch.device:
     for name, tensor in (("nodes", nodes), ("azimuth", azimuth), ("elevation", elevation)):
         if tensor.dtype != torch.float32:
             raise TypeError(f"{name} must be float32, got {tensor.dtype}; convert it with .float()")
-    check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), nodes=nodes.shape[2] * nodes.shape[3])
-    check_extent(grid=azimuth.shape[0] * elevation.shape[0])
-    return device
-
-
-def _interpolate(
-    nodes: Tensor,
-    matrices: tuple[Tensor, Tensor],
-    epilogue: Epilogue,
-    outputs: tuple[Tensor, Tensor, Tensor | None],
-    precision: str | None,
-    device: torch.device,
-) -> None:
-    azimuth, elevation = matrices
-    best, plane, volume = outputs
     batch, planes, n_az, n_el = nodes.shape
-    scale = epilogue.scale_on(batch, torch.float32, device)
+    g_az, g_el = azimuth.shape[0], elevation.shape[0]
+    check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), nodes=n_az * n_el, grid=g_az * g_el)
+    outputs = map_or_volume((batch, planes, g_az, g_el), volume, torch.float32, device)
     configuration = interpolate_configuration()
-    azimuth_blocks = triton.cdiv(azimuth.shape[0], configuration["BLOCK_A"])
-    elevation_blocks = triton.cdiv(elevation.shape[0], configuration["BLOCK_E"])
+    azimuth_blocks = triton.cdiv(g_az, configuration["BLOCK_A"])
+    elevation_blocks = triton.cdiv(g_el, configuration["BLOCK_E"])
+    operands = nodes.contiguous(), azimuth.contiguous(), elevation.contiguous(), *written(epilogue, outputs, batch)
+    sizes = planes, n_az, n_el, g_az, g_el, azimuth_blocks, elevation_blocks
+    constants = {"EPILOGUE": epilogue.form, "VOLUME": volume, "PRECISION": dot_precision(precision), **configuration}
     programs = batch * azimuth_blocks * elevation_blocks
-    if programs == 0:
-        return
-    with on_device(device):
-        interpolate_kernel[(programs,)](
-            nodes.contiguous(),
-            azimuth.contiguous(),
-            elevation.contiguous(),
-            scale,
-            best,
-            plane,
-            best if volume is None else volume,
-            epilogue.offset,
-            planes,
-            n_az,
-            n_el,
-            azimuth.shape[0],
-            elevation.shape[0],
-            azimuth_blocks,
-            elevation_blocks,
-            EPILOGUE=epilogue.form,
-            VOLUME=volume is not None,
-            PRECISION=dot_precision(precision),
-            **configuration,
-        )
+    launch(interpolate_kernel, programs, device, *operands, *sizes, **constants)
+    return outputs
 
 
 def interpolate_map(
@@ -159,19 +122,11 @@ def interpolate_map(
 
     nodes (B, R, n_az, n_el), azimuth, elevation (G_az, n_az), (G_el, n_el)
     """
-    device = _check(nodes, azimuth, elevation)
-    best, plane = best_and_plane((nodes.shape[0], azimuth.shape[0], elevation.shape[0]), torch.float32, device)
-    _interpolate(nodes, (azimuth, elevation), epilogue, (best, plane, None), precision, device)
-    return best, plane
+    return _interpolate(nodes, azimuth, elevation, epilogue, False, precision)[:2]
 
 
 def interpolate_volume(
     nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, *, precision: str | None = None
 ) -> Tensor:
     """Power on every point, [B, G_az, G_el, R], stored plane by plane; see :func:`interpolate_map`."""
-    device = _check(nodes, azimuth, elevation)
-    shape = (*nodes.shape[:2], azimuth.shape[0], elevation.shape[0])
-    volume = torch.empty(shape, dtype=torch.float32, device=device)
-    outputs = (unused(nodes, torch.float32), unused(nodes, torch.int32), volume)
-    _interpolate(nodes, (azimuth, elevation), epilogue, outputs, precision, device)
-    return volume.permute(0, 2, 3, 1)
+    return volume_last(_interpolate(nodes, azimuth, elevation, epilogue, True, precision))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 
-from .launch import check_extent, check_operands, dot_precision, on_device
+from .launch import check_extent, check_operands, dot_precision, launch
 from .weights import PointWeights, load_weight
 
 
@@ -100,32 +100,15 @@ def interpolate_adjoint(
     weights.check_shape((azimuth.shape[0], elevation.shape[0], planes))
     check_extent(azimuth=azimuth.numel(), elevation=elevation.numel(), grid=azimuth.shape[0] * elevation.shape[0])
     device = check_operands(interpolate_adjoint_kernel, **weights.tensors(), azimuth=azimuth, elevation=elevation)
-    values, power, plane, scale = weights.operands(torch.float32, azimuth_last=False)
+    batch = weights.values.shape[0]
     (g_az, n_az), (g_el, n_el) = azimuth.shape, elevation.shape
-    nodes = torch.empty(values.shape[0], planes, n_az, n_el, dtype=torch.float32, device=device)
+    nodes = torch.empty(batch, planes, n_az, n_el, dtype=torch.float32, device=device)
     configuration = interpolate_adjoint_configuration()
     azimuth_blocks = triton.cdiv(n_az, configuration["BLOCK_M"])
     elevation_blocks = triton.cdiv(n_el, configuration["BLOCK_N"])
-    if nodes.numel():
-        with on_device(device):
-            interpolate_adjoint_kernel[(values.shape[0] * planes * azimuth_blocks * elevation_blocks,)](
-                values,
-                power,
-                plane,
-                scale,
-                azimuth.contiguous(),
-                elevation.contiguous(),
-                nodes,
-                planes,
-                n_az,
-                n_el,
-                g_az,
-                g_el,
-                azimuth_blocks,
-                elevation_blocks,
-                FORM=weights.form,
-                WINNER=weights.plane is not None,
-                PRECISION=precision,
-                **configuration,
-            )
+    operands = *weights.operands(torch.float32, azimuth_last=False), azimuth.contiguous(), elevation.contiguous(), nodes
+    sizes = planes, n_az, n_el, g_az, g_el, azimuth_blocks, elevation_blocks
+    constants = {"FORM": weights.form, "WINNER": weights.plane is not None, "PRECISION": precision, **configuration}
+    programs = batch * planes * azimuth_blocks * elevation_blocks
+    launch(interpolate_adjoint_kernel, programs, device, *operands, *sizes, **constants)
     return nodes

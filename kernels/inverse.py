@@ -31,7 +31,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 
 from .device import load_complex, store_complex
-from .launch import check_operands, on_device
+from .launch import accumulator, check_operands, interleaved, launch
 
 LARGEST = 256  # elements: what one program's time is reasonable for
 _BLOCK = 16  # of a column; the least that matrix instructions take
@@ -224,7 +224,8 @@ def product_configuration() -> dict[str, int]:
     return {"BLOCK": 32, "BLOCK_K": 16, "num_warps": 4, "num_stages": 1}
 
 
-def _check(covariance: Tensor, delta: Tensor, dtype: torch.dtype) -> torch.device:
+def _factor(covariance: Tensor, delta: Tensor, dtype: torch.dtype, clear: bool) -> tuple[Tensor, Tensor]:
+    """W as [B, N, N, 2] and info; below its diagonal W holds zeros only if ``clear``."""
     device = check_operands(inverse_factor_kernel, covariance=covariance, delta=delta)
     if covariance.ndim != 3 or covariance.shape[1] != covariance.shape[2]:
         raise ShapeError(f"covariance must have shape (B, N, N), got {tuple(covariance.shape)}")
@@ -240,28 +241,12 @@ def _check(covariance: Tensor, delta: Tensor, dtype: torch.dtype) -> torch.devic
         )
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}")
-    return device
-
-
-def _factor(covariance: Tensor, delta: Tensor, dtype: torch.dtype, clear: bool) -> tuple[Tensor, Tensor]:
-    """W as [B, N, N, 2] and info; below its diagonal W holds zeros only if ``clear``."""
-    device = _check(covariance, delta, dtype)
     batch, n = covariance.shape[:2]
     factor = torch.empty(batch, n, n, 2, dtype=dtype, device=device)
     info = torch.empty(batch, dtype=torch.int32, device=device)
-    if batch:
-        with on_device(device):
-            inverse_factor_kernel[(batch,)](
-                torch.view_as_real(covariance.resolve_conj()).contiguous(),
-                delta.contiguous(),
-                factor,
-                info,
-                n,
-                CLEAR=clear,
-                ACC=tl.float64 if dtype == torch.float64 else tl.float32,
-                PRECISION="ieee",
-                **inverse_configuration(dtype),
-            )
+    constants = {"CLEAR": clear, "ACC": accumulator(dtype), "PRECISION": "ieee", **inverse_configuration(dtype)}
+    operands = interleaved(covariance), delta.contiguous(), factor, info, n
+    launch(inverse_factor_kernel, batch, device, *operands, **constants)
     return factor, info
 
 
@@ -290,21 +275,11 @@ def inverse_from_factor(factor: Tensor) -> Tensor:
 
     factor (B, N, N) -> (B, N, N)
     """
-    check_operands(gram_kernel, factor=factor)
+    device = check_operands(gram_kernel, factor=factor)
     batch, n = factor.shape[:2]
     factor = torch.view_as_real(factor)
     inverse = torch.empty_like(factor)
-    configuration = product_configuration()
-    blocks = triton.cdiv(n, configuration["BLOCK"])
-    if batch:
-        with on_device(factor.device):
-            gram_kernel[(batch * blocks * blocks,)](
-                factor,
-                inverse,
-                n,
-                blocks,
-                ACC=tl.float64 if factor.dtype == torch.float64 else tl.float32,
-                PRECISION="ieee",
-                **configuration,
-            )
+    blocks = triton.cdiv(n, product_configuration()["BLOCK"])
+    constants = {"ACC": accumulator(factor.dtype), "PRECISION": "ieee", **product_configuration()}
+    launch(gram_kernel, batch * blocks * blocks, device, factor, inverse, n, blocks, **constants)
     return torch.view_as_complex(inverse)

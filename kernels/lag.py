@@ -16,11 +16,12 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
+from risfast.ops.spectra import Epilogue
 
 from .device import complex_product, load_complex, store_complex
 from .lag_evaluate import lag_configuration, lag_evaluate
 from .lag_tables import LagTables
-from .launch import Epilogue, best_and_plane, check_extent, check_operands, on_device, unused
+from .launch import Outputs, accumulator, check_extent, check_operands, interleaved, launch, map_or_volume, volume_last
 
 
 @triton.jit
@@ -150,23 +151,10 @@ def lag_coefficients(matrix: Tensor, tables: LagTables) -> Tensor:
     out = torch.empty(batch, planes, tables.n_h, n_lags, 2, dtype=tables.dtype, device=device)
     tile = coefficients_configuration()
     lag_blocks, plane_blocks = triton.cdiv(tables.n_h, tile["BLOCK_H"]), triton.cdiv(planes, tile["BLOCK_R"])
+    operands = interleaved(matrix), tables.order, tables.weights_h, tables.weights_v, out
+    sizes = planes, tables.n_h, tables.n_v, lag_blocks, plane_blocks
     programs = batch * n_lags * lag_blocks * plane_blocks
-    if programs:
-        with on_device(device):
-            lag_coefficients_kernel[(programs,)](
-                torch.view_as_real(matrix.resolve_conj()).contiguous(),
-                tables.order,
-                tables.weights_h,
-                tables.weights_v,
-                out,
-                planes,
-                tables.n_h,
-                tables.n_v,
-                lag_blocks,
-                plane_blocks,
-                ACC=tl.float64 if tables.dtype == torch.float64 else tl.float32,
-                **tile,
-            )
+    launch(lag_coefficients_kernel, programs, device, *operands, *sizes, ACC=accumulator(tables.dtype), **tile)
     return torch.view_as_complex(out)
 
 
@@ -178,27 +166,21 @@ def lag_rows(coefficients: Tensor, tables: LagTables) -> Tensor:
     e, m = 2 * tables.n_elevation, batch * planes * n_h
     tile = rows_configuration()
     m_blocks = triton.cdiv(m, tile["BLOCK_M"])
-    if m:
-        with on_device(device):
-            lag_rows_kernel[(triton.cdiv(e, tile["BLOCK_E"]) * m_blocks,)](
-                tables.vertical,
-                torch.view_as_real(coefficients).contiguous(),
-                rows,
-                e,
-                m,
-                2 * n_lags,
-                m_blocks,
-                ACC=tl.float64 if tables.dtype == torch.float64 else tl.float32,
-                **tile,
-            )
+    operands = tables.vertical, torch.view_as_real(coefficients).contiguous(), rows, e, m, 2 * n_lags, m_blocks
+    programs = triton.cdiv(e, tile["BLOCK_E"]) * m_blocks
+    launch(lag_rows_kernel, programs, device, *operands, ACC=accumulator(tables.dtype), **tile)
     return rows
 
 
-def _fill(matrix: Tensor, tables: LagTables, epilogue: Epilogue, outputs: tuple[Tensor, Tensor, Tensor | None]) -> None:
+def _evaluate(matrix: Tensor, tables: LagTables, epilogue: Epilogue, volume: bool) -> Outputs:
     # What cannot be met raises before any work.
     lag_configuration(tables.n_h, tables.dtype)
-    epilogue = replace(epilogue, scale=epilogue.scale_on(matrix.shape[0], tables.dtype, matrix.device))
+    batch, planes = matrix.shape[0], tables.weights_h.shape[0]
+    epilogue = replace(epilogue, scale=epilogue.scale_on(batch, tables.dtype, matrix.device))
+    shape = (batch, planes, tables.n_elevation, tables.n_azimuth)
+    outputs = map_or_volume(shape, volume, tables.dtype, matrix.device)
     lag_evaluate(lag_rows(lag_coefficients(matrix, tables), tables), tables, epilogue, outputs)
+    return outputs
 
 
 def lag_map(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
@@ -206,17 +188,10 @@ def lag_map(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> tuple[Tens
 
     matrix (B, N, N)
     """
-    shape = (matrix.shape[0], tables.n_elevation, tables.n_azimuth)
-    best, plane = best_and_plane(shape, tables.dtype, matrix.device)
-    _fill(matrix, tables, epilogue, (best, plane, None))
+    best, plane, _ = _evaluate(matrix, tables, epilogue, volume=False)
     return best.mT, plane.mT
 
 
 def lag_volume(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> Tensor:
     """Power on every point, [B, G_az, G_el, G_r], stored plane by plane with azimuth fastest; see :func:`lag_map`."""
-    planes = tables.weights_h.shape[0]
-    shape = (matrix.shape[0], planes, tables.n_elevation, tables.n_azimuth)
-    volume = torch.empty(shape, dtype=tables.dtype, device=matrix.device)
-    outputs = (unused(matrix, tables.dtype), unused(matrix, torch.int32), volume)
-    _fill(matrix, tables, epilogue, outputs)
-    return volume.permute(0, 3, 2, 1)
+    return volume_last(_evaluate(matrix, tables, epilogue, volume=True)).transpose(1, 2)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .device import complex_product, load_complex, store_complex
 from .lag_tables import LagTables
-from .launch import check_extent, check_operands, on_device
+from .launch import accumulator, check_extent, check_operands, launch
 from .weights import PointWeights, load_weight
 
 
@@ -193,34 +193,17 @@ def toeplitz_configuration() -> dict[str, int]:
 
 def _rows(weights: PointWeights, tables: LagTables, planes: int, device: torch.device) -> Tensor:
     """Cosine and sine sums [2, G_el, B, R, n_h]."""
-    operands = weights.operands(tables.dtype, azimuth_last=True)
-    batch = operands[0].shape[0]
+    batch = weights.values.shape[0]
     half_el, n_h, half_az = tables.cosines.shape
     rows = torch.empty(2, tables.n_elevation, batch, planes, n_h, dtype=tables.dtype, device=device)
-    configuration = weight_rows_configuration()
-    row_blocks = triton.cdiv(batch * planes, configuration["BLOCK_M"])
-    lag_blocks = triton.cdiv(n_h, configuration["BLOCK_H"])
-    with on_device(device):
-        weight_rows_kernel[(tables.n_elevation * row_blocks * lag_blocks,)](
-            *operands,
-            tables.cosines,
-            tables.sines,
-            rows,
-            batch,
-            planes,
-            n_h,
-            tables.n_azimuth,
-            tables.n_elevation,
-            half_az,
-            half_el,
-            row_blocks,
-            lag_blocks,
-            MIRROR_AZ=tables.mirror_azimuth,
-            FORM=weights.form,
-            WINNER=weights.plane is not None,
-            ACC=tl.float64 if tables.dtype == torch.float64 else tl.float32,
-            **configuration,
-        )
+    tile = weight_rows_configuration()
+    row_blocks, lag_blocks = triton.cdiv(batch * planes, tile["BLOCK_M"]), triton.cdiv(n_h, tile["BLOCK_H"])
+    operands = *weights.operands(tables.dtype, azimuth_last=True), tables.cosines, tables.sines, rows
+    sizes = batch, planes, n_h, tables.n_azimuth, tables.n_elevation, half_az, half_el, row_blocks, lag_blocks
+    constants = {"MIRROR_AZ": tables.mirror_azimuth, "FORM": weights.form, "WINNER": weights.plane is not None}
+    constants |= {"ACC": accumulator(tables.dtype), **tile}
+    programs = tables.n_elevation * row_blocks * lag_blocks
+    launch(weight_rows_kernel, programs, device, *operands, *sizes, **constants)
     return rows
 
 
@@ -229,20 +212,11 @@ def _lags(rows: Tensor, tables: LagTables) -> Tensor:
     _, _, batch, planes, n_h = rows.shape
     n_lags = 2 * tables.n_v - 1
     lags = torch.empty(batch, planes, n_h, n_lags, 2, dtype=tables.dtype, device=rows.device)
-    configuration = lags_configuration()
-    m, k_blocks = batch * planes * n_h, triton.cdiv(2 * n_lags, configuration["BLOCK_K"])
-    with on_device(rows.device):
-        lags_kernel[(triton.cdiv(m, configuration["BLOCK_M"]) * k_blocks,)](
-            rows,
-            tables.vertical,
-            lags,
-            2 * tables.n_elevation,
-            m,
-            2 * n_lags,
-            k_blocks,
-            ACC=tl.float64 if tables.dtype == torch.float64 else tl.float32,
-            **configuration,
-        )
+    tile = lags_configuration()
+    m, k_blocks = batch * planes * n_h, triton.cdiv(2 * n_lags, tile["BLOCK_K"])
+    operands = rows, tables.vertical, lags, 2 * tables.n_elevation, m, 2 * n_lags, k_blocks
+    programs = triton.cdiv(m, tile["BLOCK_M"]) * k_blocks
+    launch(lags_kernel, programs, rows.device, *operands, ACC=accumulator(tables.dtype), **tile)
     return lags
 
 
@@ -257,23 +231,10 @@ def lag_synthesis(weights: PointWeights, tables: LagTables) -> Tensor:
     device = check_operands(weight_rows_kernel, **weights.tensors(), tables=tables.cosines)
     batch = weights.values.shape[0]
     out = torch.empty(batch, n, n, 2, dtype=tables.dtype, device=device)
-    if batch == 0:
-        return torch.view_as_complex(out)
-    lags = _lags(_rows(weights, tables, planes, device), tables)
-    configuration = toeplitz_configuration()
-    blocks = triton.cdiv(n, configuration["BLOCK"])
-    with on_device(device):
-        toeplitz_kernel[(batch * blocks * blocks,)](
-            lags,
-            tables.order,
-            tables.weights_h,
-            tables.weights_v,
-            out,
-            planes,
-            tables.n_h,
-            tables.n_v,
-            blocks,
-            ACC=tl.float64 if tables.dtype == torch.float64 else tl.float32,
-            **configuration,
-        )
+    if batch:
+        lags = _lags(_rows(weights, tables, planes, device), tables)
+        tile = toeplitz_configuration()
+        blocks = triton.cdiv(n, tile["BLOCK"])
+        operands = lags, tables.order, tables.weights_h, tables.weights_v, out, planes, tables.n_h, tables.n_v, blocks
+        launch(toeplitz_kernel, batch * blocks * blocks, device, *operands, ACC=accumulator(tables.dtype), **tile)
     return torch.view_as_complex(out)

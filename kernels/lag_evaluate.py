@@ -13,9 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from risfast.ops.spectra import Epilogue
+
 from .device import first_best, keep_best, power_of, store_best
 from .lag_tables import LagTables
-from .launch import Epilogue, check_operands, on_device
+from .launch import Outputs, check_operands, launch, written
 
 _MOST_SCENES = 8  # scenes of one evaluation program, which share its tables
 
@@ -205,45 +207,21 @@ def lag_configuration(n_h: int, dtype: torch.dtype) -> dict[str, int]:
     )
 
 
-def lag_evaluate(
-    rows: Tensor, tables: LagTables, epilogue: Epilogue, outputs: tuple[Tensor, Tensor, Tensor | None]
-) -> None:
+def lag_evaluate(rows: Tensor, tables: LagTables, epilogue: Epilogue, outputs: Outputs) -> None:
     """Fill the map and the winning planes [B, G_el, G_az], or the volume [B, R, G_el, G_az], whichever is there.
 
     rows (2, G_el, B, R, n_h)
     """
-    best, plane, volume = outputs
     configuration = lag_configuration(tables.n_h, tables.dtype)
-    device = check_operands(lag_evaluate_kernel, rows=rows, tables=tables.cosines, power=best)
+    device = check_operands(lag_evaluate_kernel, rows=rows, tables=tables.cosines, power=outputs[0])
     batch, planes, n_h = rows.shape[2:]
-    scale = epilogue.scale_on(batch, tables.dtype, device)
     half_el, _, half_az = tables.cosines.shape
     chunks = triton.cdiv(half_az, configuration["BLOCK_A"] + configuration["TAIL"])
     scenes = min(_MOST_SCENES, triton.next_power_of_2(max(batch, 1)))
-    if batch == 0:
-        return
-    with on_device(device):
-        lag_evaluate_kernel[(half_el * chunks * triton.cdiv(batch, scenes),)](
-            rows,
-            tables.cosines,
-            tables.sines,
-            scale,
-            best,
-            plane,
-            best if volume is None else volume,
-            epilogue.offset,
-            batch,
-            planes,
-            tables.n_azimuth,
-            tables.n_elevation,
-            half_az,
-            half_el,
-            chunks,
-            N_H=n_h,
-            SCENES=scenes,
-            MIRROR_AZ=tables.mirror_azimuth,
-            IMAGES=2 if tables.mirror_elevation else 1,
-            EPILOGUE=epilogue.form,
-            VOLUME=volume is not None,
-            **configuration,
-        )
+    operands = rows, tables.cosines, tables.sines, *written(epilogue, outputs, batch)
+    sizes = batch, planes, tables.n_azimuth, tables.n_elevation, half_az, half_el, chunks
+    constants = {"N_H": n_h, "SCENES": scenes, "MIRROR_AZ": tables.mirror_azimuth}
+    constants |= {"IMAGES": 2 if tables.mirror_elevation else 1, "EPILOGUE": epilogue.form}
+    constants |= {"VOLUME": outputs[2] is not None, **configuration}
+    programs = half_el * chunks * triton.cdiv(batch, scenes)
+    launch(lag_evaluate_kernel, programs, device, *operands, *sizes, **constants)

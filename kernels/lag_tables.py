@@ -9,6 +9,7 @@ from torch import Tensor
 
 from risfast.geometry import find_lattice
 from risfast.ops.domain import Domain, HalfAxis, antisymmetric
+from risfast.ops.lag import horizontal_phase, lattice_weights, vertical_phase
 from risfast.steering import LAG_WAVEFRONTS
 
 from .launch import check_extent
@@ -53,17 +54,12 @@ class LagTables:
             )
         azimuth = HalfAxis(domain.azimuth, antisymmetric(domain.azimuth))
         elevation = HalfAxis(domain.elevation, antisymmetric(domain.elevation))
-        order = torch.tensor(lattice.order)
-        p = domain.positions[order].reshape(lattice.n_h, lattice.n_v, 3)
-        k = domain.wavenumber
-        lag_h = torch.arange(lattice.n_h, dtype=torch.float64)
-        lag_v = torch.arange(-(lattice.n_v - 1), lattice.n_v, dtype=torch.float64)
-        vertical = k * lattice.spacing_v_m * lag_v * domain.elevation.sin()[:, None]  # [G_el, 2 n_v - 1]
+        vertical = vertical_phase(domain, lattice, domain.elevation).mT.contiguous()  # [G_el, 2 n_v - 1]
         real_part = torch.stack([vertical.cos(), -vertical.sin()], -1).flatten(1)
         imaginary_part = torch.stack([vertical.sin(), vertical.cos()], -1).flatten(1)
         check_extent(tables=elevation.values.numel() * lattice.n_h * azimuth.values.numel())
-        turn = k * lattice.spacing_h_m * elevation.values.cos()[:, None, None] * lag_h[:, None]
-        turn = turn * azimuth.values.sin()  # [half G_el, n_h, half G_az]
+        turn = horizontal_phase(domain, lattice, elevation.values, azimuth.values)  # [half G_el, n_h, half G_az]
+        weights_h, weights_v = map(torch.view_as_real, lattice_weights(domain, lattice))
 
         def stored(values: Tensor) -> Tensor:
             return values.to(device, dtype).contiguous()
@@ -75,18 +71,10 @@ class LagTables:
             domain.elevation.numel(),
             azimuth.mirrored,
             elevation.mirrored,
-            order.to(device, torch.int32),
-            stored(_weights(domain, p[:, 0, 0])),
-            stored(_weights(domain, p[0, :, 1])),
+            torch.tensor(lattice.order).to(device, torch.int32),
+            stored(weights_h),
+            stored(weights_v),
             stored(torch.cat([real_part, -imaginary_part])),
             stored(turn.cos()),
             stored(turn.sin()),
         )
-
-
-def _weights(domain: Domain, coordinate: Tensor) -> Tensor:
-    """exp(-j k x^2 / 2 r) on every plane as [R, n, 2]; 1 for the planar wavefront."""
-    phase = torch.zeros(domain.range.numel(), coordinate.numel(), dtype=torch.float64)
-    if domain.wavefront == "fresnel":
-        phase = -domain.wavenumber * coordinate.square() / (2 * domain.range[:, None])
-    return torch.stack([phase.cos(), phase.sin()], -1)

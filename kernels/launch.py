@@ -1,45 +1,26 @@
-"""What every launcher needs: epilogues, checks of device, size and precision, outputs."""
+"""What every launcher needs: checks of device, size and precision, the launch itself, outputs."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
+from risfast.ops.spectra import Epilogue
 
-EPILOGUES = ("linear", "reciprocal", "complement")
+# What a kernel of maps and volumes writes: power of the best plane and its index, or the volume.
+Outputs = tuple[Tensor, Tensor, Tensor | None]
+
 DOT_PRECISIONS = ("ieee", "tf32x3", "tf32")
 # Within a scene the kernels count in int32, up to a tile past the end; what a scene is multiplied by is int64.
 _MOST_NUMBERS = (1 << 31) - (1 << 12)
 # The oldest compute capability that the pinned configurations are compiled for.
 _OLDEST_CAPABILITY = (8, 0)
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """From a quadratic form q to power."""
-
-    form: str  # scale * q, scale / q, or scale / (offset - q)
-    scale: Tensor  # (B,) Positive, so that the best plane is known from q alone
-    # Of the complement (N: the squared norm of a steering vector); not looked at otherwise. An int, because Triton
-    # would round a Python float to float32 on its way to a float64 kernel
-    offset: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown form."""
-        if self.form not in EPILOGUES:
-            raise ValueError(f"form must be one of {', '.join(EPILOGUES)}; got {self.form!r}")
-
-    def scale_on(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Scale on the device in the dtype of q."""
-        if self.scale.shape != (batch,):
-            raise ShapeError(f"scale must have shape ({batch},), one number a scene, got {tuple(self.scale.shape)}")
-        return self.scale.to(device, dtype).contiguous()
 
 
 def check_operands(kernel: Any, **tensors: Tensor) -> torch.device:
@@ -87,16 +68,50 @@ def dot_precision(asked: str | None = None) -> str:
     return "ieee" if precision == "tf32x3" and torch.version.hip is not None else precision
 
 
-def on_device(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Makes ``device`` current, so that Triton launches there, on that device's current stream."""
-    return torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+def launch(kernel: Any, programs: int, device: torch.device, *arguments: Any, **constants: Any) -> None:
+    """Run so many programs of a kernel on the current stream of a device; none is no launch."""
+    if programs:
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+            kernel[(programs,)](*arguments, **constants)
 
 
-def unused(like: Tensor, dtype: torch.dtype) -> Tensor:
-    """An argument for an output that the kernel was told not to write."""
-    return torch.empty(1, dtype=dtype, device=like.device)
+def interleaved(matrix: Tensor) -> Tensor:
+    """Complex numbers as the kernels read them, in real and imaginary parts.
+
+    matrix (...) -> (..., 2)
+    """
+    return torch.view_as_real(matrix.resolve_conj()).contiguous()
+
+
+def accumulator(dtype: torch.dtype) -> Any:
+    """Triton's type of a real dtype."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
 
 
 def best_and_plane(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
     """Memory for the power of the best plane and its index."""
     return torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=torch.int32, device=device)
+
+
+def map_or_volume(shape: tuple[int, ...], volume: bool, dtype: torch.dtype, device: torch.device) -> Outputs:
+    """Memory for a map and its planes, and None; or for a volume, beside one number for what is not written.
+
+    shape (B, R, ...)
+    """
+    if volume:
+        return *best_and_plane((1,), dtype, device), torch.empty(shape, dtype=dtype, device=device)
+    return *best_and_plane((shape[0], *shape[2:]), dtype, device), None
+
+
+def written(epilogue: Epilogue, outputs: Outputs, batch: int) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """Scale, best power, its plane, volume and offset, as the kernels of maps and volumes take them."""
+    best, plane, volume = outputs
+    scale = epilogue.scale_on(batch, best.dtype, best.device)
+    return scale, best, plane, best if volume is None else volume, epilogue.offset
+
+
+def volume_last(outputs: Outputs) -> Tensor:
+    """The volume [B, X, Y, R] stored plane by plane, or the values [B, G] of a list of points."""
+    volume = outputs[2]
+    assert volume is not None
+    return volume.permute(0, 2, 3, 1) if volume.ndim == 4 else volume

@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
+from risfast.ops.spectra import Epilogue
 
 from .dense import DensePoints
 from .device import (
@@ -38,15 +39,7 @@ from .device import (
     store_best,
 )
 from .inverse import inverse_factor
-from .launch import (
-    Epilogue,
-    best_and_plane,
-    check_extent,
-    check_operands,
-    dot_precision,
-    on_device,
-    unused,
-)
+from .launch import Outputs, check_extent, check_operands, dot_precision, interleaved, launch, volume_last, written
 
 MOST_COLUMNS = 32  # products V^H a of one tile are held in registers
 
@@ -173,9 +166,11 @@ def residual_configuration(columns: int) -> dict[str, int]:
     return {"WIDE": wide, "BLOCK_G": 64 if wide else 128, **tile}
 
 
-def _check(u: Tensor, v: Tensor, points: DensePoints) -> torch.device:
+def _evaluate(
+    u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, volume: bool, precision: str | None
+) -> Outputs:
     device = check_operands(residual_kernel, U=u, V=v, positions=points.positions)
-    n = points.positions.shape[1]
+    n, size = points.positions.shape[1], points.direction.shape[1]
     if u.shape != v.shape or u.ndim != 3 or u.shape[1] != n or not 1 <= u.shape[2] <= MOST_COLUMNS:
         raise ShapeError(
             f"U and V must have shape (B, {n}, K) with K at most {MOST_COLUMNS}, got {tuple(u.shape)} and "
@@ -183,51 +178,19 @@ def _check(u: Tensor, v: Tensor, points: DensePoints) -> torch.device:
         )
     if u.dtype != torch.complex64 or v.dtype != torch.complex64:
         raise TypeError(f"U and V must be complex64, got {u.dtype} and {v.dtype}")
-    check_extent(points=points.direction.shape[1])
-    return device
-
-
-def _evaluate(
-    factors: tuple[Tensor, Tensor],
-    points: DensePoints,
-    epilogue: Epilogue,
-    outputs: tuple[Tensor, Tensor, Tensor | None],
-    precision: str | None,
-    device: torch.device,
-) -> None:
-    best, plane, volume = outputs
-    batch, n, columns = factors[0].shape
-    scale = epilogue.scale_on(batch, torch.float32, device)
+    check_extent(points=size)
+    batch, _, columns = u.shape
+    outputs = points.outputs(batch, volume)
     configuration = residual_configuration(columns)
-    size = points.direction.shape[1]
     blocks = triton.cdiv(size, configuration["BLOCK_G"])
-    if batch * size * points.shape[-1] == 0:
-        return
-    with on_device(device):
-        residual_kernel[(blocks * batch,)](
-            *(torch.view_as_real(x.resolve_conj()).contiguous() for x in factors),
-            points.positions,
-            points.direction,
-            points.range,
-            scale,
-            best,
-            plane,
-            best if volume is None else volume,
-            epilogue.offset,
-            n,
-            columns,
-            size,
-            points.shape[2] if points.is_box else 1,
-            int(points.is_box),
-            int(not points.is_box),
-            blocks,
-            WAVEFRONT=points.wavefront,
-            EPILOGUE=epilogue.form,
-            VOLUME=volume is not None,
-            # The halves of tf32x3 operands of 32 columns would spill.
-            PRECISION=dot_precision(precision or ("ieee" if columns > 16 else None)),
-            **configuration,
-        )
+    operands = interleaved(u), interleaved(v), *points.arguments, *written(epilogue, outputs, batch)
+    sizes = n, columns, size, *points.planes, blocks
+    # The halves of tf32x3 operands of 32 columns would spill.
+    products = dot_precision(precision or ("ieee" if columns > 16 else None))
+    constants = {"WAVEFRONT": points.wavefront, "EPILOGUE": epilogue.form, "VOLUME": volume, "PRECISION": products}
+    programs = blocks * batch if points.shape[-1] else 0
+    launch(residual_kernel, programs, device, *operands, *sizes, **constants, **configuration)
+    return outputs
 
 
 def residual_map(
@@ -237,21 +200,11 @@ def residual_map(
 
     u, v (B, N, K)
     """
-    if not points.is_box:
-        raise ValueError("the best plane is that of a box grid; a list of points has no planes, use residual_volume")
-    device = _check(u, v, points)
-    best, plane = best_and_plane((u.shape[0], *points.shape[:2]), torch.float32, device)
-    _evaluate((u, v), points, epilogue, (best, plane, None), precision, device)
-    return best, plane
+    return _evaluate(u, v, points, epilogue, False, precision)[:2]
 
 
 def residual_volume(
     u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, *, precision: str | None = None
 ) -> Tensor:
     """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`residual_map`."""
-    device = _check(u, v, points)
-    shape = (points.shape[2], *points.shape[:2]) if points.is_box else points.shape
-    volume = torch.empty((u.shape[0], *shape), dtype=torch.float32, device=device)
-    outputs = (unused(u, torch.float32), unused(u, torch.int32), volume)
-    _evaluate((u, v), points, epilogue, outputs, precision, device)
-    return volume.permute(0, 2, 3, 1) if points.is_box else volume
+    return volume_last(_evaluate(u, v, points, epilogue, True, precision))

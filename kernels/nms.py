@@ -13,7 +13,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops.peaks_reference import reject_bad_candidates
 
-from .launch import check_extent, check_operands, on_device
+from .launch import check_extent, check_operands, launch
 from .peaks import double_bits
 
 
@@ -199,22 +199,10 @@ def nms(
     configuration = nms_configuration(candidates)
     resident = bool(configuration["RESIDENT"])
     left = torch.empty((1,) if resident else (batch, candidates), dtype=torch.int8, device=device)
-    with on_device(device):
-        # Without fused operations: they would round a wrapped azimuth once where the CPU rounds it twice.
-        nms_kernel[(batch,)](
-            position.contiguous(),
-            score.contiguous(),
-            left,
-            index,
-            count,
-            bad,
-            *map(double_bits, limits),
-            candidates,
-            k,
-            WRAP=wrap_azimuth,
-            enable_fp_fusion=False,
-            **configuration,
-        )
+    operands = position.contiguous(), score.contiguous(), left, index, count, bad, *map(double_bits, limits)
+    # Without fused operations: they would round a wrapped azimuth once where the CPU rounds it twice.
+    constants = {"WRAP": wrap_azimuth, "enable_fp_fusion": False, **configuration}
+    launch(nms_kernel, batch, device, *operands, candidates, k, **constants)
     if check:
         # The two faults are told apart here, where waiting no longer matters.
         broken = bad.bool()

@@ -24,7 +24,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops.peaks_reference import reject_nan
 
-from .launch import check_operands, on_device
+from .launch import check_operands, launch
 
 # Of one volume: linear indices are int32, and so are the numbers of the cells that the last program is given.
 _MOST_POINTS = (1 << 31) - (1 << 12)
@@ -355,27 +355,12 @@ def local_maxima(
     floor = -math.inf if threshold is None else float(torch.tensor(threshold, dtype=torch.float64).to(volume.dtype))
     candidates, rank = candidates_configuration(), rank_configuration()
     blocks = triton.cdiv(slots, candidates["BLOCK"])
-    with on_device(device):
-        if batch * slots:
-            maxima_candidates_kernel[(batch * blocks,)](
-                volume,
-                place,
-                height,
-                found,
-                bad,
-                double_bits(floor),
-                *sizes,
-                *volume.stride(),
-                *cells,
-                *_cell_steps(volume, cells),
-                blocks,
-                *reach,
-                **candidates,
-            )
-        if batch:
-            maxima_rank_kernel[(batch * _RANK_PARTS,)](
-                place, height, found, bad, index, value, count, slots, sizes[1], sizes[2], k, _RANK_PARTS, **rank
-            )
+    shape = (*sizes, *volume.stride(), *cells, *_cell_steps(volume, cells), blocks, *reach)
+    operands = volume, place, height, found, bad, double_bits(floor)
+    launch(maxima_candidates_kernel, batch * blocks, device, *operands, *shape, **candidates)
+    results = bad, index, value, count
+    counts = slots, sizes[1], sizes[2], k, _RANK_PARTS
+    launch(maxima_rank_kernel, batch * _RANK_PARTS, device, place, height, found, *results, *counts, **rank)
     if check:
         reject_nan(bool(bad.any()))
     return index, value, count, bad

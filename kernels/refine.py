@@ -23,7 +23,7 @@ from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interp
 
 from .descent import descend
 from .forms import FormGeometry, forms
-from .launch import check_operands, dot_precision, on_device
+from .launch import check_operands, dot_precision, launch
 
 _NODE_BYTES = 256 << 20  # coordinates of nodes held at once
 _NO_KEY = (1 << 63) - 1
@@ -164,10 +164,9 @@ def _fine_grid_minimum(matrix: Tensor, factored: bool, low: Tensor, high: Tensor
         part = slice(start, start + scenes)
         nodes = (centre[part] + half[part] * plan.offsets).flatten(1, 2)
         q = forms(nodes, matrix[part], factored, plan.geometry, torch.float32)
-        with on_device(device):
-            grid_minimum_kernel[(key[part].numel() * chunks,)](
-                q, *plan.matrices, key[part], *counts, *points, chunks, PRECISION=dot_precision(), **configuration
-            )
+        operands = q, *plan.matrices, key[part], *counts, *points, chunks
+        programs = key[part].numel() * chunks
+        launch(grid_minimum_kernel, programs, device, *operands, PRECISION=dot_precision(), **configuration)
     linear = key & 0xFFFFFFFF
     plane = points[1] * points[2]
     index = torch.stack([linear // plane, linear // points[2] % points[1], linear % points[2]], -1)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .dense import DensePoints
 from .device import load_complex, load_points, plus_conjugate_product, sincos_turns, steering_turns, store_complex
-from .launch import check_extent, check_operands, dot_precision, on_device
+from .launch import check_extent, check_operands, dot_precision, launch
 from .weights import PointWeights, load_weight
 
 _PROGRAMS = 1024  # enough to fill a large GPU several times
@@ -166,41 +166,22 @@ def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: st
     weights.check_shape(points.shape)
     check_extent(points=points.direction.shape[1], matrix=2 * points.positions.shape[1] ** 2)
     device = check_operands(synthesis_kernel, **weights.tensors(), positions=points.positions)
-    values, power, plane, scale = weights.operands(torch.float32, azimuth_last=False)
-    batch, n, size = values.shape[0], points.positions.shape[1], points.direction.shape[1]
+    operands = weights.operands(torch.float32, azimuth_last=False)
+    batch, n, size = weights.values.shape[0], points.positions.shape[1], points.direction.shape[1]
     out = torch.empty(batch, n, n, 2, dtype=torch.float32, device=device)
-    if values.numel() == 0:
+    if weights.values.numel() == 0:
         return torch.view_as_complex(out.zero_())
     configuration = synthesis_configuration()
     parts = synthesis_parts(batch, n, size)
     blocks = triton.cdiv(n, configuration["BLOCK_N"])
     partial = torch.empty(parts, batch, n, n, 2, dtype=torch.float32, device=device)
     sum_blocks = triton.cdiv(n * n, sum_configuration()["BLOCK"])
-    with on_device(device):
-        synthesis_kernel[(batch * parts * blocks * blocks,)](
-            values,
-            power,
-            plane,
-            scale,
-            points.positions,
-            points.direction,
-            points.range,
-            partial,
-            batch,
-            n,
-            size,
-            points.shape[2] if points.is_box else 1,
-            int(points.is_box),
-            int(not points.is_box),
-            blocks,
-            blocks * blocks,
-            parts,
-            triton.cdiv(triton.cdiv(size, configuration["BLOCK_G"]), parts),
-            WAVEFRONT=points.wavefront,
-            FORM=weights.form,
-            WINNER=weights.plane is not None,
-            PRECISION=precision,
-            **configuration,
-        )
-        sum_parts_kernel[(batch * sum_blocks,)](partial, out, batch, n, parts, sum_blocks, **sum_configuration())
+    part_blocks = triton.cdiv(triton.cdiv(size, configuration["BLOCK_G"]), parts)
+    sizes = batch, n, size, *points.planes, blocks, blocks * blocks, parts, part_blocks
+    constants = {"WAVEFRONT": points.wavefront, "FORM": weights.form, "WINNER": weights.plane is not None}
+    constants |= {"PRECISION": precision, **configuration}
+    programs = batch * parts * blocks * blocks
+    launch(synthesis_kernel, programs, device, *operands, *points.arguments, partial, *sizes, **constants)
+    sums = partial, out, batch, n, parts, sum_blocks
+    launch(sum_parts_kernel, batch * sum_blocks, device, *sums, **sum_configuration())
     return torch.view_as_complex(out)

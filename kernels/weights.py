@@ -15,8 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
-
-from .launch import Epilogue
+from risfast.ops.spectra import Epilogue
 
 
 @triton.jit

@@ -28,13 +28,12 @@ class _Levels(NamedTuple):
     gain: Tensor
 
 
-def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None:
+def check_measurements(y: Tensor, codes: Tensor, channel: Tensor) -> None:
     """Check that measurements (.., L, M), codes (.., L, N) and channel (.., M, N) belong together.
 
     y (..., L, M), codes (..., L, N), channel (..., M, N)
     """
-    given = {"y": y, "codes": codes, "channel": channel}
-    tensors = {name: t for name, t in given.items() if t is not None}
+    tensors = {"y": y, "codes": codes, "channel": channel}
     for name, t in tensors.items():
         if not t.is_complex():
             raise TypeError(
@@ -58,7 +57,7 @@ def check_measurements(y: Tensor | None, codes: Tensor, channel: Tensor) -> None
             f"codes (.., L, N) and channel (.., M, N) must share N, got {tuple(codes.shape)} and "
             f"{tuple(channel.shape)}{mend}"
         )
-    if y is not None and y.shape[-2:] != (n_snapshots, m):
+    if y.shape[-2:] != (n_snapshots, m):
         mend = "; y looks transposed, pass y.mT" if y.shape[-2:] == (m, n_snapshots) else ""
         raise ShapeError(
             f"y must have shape (.., L, M) = (.., {n_snapshots}, {m}) as codes and channel say, "
@@ -126,30 +125,31 @@ def _levels(y: Tensor, gram: Tensor, noise_power: Tensor | float | None) -> _Lev
     if noise_power is None:
         noise = measured / (1 + _ASSUMED_SNR)
     else:
-        noise = torch.as_tensor(noise_power, dtype=measured.dtype, device=measured.device)
+        noise = _per_scene(noise_power, measured, "noise_power")
         if not bool((noise.isfinite() & (noise >= 0)).all()):
             raise ValueError("noise_power must be finite and >= 0")
-        if noise.ndim and noise.shape != measured.shape:
-            raise ShapeError(
-                f"noise_power must be a number or have shape {tuple(measured.shape)}, got {tuple(noise.shape)}"
-            )
-        noise = noise.expand(measured.shape)
     signal = torch.maximum(measured - noise, _LEAST_SIGNAL_SHARE * measured)
     one = torch.ones_like(gain)
     element = signal / torch.where(gain > 0, gain, one)
     return _Levels(noise, element, gain)
 
 
-def _ridge(value: Tensor | float | None, default: Tensor, name: str) -> Tensor:
+def _per_scene(value: Tensor | float, like: Tensor, name: str) -> Tensor:
+    """A number for all scenes or one for each, in the shape of ``like``."""
+    given = torch.as_tensor(value, dtype=like.dtype, device=like.device)
+    if given.ndim and given.shape != like.shape:
+        raise ShapeError(f"{name} must be a number or have shape {tuple(like.shape)}, got {tuple(given.shape)}")
+    return given.expand(like.shape)
+
+
+def _ridge(value: Tensor | float | None, default: Tensor) -> Tensor:
     """A ridge > 0 of the shape of ``default``."""
     if value is None:
         return default
-    ridge = torch.as_tensor(value, dtype=default.dtype, device=default.device)
-    if ridge.ndim and ridge.shape != default.shape:
-        raise ShapeError(f"{name} must be a number or have shape {tuple(default.shape)}, got {tuple(ridge.shape)}")
+    ridge = _per_scene(value, default, "ridge")
     if not bool((ridge.isfinite() & (ridge > 0)).all()):
-        raise ValueError(f"{name} must be finite and > 0")
-    return ridge.expand(default.shape)
+        raise ValueError("ridge must be finite and > 0")
+    return ridge
 
 
 def _safe_ratio(numerator: Tensor, denominator: Tensor, floor: Tensor) -> Tensor:
@@ -178,7 +178,7 @@ def ls_snapshots(
     gram = operator.gram()
     levels = _levels(y, gram, noise_power)
     default = _safe_ratio(levels.noise, levels.element, 1e-6 * levels.gain)
-    ridge = _ridge(ridge, default, "ridge")[..., None, None, None]
+    ridge = _ridge(ridge, default)[..., None, None, None]
     eye = torch.eye(gram.shape[-1], dtype=torch.complex128, device=gram.device)
     # M is small and the systems can be ill-conditioned: solve in double, where float32 would lose the weak directions
     lower = torch.linalg.cholesky(gram.to(torch.complex128) + ridge.double() * eye)
@@ -326,7 +326,7 @@ def als_fit(
     levels = _levels(y, operator.gram(), noise_power)
     floor = 1e-6 * (levels.noise + levels.gain * levels.element)
     symbol_ridge = _safe_ratio(levels.noise, torch.ones_like(levels.noise), floor)
-    factor_ridge = _ridge(ridge, _safe_ratio(symbol_ridge * rank, levels.element, 1e-6 * levels.gain), "ridge")
+    factor_ridge = _ridge(ridge, _safe_ratio(symbol_ridge * rank, levels.element, 1e-6 * levels.gain))
     problem = _LowRankProblem(operator, y, symbol_ridge, factor_ridge)
 
     start = ls_covariance(y, codes, channel, noise_power=noise_power)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
-from risfast.ops.kept import constant_on
+from risfast.ops.cache import constant_on
 from risfast.ops.refinement import denominator, refine_from, walk_from, walk_spacing, widest_after_walk
 from risfast.setup import Setup, Tolerance
 from risfast.sources import Sources

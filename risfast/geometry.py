@@ -427,15 +427,6 @@ def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
     return rank, torch.where(axis.abs() > 1e-12, axis, 0.0) * (1 if leading > 0 else -1)
 
 
-def _axis(values: Any, name: str, infinite: bool = False) -> Tensor:
-    axis = _frozen_tensor(values, name, infinite)
-    if axis.ndim != 1 or axis.numel() == 0:
-        raise ShapeError(f"{name} must be a non-empty 1D axis, got shape {tuple(axis.shape)}")
-    if not bool((axis[1:] > axis[:-1]).all()):
-        raise ValueError(f"{name} must be strictly increasing; sort it and remove duplicates")
-    return axis
-
-
 @dataclass(frozen=True, eq=False)
 class SearchGrid:
     """A box grid in (azimuth, elevation, range), always in that order.
@@ -460,7 +451,11 @@ class SearchGrid:
         """Check, copy and freeze."""
         limits = {"azimuth_rad": 2 * math.pi, "elevation_rad": math.pi / 2, "range_m": math.inf}
         for name, limit in limits.items():
-            axis = _axis(getattr(self, name), name, infinite=name == "range_m")
+            axis = _frozen_tensor(getattr(self, name), name, infinite=name == "range_m")
+            if axis.ndim != 1 or axis.numel() == 0:
+                raise ShapeError(f"{name} must be a non-empty 1D axis, got shape {tuple(axis.shape)}")
+            if not bool((axis[1:] > axis[:-1]).all()):
+                raise ValueError(f"{name} must be strictly increasing; sort it and remove duplicates")
             if float(axis.abs().max()) > limit + 1e-9:
                 raise ValueError(
                     f"{name} must lie within +-{limit:.4g} rad, got up to {float(axis.abs().max()):.4g}; "

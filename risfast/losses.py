@@ -402,9 +402,9 @@ class ObjectiveOptions:
 
     def __post_init__(self) -> None:
         """Check the signs."""
-        for name in ("nmse", "intensity", "offset", "position"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)!r}")
+        for name, weight in vars(self).items():
+            if not weight >= 0:
+                raise ValueError(f"{name} must be at least 0, got {weight!r}")
 
 
 class Terms(NamedTuple):

@@ -6,6 +6,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from gradients import gradient_of
 
 from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.errors import ShapeError
@@ -38,14 +39,6 @@ def positions_of(*sources):
 def factor_of(position, mask):
     a = oracles.steering(POSITIONS, 0.3, position.numpy())
     return torch.from_numpy(a).mT * mask[:, None]
-
-
-def gradient_of(loss, x):
-    """Value and gradient of the sum over scenes."""
-    x = x.clone().requires_grad_()
-    value = loss(x)
-    value.sum().backward()
-    return value.detach(), x.grad
 
 
 def assert_finite(value, gradient):

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gradients import gradient_of
 
 from risfast.errors import ShapeError
 from risfast.geometry import SearchGrid
@@ -12,13 +13,6 @@ from risfast.losses import blob_heatmap, focal_heatmap
 
 GRID = SearchGrid.training()
 RNG = np.random.default_rng(77)
-
-
-def gradient_of(loss, x):
-    x = x.clone().requires_grad_()
-    value = loss(x)
-    value.sum().backward()
-    return value.detach(), x.grad
 
 
 # focal_heatmap

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from gradients import gradient_of
 
 from risfast.errors import ShapeError
 from risfast.losses import angle_chamfer, assign_sources, position_huber
@@ -25,13 +26,6 @@ def masks(batch, count, seed=0):
     generator = torch.Generator().manual_seed(seed)
     mask = torch.arange(count) < (torch.arange(batch) % (count + 1))[:, None]
     return torch.stack([row[torch.randperm(count, generator=generator)] for row in mask])
-
-
-def gradient_of(loss, x):
-    x = x.clone().requires_grad_()
-    value = loss(x)
-    value.sum().backward()
-    return value.detach(), x.grad
 
 
 # assign_sources

@@ -38,30 +38,21 @@ class _Entry(NamedTuple):
 
 
 COMMANDS = {
-    "demo": _Entry("demo", "DemoCommand", "simulate scenes, localise their sources, print a table and draw pictures"),
-    "locate": _Entry("locate", "LocateCommand", "find the sources in a recording: a table, a picture, a file"),
-    "detect": _Entry("locate", "DetectCommand", "find the sources in a covariance, as locate --model none does"),
-    "import": _Entry(
-        "import_file", "ImportCommand", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"
-    ),
-    "doctor": _Entry(
-        "doctor", "DoctorCommand", "check versions, devices, accuracy, speed and the disk, and say what to do"
-    ),
-    "evaluate": _Entry(
-        "evaluate", "EvaluateCommand", "measure methods against the bound on fixed scenes; tables and a report"
-    ),
-    "backbone": _Entry("training", "BackboneCommand", "train a backbone, from measurements to covariance"),
-    "refiner": _Entry("training", "RefinerCommand", "train a refiner on the maps of a trained backbone"),
-    "overfit": _Entry(
-        "training", "OverfitCommand", "check that a backbone can learn a few scenes by heart, before it is trained"
-    ),
-    "shards": _Entry(
-        "training", "ShardsCommand", "make scenes once and keep them in files, for training, validation and test"
-    ),
-    "hpo": _Entry("tuning", "HpoCommand", "tune the options of a training, or of the detection of a trained model"),
-    "hpo2": _Entry(
-        "tuning", "Hpo2Command", "tune a training in two stages: many short ones, then the best of them, longer"
-    ),
+    name: _Entry(module, f"{name.capitalize()}Command", about)
+    for name, module, about in (
+        ("demo", "demo", "simulate scenes, localise their sources, print a table and draw pictures"),
+        ("locate", "locate", "find the sources in a recording: a table, a picture, a file"),
+        ("detect", "locate", "find the sources in a covariance, as locate --model none does"),
+        ("import", "import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
+        ("doctor", "doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
+        ("evaluate", "evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
+        ("backbone", "training", "train a backbone, from measurements to covariance"),
+        ("refiner", "training", "train a refiner on the maps of a trained backbone"),
+        ("overfit", "training", "check that a backbone can learn a few scenes by heart, before it is trained"),
+        ("shards", "training", "make scenes once and keep them in files, for training, validation and test"),
+        ("hpo", "tuning", "tune the options of a training, or of the detection of a trained model"),
+        ("hpo2", "tuning", "tune a training in two stages: many short ones, then the best of them, longer"),
+    )
 }
 _OLD_SPELLINGS = {"--run": "--output", "--out": "--output", "--debug": "--verbose"}
 _COMMON = ("--quiet", "--verbose", "--debug")
@@ -131,28 +122,27 @@ def _unread() -> int:
 
 def parse(command: str, arguments: Sequence[str]) -> Any:
     """The options of a command; None where only its help was asked for, which is printed."""
-    import tyro  # noqa: PLC0415
-
-    from risfast.cli.options import option_registry  # noqa: PLC0415
-
     kind = COMMANDS[command].kind
     arguments = [_present(word, kind.OLD_SPELLINGS) for word in arguments]
     default = kind.defaults(arguments)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(
-                kind,
-                prog=f"risfast {command}",
-                description=_description(COMMANDS[command]),
-                args=arguments,
-                registry=option_registry(),
-                **({} if default is None else {"default": default}),
-            )
+            how = {} if default is None else {"default": default}
+            return _understood(kind, f"risfast {command}", _description(COMMANDS[command]), arguments, **how)
     except SystemExit as ended:
         if not ended.code:
             return None
         raise UsageError(_one_line(complaint.getvalue())) from None
+
+
+def _understood(program: Any, name: str, description: str, arguments: Sequence[str], **how: Any) -> Any:
+    """What tyro makes of the arguments."""
+    import tyro  # noqa: PLC0415
+
+    from risfast.cli.options import option_registry  # noqa: PLC0415
+
+    return tyro.cli(program, prog=name, description=description, args=arguments, registry=option_registry(), **how)
 
 
 def _present(word: str, own: Mapping[str, str]) -> str:
@@ -188,19 +178,10 @@ def _overview(arguments: Sequence[str]) -> int:
         kind, about = (command.kind, _description(command)) if whole else (make_dataclass(name, []), command.about)
         commands.append(Annotated[kind, tyro.conf.subcommand(name, description=about, prefix_name=False)])
     text = "Near-field source localisation behind surfaces and arrays.\n\n" + _HELP
-    from risfast.cli.options import option_registry  # noqa: PLC0415
-
     program: Any = Union[tuple(commands)]  # noqa: UP007 - made at run time
-    stream = sys.stdout if arguments else sys.stderr
     try:
-        with contextlib.redirect_stdout(stream):
-            tyro.cli(
-                program,
-                prog="risfast",
-                description=text,
-                args=list(arguments) or ["--help"],
-                registry=option_registry(),
-            )
+        with contextlib.redirect_stdout(sys.stdout if arguments else sys.stderr):
+            _understood(program, "risfast", text, list(arguments) or ["--help"])
     except SystemExit as ended:
         if ended.code:
             return 2

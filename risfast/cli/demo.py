@@ -14,8 +14,7 @@ from risfast.report.demo_options import DemoOptions
 class DemoCommand(DemoOptions, Command):
     """Options of ``risfast demo``."""
 
-    overwrite: Flag = False
-    """Replace the pictures that are there."""
+    overwrite: Flag = False  # Replace the pictures that are there.
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
     def run(self, progress: ProgressBar) -> int:

@@ -69,10 +69,8 @@ class DoctorCommand(Command):
 
     HELP: ClassVar[str] = "Ends with status 1 if anything fails."
 
-    folder: Path = Path()
-    """Where results are to be written."""
-    device: Opt[str] = None
-    """The only device to look at, cpu or cuda; all by default."""
+    folder: Path = Path()  # Where results are to be written.
+    device: Opt[str] = None  # The only device to look at, cpu or cuda; all by default.
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
     def run(self, progress: ProgressBar) -> int:
@@ -92,8 +90,9 @@ class DoctorCommand(Command):
 
 def examine(folder: Path, device: str | None = None) -> list[Check]:
     """Look at versions, devices, operators, speed and disk."""
-    checks = [*_versions(), _threads(), *_devices(device)]
-    for name in [device] if device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
+    names = [device] if device else ["cpu", "cuda"]
+    checks = [*_versions(), _threads(), *(_device(name, device is not None) for name in names)]
+    for name in names if device or torch.cuda.is_available() else ["cpu"]:
         if not any(check.status == "fail" and check.name == f"device {name}" for check in checks):
             checks += [*_operators(name), _speed(name)]
     return [*checks, _disk(folder), _writable(folder), _writable(Path(tempfile.gettempdir()))]
@@ -113,9 +112,9 @@ def _versions() -> Iterator[Check]:
     if not (3, 11) <= sys.version_info[:2] < (3, 14):
         yield Check("python", "fail", platform.python_version(), "risfast is made for Python 3.11 to 3.13")
     versions = {package: _version_of(package) for package in _REQUIRED}
-    missing = " ".join(package for package, version in versions.items() if version is None)
+    missing = [package for package, version in versions.items() if version is None]
     if missing:
-        yield Check("packages", "fail", f"{missing.replace(' ', ', ')} missing", f"pip install {missing}")
+        yield Check("packages", "fail", f"{', '.join(missing)} missing", f"pip install {' '.join(missing)}")
     else:
         yield Check("packages", "well", ", ".join(f"{package} {version}" for package, version in versions.items()))
     numbers = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
@@ -123,60 +122,42 @@ def _versions() -> Iterator[Check]:
         yield Check("torch", "fail", torch.__version__, "pip install 'torch>=2.11,<2.14'")
     absent = {name: use for name, use in _OPTIONAL.items() if importlib.util.find_spec(name) is None}
     present = [f"{name} {_version_of(name)}" for name in _OPTIONAL if name not in absent]
-    yield Check(
-        "optional packages",
-        "well",
-        (", ".join(present) or "none") + "".join(f"; without {name}: no {use}" for name, use in absent.items()),
-    )
+    lacking = "".join(f"; without {name}: no {use}" for name, use in absent.items())
+    yield Check("optional packages", "well", (", ".join(present) or "none") + lacking)
 
 
 def _threads() -> Check:
     count, cores = torch.get_num_threads(), os.cpu_count() or 1
     found = f"{count} threads of torch on {cores} cores"
     if count > cores:
-        return Check(
-            "threads", "warn", found, f"set OMP_NUM_THREADS={cores}: threads that wait for each other are slow"
-        )
+        mend = f"set OMP_NUM_THREADS={cores}: threads that wait for each other are slow"
+        return Check("threads", "warn", found, mend)
     return Check("threads", "well", found)
 
 
-def _devices(wanted: str | None) -> Iterator[Check]:
-    for name in [wanted] if wanted else ["cpu", "cuda"]:
-        try:
-            torch.zeros(1, device=name).add_(1).cpu()
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0][:120]
-            if wanted:
-                yield Check(
-                    f"device {name}", "fail", reason, "choose another --device, or install a torch that knows it"
-                )
-            elif torch.version.cuda is None and torch.version.hip is None:
-                yield Check("device cuda", "well", "none; this torch is built for the CPU")
-            else:
-                yield Check(
-                    "device cuda",
-                    "warn",
-                    reason,
-                    "there is no GPU that this torch can use; nvidia-smi says whether the driver sees one",
-                )
-        else:
-            yield _device_found(name)
-
-
-def _device_found(name: str) -> Check:
-    device = torch.device(name)
-    if device.type != "cuda":
-        return Check(
-            f"device {name}", "well", f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
-        )
-    properties = torch.cuda.get_device_properties(device)
-    free, total = torch.cuda.mem_get_info(device)
+def _device(name: str, asked: bool) -> Check:
+    label = f"device {name}"
+    try:
+        torch.zeros(1, device=name).add_(1).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0][:120]
+        if asked:
+            return Check(label, "fail", reason, "choose another --device, or install a torch that knows it")
+        if torch.version.cuda is None and torch.version.hip is None:
+            return Check(label, "well", "none; this torch is built for the CPU")
+        mend = "there is no GPU that this torch can use; nvidia-smi says whether the driver sees one"
+        return Check(label, "warn", reason, mend)
+    if torch.device(name).type != "cuda":
+        processor = platform.processor() or platform.machine()
+        return Check(label, "well", f"{processor}, {torch.get_num_threads()} threads")
+    properties = torch.cuda.get_device_properties(name)
+    free, total = torch.cuda.mem_get_info(name)
     found = f"{properties.name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if triton_mode() == "0":
-        return Check(f"device {name}", "warn", f"{found}; kernels turned off", "unset RISFAST_TRITON")
+        return Check(label, "warn", f"{found}; kernels turned off", "unset RISFAST_TRITON")
     if importlib.util.find_spec("triton") is None:
-        return Check(f"device {name}", "fail", f"{found}; Triton is missing", "pip install triton, or RISFAST_TRITON=0")
-    return Check(f"device {name}", "well", found)
+        return Check(label, "fail", f"{found}; Triton is missing", "pip install triton, or RISFAST_TRITON=0")
+    return Check(label, "well", found)
 
 
 def _steering(array: SensorArray, points: Tensor) -> Tensor:
@@ -257,9 +238,8 @@ def _operators(device: str) -> Iterator[Check]:
 
 def _mend(device: str) -> str:
     if device == "cpu":
-        return (
-            "reinstall torch and risfast (pip install --force-reinstall torch risfast); if it stays, report this output"
-        )
+        again = "pip install --force-reinstall torch risfast"
+        return f"reinstall torch and risfast ({again}); if it stays, report this output"
     return "set RISFAST_TRITON=0 to compute with plain torch on the GPU, and report this output with nvidia-smi"
 
 
@@ -292,9 +272,8 @@ def _disk(folder: Path) -> Check:
         return Check("disk", "fail", f"{folder}: {error.strerror or error}", "give a --folder that exists")
     found = f"{free / 2**30:.1f} GiB free in {folder.resolve()}"
     if free < _FREE_BYTES:
-        return Check(
-            "disk", "warn", found, "make room, or give another --folder: a run with its checkpoints takes about 1 GiB"
-        )
+        mend = "make room, or give another --folder: a run with its checkpoints takes about 1 GiB"
+        return Check("disk", "warn", found, mend)
     return Check("disk", "well", found)
 
 

@@ -25,42 +25,29 @@ class ImportCommand(Command):
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup", "--array-output": "--setup-output"}
     IN_OPTIONS: ClassVar[dict[str, str]] = {"array": "--setup", "positions_m": "--positions"}
 
+    # .npz, .mat, .h5, .uvh5, .sigmf-meta
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
-    """.npz, .mat, .h5, .uvh5, .sigmf-meta"""
-    target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None
-    """.h5, .npz or .mat"""
-    output: Opt[Path] = None
-    """The same as OUTPUT."""
-    setup_output: Opt[Path] = None
-    """Write the setup (array, region, wavefront) as a .toml for --setup."""
-    overwrite: Flag = False
-    """Replace an output that is there."""
+    target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None  # .h5, .npz or .mat
+    output: Opt[Path] = None  # The same as OUTPUT.
+    setup_output: Opt[Path] = None  # Write the setup (array, region, wavefront) as a .toml for --setup.
+    overwrite: Flag = False  # Replace an output that is there.
+    # By default what the content looks like.
     format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"]] = None
-    """By default what the content looks like."""
+    # Names of variables, such as covariance=Rxx positions_m=mic/xyz.
     fields: Annotated[
         tuple[str, ...], tyro.conf.arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")
     ] = ()
-    """Names of variables, such as covariance=Rxx positions_m=mic/xyz."""
-    setup: Opt[Path] = None
-    """TOML file with positions and wavelength, in place of the source's."""
-    positions: Opt[Path] = None
-    """Positions as acoular's .xml, .csv or .toml."""
-    wavelength_m: Opt[float] = None
-    """Wavelength in metres."""
-    frequency_hz: Opt[float] = None
-    """Frequency, where the source has several or samples in time."""
-    speed_m_s: Opt[float] = None
-    """Speed of the waves."""
-    sample_rate_hz: Opt[float] = None
-    """Of samples in time."""
-    polarization: Opt[str] = None
-    """Of visibilities, such as xx."""
-    block_size: int = 256
-    """Samples of a segment of Welch's method."""
+    setup: Opt[Path] = None  # TOML file with positions and wavelength, in place of the source's.
+    positions: Opt[Path] = None  # Positions as acoular's .xml, .csv or .toml.
+    wavelength_m: Opt[float] = None  # Wavelength in metres.
+    frequency_hz: Opt[float] = None  # Frequency, where the source has several or samples in time.
+    speed_m_s: Opt[float] = None  # Speed of the waves.
+    sample_rate_hz: Opt[float] = None  # Of samples in time.
+    polarization: Opt[str] = None  # Of visibilities, such as xx.
+    block_size: int = 256  # Samples of a segment of Welch's method.
+    # Elements to leave out, from 0.
     flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...", help_behavior_hint="")] = ()
-    """Elements to leave out, from 0."""
-    covariance: Flag = False
-    """Make the sample covariance of the snapshots."""
+    covariance: Flag = False  # Make the sample covariance of the snapshots.
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
     def run(self, progress: ProgressBar) -> int:

@@ -37,16 +37,12 @@ _REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"
 class OutputOptions:
     """Where what was found goes."""
 
-    output: Opt[Path] = None
-    """Write the sources as .csv, .json, .parquet or .mat."""
+    output: Opt[Path] = None  # Write the sources as .csv, .json, .parquet or .mat.
+    # Draw the direction map and the sources as .png, .pdf or .svg; by default next to FILE, as FILE.sources.png.
     picture: Opt[Path] = None
-    """Draw the direction map and the sources as .png, .pdf or .svg; by default next to FILE, as FILE.sources.png."""
-    no_picture: Flag = False
-    """Draw nothing."""
-    picture_scene: int = 0
-    """Which scene of a file with several is drawn, from 0."""
-    overwrite: Flag = False
-    """Replace results and pictures that are there."""
+    no_picture: Flag = False  # Draw nothing.
+    picture_scene: int = 0  # Which scene of a file with several is drawn, from 0.
+    overwrite: Flag = False  # Replace results and pictures that are there.
 
     def picture_of(self, file: Path) -> Path | None:
         """Where the picture goes, None where none is drawn; results that could not be written are refused."""
@@ -145,37 +141,31 @@ class LocateCommand(_SourceCommand):
         **{"positions_m": "--positions", "speed_m_s": "--speed"},
     }
 
-    file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """The recording."""
+    file: Annotated[Positional[Path], arg(metavar="FILE")]  # The recording.
+    # The model that comes with risfast, none (the classical fit, for any array), or the folder of a trained one. By
+    # default the first if it is for this array and region, else the classical fit.
     model: Annotated[Opt[str], arg(metavar="default|none|FOLDER")] = None
-    """The model that comes with risfast, none (the classical fit, for any array), or the folder of a trained one. By
-    default the first if it is for this array and region, else the classical fit."""
+    # TOML file with the array and, where they are not to be derived, region, wavefront and tolerance; needed where
+    # FILE holds no positions.
     setup: Opt[Path] = None
-    """TOML file with the array and, where they are not to be derived, region, wavefront and tolerance; needed where
-    FILE holds no positions."""
-    positions: Opt[Path] = None
-    """Positions alone, as acoular's .xml, .csv or .toml."""
-    wavelength_m: Opt[float] = None
-    """Wavelength in metres, where neither FILE nor --setup says it."""
+    positions: Opt[Path] = None  # Positions alone, as acoular's .xml, .csv or .toml.
+    wavelength_m: Opt[float] = None  # Wavelength in metres, where neither FILE nor --setup says it.
+    # Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
+    # array can tell apart.
     region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
-    """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
-    array can tell apart."""
+    # Speed of the waves in m/s, where only a frequency is known.
     speed: Annotated[Opt[float], arg(metavar="M_S")] = None
-    """Speed of the waves in m/s, where only a frequency is known."""
+    # Frequency, where FILE has several, none, or samples in time.
     frequency_hz: Annotated[Opt[float], arg(metavar="HZ")] = None
-    """Frequency, where FILE has several, none, or samples in time."""
+    # Names of variables in FILE, such as snapshots=Y channel=H.
     fields: Annotated[tuple[str, ...], arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")] = ()
-    """Names of variables in FILE, such as snapshots=Y channel=H."""
+    # Options of the localisation, as risfast hpo writes them.
     options: Annotated[Opt[Path], arg(metavar="TOML")] = None
-    """Options of the localisation, as risfast hpo writes them."""
-    sources: Annotated[Opt[int], arg(metavar="K")] = None
-    """How many sources there are, if that is known."""
-    max_sources: Annotated[Opt[int], arg(metavar="K")] = None
-    """Report at most K sources of a scene, the strongest."""
+    sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources there are, if that is known.
+    max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
+    # Report no source that is less probable than this, from 0 to 1; by default as the options or the model say.
     least_confidence: Annotated[Opt[float], arg(metavar="P")] = None
-    """Report no source that is less probable than this, from 0 to 1; by default as the options or the model say."""
-    device: str = "cpu"
-    """Where to compute, cpu or cuda."""
+    device: str = "cpu"  # Where to compute, cpu or cuda.
     results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
@@ -328,33 +318,27 @@ class DetectCommand(_SourceCommand):
 
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup"}
 
+    # Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5; snapshots of an array that is sampled itself.
     file: Annotated[Positional[Path], arg(metavar="FILE")]
-    """Covariance (N, N) or (B, N, N) in .npz, .mat (also 7.3) or .h5; snapshots of an array that is sampled itself."""
+    # TOML file with positions, wavelength and, where they are not to be derived, region and wavefront; needed where
+    # FILE holds no positions.
     setup: Opt[Path] = None
-    """TOML file with positions, wavelength and, where they are not to be derived, region and wavefront; needed where
-    FILE holds no positions."""
-    key: Annotated[Opt[str], arg(metavar="NAME")] = None
-    """Variable in the file; by default R or covariance."""
+    key: Annotated[Opt[str], arg(metavar="NAME")] = None  # Variable in the file; by default R or covariance.
+    # Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup.
     region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
-    """Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup."""
+    # A search grid of the reference system, in place of the one that follows from the setup.
     grid: Opt[Literal["reference", "training"]] = None
-    """A search grid of the reference system, in place of the one that follows from the setup."""
+    # Azimuth axis in degrees, within +-180, in place of the grid's.
     azimuth_deg: Annotated[Opt[tuple[float, float, float]], arg(metavar="MIN MAX COUNT")] = None
-    """Azimuth axis in degrees, within +-180, in place of the grid's."""
+    # Elevation axis in degrees, within +-90, in place of the grid's.
     elevation_deg: Annotated[Opt[tuple[float, float, float]], arg(metavar="MIN MAX COUNT")] = None
-    """Elevation axis in degrees, within +-90, in place of the grid's."""
+    # Range planes in metres, in place of the grid's.
     range_m: Annotated[Opt[tuple[float, ...]], arg(metavar="M ...")] = None
-    """Range planes in metres, in place of the grid's."""
-    wavefront: Opt[Literal["spherical", "fresnel", "planar"]] = None
-    """By default that of the setup."""
-    loading: float = 1e-2
-    """Diagonal loading as a share of trace(R)/N."""
-    method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"
-    """How to compute it."""
-    max_sources: Annotated[Opt[int], arg(metavar="K")] = None
-    """Report at most K sources of a covariance."""
-    device: str = "cpu"
-    """Where to compute, cpu or cuda."""
+    wavefront: Opt[Literal["spherical", "fresnel", "planar"]] = None  # By default that of the setup.
+    loading: float = 1e-2  # Diagonal loading as a share of trace(R)/N.
+    method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"  # How to compute it.
+    max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a covariance.
+    device: str = "cpu"  # Where to compute, cpu or cuda.
     results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
     common: Annotated[Common, Flat] = field(default_factory=Common)
 

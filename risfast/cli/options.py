@@ -34,10 +34,8 @@ Whole = tyro.conf.FlagConversionOff
 class Common:
     """Options of every command."""
 
-    quiet: Flag = False
-    """Print results only: no progress, no notes."""
-    verbose: Flag = False
-    """Show where an error happened, and every note."""
+    quiet: Flag = False  # Print results only: no progress, no notes.
+    verbose: Flag = False  # Show where an error happened, and every note.
 
 
 @dataclass(frozen=True)

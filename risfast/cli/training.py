@@ -70,10 +70,8 @@ class BackboneCommand(ConfiguredCommand):
 
     output: OfRun = Path("risfast-backbone")
     config: ConfigFile = None
-    minutes: Opt[float] = None
-    """Short for --machine.minutes."""
-    device: Opt[str] = None
-    """Short for --machine.device."""
+    minutes: Opt[float] = None  # Short for --machine.minutes.
+    device: Opt[str] = None  # Short for --machine.device.
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[RunConfig, Flat, Whole] = field(default_factory=RunConfig)
 
@@ -126,10 +124,8 @@ class OverfitCommand(ConfiguredCommand):
     HELP: ClassVar[str] = "One that cannot is not worth training. Ends with status 1 if the gate is not passed."
     RESUMES: ClassVar[str] = ""
 
-    output: Path = Path("risfast-overfit")
-    """Folder for overfit.json."""
-    overwrite: Flag = False
-    """Replace the overfit.json that is there."""
+    output: Path = Path("risfast-overfit")  # Folder for overfit.json.
+    overwrite: Flag = False  # Replace the overfit.json that is there.
     config: ConfigFile = None
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[OverfitConfig, Flat, Whole] = field(default_factory=OverfitConfig)
@@ -158,8 +154,7 @@ class ShardsCommand(ConfiguredCommand):
 
     HELP: ClassVar[str] = "Under torchrun every process makes its share."
 
-    output: Path = Path("risfast-shards")
-    """Folder of the scenes; the same command goes on with an interrupted run."""
+    output: Path = Path("risfast-shards")  # Folder of the scenes; the same command goes on with an interrupted run.
     config: ConfigFile = None
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[ShardsConfig, Flat, Whole] = field(default_factory=ShardsConfig)

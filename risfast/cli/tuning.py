@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
@@ -28,19 +27,15 @@ class HpoCommand(ConfiguredCommand):
         "The same command goes on with a study; the same command elsewhere, with the same storage, takes part in it."
     )
 
-    output: Path = Path("risfast-hpo")
-    """Folder of the study and its results."""
+    output: Path = Path("risfast-hpo")  # Folder of the study and its results.
+    # Take part in a study, by its folder, or with --storage by its name; its options come from it.
     join: Opt[str] = None
-    """Take part in a study, by its folder, or with --storage by its name; its options come from it."""
     config: ConfigFile = None
-    show_space: Flag = False
-    """Print what is tuned, and do nothing."""
-    report: Flag = False
-    """Write the results as they stand, and do nothing else."""
+    show_space: Flag = False  # Print what is tuned, and do nothing.
+    report: Flag = False  # Write the results as they stand, and do nothing else.
+    # Judge what a study of detection found, and the untuned options, on N other scenes of each L.
     check: Annotated[int, arg(metavar="N")] = 0
-    """Judge what a study of detection found, and the untuned options, on N other scenes of each L."""
-    device: Opt[str] = None
-    """Short for --base.machine.device."""
+    device: Opt[str] = None  # Short for --base.machine.device.
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[HpoConfig, Flat, Whole] = field(default_factory=HpoConfig)
 
@@ -86,17 +81,12 @@ class Hpo2Command(ConfiguredCommand):
         "--study.storage, takes part in them. Ends with status 1 where the second stage cannot tell its trials apart."
     )
 
-    output: Path = Path("risfast-hpo2")
-    """Folder of the studies and their results."""
-    preset: Annotated[Opt[str], arg(metavar="|".join(PRESETS))] = None
-    """A ready configuration to start from."""
+    output: Path = Path("risfast-hpo2")  # Folder of the studies and their results.
+    preset: Annotated[Opt[str], arg(metavar="|".join(PRESETS))] = None  # A ready configuration to start from.
     config: ConfigFile = None
-    show_space: Flag = False
-    """Print what is tuned, and do nothing."""
-    report: Flag = False
-    """Write the results as they stand, and do nothing else."""
-    device: Opt[str] = None
-    """Short for --study.base.machine.device."""
+    show_space: Flag = False  # Print what is tuned, and do nothing.
+    report: Flag = False  # Write the results as they stand, and do nothing else.
+    device: Opt[str] = None  # Short for --study.base.machine.device.
     common: Annotated[Common, Flat] = field(default_factory=Common)
     settings: Annotated[Hpo2Config, Flat, Whole] = field(default_factory=Hpo2Config)
 
@@ -159,16 +149,9 @@ def _begin() -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-@contextmanager
-def _machine(study: HpoConfig) -> Iterator[None]:
-    from risfast.train.distributed import machine_settings  # noqa: PLC0415
-
-    with machine_settings(study.base.machine.threads, study.base.machine.deterministic):
-        yield
-
-
 def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callable[..., None] | None = None) -> None:
     """Do trials until the study has all of them: a line each, above the bar of the study's trials."""
+    from risfast.train.distributed import machine_settings  # noqa: PLC0415
     from risfast.tune.objectives import DetectionObjective, TrainingObjective  # noqa: PLC0415
     from risfast.tune.study import work  # noqa: PLC0415
 
@@ -181,7 +164,7 @@ def _worked(opened: OpenStudy, folder: Path, progress: ProgressBar, how: Callabl
         progress.say(line)
         count()
 
-    with _machine(config):
+    with machine_settings(config.base.machine.threads, config.base.machine.deterministic):
         detects = config.what == "detection"
         objective: Any = DetectionObjective(config, folder / "cache") if detects else TrainingObjective(config)
         count()
@@ -197,10 +180,12 @@ def _print_results(opened: OpenStudy) -> None:
 
 
 def _print_check(opened: OpenStudy, scenes: int) -> None:
+    from risfast.train.distributed import machine_settings  # noqa: PLC0415
     from risfast.tune.results import held_out, held_out_text  # noqa: PLC0415
     from risfast.tune.study import finished_trials  # noqa: PLC0415
 
-    with _machine(opened.config):
+    machine = opened.config.base.machine
+    with machine_settings(machine.threads, machine.deterministic):
         found = held_out(opened.config, finished_trials(opened)[0].params, scenes, opened.folder / "cache")
     print(held_out_text(found))
 

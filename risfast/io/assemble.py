@@ -14,7 +14,7 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.guard import Array, as_numbers, held_dtype, inventory, shape_text
+from risfast.io.guard import Array, as_numbers, held_dtype, inventory, naming, shape_text
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
 from risfast.io.setup_file import SetupParts, read_setup_parts
@@ -127,7 +127,7 @@ def assemble(found: FoundData, options: ReadOptions) -> Recording:
     if speed is not None and not (math.isfinite(speed) and speed > 0):
         name = found.name("speed_m_s")
         raise FileFormatError(f"{found.path}: {name!r} must be a positive number, found {speed!r}; give speed_m_s")
-    try:
+    with naming(found.path):
         recording = Recording(
             array, matrix, snapshots, codes, channel, frequency, provenance, scenes=scenes, speed_m_s=speed
         )
@@ -135,10 +135,6 @@ def assemble(found: FoundData, options: ReadOptions) -> Recording:
             setup = given.setup(array=array, sampling=given.sampling or recording.sampling)
             recording = replace(recording, given=setup)
         return _without(recording, found, flagged, options)
-    except FileFormatError:
-        raise
-    except ValueError as error:
-        raise FileFormatError(f"{found.path}: {error}") from error
 
 
 def _parts(found: FoundData, options: ReadOptions) -> SetupParts | None:

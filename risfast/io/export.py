@@ -100,24 +100,23 @@ def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | No
     suffix = path.suffix.lower()
     if suffix not in RESULT_SUFFIXES:
         raise FileFormatError(f"{path}: results are written as {', '.join(RESULT_SUFFIXES)}")
-    rows = source_rows(scenes)
+    rows, described = source_rows(scenes), {} if setup is None else {"setup": setup.to_json()}
     if suffix == ".json":
         by_scene: list[list[dict[str, Any]]] = [[] for _ in scenes]
         for row in rows:
             by_scene[row["scene"]].append(row)
-        described = {} if setup is None else {"setup": setup.to_json()}
         text = json.dumps(finite_json({**described, "scenes": by_scene}), indent=2, allow_nan=False)
         replace_file(path, f"{text}\n".encode())
     elif suffix == ".csv":
         replace_file(path, _csv(rows))
     else:
         columns: dict[str, Any] = {name: np.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()}
-        description = None if setup is None else json.dumps(setup.to_json(), allow_nan=False)
+        texts = {name: json.dumps(value, allow_nan=False) for name, value in described.items()}
         if suffix == ".parquet":
-            _write_parquet(path, columns, len(scenes), description)
+            _write_parquet(path, columns, {"n_scenes": str(len(scenes)), "writer": "risfast", **texts})
             return
         variables: dict[str, Any] = {name: values.astype(float)[:, None] for name, values in columns.items()}
-        _write_mat(path, {**variables, "n_scenes": float(len(scenes)), **({"setup": description} if setup else {})})
+        _write_mat(path, {**variables, "n_scenes": float(len(scenes)), **texts})
 
 
 def _csv(rows: list[dict[str, Any]]) -> bytes:
@@ -129,10 +128,9 @@ def _csv(rows: list[dict[str, Any]]) -> bytes:
     return sink.getvalue().encode()
 
 
-def _write_parquet(path: Path, columns: dict[str, Any], n_scenes: int, setup: str | None) -> None:
+def _write_parquet(path: Path, columns: dict[str, Any], metadata: dict[str, str]) -> None:
     arrow = need("pyarrow", "writing .parquet", "parquet")
     parquet = need("pyarrow.parquet", "writing .parquet", "parquet")
-    metadata = {"n_scenes": str(n_scenes), "writer": "risfast", **({} if setup is None else {"setup": setup})}
     sink = io.BytesIO()
     parquet.write_table(arrow.table(columns).replace_schema_metadata(metadata), sink)
     replace_file(path, sink.getvalue())
@@ -251,14 +249,11 @@ def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> 
         if snapshots is not None:
             shape = _snapshot_shape(recording, *snapshots.shape)
             target = file.create_dataset("snapshots", shape, snapshots.dtype)
-            if recording.scenes > 1:
-                for scene in range(recording.scenes):
-                    target[scene] = snapshots.read(scene * shape[1], (scene + 1) * shape[1]).numpy()
-                return
             start = 0
-            for block in snapshots.blocks():
-                target[start : start + len(block)] = block.numpy()
-                start += len(block)
+            for block in snapshots.blocks(multiple_of=math.prod(shape[1:-1])):  # rows, or whole scenes
+                part = block.numpy().reshape(-1, *shape[1:])
+                target[start : start + len(part)] = part
+                start += len(part)
 
 
 def write_spectrum(

@@ -85,6 +85,17 @@ def parsing(path: Path, kind: str, name: str | None = None) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let what is wrong with the values of a file name the file."""
+    try:
+        yield
+    except FileFormatError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise FileFormatError(f"{path}: {error}") from error
+
+
 def need(module: str, what: str, extra: str) -> ModuleType:
     """An optional dependency, or an error that says which it is and how to install it."""
     try:

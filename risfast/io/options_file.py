@@ -9,6 +9,7 @@ import tomli_w
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
+from risfast.io.guard import naming
 from risfast.io.toml_file import as_table, from_table, read_toml_table
 
 if TYPE_CHECKING:
@@ -52,10 +53,8 @@ def read_options_as(default: _T, path: str | Path) -> _T:
         OPTIONS_FILE_FORMAT,
         "; write them again with this version (risfast.io.write_options), or read them with the one that wrote them",
     )
-    try:
+    with naming(path):
         return from_table(type(default), table, base=default)
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def write_options(path: str | Path, options: PipelineOptions | Any) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import SensorArray
 from risfast.io.guard import Array, megabytes
 from risfast.setup import Sampling, Setup
-
-Load = Callable[[int, int], Array]
 
 BLOCK_BYTES = 32 << 20  # a few of these exist at a time: the block as stored, as numbers, and the one before
 
@@ -32,9 +29,8 @@ class Snapshots:
         Snapshots L and channels C.
     dtype : numpy dtype
         Of the numbers that come out: complex64, complex128, float32 or float64.
-    opened : callable
-        Opens the source for reading: a context manager of a function ``load(start, stop)`` to an array
-        (stop - start, C). The file is open only while it is read.
+    load : callable
+        ``load(start, stop)`` reads some rows into an array (stop - start, C). The file is open only while it is read.
     source : str
         The file and the variable, for errors.
     held : bool
@@ -43,7 +39,7 @@ class Snapshots:
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    opened: Callable[[], AbstractContextManager[Load]]
+    load: Callable[[int, int], Array]
     source: str = "memory"
     held: bool = False
 
@@ -62,7 +58,7 @@ class Snapshots:
         Snapshots
         """
         shape = (values.shape[0], values.shape[1])
-        return cls(shape, values.dtype, lambda: nullcontext(lambda start, stop: values[start:stop]), source, held=True)
+        return cls(shape, values.dtype, lambda start, stop: values[start:stop], source, held=True)
 
     def __len__(self) -> int:
         """L."""
@@ -90,8 +86,7 @@ class Snapshots:
         end = len(self) if stop is None else stop
         if not 0 <= start <= end <= len(self):
             raise ValueError(f"start and stop must lie within 0 .. {len(self)}, got {start} and {end}")
-        with self.opened() as load:
-            return _finite(load(start, end), start, self.source)
+        return _finite(self.load(start, end), start, self.source)
 
     def blocks(self, block_bytes: int = BLOCK_BYTES, *, multiple_of: int = 1) -> Iterator[Tensor]:
         """All rows in order, in tensors (rows, C) of at most about ``block_bytes``.
@@ -114,9 +109,22 @@ class Snapshots:
         """
         row = max(self.shape[1] * self.dtype.itemsize, 1)
         step = max(block_bytes // row // multiple_of, 1) * multiple_of
-        with self.opened() as load:
-            for start in range(0, len(self), step):
-                yield _finite(load(start, min(start + step, len(self))), start, self.source)
+        for start in range(0, len(self), step):
+            yield self.read(start, min(start + step, len(self)))
+
+    def columns(self, keep: Array) -> Snapshots:
+        """Some of the channels, by their indices.
+
+        Parameters
+        ----------
+        keep : integer array
+
+        Returns
+        -------
+        Snapshots
+        """
+        shape = (len(self), len(keep))
+        return Snapshots(shape, self.dtype, lambda start, stop: self.load(start, stop)[:, keep], self.source)
 
 
 def _finite(values: Array, start: int, source: str) -> Tensor:
@@ -336,7 +344,7 @@ class Recording:
             self,
             array=SensorArray(self.array.positions_m[keep], self.array.wavelength_m),
             covariance=None if covariance is None else covariance[:, keep][:, :, keep],
-            snapshots=None if self.snapshots is None else _columns(self.snapshots, keep.numpy()),
+            snapshots=None if self.snapshots is None else self.snapshots.columns(keep.numpy()),
             flagged=tuple(sorted(flagged, key=lambda item: item.index)),
         )
 
@@ -377,17 +385,6 @@ class Recording:
         return replace(self, covariance=covariance, snapshots=None, scenes=1).without(dead, "no power")
 
 
-def _columns(snapshots: Snapshots, keep: Array) -> Snapshots:
-    """Some of the channels."""
-
-    @contextmanager
-    def opened() -> Iterator[Load]:
-        with snapshots.opened() as load:
-            yield lambda start, stop: load(start, stop)[:, keep]
-
-    return Snapshots((len(snapshots), len(keep)), snapshots.dtype, opened, snapshots.source)
-
-
 def raw_snapshots(
     path: Path,
     offset: int,
@@ -407,17 +404,10 @@ def raw_snapshots(
             f"file ends after {megabytes(there)}: it is cut off, or the number of rows or channels is wrong"
         )
 
-    @contextmanager
-    def opened() -> Iterator[Load]:
-        with path.open("rb", buffering=0) as stream:
+    def load(start: int, stop: int) -> Array:
+        values = np.fromfile(path, stored, (stop - start) * width, offset=offset + start * row)
+        if len(values) != (stop - start) * width:
+            raise FileFormatError(f"{path}: the file ended while it was read; is it still being written?")
+        return convert(values.reshape(-1, width))
 
-            def load(start: int, stop: int) -> Array:
-                stream.seek(offset + start * row)
-                values = np.fromfile(stream, stored, (stop - start) * width)
-                if len(values) != (stop - start) * width:
-                    raise FileFormatError(f"{path}: the file ended while it was read; is it still being written?")
-                return convert(values.reshape(-1, width))
-
-            yield load
-
-    return Snapshots(shape, convert(np.empty((0, width), stored)).dtype, opened, str(path))
+    return Snapshots(shape, convert(np.empty((0, width), stored)).dtype, load, str(path))

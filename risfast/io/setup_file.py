@@ -108,7 +108,14 @@ def read_setup_parts(path: str | Path) -> SetupParts:
     document = _Table(path, "", values)
     if "format" not in values and "array" not in values:
         return SetupParts(_old_array(document))
-    _check_format(document)
+    found = values.get("format")
+    if found is None:
+        raise document.wrong(f"the key format is missing; put format = {SETUP_FILE_FORMAT} in its first line")
+    if found != SETUP_FILE_FORMAT or isinstance(found, bool):
+        raise document.wrong(
+            f"format {found!r}, and this version reads {SETUP_FILE_FORMAT}; read it with the risfast that wrote it, or "
+            "write it again"
+        )
     document.refuse_unknown(_TOP_KEYS)
     speed = document.positive("speed_m_s", "metres per second") if "speed_m_s" in values else None
     array = _array(document.table("array"), speed)
@@ -257,9 +264,9 @@ class _Table:
             raise self.wrong(f"{name} must be a table, a line [{name}], got {value!r}")
         return _Table(self.path, name, value)
 
-    def positive(self, key: str, unit: str = "metres", *, infinite: bool = False) -> float:
+    def positive(self, key: str, unit: str = "metres") -> float:
         value = self.need(key)
-        if not (_is_number(value) or (infinite and value == math.inf)) or value <= 0:
+        if not _is_number(value) or value <= 0:
             raise self.wrong(f"{key}{self.where} must be a positive number of {unit}, got {value!r}")
         return float(value)
 
@@ -284,17 +291,6 @@ class _Table:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_format(document: _Table) -> None:
-    found = document.values.get("format")
-    if found is None:
-        raise document.wrong(f"the key format is missing; put format = {SETUP_FILE_FORMAT} in its first line")
-    if found != SETUP_FILE_FORMAT or isinstance(found, bool):
-        raise document.wrong(
-            f"format {found!r}, and this version reads {SETUP_FILE_FORMAT}; read it with the risfast that wrote it, or "
-            "write it again"
-        )
 
 
 def _one_form(table: _Table, forms: Sequence[str]) -> str:

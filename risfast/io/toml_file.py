@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import tomli_w
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import load_toml
+from risfast.io.guard import load_toml, naming
 
 _T = TypeVar("_T")
 
@@ -113,12 +113,8 @@ def to_toml(config: Any) -> str:
 
 def read_toml(kind: type[_T], path: Path) -> _T:
     """The dataclass in a TOML file."""
-    try:
+    with naming(path):
         return from_table(kind, load_toml(path, "options"))
-    except FileFormatError:
-        raise
-    except ValueError as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def read_toml_table(path: Path, what: str, written: int, mend: str = "") -> dict[str, Any]:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray, uniform_axis
-from risfast.ops.domain import CHARACTERS, Domain, MirrorBasis, NodeSet
+from risfast.ops.domain import SIGN_TABLE, Domain, MirrorBasis, NodeSet
 from risfast.setup import Setup
 
 # Singular values of a block that are kept, relative to its largest. The test of the maps holds their error below
@@ -289,12 +289,13 @@ class AtomGrid(nn.Module):
         self.setup, self.axes = setup, axes or AtomAxes.of(setup)
         self.array, self.wavefront = setup.array, setup.wavefront
         self._nodes, blocks = _built(self.array, self.axes, self.wavefront)
+        self._slices = [slice(start, stop) for start, stop in pairwise(self._nodes.offsets)]
         self.pairs = tuple(block.pairs for block in blocks)
         for i, block in enumerate(blocks):
             if block.left is not None:
                 self.register_buffer(f"left_{i}", block.left, persistent=False)
             self.register_buffer(f"right_{i}", block.right, persistent=False)
-        characters = torch.tensor(CHARACTERS, dtype=torch.float32)[:, : self._nodes.images]
+        characters = torch.tensor(SIGN_TABLE, dtype=torch.float32)[:, : self._nodes.images]
         # Families in use, by the class of their sign: s xor t.
         self.families = tuple(pairs[0][0] ^ pairs[0][1] for pairs in self.pairs)
         self.register_buffer("characters", characters[list(self.families)].contiguous(), persistent=False)
@@ -303,11 +304,6 @@ class AtomGrid(nn.Module):
     def shape(self) -> tuple[int, int, int]:
         """(G_az, G_el, G_r)."""
         return self.axes.shape
-
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Singular values kept in each block."""
-        return tuple(getattr(self, f"right_{i}").shape[0] for i in range(len(self.pairs)))
 
     def transform(self, vectors: Tensor) -> Tensor:
         """Vectors in the mirror basis: for a sensing operator whose rows they are, Phi T.
@@ -323,14 +319,14 @@ class AtomGrid(nn.Module):
         """
         images = self._nodes.from_box(power.permute(0, 3, 1, 2))
         by_family = torch.einsum("fi,ibg->fbg", self.characters, images)
-        offsets, b = self._nodes.offsets, power.shape[0]
-        result = torch.zeros(b, offsets[-1], offsets[-1], dtype=torch.complex64, device=power.device)
+        slices, n_elements = self._slices, self.array.n_elements
+        result = torch.zeros(len(power), n_elements, n_elements, dtype=torch.complex64, device=power.device)
         for i, pairs in enumerate(self.pairs):
             left = getattr(self, f"left_{i}", None)
             entries = (by_family[i] if left is None else by_family[i] @ left) @ getattr(self, f"right_{i}")
             start = 0
             for s, t in pairs:
-                rows, columns = slice(offsets[s], offsets[s + 1]), slice(offsets[t], offsets[t + 1])
+                rows, columns = slices[s], slices[t]
                 n, m = rows.stop - rows.start, columns.stop - columns.start
                 size = n * m * (1 if s == t else 2)
                 block = _unpacked(entries[:, start : start + size], n, m, s == t)
@@ -343,20 +339,18 @@ class AtomGrid(nn.Module):
     @property
     def entries(self) -> int:
         """Entries of a matrix that :meth:`products` computes, and :meth:`analysis` looks at."""
-        edges = self._nodes.offsets
-        return sum((stop - start) * (edges[-1] - start) for start, stop in pairwise(edges))
+        return sum((s.stop - s.start) * (self.array.n_elements - s.start) for s in self._slices)
 
     def products(self, left: Tensor, right: Tensor) -> Tensor:
         """left^H right where that is Hermitian, as far as :meth:`analysis` looks at it: of four equal classes 5/8.
 
         left, right (B, J, N) -> (B, N, N)
         """
-        edges = self._nodes.offsets
         rows = []
-        for start, stop in pairwise(edges):
-            if stop > start:
-                block = left[..., start:stop].mH @ right[..., start:]
-                rows.append(nn.functional.pad(torch.view_as_real(block), (0, 0, start, 0)))
+        for part in self._slices:
+            if part.stop > part.start:
+                block = left[..., part].mH @ right[..., part.start :]
+                rows.append(nn.functional.pad(torch.view_as_real(block), (0, 0, part.start, 0)))
         return torch.view_as_complex(torch.cat(rows, 1))
 
     def analysis(self, matrix: Tensor) -> Tensor:
@@ -364,12 +358,10 @@ class AtomGrid(nn.Module):
 
         matrix (B, N, N) -> (B, G_az, G_el, G_r)
         """
-        offsets = self._nodes.offsets
+        slices = self._slices
         by_family = []
         for i, pairs in enumerate(self.pairs):
-            parts = [
-                _packed(matrix[:, offsets[s] : offsets[s + 1], offsets[t] : offsets[t + 1]], s == t) for s, t in pairs
-            ]
+            parts = [_packed(matrix[:, slices[s], slices[t]], s == t) for s, t in pairs]
             entries = _times_transposed(torch.cat(parts, 1), getattr(self, f"right_{i}"))
             both = 1.0 if pairs[0][0] == pairs[0][1] else 2.0  # the block and its conjugate
             left = getattr(self, f"left_{i}", None)

@@ -90,7 +90,7 @@ def _renewed(card: Mapping[str, Any]) -> dict[str, Any]:
 def _degrees(pair: Sequence[float] | None) -> tuple[float, ...]:
     if pair is None:
         raise ValueError("the card says nothing of the region that it was trained for; train the model again")
-    return tuple(math.radians(value) for value in pair)
+    return tuple(map(math.radians, pair))
 
 
 def load_model(
@@ -126,8 +126,7 @@ def load_model(
 
 def load_weights(module: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Put weights into a module."""
-    own = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    given = {name: tuple(value.shape) for name, value in weights.items()}
+    own, given = ({name: tuple(v.shape) for name, v in tensors.items()} for tensors in (module.state_dict(), weights))
     if own != given:
         name = sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name))[0]
         raise ValueError(

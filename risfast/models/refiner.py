@@ -87,11 +87,8 @@ class RefinerOptions:
 
 def _convolution(inside: int, outside: int, dilation: int = 1) -> nn.Sequential:
     """3 x 3, normalised over groups of channels: a scene's result does not depend on its batch."""
-    return nn.Sequential(
-        nn.Conv2d(inside, outside, 3, padding=dilation, dilation=dilation, bias=False),
-        nn.GroupNorm(outside // _GROUP, outside),
-        nn.ReLU(),
-    )
+    convolution = nn.Conv2d(inside, outside, 3, padding=dilation, dilation=dilation, bias=False)
+    return nn.Sequential(convolution, nn.GroupNorm(outside // _GROUP, outside), nn.ReLU())
 
 
 def _level(inside: int, outside: int) -> nn.Sequential:
@@ -118,10 +115,8 @@ class SpectrumRefiner(nn.Module):
         super().__init__()
         self._options = options or RefinerOptions()
         channels = self._options.channels
-        self.down = nn.ModuleList(
-            _level(inside, outside)
-            for inside, outside in zip((self._options.n_maps, *channels), channels, strict=False)
-        )
+        steps = zip((self._options.n_maps, *channels), channels, strict=False)
+        self.down = nn.ModuleList(_level(inside, outside) for inside, outside in steps)
         self.bottom = nn.Sequential(*(_convolution(channels[-1], channels[-1], d) for d in self._options.dilations))
         pairs = list(zip(channels[:0:-1], channels[-2::-1], strict=True))  # (128, 64), (64, 32)
         self.widen = nn.ModuleList(nn.ConvTranspose2d(low, high, 2, stride=2) for low, high in pairs)

@@ -57,9 +57,7 @@ class TransformerOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        counts = ("n_antennas", "width", "n_heads", "n_layers", "hidden", "n_columns", "column_width", "max_sources")
-        for name in counts:
-            value = getattr(self, name)
+        for name, value in vars(self).items():
             if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
         if self.width % self.n_heads:
@@ -162,12 +160,9 @@ class TransformerBackbone(nn.Module):
 
     def _factor_head(self) -> nn.Module:
         o = self._options
-        return nn.Sequential(
-            nn.Linear(o.width, o.n_columns * o.column_width),
-            nn.GELU(),
-            nn.Unflatten(-1, (o.n_columns, o.column_width)),
-            nn.Linear(o.column_width, 2 * self.array.n_elements),
-        )
+        widen, split = nn.Linear(o.width, o.n_columns * o.column_width), (o.n_columns, o.column_width)
+        column = nn.Linear(o.column_width, 2 * self.array.n_elements)
+        return nn.Sequential(widen, nn.GELU(), nn.Unflatten(-1, split), column)
 
     def options(self) -> dict[str, Any]:
         """What the network was made with, as plain values."""
@@ -194,11 +189,9 @@ class TransformerBackbone(nn.Module):
         self._check(measurement)
         pooled = self.final(self._tokens(measurement)).mean(1)  # [B, width]
         by_angle, by_range = self._columns(self.angle_head, pooled), self._columns(self.range_head, pooled)
-        return TransformerEstimate(
-            factor=torch.cat([by_angle, self.balance.sigmoid().sqrt() * by_range], -1),
-            noise_power=measurement.noise_power,
-            positions=self._positions(self.position_head(pooled)),
-        )
+        factor = torch.cat([by_angle, self.balance.sigmoid().sqrt() * by_range], -1)
+        positions = self._positions(self.position_head(pooled))
+        return TransformerEstimate(factor, noise_power=measurement.noise_power, positions=positions)
 
     def _check(self, measurement: Measurement) -> None:
         m, n = self._options.n_antennas, self.array.n_elements
@@ -220,14 +213,10 @@ class TransformerBackbone(nn.Module):
         power = (y.real.square() + y.imag.square()).mean((1, 2))  # [B]
         scale = torch.where(power > 0, power, torch.ones_like(power)).rsqrt()
         snapshots = torch.cat([_parts(y * scale[:, None, None]), _parts(measurement.codes)], -1)
-        tokens = torch.cat(
-            [
-                self.embed_snr(*(None if p is None else p.to(real) for p in (power, measurement.noise_power)))[:, None],
-                self.embed_channel(_parts(measurement.channel).to(real)) + self.antenna,
-                self.embed_snapshot(snapshots.to(real)),
-            ],
-            1,
-        )
+        noise = None if measurement.noise_power is None else measurement.noise_power.to(real)
+        snr = self.embed_snr(power.to(real), noise)[:, None]
+        antennas = self.embed_channel(_parts(measurement.channel).to(real)) + self.antenna
+        tokens = torch.cat([snr, antennas, self.embed_snapshot(snapshots.to(real))], 1)
         for block in self.blocks:
             tokens = block(tokens)
         return tokens
@@ -243,11 +232,9 @@ class TransformerBackbone(nn.Module):
         o = self._options
         x = _MARGIN * raw.to(self.antenna.dtype).unflatten(-1, (o.max_sources, 3)).tanh()
         region = self.setup.region
-        near, far = (math.log(r) for r in region.range_m)
-        ends = (region.azimuth_rad, region.elevation_rad, (near, far))
-        azimuth, elevation, log_range = (
-            (low + high) / 2 + (high - low) / 2 * x[..., i] for i, (low, high) in enumerate(ends)
-        )
+        near, far = map(math.log, region.range_m)
+        ends = enumerate((region.azimuth_rad, region.elevation_rad, (near, far)))
+        azimuth, elevation, log_range = ((low + high) / 2 + (high - low) / 2 * x[..., i] for i, (low, high) in ends)
         return torch.stack([azimuth, elevation, log_range.exp()], -1)
 
     def sources(
@@ -280,9 +267,8 @@ class TransformerBackbone(nn.Module):
             One a scene.
         """
         with torch.no_grad():
-            covariance = effective_covariance(
-                covariance_from_factor(estimate.factor), sample=sample, beta=beta, snr_db=snr_db
-            )
+            own = covariance_from_factor(estimate.factor)
+            covariance = effective_covariance(own, sample=sample, beta=beta, snr_db=snr_db)
             return detect_sources(covariance, self.setup, grid, loading=loading, options=options)
 
 

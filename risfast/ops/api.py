@@ -1,7 +1,4 @@
-"""The public operators: validate, then hand over to the registered op, which plans and executes.
-
-Spectra live in ``risfast.ops.api``, the linear pair in ``risfast.ops.api``; all are offered here.
-"""
+"""The public operators: validate, then hand over to the registered op, which plans and executes."""
 
 from __future__ import annotations
 
@@ -13,10 +10,11 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, register
-from risfast.ops import register as register_linear
 from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.ops.devices import PRECISIONS
 from risfast.steering import WAVEFRONTS
+
+_SMALLEST_LOWRANK_LOADING = 1e-9
 
 
 def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:
@@ -28,24 +26,6 @@ def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precisi
     if not isinstance(budget, int) or budget < MINIMUM_BYTE_BUDGET:
         raise ValueError(f"byte_budget must be an integer of at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget!r}")
     return budget
-
-
-def geometry_arguments(
-    array: PlanarArray, axes: tuple[Tensor, Tensor, Tensor], wavefront: str, method: str, budget: int, precision: str
-) -> Any:
-    """The arguments that describe array, points and method, in the order of every op's schema."""
-    return (array.positions_m, *axes, array.wavenumber, wavefront, method, budget, precision)
-
-
-def axes_of(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
-    """The three axes of a grid.
-
-    -> (G_az,), (G_el,), (G_r,)
-    """
-    return grid.azimuth_rad, grid.elevation_rad, grid.range_m
-
-
-_SMALLEST_LOWRANK_LOADING = 1e-9
 
 
 class Spectrum(NamedTuple):
@@ -63,7 +43,15 @@ class Spectrum(NamedTuple):
     plane: Tensor
 
 
-def _check_spectrum(
+def _axes(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
+    return grid.azimuth_rad, grid.elevation_rad, grid.range_m
+
+
+def _spectrum(
+    op: Any,
+    matrix: Tensor,
+    name: str,
+    option: tuple[Any, ...],
     array: PlanarArray,
     grid: SearchGrid,
     wavefront: str,
@@ -71,20 +59,22 @@ def _check_spectrum(
     reduce: str,
     byte_budget: int | None,
     precision: str,
-) -> int:
+) -> Any:
+    """Check what all spectra take, and call the op; R is square, and F has any number of columns."""
     checks.check_array(array)
     checks.check_grid(grid)
     checks.check_option(reduce, "reduce", ("max", "none"))
     budget = byte_budget_of(wavefront, method, byte_budget, precision)
     if method == "lag":
         require_lag(array.lattice, wavefront)
-    return budget
-
-
-def _finish(power: Tensor, plane: Tensor, batched: bool, reduce: str) -> Any:
-    if reduce == "none":
-        return power if batched else power[0]
-    return Spectrum(power, plane) if batched else Spectrum(power[0], plane[0])
+    checks.check_complex(matrix, name)
+    checks.check_matrix(matrix, name, array.n_elements, square=name == "R")
+    batched, volume = matrix.ndim == 3, reduce == "none"
+    geometry = (array.positions_m, *_axes(grid), array.wavenumber, wavefront, method, budget, precision)
+    power, plane = op(matrix if batched else matrix[None], *option, volume, *geometry)
+    if not batched:
+        power, plane = power[0], plane if volume else plane[0]
+    return power if volume else Spectrum(power, plane)
 
 
 def mvdr_spectrum(
@@ -146,18 +136,9 @@ def mvdr_spectrum(
     J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57, 1969. On the CPU the loaded
     covariance is inverted through its Cholesky factor and the form evaluated in float64.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_loading(loading, minimum_open=False)
-    checks.check_complex(R, "R")
-    checks.check_matrix(R, "R", array.n_elements, square=True)
-    batched = R.ndim == 3
-    power, plane = register.capon_op(
-        R if batched else R[None],
-        float(loading),
-        reduce == "none",
-        *geometry_arguments(array, axes_of(grid), wavefront, method, budget, precision),
-    )
-    return _finish(power, plane, batched, reduce)
+    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
+    return _spectrum(register.capon_op, R, "R", (float(loading),), *shared)
 
 
 def mvdr_spectrum_lowrank(
@@ -198,23 +179,14 @@ def mvdr_spectrum_lowrank(
     By Woodbury, a^H (F F^H + delta I)^-1 a = (N - ||W^H a||^2) / delta with W = F C^-H, C C^H = F^H F + delta I. The
     difference cancels to the last digits of float32 at a peak, so it is taken in float64.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
     checks.check_loading(loading, minimum_open=True)
     if loading < _SMALLEST_LOWRANK_LOADING:
         raise ValueError(
             f"loading must be at least {_SMALLEST_LOWRANK_LOADING:g} for a factor, got {loading:g}: the form "
             "cancels to loading / N of itself, which float64 must resolve"
         )
-    checks.check_complex(F, "F")
-    checks.check_matrix(F, "F", array.n_elements, square=False)
-    batched = F.ndim == 3
-    power, plane = register.capon_lowrank_op(
-        F if batched else F[None],
-        float(loading),
-        reduce == "none",
-        *geometry_arguments(array, axes_of(grid), wavefront, method, budget, precision),
-    )
-    return _finish(power, plane, batched, reduce)
+    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
+    return _spectrum(register.capon_lowrank_op, F, "F", (float(loading),), *shared)
 
 
 def music_spectrum(
@@ -255,20 +227,11 @@ def music_spectrum(
     -----
     R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
-    checks.check_complex(R, "R")
-    checks.check_matrix(R, "R", array.n_elements, square=True)
+    checks.check_array(array)
     if not isinstance(n_sources, int) or not 1 <= n_sources < array.n_elements:
         raise ValueError(f"n_sources must be an integer in 1 .. N - 1 = {array.n_elements - 1}, got {n_sources!r}")
-    batched = R.ndim == 3
-    covariance = R if batched else R[None]
-    power, plane = register.music_op(
-        covariance,
-        n_sources,
-        reduce == "none",
-        *geometry_arguments(array, axes_of(grid), wavefront, method, budget, precision),
-    )
-    return _finish(power, plane, batched, reduce)
+    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
+    return _spectrum(register.music_op, R, "R", (n_sources,), *shared)
 
 
 def bartlett_spectrum(
@@ -306,21 +269,14 @@ def bartlett_spectrum(
     H. Krim, M. Viberg, "Two decades of array signal processing research: the parametric approach", IEEE Signal Process.
     Mag. 13, 1996.
     """
-    budget = _check_spectrum(array, grid, wavefront, method, reduce, byte_budget, precision)
-    checks.check_complex(R, "R")
-    checks.check_matrix(R, "R", array.n_elements, square=True)
-    batched = R.ndim == 3
-    covariance = R if batched else R[None]
-    power, plane = register.bartlett_op(
-        covariance, reduce == "none", *geometry_arguments(array, axes_of(grid), wavefront, method, budget, precision)
-    )
-    return _finish(power, plane, batched, reduce)
+    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
+    return _spectrum(register.bartlett_op, R, "R", (), *shared)
 
 
-def _where(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
+def _points_of(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
     """Axes and whether they span a box; a list of points is checked here."""
     if isinstance(grid_or_points, SearchGrid):
-        return axes_of(grid_or_points), True
+        return _axes(grid_or_points), True
     if not isinstance(grid_or_points, Tensor):
         raise TypeError(
             f"grid_or_points must be a SearchGrid or a real tensor of shape (G, 3), got {type(grid_or_points).__name__}"
@@ -340,11 +296,16 @@ def _where(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, T
     return (points[:, 0], points[:, 1], points[:, 2]), False
 
 
-def _check_points_method(array: PlanarArray, wavefront: str, method: str, box: bool) -> None:
+def _geometry(
+    array: PlanarArray, grid_or_points: Any, wavefront: str, method: str, budget: int, precision: str
+) -> tuple[bool, tuple[Any, ...]]:
+    """Whether the points are a box, and the arguments that describe array, points and method."""
+    axes, box = _points_of(grid_or_points)
     if not box and method in ("chebyshev", "lag"):
         raise ValueError(f"method={method!r} needs a SearchGrid; a list of points is evaluated by method='dense'")
     if method == "lag":
         require_lag(array.lattice, wavefront)
+    return box, (array.positions_m, *axes, array.wavenumber, wavefront, method, budget, precision)
 
 
 def analysis(
@@ -391,13 +352,9 @@ def analysis(
     checks.check_complex(W_or_Q, "W_or_Q")
     is_factor = W_or_Q.shape[-1] != W_or_Q.shape[-2] if factored is None and W_or_Q.ndim >= 2 else bool(factored)
     checks.check_matrix(W_or_Q, "W_or_Q", array.n_elements, square=not is_factor)
-    axes, box = _where(grid_or_points)
-    _check_points_method(array, wavefront, method, box)
+    box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)
     batched = W_or_Q.ndim == 3
-    matrix = W_or_Q if batched else W_or_Q[None]
-    result = register_linear.analysis_op(
-        matrix, is_factor, box, *geometry_arguments(array, axes, wavefront, method, budget, precision)
-    )
+    result = register.analysis_op(W_or_Q if batched else W_or_Q[None], is_factor, box, *geometry)
     return result if batched else result[0]
 
 
@@ -443,16 +400,13 @@ def synthesis(
     checks.check_device(p, "p")
     if dtype not in (None, torch.complex64, torch.complex128):
         raise TypeError(f"dtype must be complex64, complex128 or None, got {dtype}")
-    axes, box = _where(grid_or_points)
-    _check_points_method(array, wavefront, method, box)
-    shape = tuple(a.shape[0] for a in axes) if box else (axes[0].shape[0],)
+    box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)
+    shape = tuple(axis.shape[0] for axis in geometry[1:4]) if box else (geometry[1].shape[0],)
     if p.shape[-len(shape) :] != shape or p.ndim not in (len(shape), len(shape) + 1):
         raise ShapeError(f"p must have shape (B, {', '.join(map(str, shape))}) with or without B, got {tuple(p.shape)}")
     batched = p.ndim == len(shape) + 1
     weights = p if batched else p[None]
     if dtype is not None:
         weights = weights.to(dtype.to_real())
-    result = register_linear.adjoint_op(
-        weights, box, *geometry_arguments(array, axes, wavefront, method, budget, precision)
-    )
+    result = register.synthesis_op(weights, box, *geometry)
     return result if batched else result[0]

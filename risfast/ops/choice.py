@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from risfast.geometry import Lattice, find_lattice
+from risfast.ops.cache import CACHED_BYTES
 from risfast.ops.domain import Domain, NodeSet
-from risfast.ops.evaluators import cached_nodes
-from risfast.ops.interpolation import BoxNodes
+from risfast.ops.interpolation import BoxNodes, box_nodes
 from risfast.steering import LAG_WAVEFRONTS
 
 METHODS = ("auto", "dense", "chebyshev", "lag")
@@ -27,13 +27,12 @@ _TARGET_RELATIVE = {torch.complex64: 3e-8, torch.complex128: 1e-14}
 _SMALLEST_TOLERANCE = 2e-14  # what float64 can resolve
 # Floating-point operations that cost as much time as one element of a steering vector (square root, sine, cosine).
 _STEERING_FLOPS = 700.0
-KEPT_BYTES = 256 << 20  # tables kept between calls, all together
 _COPY_FLOPS = 40.0  # the same for one value written and read again
 
 
 @dataclass(frozen=True)
 class Request:
-    """What decides a plan, beside the domain; from :func:`request_of`."""
+    """What decides a plan, beside the domain."""
 
     operation: str  # One of :data:`OPERATIONS`
     method: str  # One of :data:`METHODS`
@@ -43,6 +42,17 @@ class Request:
     dtype: torch.dtype  # Of the matrix
     loading: float  # delta = loading * trace / N, for Capon alone
     byte_budget: int  # Working memory in bytes
+
+    def __post_init__(self) -> None:
+        """Check the options."""
+        if self.operation not in OPERATIONS:
+            raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {self.operation!r}")
+        if self.method not in METHODS:
+            raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}")
+        if self.dtype not in _TARGET_DB:
+            raise TypeError(f"dtype must be complex64 or complex128, got {self.dtype}")
+        if self.byte_budget < MINIMUM_BYTE_BUDGET:
+            raise ValueError(f"byte_budget must be at least {MINIMUM_BYTE_BUDGET} bytes, got {self.byte_budget}")
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -146,7 +156,7 @@ def choose(domain: Domain, request: Request) -> tuple[str, str, BoxNodes | None,
                 )
     if request.method == "auto" and request.operation.startswith("mvdr") and request.loading < 1e-9:
         return "dense", "without loading no interpolation error is small enough", None, _dense_cost(domain, request)
-    nodes = cached_nodes(domain, request.tolerance)
+    nodes = box_nodes(domain, request.tolerance)
     stored = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, request.compute_dtype)
     whole = nodes.azimuth.matrix is None and nodes.elevation.matrix is None
     if request.method == "auto" and whole and stored > table_budget(request):
@@ -183,26 +193,4 @@ def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> 
 
 def table_budget(request: Request) -> int:
     """What the tables of one plan may take: half the byte budget, and at most half of what is kept of all plans."""
-    return min(request.byte_budget // 2, KEPT_BYTES // 2)
-
-
-def request_of(
-    operation: str,
-    method: str,
-    batch: int,
-    n_elements: int,
-    rank: int | None,
-    dtype: torch.dtype,
-    loading: float,
-    byte_budget: int,
-) -> Request:
-    """Check the options of a request and put them together."""
-    if operation not in OPERATIONS:
-        raise ValueError(f"operation must be one of {', '.join(OPERATIONS)}; got {operation!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}; got {method!r}")
-    if dtype not in _TARGET_DB:
-        raise TypeError(f"dtype must be complex64 or complex128, got {dtype}")
-    if byte_budget < MINIMUM_BYTE_BUDGET:
-        raise ValueError(f"byte_budget must be at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget}")
-    return Request(operation, method, batch, n_elements, rank, dtype, loading, byte_budget)
+    return min(request.byte_budget // 2, CACHED_BYTES // 2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from risfast.ops.domain import CHARACTERS, NodeSet, PointSet, adjoint_of, tiles
+from risfast.ops.domain import SIGN_TABLE, NodeSet, PointSet, adjoint_of, tiles
 
 
 def _class_ranges(points: NodeSet | PointSet) -> list[tuple[int, int, int]]:
@@ -19,9 +19,9 @@ def _class_ranges(points: NodeSet | PointSet) -> list[tuple[int, int, int]]:
     return [(c, o[c], o[c + 1]) for c in range(4) if o[c + 1] > o[c]]
 
 
-def _characters(points: NodeSet | PointSet, dtype: torch.dtype) -> Tensor:
+def _signs(points: NodeSet | PointSet, dtype: torch.dtype) -> Tensor:
     """Sign of each class in each image, [4, images]."""
-    return torch.tensor(CHARACTERS, dtype=dtype)[:, : points.images]
+    return torch.tensor(SIGN_TABLE, dtype=dtype)[:, : points.images]
 
 
 def sum_of_squares(points: NodeSet | PointSet, rows: Tensor, low: int, high: int) -> Tensor:
@@ -32,7 +32,7 @@ def sum_of_squares(points: NodeSet | PointSet, rows: Tensor, low: int, high: int
     b, r, n = rows.shape
     real = rows.real.dtype
     columns = rows.permute(2, 0, 1).reshape(n, b * r).contiguous()
-    signs = _characters(points, real).mT.contiguous()
+    signs = _signs(points, real).mT.contiguous()
     total = torch.zeros(points.images, b, high - low, dtype=real)
     for start, stop in tiles(low, high, 4 * b * r * rows.element_size()):
         a = points.steering(start, stop)
@@ -55,7 +55,7 @@ def hermitian_form(points: NodeSet | PointSet, matrix: Tensor, low: int, high: i
     b, n = matrix.shape[:2]
     classes = _class_ranges(points)
     blocks = [matrix[:, :stop, start:stop].permute(2, 0, 1).reshape(stop - start, -1) for _, start, stop in classes]
-    signs = _characters(points, matrix.real.dtype)
+    signs = _signs(points, matrix.real.dtype)
     total = torch.empty(points.images, b, high - low, dtype=matrix.real.dtype)
     parts = list(tiles(low, high, b * n * matrix.element_size()))
     # One buffer for all products: fresh pages would cost as much as the multiplication.
@@ -82,7 +82,7 @@ def outer_products(points: NodeSet | PointSet, weights: Tensor) -> Tensor:
     b = weights.shape[1]
     n = points.offsets[-1]
     result = torch.zeros(b, n, n, dtype=points.dtype)
-    by_class = torch.einsum("ci,ibg->cbg", _characters(points, weights.dtype), weights)
+    by_class = torch.einsum("ci,ibg->cbg", _signs(points, weights.dtype), weights)
     classes = _class_ranges(points)
     for start, stop in tiles(0, points.count, b * n * points.dtype.itemsize):
         a = points.steering(start, stop)

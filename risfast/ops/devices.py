@@ -1,4 +1,4 @@
-"""Where operators compute: the switch of the Triton kernels, and what differs between devices."""
+"""Where operators compute: the switch of the Triton kernels, and one way to register an operator on every device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 PRECISIONS = ("auto", "ieee", "tf32x3", "tf32")
 _MODES = ("0", "1", "interpret")
@@ -54,26 +55,70 @@ def kernel_module(name: str) -> Any:
         ) from error
 
 
-def serve_gpu(op: Any, plain: Callable[..., Any], kernels: Callable[..., Any]) -> None:
-    """Register the CUDA implementation of a custom op."""
+def define(
+    name: str,
+    plain: Callable[..., Any],
+    kernels: Callable[..., Any],
+    fake: Callable[..., Any],
+    *,
+    schema: str | None = None,
+    check: Callable[..., None] | None = None,
+    cpu: Callable[..., Any] | None = None,
+    batched: int = 0,
+) -> Any:
+    """Register ``risfast::<name>``: plain torch (a GPU's too, without kernels), the kernels of a GPU, and its fake.
 
-    def on_gpu(first: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if triton_mode() == "0":
-            with torch.device(first.device):
-                return plain(first, *args, **kwargs)
-        return kernels(first, *args, **kwargs)
+    ``schema`` is read off ``plain`` if not given; ``check`` looks at values before the work; ``cpu`` is a faster
+    implementation for the CPU; the first ``batched`` arguments have a batch that ``torch.vmap`` may extend.
+    """
 
+    def on_any(first: Tensor, *args: Any) -> Any:
+        if check is not None:
+            check(first, *args)
+        return plain(first, *args)
+
+    def by_kernels(first: Tensor, *args: Any) -> Any:
+        if check is not None and checks_values(first.device):
+            check(first, *args)
+        return kernels(first, *args)
+
+    def on_gpu(first: Tensor, *args: Any) -> Any:
+        if triton_mode() != "0":
+            return by_kernels(first, *args)
+        with torch.device(first.device):
+            return on_any(first, *args)
+
+    schema = schema or torch.library.infer_schema(plain, mutates_args=())
+    op = torch.library.custom_op(
+        f"risfast::{name}", on_any, mutates_args=(), device_types=None if cpu else "cpu", schema=schema
+    )
+    op.register_fake(fake)
     op.register_kernel("cuda", on_gpu)
     if triton_mode() == "interpret":
-        op.register_kernel("cpu", kernels)
+        op.register_kernel("cpu", by_kernels)
+    elif cpu is not None:
+        op.register_kernel("cpu", cpu)
+    if batched:
+        op.register_vmap(_vmap_rule(op, batched))
+    return op
 
 
-def serve_cpu(op: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register the CPU implementation of an op that has one for any device, unless kernels serve the CPU."""
+def _vmap_rule(op: Any, batched: int) -> Callable[..., Any]:
+    """The rule of ``torch.vmap``: the mapped dimension of the first arguments becomes part of their batch."""
 
-    def register(implementation: Callable[..., Any]) -> Callable[..., Any]:
-        if triton_mode() != "interpret":
-            op.register_kernel("cpu", implementation)
-        return implementation
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        if any(dim is not None for dim in tree_leaves(in_dims[batched:])):
+            raise ValueError("vmap over risfast operators maps the matrix argument only; the geometry is shared")
+        merged = []
+        for tensor, dim in zip(args[:batched], in_dims, strict=False):
+            lanes = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+            merged.append(lanes.flatten(0, 1))
+        results = op(*merged, *args[batched:])
+        several = results if isinstance(results, tuple) else (results,)
+        size = len(merged[0])
+        # The planes of a volume are empty, and the same for all.
+        dims = tuple(0 if len(t) == size else None for t in several)
+        split = tuple(t.unflatten(0, (info.batch_size, -1)) if len(t) == size else t for t in several)
+        return (split, dims) if isinstance(results, tuple) else (split[0], dims[0])
 
-    return register
+    return rule

@@ -18,7 +18,7 @@ _MIRROR_TOLERANCE = 1e-13
 # Bytes of one tile of products: a few of these fit a core's own cache beside the matrix.
 TILE_BYTES = 1 << 20
 # Sign of each class (rows) in each image (columns: itself, -azimuth, -elevation, both).
-CHARACTERS = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
+SIGN_TABLE = ((1, 1, 1, 1), (1, -1, 1, -1), (1, 1, -1, -1), (1, -1, -1, 1))
 
 
 def adjoint_of(matrix: Tensor) -> Tensor:
@@ -110,10 +110,10 @@ class MirrorBasis:
         py = identity if by_y is None else by_y
         images = torch.stack([identity, px, py, px[py]], 1)
         orbits = images[images.min(1).values == identity]  # the lowest index of an orbit stands for it
-        characters = torch.tensor(CHARACTERS, dtype=torch.float64)
+        signs = torch.tensor(SIGN_TABLE, dtype=torch.float64)
         # Squared norm of sum_i chi_i e_orbit(i): images that coincide add up before they are squared.
         same = (orbits[:, :, None] == orbits[:, None, :]).double()
-        norm2 = torch.einsum("ci,oij,cj->co", characters, same, characters)
+        norm2 = torch.einsum("ci,oij,cj->co", signs, same, signs)
         keep = norm2 > 0.5
         # Without a mirror, its images coincide for every element, so that class is empty by itself.
         scale = torch.where(keep, norm2.clamp_min(0.5).rsqrt(), torch.zeros_like(norm2))
@@ -297,7 +297,7 @@ class NodeSet:
         return half[0] * half[1] * domain.range.numel() * domain.n_elements * dtype.itemsize
 
     @property
-    def kept_bytes(self) -> int:
+    def cached_bytes(self) -> int:
         """Bytes of the stored steering vectors."""
         return 0 if self._kept is None else self._kept.numel() * self._kept.element_size()
 

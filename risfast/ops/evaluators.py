@@ -1,23 +1,17 @@
-"""One interface over the methods: analysis and synthesis of a box or a list of points, tile by tile."""
+"""One interface over the methods, and the dense and the chebyshev method: analysis and synthesis tile by tile."""
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
-from threading import Lock
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from risfast.geometry import find_lattice
 from risfast.ops.dense import hermitian_form, outer_products, sum_of_squares
-from risfast.ops.domain import Domain, MirrorBasis, NodeSet, PointSet, adjoint_of
-from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes
-from risfast.ops.lag import LagEvaluator
+from risfast.ops.domain import Domain, NodeSet, PointSet, adjoint_of
+from risfast.ops.interpolation import BoxNodes
 
 
 @dataclass(frozen=True)
@@ -152,6 +146,11 @@ class ChebyshevBox:
         self.azimuth = None if nodes.azimuth.matrix is None else nodes.azimuth.matrix.to(real)
         self.elevation = None if nodes.elevation.matrix is None else nodes.elevation.matrix.mT.to(real).contiguous()
 
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of its tables."""
+        return self.nodes.cached_bytes
+
     def tiles(self, operand: Operand) -> Iterator[Tile]:
         """Slabs of azimuths."""
         nodes = self.nodes
@@ -180,140 +179,3 @@ class ChebyshevBox:
         if self.azimuth is not None:
             p = self.azimuth.mT @ p
         return self.domain.mirror.restore_matrix(outer_products(self.nodes, self.nodes.from_box(p)))
-
-
-class LagBox:
-    """The lag method behind the common interface."""
-
-    def __init__(self, domain: Domain, keep: bool) -> None:
-        self.domain = domain
-        self.lag = LagEvaluator(domain, keep)
-
-    def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Slabs of elevations."""
-        axis = self.lag.elevation
-        first = axis.count - axis.half
-        for low, high, q in self.lag.tiles(operand.hermitian()):
-            upper = Place(slice(None), slice(first + low, first + high), elevation_first=True)
-            lower = Place(slice(None), slice(axis.half - high, axis.half - low), elevation_first=True, reverse=True)
-            yield Tile(q, (upper, lower) if axis.mirrored else (upper,))
-
-    def adjoint(self, weights: Tensor) -> Tensor:
-        """Synthesis; see :class:`Evaluator`.
-
-        weights (b, G_az, G_el, R) -> (b, N, N)
-        """
-        return self.lag.adjoint(weights.to(torch.float64))
-
-
-CPU = torch.device("cpu")
-
-
-@lru_cache(maxsize=64)
-def cached_nodes(domain: Domain, tolerance: float) -> BoxNodes:
-    """:func:`risfast.ops.interpolation.box_nodes` of a domain on the CPU, kept."""
-    return box_nodes(domain, tolerance)
-
-
-class EvaluatorCache:
-    """The evaluators used last, whose tables cost more to make than many a call; bounded in bytes."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self._held: OrderedDict[Any, Evaluator] = OrderedDict()
-        self._lock = Lock()
-
-    def get(
-        self,
-        domain: Domain,
-        method: str,
-        tolerance: float,
-        dtype: torch.dtype,
-        values_per_slab: int,
-        table_budget: int,
-        device: torch.device = CPU,
-    ) -> Evaluator:
-        """The evaluator, made if it is not held."""
-        key = (
-            domain,
-            method,
-            tolerance if method == "chebyshev" else 0.0,
-            dtype,
-            values_per_slab,
-            table_budget,
-            device,
-        )
-        with self._lock:
-            if key in self._held:
-                self._held.move_to_end(key)
-                return self._held[key]
-        made = _new_evaluator(*key)
-        with self._lock:
-            self._held[key] = made
-            while len(self._held) > 1 and sum(map(held_bytes, self._held.values())) > self.most_bytes:
-                self._held.popitem(last=False)
-        return made
-
-    def clear(self) -> None:
-        """Forget all."""
-        with self._lock:
-            self._held.clear()
-
-
-def _on_device(domain: Domain, device: torch.device) -> Domain:
-    """The domain with its tensors on a device, its symmetries as they were found; itself on the CPU."""
-    if device == CPU:
-        return domain
-    mirror = domain.mirror
-    moved = copy.copy(domain)
-    for name in ("positions", "azimuth", "elevation", "range"):
-        object.__setattr__(moved, name, getattr(domain, name).to(device))
-    there = MirrorBasis(mirror.orbits.to(device), mirror.scale.to(device), mirror.sizes, mirror.flips)
-    object.__setattr__(moved, "mirror", there)
-    return moved
-
-
-def _nodes_on_device(nodes: BoxNodes, device: torch.device) -> BoxNodes:
-    def moved(axis: AxisNodes) -> AxisNodes:
-        matrix: Tensor | None = None if axis.matrix is None else axis.matrix.to(device)
-        return AxisNodes(axis.nodes.to(device), matrix)
-
-    return BoxNodes(moved(nodes.azimuth), moved(nodes.elevation), nodes.checked_error)
-
-
-def points_on(domain: Domain, dtype: torch.dtype, device: torch.device) -> DensePointList:
-    """Dense evaluation of a list of points, on a device; it is not kept."""
-    return DensePointList(_on_device(domain, device), dtype)
-
-
-def _new_evaluator(
-    domain: Domain,
-    method: str,
-    tolerance: float,
-    dtype: torch.dtype,
-    values_per_slab: int,
-    table_budget: int,
-    device: torch.device,
-) -> Evaluator:
-    keep = False
-    nodes: BoxNodes | None = None
-    lattice = find_lattice(domain.positions)
-    if method == "lag":
-        keep = lattice is not None and LagEvaluator.stored_bytes(domain, lattice) <= table_budget
-    elif method == "chebyshev":
-        nodes = cached_nodes(domain, tolerance)
-        keep = NodeSet.stored_bytes(domain, nodes.azimuth.count, nodes.elevation.count, dtype) <= table_budget
-    with torch.device(device):
-        where = _on_device(domain, device)
-        if method == "lag":
-            return LagBox(where, keep)
-        if nodes is not None:
-            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep)
-        return DenseBox(where, dtype, values_per_slab) if domain.box else DensePointList(where, dtype)
-
-
-def held_bytes(evaluator: Evaluator) -> int:
-    """Bytes of the tables that an evaluator keeps."""
-    if isinstance(evaluator, LagBox):
-        return LagEvaluator.stored_bytes(evaluator.domain, evaluator.lag.lattice) if evaluator.lag.kept else 0
-    return evaluator.nodes.kept_bytes if isinstance(evaluator, ChebyshevBox) else 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -171,6 +172,7 @@ def _measured_errors(domain: Domain, azimuth: AxisNodes, elevation: AxisNodes) -
     )
 
 
+@lru_cache(maxsize=64)
 def box_nodes(domain: Domain, tolerance: float) -> BoxNodes:
     """Choose nodes by the a-priori rule, then check them at random points and grow an axis that fails."""
     c_az, c_el = _half_bandwidths(domain)

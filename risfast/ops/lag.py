@@ -17,13 +17,50 @@ from torch import Tensor
 
 from risfast.geometry import Lattice, find_lattice
 from risfast.ops.domain import Domain, HalfAxis, adjoint_of, antisymmetric
+from risfast.ops.evaluators import Operand, Place, Tile
 
 _TILE_BYTES = 1 << 21
 COEFFICIENT_BYTES = 1 << 24  # held at once while the diagonals are summed
 
 
-class LagEvaluator:
-    """Evaluates Hermitian forms on a box, and their adjoint, in float64."""
+def _curvature(domain: Domain, coordinate: Tensor) -> Tensor:
+    """exp(-j k x^2 / 2 r) on every plane, [R, n]; 1 for the planar wavefront."""
+    phase = torch.zeros(domain.range.numel(), coordinate.numel(), dtype=torch.float64)
+    if domain.wavefront == "fresnel":
+        phase = -domain.wavenumber * coordinate.square() / (2 * domain.range[:, None])
+    return torch.complex(phase.cos(), phase.sin())
+
+
+def lattice_weights(domain: Domain, lattice: Lattice) -> tuple[Tensor, Tensor]:
+    """The weights w of columns and of rows, which separate because |p|^2 = x^2 + y^2.
+
+    -> (R, n_h), (R, n_v)
+    """
+    p = domain.positions[torch.tensor(lattice.order)].reshape(lattice.n_h, lattice.n_v, 3)
+    return _curvature(domain, p[:, 0, 0]), _curvature(domain, p[0, :, 1])
+
+
+def vertical_phase(domain: Domain, lattice: Lattice, elevation: Tensor) -> Tensor:
+    """K D_v spacing sin(el) for D_v from 1 - n_v to n_v - 1.
+
+    elevation (E,) -> (2 n_v - 1, E)
+    """
+    lag_v = torch.arange(-(lattice.n_v - 1), lattice.n_v, dtype=torch.float64)
+    return domain.wavenumber * lattice.spacing_v_m * lag_v[:, None] * elevation.sin()
+
+
+def horizontal_phase(domain: Domain, lattice: Lattice, elevation: Tensor, azimuth: Tensor) -> Tensor:
+    """K D_h spacing sin(az) cos(el) for D_h from 0 to n_h - 1.
+
+    elevation (E,), azimuth (A,) -> (E, n_h, A)
+    """
+    lag_h = torch.arange(lattice.n_h, dtype=torch.float64)
+    unit = domain.wavenumber * lattice.spacing_h_m
+    return unit * elevation.cos()[:, None, None] * lag_h[:, None] * azimuth.sin()
+
+
+class LagBox:
+    """The lag method on a box, in float64."""
 
     def __init__(self, domain: Domain, keep: bool) -> None:
         lattice = find_lattice(domain.positions)
@@ -33,22 +70,10 @@ class LagEvaluator:
         self.order = torch.tensor(lattice.order)
         # Elevation is folded if it is antisymmetric; the array's own symmetry does not matter here.
         self.elevation = HalfAxis(domain.elevation, antisymmetric(domain.elevation))
-        k = domain.wavenumber
-        p = domain.positions[self.order].reshape(lattice.n_h, lattice.n_v, 3)
-        # |p|^2 = x^2 + y^2, so the weights w separate.
-        self.weights_h = self._weights(p[:, 0, 0])  # [R, n_h]
-        self.weights_v = self._weights(p[0, :, 1])  # [R, n_v]
-        lag_v = torch.arange(-(lattice.n_v - 1), lattice.n_v, dtype=torch.float64)
-        phase = k * lattice.spacing_v_m * lag_v[:, None] * self.elevation.values.sin()
+        self.weights_h, self.weights_v = lattice_weights(domain, lattice)  # [R, n_h], [R, n_v]
+        phase = vertical_phase(domain, lattice, self.elevation.values)
         self.vertical = torch.complex(phase.cos(), phase.sin())  # [2 n_v - 1, half G_el]
         self._kept = self._tables(0, self.elevation.half) if keep else None
-
-    def _weights(self, coordinate: Tensor) -> Tensor:
-        """exp(-j k x^2 / 2 r) on every plane, [R, n]; 1 for the planar wavefront."""
-        phase = torch.zeros(self.domain.range.numel(), coordinate.numel(), dtype=torch.float64)
-        if self.domain.wavefront == "fresnel":
-            phase = -self.domain.wavenumber * coordinate.square() / (2 * self.domain.range[:, None])
-        return torch.complex(phase.cos(), phase.sin())
 
     @staticmethod
     def stored_bytes(domain: Domain, lattice: Lattice) -> int:
@@ -58,16 +83,13 @@ class LagEvaluator:
 
     def _tables(self, low: int, high: int) -> Tensor:
         """cos, then sin, of k D_h spacing sin(az) cos(el): [elevation, 2 n_h, azimuth]."""
-        lag_h = torch.arange(self.lattice.n_h, dtype=torch.float64)
-        cos_el = self.elevation.values[low:high].cos()
-        unit = self.domain.wavenumber * self.lattice.spacing_h_m
-        phase = unit * cos_el[:, None, None] * lag_h[:, None] * self.domain.azimuth.sin()
+        phase = horizontal_phase(self.domain, self.lattice, self.elevation.values[low:high], self.domain.azimuth)
         return torch.cat([phase.cos(), phase.sin()], 1)
 
     @property
-    def kept(self) -> bool:
-        """Whether the tables are stored."""
-        return self._kept is not None
+    def cached_bytes(self) -> int:
+        """Bytes of the stored tables."""
+        return 0 if self._kept is None else self._kept.numel() * self._kept.element_size()
 
     def tables(self, low: int, high: int) -> Tensor:
         """Cosines, then sines, of k D_h spacing sin(az) cos(el).
@@ -110,30 +132,32 @@ class LagEvaluator:
         flat = skewed.reshape(b, r, n_h, -1)[..., : n_v * (2 * n_v - 1)]
         return flat.reshape(b, r, n_h, n_v, 2 * n_v - 1).sum(3)
 
-    def tiles(self, matrix: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """Values of the form, a few elevations at a time.
-
-        matrix (b, N, N) -> q (images * b, R, high - low, G_az)
-        """
-        # Where elevation is mirrored, the second image holds the negative elevations, running outwards.
-        c = self.coefficients(matrix)
+    def tiles(self, operand: Operand) -> Iterator[Tile]:
+        """Slabs of elevations; where elevation is mirrored, the second image holds the negative ones, outwards."""
+        c = self.coefficients(operand.hermitian())
         b, r, n_h, _ = c.shape
         images = [c @ self.vertical]  # [b, R, n_h, half G_el]
         if self.elevation.mirrored:
             images.append(c @ self.vertical.conj())
         rows = torch.cat(images).permute(3, 0, 1, 2).reshape(self.elevation.half, -1, n_h)
         rows = torch.cat([rows.real, -rows.imag], -1)  # [half G_el, images * b * R, 2 n_h]
+        axis, whole = self.elevation, slice(None)
+        first = axis.count - axis.half
         step = max(1, _TILE_BYTES // (8 * rows.shape[1] * self.domain.azimuth.numel()))
         for low in range(0, self.elevation.half, step):
             high = min(low + step, self.elevation.half)
             q = torch.bmm(rows[low:high], self.tables(low, high))
-            yield low, high, q.reshape(high - low, len(images) * b, r, -1).permute(1, 2, 0, 3)
+            upper = Place(whole, slice(first + low, first + high), elevation_first=True)
+            lower = Place(whole, slice(axis.half - high, axis.half - low), elevation_first=True, reverse=True)
+            places = (upper, lower) if axis.mirrored else (upper,)
+            yield Tile(q.reshape(high - low, len(images) * b, r, -1).permute(1, 2, 0, 3), places)
 
     def adjoint(self, weights: Tensor) -> Tensor:
-        """sum_g p_g a_g a_g^H, in the array's own order.
+        """Synthesis in the array's own order; see :class:`risfast.ops.evaluators.Evaluator`.
 
         weights (b, G_az, G_el, R) -> (b, N, N)
         """
+        weights = weights.to(torch.float64)
         b, r = weights.shape[0], weights.shape[3]
         n_h = self.lattice.n_h
         upper, lower = self.elevation.fold(weights.permute(2, 0, 3, 1), 0)  # [half G_el, b, R, G_az]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.ops import peaks_cpu  # noqa: F401 - registers the kernels of the CPU
 
 
 # The fields named index and count hide methods of tuple, which no one calls on these; hence the ignored assignments.

@@ -14,9 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.ops.devices import serve_cpu
 from risfast.ops.peaks_reference import reject_bad_candidates, reject_nan
-from risfast.ops.peaks_register import local_maxima_op, nms_op
 
 _Array = np.ndarray[Any, Any]
 
@@ -149,7 +147,6 @@ def _scene_maxima(array: _Array, axes: list[_Axis], k: int, floor: float) -> tup
     return scene[best], rank[rank < k], linear[best], value[best]
 
 
-@serve_cpu(local_maxima_op)
 def local_maxima_cpu(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -218,7 +215,6 @@ def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, 
     return index
 
 
-@serve_cpu(nms_op)
 def nms_cpu(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:

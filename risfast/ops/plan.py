@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from risfast.geometry import PlanarArray, SearchGrid, find_lattice
 from risfast.ops import checks
-from risfast.ops.choice import (
-    DEFAULT_BYTE_BUDGET,
-    KEPT_BYTES,
-    Request,
-    choose,
-    expected_error_db,
-    request_of,
-    table_budget,
-)
-from risfast.ops.domain import TILE_BYTES, Domain, NodeSet, domain_of
-from risfast.ops.evaluators import CPU, Evaluator, EvaluatorCache, cached_nodes, points_on
-from risfast.ops.lag import COEFFICIENT_BYTES, LagEvaluator
+from risfast.ops.cache import ByteCache, device_tables
+from risfast.ops.choice import DEFAULT_BYTE_BUDGET, Request, choose, expected_error_db, table_budget
+from risfast.ops.domain import TILE_BYTES, Domain, MirrorBasis, NodeSet, domain_of
+from risfast.ops.evaluators import ChebyshevBox, DenseBox, DensePointList, Evaluator
+from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes
+from risfast.ops.lag import COEFFICIENT_BYTES, LagBox
 from risfast.steering import check_wavefront
 
 
@@ -99,22 +94,16 @@ class Plan:
         )
 
 
-_evaluators = EvaluatorCache(KEPT_BYTES)
-_forget: list[Callable[[], None]] = []  # what else keeps tables
-
-
-def on_clear(forget: Callable[[], None]) -> None:
-    """Have :func:`clear_plans` call something else too."""
-    _forget.append(forget)
+_CPU = torch.device("cpu")
+_evaluators = ByteCache(on_gpu=False)
 
 
 def clear_plans() -> None:
     """Free every plan and table that is kept between calls (at most 256 MiB, and as much for GPUs)."""
     _evaluators.clear()
     _cached_plan.cache_clear()
-    cached_nodes.cache_clear()
-    for forget in _forget:
-        forget()
+    box_nodes.cache_clear()
+    device_tables.clear()
 
 
 def plan_of(domain: Domain, request: Request) -> Plan:
@@ -122,13 +111,56 @@ def plan_of(domain: Domain, request: Request) -> Plan:
     return _cached_plan(domain, request) if domain.box else _new_plan(domain, request)
 
 
-def make_plan(domain: Domain, request: Request, device: torch.device = CPU) -> tuple[Plan, Evaluator]:
+def make_plan(domain: Domain, request: Request, device: torch.device = _CPU) -> tuple[Plan, Evaluator]:
     """Choose, and build what the choice needs on a device; plan and tables stay for the next call on an equal box."""
     made = plan_of(domain, request)
     if not domain.box:
-        return made, points_on(domain, request.compute_dtype, device)
-    key = (request.tolerance, request.compute_dtype, made.values_per_slab, table_budget(request))
-    return made, _evaluators.get(domain, made.method, *key, device)
+        return made, DensePointList(_on_device(domain, device), request.compute_dtype)
+    tolerance = request.tolerance if made.method == "chebyshev" else 0.0
+    key = (domain, made.method, tolerance, request.compute_dtype, made.values_per_slab, made.bytes_held > 0, device)
+    evaluator: Evaluator = _evaluators.get(key, lambda: _box_evaluator(*key))
+    return made, evaluator
+
+
+def _box_evaluator(
+    domain: Domain,
+    method: str,
+    tolerance: float,
+    dtype: torch.dtype,
+    values_per_slab: int,
+    keep: bool,
+    device: torch.device,
+) -> Evaluator:
+    """What computes a method on a box, on a device; ``keep`` if its tables fit their budget."""
+    nodes = box_nodes(domain, tolerance) if method == "chebyshev" else None
+    with torch.device(device):
+        where = _on_device(domain, device)
+        if method == "lag":
+            return LagBox(where, keep)
+        if nodes is not None:
+            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep)
+        return DenseBox(where, dtype, values_per_slab)
+
+
+def _on_device(domain: Domain, device: torch.device) -> Domain:
+    """The domain with its tensors on a device, its symmetries as they were found; itself on the CPU."""
+    if device == _CPU:
+        return domain
+    mirror = domain.mirror
+    moved = copy.copy(domain)
+    for name in ("positions", "azimuth", "elevation", "range"):
+        object.__setattr__(moved, name, getattr(domain, name).to(device))
+    there = MirrorBasis(mirror.orbits.to(device), mirror.scale.to(device), mirror.sizes, mirror.flips)
+    object.__setattr__(moved, "mirror", there)
+    return moved
+
+
+def _nodes_on_device(nodes: BoxNodes, device: torch.device) -> BoxNodes:
+    def moved(axis: AxisNodes) -> AxisNodes:
+        matrix: Tensor | None = None if axis.matrix is None else axis.matrix.to(device)
+        return AxisNodes(axis.nodes.to(device), matrix)
+
+    return BoxNodes(moved(nodes.azimuth), moved(nodes.elevation), nodes.checked_error)
 
 
 @lru_cache(maxsize=256)
@@ -147,7 +179,7 @@ def _new_plan(domain: Domain, request: Request) -> Plan:
         working += 8 * points * scenes
     elif method == "lag":
         lattice = find_lattice(domain.positions)
-        stored = 0 if lattice is None else LagEvaluator.stored_bytes(domain, lattice)
+        stored = 0 if lattice is None else LagBox.stored_bytes(domain, lattice)
         held = stored if stored <= table_budget(request) else 0
         working += COEFFICIENT_BYTES
     elif method == "chebyshev" and nodes is not None:
@@ -224,7 +256,7 @@ def plan(
     budget = DEFAULT_BYTE_BUDGET if byte_budget is None else byte_budget
     if operation == "mvdr_lowrank" and rank is None:
         raise ValueError("rank must be given for operation='mvdr_lowrank': the columns K of the factor")
-    request = request_of(operation, method, batch, array.n_elements, rank, dtype, loading, budget)
+    request = Request(operation, method, batch, array.n_elements, rank, dtype, loading, budget)
     axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
     domain = domain_of(array.positions_m, axes, array.wavenumber, wavefront, box=True)
     return make_plan(domain, request)[0]

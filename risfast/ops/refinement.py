@@ -5,23 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, direction_cosines
-from risfast.ops import checks, register_cuda_peaks, spectra
-from risfast.ops import register_cuda_operands as operands
-from risfast.ops.devices import checks_values, on_host, serve_gpu, serves_kernels
-from risfast.ops.domain import adjoint_of
+from risfast.ops import checks, spectra
+from risfast.ops import cuda_operands as operands
+from risfast.ops.cache import constant_on
+from risfast.ops.devices import checks_values, on_host, serves_kernels
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
-from risfast.ops.kept import constant_on
 from risfast.steering import WAVEFRONTS, steering_phase
 
 
-class Denominator(NamedTuple):
+class QuadraticForm(NamedTuple):
     """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``."""
 
     # It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
@@ -31,7 +30,7 @@ class Denominator(NamedTuple):
     scale: Tensor  # (B, 1) N times the mean power of an element, or N delta
 
 
-def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
+def denominator(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
     """The form of a covariance or of a factor, with the checks of :func:`risfast.ops.refinement.refine_peaks`.
 
     matrix (B, N, N) or (B, N, K)
@@ -40,17 +39,14 @@ def denominator(matrix: Tensor, factored: bool, loading: float) -> Denominator:
     if checks_values(matrix.device):
         (checks.check_finite if factored else checks.check_covariance_values)(matrix, "matrix")
     if factored:
-        if serves_kernels(matrix):
-            delta = operands.lowrank_delta(matrix, loading)
-            return Denominator(operands.woodbury_operand(matrix, delta), True, n * delta[:, None])
-        delta = loading * spectra.mean_power(matrix)
-        return Denominator(adjoint_of(spectra.lowrank_operand(matrix, delta).matrix), True, n * delta[:, None])
+        delta = spectra.lowrank_delta(matrix, loading)
+        return QuadraticForm(spectra.woodbury_factor(matrix, delta), True, n * delta[:, None])
     mean = matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
     if serves_kernels(matrix):
         inverse = operands.loaded_inverse(matrix, loading)
     else:
         inverse = spectra.capon_operand(matrix, loading).matrix
-    return Denominator(inverse * mean[:, None, None], False, n * mean[:, None])
+    return QuadraticForm(inverse * mean[:, None, None], False, n * mean[:, None])
 
 
 SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
@@ -290,17 +286,6 @@ def refine_torch(
     return point, value
 
 
-refine_op = torch.library.custom_op("risfast::refine", refine_torch, mutates_args=(), device_types="cpu")
-
-
-serve_gpu(refine_op, refine_torch, register_cuda_peaks.refine_cuda)
-
-
-@refine_op.register_fake
-def _(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(low), low.new_empty(low.shape[:2])
-
-
 def walk_torch(
     matrix: Tensor,
     factored: bool,
@@ -329,17 +314,6 @@ def walk_torch(
     return point
 
 
-walk_op = torch.library.custom_op("risfast::walk", walk_torch, mutates_args=(), device_types="cpu")
-
-
-serve_gpu(walk_op, walk_torch, register_cuda_peaks.walk_cuda)
-
-
-@walk_op.register_fake
-def _(matrix: Tensor, factored: bool, start: Tensor, *rest: Any) -> Tensor:
-    return torch.empty_like(start, memory_format=torch.contiguous_format)
-
-
 def walk_peaks(
     matrix: Tensor,
     array: PlanarArray,
@@ -363,7 +337,7 @@ def walk_peaks(
 
 
 def walk_from(
-    form: Denominator,
+    form: QuadraticForm,
     array: PlanarArray,
     position: Tensor,
     low: Tensor,
@@ -380,7 +354,8 @@ def walk_from(
         seam = torch.tensor([2 * math.pi, 0.0, 0.0], dtype=torch.float64, device="cpu")
         lowest, highest = lowest - seam, highest + seam
     geometry = (array.positions_m, array.wavenumber, wavefront)
-    ended = walk_op(form.matrix, form.factored, _inverse_range(position), lowest, highest, arms.tolist(), *geometry)
+    box = (lowest, highest, arms.tolist())
+    ended = torch.ops.risfast.walk(form.matrix, form.factored, _inverse_range(position), *box, *geometry)
     lowest, highest, arms = (constant_on(t, ended.device) for t in (lowest, highest, arms))
     # The walk runs in float32, which may end a rounding outside.
     ended = _wrapped(torch.maximum(torch.minimum(ended, highest), lowest), circle_from)
@@ -465,7 +440,7 @@ def refine_peaks(
 
 
 def refine_from(
-    form: Denominator,
+    form: QuadraticForm,
     array: PlanarArray,
     low: Tensor,
     high: Tensor,
@@ -477,8 +452,8 @@ def refine_from(
     """:func:`refine_peaks` on a denominator that is there already."""
     # Range runs against 1/range, in which the phase of a near-field source is nearly linear.
     corners = _inverse_range(low), _inverse_range(high)
-    corner_low, corner_high = torch.minimum(*corners), torch.maximum(*corners)
+    box = (torch.minimum(*corners), torch.maximum(*corners), list(points))
     geometry = (array.positions_m, array.wavenumber, wavefront)
-    position, value = refine_op(form.matrix, form.factored, corner_low, corner_high, list(points), *geometry, widest)
+    position, value = torch.ops.risfast.refine(form.matrix, form.factored, *box, *geometry, widest)
     # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
     return Refined(_wrapped(position, circle_from), form.scale / value.clamp_min(math.ldexp(array.n_elements, -50)))

@@ -1,15 +1,21 @@
-"""From matrices to maps on the CPU: the loop over scenes and tiles, the epilogues, and the operands with them."""
+"""From matrices to maps in plain torch: operands, epilogues, and the loop over scenes and tiles."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from risfast.errors import ShapeError
+from risfast.ops.devices import serves_kernels
 from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
 from risfast.ops.plan import Plan
+
+EPILOGUES = ("linear", "reciprocal", "complement")
+_SLICE_BYTES = 1 << 22  # of covariances that are checked at once
 
 
 def _hermitian(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -31,14 +37,16 @@ def _refuse_indefinite(lifted: Tensor, rounding: float, first: int) -> None:
         )
 
 
-def check_definite(covariance: Tensor, first: int = 0) -> None:
+def check_definite(covariance: Tensor) -> None:
     """Refuse covariances that are indefinite beyond their rounding.
 
-    covariance (b, N, N)
+    covariance (B, N, N)
     """
-    r, diagonal, mean, rounding = _hermitian(covariance)
-    diagonal.add_(rounding * mean)
-    _refuse_indefinite(r, rounding, first)
+    step = max(1, _SLICE_BYTES // (16 * covariance.shape[-1] ** 2))
+    for first in range(0, covariance.shape[0], step):
+        r, diagonal, mean, rounding = _hermitian(covariance[first : first + step])
+        diagonal.add_(rounding * mean)
+        _refuse_indefinite(r, rounding, first)
 
 
 def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tensor:
@@ -80,21 +88,44 @@ def mean_power(factor: Tensor) -> Tensor:
     return torch.view_as_real(factor.resolve_conj()).double().square().sum((1, 2, 3)) / factor.shape[1]
 
 
+def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
+    """Loading of F F^H in its own unit; NaN where F is zero.
+
+    factor (B, N, K) -> (B,)
+    """
+    mean = mean_power(factor)
+    return torch.where(mean > 0, loading * mean, torch.nan)
+
+
 def woodbury_factor(factor: Tensor, delta: Tensor) -> Tensor:
-    """W with (F F^H + delta I)^-1 = (I - W W^H) / delta.
+    """W with (F F^H + delta I)^-1 = (I - W W^H) / delta; on a GPU NaN where there is none.
 
     factor (b, N, K), delta (b,) -> (b, N, K)
     """
     # W = F C^-H with C C^H = F^H F + delta I: a K x K Cholesky factor, no division by small singular values. M. A.
     # Woodbury, "Inverting modified matrices", Statistical Research Group, Princeton, 1950.
     f = factor.to(torch.complex128)
-    gram = adjoint_of(f) @ f + delta[:, None, None] * torch.eye(f.shape[-1], dtype=torch.complex128)
-    return adjoint_of(torch.linalg.solve_triangular(torch.linalg.cholesky(gram), adjoint_of(f), upper=False))
+    gram = adjoint_of(f) @ f + delta[:, None, None] * torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
+    lower, info = torch.linalg.cholesky_ex(gram, check_errors=not serves_kernels(factor))
+    return poisoned(adjoint_of(torch.linalg.solve_triangular(lower, adjoint_of(f), upper=False)), info)
 
 
-def lowrank_operand(factor: Tensor, delta: Tensor) -> Operand:
-    """Operand with q = a^H W W^H a, so that N - q = delta a^H (F F^H + delta I)^-1 a."""
-    return Operand(adjoint_of(woodbury_factor(factor, delta)), "rows")
+def woodbury_inverse(factor: Tensor, delta: Tensor) -> Tensor:
+    """(F F^H + delta I)^-1.
+
+    factor (b, N, K), delta (b,) -> (b, N, N)
+    """
+    w = woodbury_factor(factor, delta)
+    eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
+    return (eye - w @ adjoint_of(w)) / delta[:, None, None]
+
+
+def poisoned(matrix: Tensor, info: Tensor) -> Tensor:
+    """NaN where a factorisation has failed.
+
+    matrix (b, N, K), info (b,)
+    """
+    return torch.where((info == 0)[:, None, None], matrix, torch.nan)
 
 
 # Makes the operand of scenes start..stop: built a pass at a time, so that memory follows the pass and not the batch.
@@ -125,18 +156,27 @@ def reduce_planes(q: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
     return best, plane.to(torch.int32)
 
 
-class _Power:
-    """Epilogue: scale * q, scale / q, or scale / (offset - q)."""
+@dataclasses.dataclass(frozen=True)
+class Epilogue:
+    """From a quadratic form q to power: scale q, scale / q, or scale / (offset - q)."""
 
-    def __init__(self, form: str, scale: Tensor, offset: float = 0.0) -> None:
-        self.form, self.scale, self.offset = form, scale, offset
+    form: str  # One of :data:`EPILOGUES`
+    scale: Tensor  # (B,) Positive, so that the best plane is known from q alone
+    # Of the complement (N: the squared norm of a steering vector); not looked at otherwise. An int, because Triton
+    # would round a Python float to float32 on its way to a float64 kernel
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown form."""
+        if self.form not in EPILOGUES:
+            raise ValueError(f"form must be one of {', '.join(EPILOGUES)}; got {self.form!r}")
 
     @property
     def largest(self) -> bool:
         """Whether the strongest power is at the largest q."""
         return self.form != "reciprocal"
 
-    def __call__(self, q: Tensor, start: int, stop: int) -> Tensor:
+    def power(self, q: Tensor, start: int, stop: int) -> Tensor:
         """Power from q [b, ...] of scenes start..stop."""
         scale = self.scale[start:stop].reshape(-1, *[1] * (q.ndim - 1))
         if self.form == "linear":
@@ -146,32 +186,14 @@ class _Power:
         # At an exact null rounding may pass it; the floor is what float64 resolves.
         return scale / (self.offset - q).clamp_min_(self.offset * 1e-15)
 
-
-def linear(scale: Tensor) -> _Power:
-    """Epilogue power = scale * q.
-
-    scale (B,)
-    """
-    return _Power("linear", scale)
+    def scale_on(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Scale on a device in the dtype of q."""
+        if self.scale.shape != (batch,):
+            raise ShapeError(f"scale must have shape ({batch},), one number a scene, got {tuple(self.scale.shape)}")
+        return self.scale.to(device, dtype).contiguous()
 
 
-def reciprocal(scale: Tensor) -> _Power:
-    """Epilogue power = scale / q.
-
-    scale (B,)
-    """
-    return _Power("reciprocal", scale)
-
-
-def complement(scale: Tensor, offset: float) -> _Power:
-    """Epilogue power = scale / (offset - q).
-
-    scale (B,)
-    """
-    return _Power("complement", scale, offset)
-
-
-def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> tuple[Tensor, Tensor]:
+def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
     """The strongest power over range planes and its plane, without the volume.
 
     -> power (B, G_az, G_el), plane (B, G_az, G_el)
@@ -181,16 +203,16 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Powe
     plane = torch.empty(plan.batch, n_az, n_el, dtype=torch.int32)
     for start, stop in scene_groups(plan):
         for tile in evaluator.tiles(operand_of(start, stop)):
-            values, indices = reduce_planes(tile.q, power.largest)
+            values, indices = reduce_planes(tile.q, epilogue.largest)
             images = len(tile.places)
             for place, value, index in zip(tile.places, values.chunk(images), indices.chunk(images), strict=True):
                 region = (slice(start, stop), place.azimuth, place.elevation)
-                best[region] = place.oriented(power(value, start, stop))
+                best[region] = place.oriented(epilogue.power(value, start, stop))
                 plane[region] = place.oriented(index)
     return best, plane
 
 
-def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _Power) -> Tensor:
+def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Epilogue) -> Tensor:
     """Power on every point.
 
     -> (B, G_az, G_el, G_r)
@@ -200,22 +222,21 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, power: _P
     for start, stop in scene_groups(plan):
         for tile in evaluator.tiles(operand_of(start, stop)):
             for place, q in zip(tile.places, tile.q.chunk(len(tile.places)), strict=True):
-                planes[start:stop, :, place.azimuth, place.elevation] = place.oriented(power(q, start, stop))
+                planes[start:stop, :, place.azimuth, place.elevation] = place.oriented(epilogue.power(q, start, stop))
     return planes.permute(0, 2, 3, 1) if len(plan.shape) == 3 else planes.reshape(plan.batch, -1)
 
 
-def capon_gradient(plan: Plan, evaluator: Evaluator, inverse: Tensor, weights: Tensor, loading: float) -> Tensor:
-    """Gradient of sum_g w'_g P_g with respect to R, for weights w_g = w'_g P_g^2 / N.
+def capon_gradient(outer: Tensor, inverse: Tensor, loading: float) -> Tensor:
+    """Gradient of sum_g w'_g P_g with respect to R, from sum_g w_g a_g a_g^H with w_g = w'_g P_g^2 / N.
 
-    inverse (b, N, N), weights (b, *grid) -> (b, N, N)
+    outer, inverse (b, N, N) -> (b, N, N)
     """
     # dP = (P^2 / N) v^H dR v with v = (R + delta I)^-1 a, so G = (R + delta I)^-1 [sum_g w_g a a^H] (R + delta I)^-1,
     # and the loading adds loading tr(G)/N I.
-    outer = evaluator.adjoint(weights).to(torch.complex128)
-    gradient = inverse @ outer @ inverse
+    gradient = inverse @ outer.to(inverse.dtype) @ inverse
     n = inverse.shape[-1]
     trace = gradient.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    shift = (loading / n * trace)[:, None, None] * torch.eye(n, dtype=torch.complex128)
+    shift = (loading / n * trace)[:, None, None] * torch.eye(n, dtype=inverse.dtype, device=inverse.device)
     return (gradient + adjoint_of(gradient)) / 2 + shift
 
 

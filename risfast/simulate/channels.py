@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from risfast.geometry import PlanarArray
+from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, PlanarArray
 from risfast.simulate.streams import SceneRandom, Stream
 from risfast.steering import steering_vectors
 
@@ -18,8 +18,6 @@ def rician_channel(
     factor: Tensor | float,
     draws: SceneRandom,
     *,
-    departure_azimuth_rad: float = math.radians(60.0),
-    departure_elevation_rad: float = math.radians(30.0),
     dtype: torch.dtype = torch.complex64,
 ) -> Tensor:
     """Rician channel from the surface to a base station with a half-wavelength line of antennas.
@@ -34,12 +32,12 @@ def rician_channel(
     if not bool((k >= 0).all()):
         raise ValueError("factor (the Rician factor) must be >= 0 and not NaN")
     angles = 2 * draws.uniform(Stream.LINE_OF_SIGHT, (3,)) - 1
-    azimuth, elevation = angles[:, 0] * departure_azimuth_rad, angles[:, 1] * departure_elevation_rad
+    azimuth, elevation = angles[:, 0] * REFERENCE_AZIMUTH_RAD, angles[:, 1] * REFERENCE_ELEVATION_RAD
     surface = steering_vectors(
         array, azimuth, elevation, torch.ones_like(azimuth), wavefront="planar", dtype=torch.complex128
     )
     antenna = torch.arange(n_antennas, device=draws.device, dtype=torch.float64)
-    phase = math.pi * antenna * (angles[:, 2:] * departure_azimuth_rad).sin()
+    phase = math.pi * antenna * (angles[:, 2:] * REFERENCE_AZIMUTH_RAD).sin()
     line_of_sight = torch.polar(torch.ones_like(phase), phase)[:, :, None] * surface.conj()[:, None, :]
     scattered = draws.complex_normal(Stream.SCATTERING, (n_antennas, array.n_elements))
     return ((k / (k + 1)).sqrt() * line_of_sight + (1 / (k + 1)).sqrt() * scattered).to(dtype)

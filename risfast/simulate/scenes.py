@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -243,13 +244,9 @@ class Scenes:
         that is the mismatch that an estimator must bear.
         """
         azimuth, elevation, r = self.position.double().unbind(-1)
+        r, wavefront = torch.where(self.mask, r, torch.ones_like(r)), self.config.wavefront
         steering = steering_vectors(
-            self.config.array,
-            azimuth,
-            elevation,
-            torch.where(self.mask, r, torch.ones_like(r)),
-            wavefront=self.config.wavefront,
-            dtype=torch.complex128,
+            self.config.array, azimuth, elevation, r, wavefront=wavefront, dtype=torch.complex128
         )
         return (self.power.double().sqrt()[..., None] * steering).mT.to(self.y.dtype)
 
@@ -391,17 +388,16 @@ def _coherent_group(config: SystemConfig, draws: SceneRandom, mask: Tensor) -> T
 def _draw_codes(config: SystemConfig, draws: SceneRandom) -> Tensor:
     """Nominal codes (B, L, N), complex128; each scene takes one of the kinds."""
     choice = draws.integers(Stream.CODE_KIND, 0, len(config.code_kinds), (1, 1))
-    codes = None
-    for i, kind in enumerate(config.code_kinds):
-        made = make_codes(
-            kind,
-            config.n_snapshots,
-            config.array,
-            bits=config.code_bits,
-            n_beams=config.n_beams,
-            draws=draws,
-            dtype=torch.complex128,
-        )
-        codes = made if codes is None else torch.where(choice == i, made, codes)
-    assert codes is not None  # the configuration names at least one kind
+    kinds = partial(
+        make_codes,
+        n_snapshots=config.n_snapshots,
+        array=config.array,
+        bits=config.code_bits,
+        n_beams=config.n_beams,
+        draws=draws,
+        dtype=torch.complex128,
+    )
+    codes = kinds(config.code_kinds[0])
+    for i, kind in enumerate(config.code_kinds[1:], start=1):
+        codes = torch.where(choice == i, kinds(kind), codes)
     return codes

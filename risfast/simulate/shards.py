@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -284,14 +284,8 @@ class ShardSet:
         try:
             description = manifest["set"]
             self.system, self.setup = system_from_json(description["system"]), Setup.from_json(description["setup"])
-            self.seed, self._count = int(description["seed"]), int(description["count"])
-            self.spec = ShardSpec(
-                self.system,
-                self.seed,
-                self._count,
-                int(description["shard_size"]),
-                bool(description[SAMPLE_COVARIANCE]),
-            )
+            self.seed, count, size = (int(description[name]) for name in ("seed", "count", "shard_size"))
+            self.spec = ShardSpec(self.system, self.seed, count, size, bool(description[SAMPLE_COVARIANCE]))
             entries = list(manifest["shards"])
         except (KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{folder / MANIFEST}: not the manifest of a set of shards: {error}") from error
@@ -333,7 +327,7 @@ class ShardSet:
 
     def __len__(self) -> int:
         """Scenes of the set."""
-        return self._count
+        return self.spec.count
 
     def _gather(self, name: str, indices: Tensor) -> Tensor:
         """Rows of one array, in the order of ``indices``."""
@@ -369,8 +363,3 @@ class ShardSet:
         if not self.spec.sample_covariance:
             raise ValueError(f"{self.folder} holds no sample covariances; make the set with them")
         return self._gather(SAMPLE_COVARIANCE, self._checked(indices))
-
-    def batches(self, size: int, device: torch.device | str = "cpu") -> Iterator[Scenes]:
-        """All scenes in order."""
-        for start in range(0, len(self), size):
-            yield self.scenes(torch.arange(start, min(start + size, len(self))), device)

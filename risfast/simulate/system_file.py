@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
+from risfast.io.guard import naming
 from risfast.io.setup_file import SetupParts, read_setup, read_setup_parts
 from risfast.io.toml_file import from_table, read_toml_table
 from risfast.setup import Setup, array_from_json, array_to_json
@@ -20,10 +20,8 @@ from risfast.steering import Wavefront
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
     """Every field of a system as JSON values: numbers, strings, lists and tables."""
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    values["array"] = array_to_json(config.array)
-    values["impairments"] = asdict(config.impairments)
-    values["coherence"] = asdict(config.coherence)
+    parts = {name: asdict(getattr(config, name)) for name in ("impairments", "coherence")}
+    values = {**vars(config), **parts, "array": array_to_json(config.array)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -33,13 +31,12 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     if set(description) != expected:
         wrong = sorted(set(description) ^ expected)
         raise ValueError(f"a system has the fields {', '.join(sorted(expected))}; missing or unknown: {wrong}")
-    values: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value for name, value in description.items()
+    parts = {
+        "impairments": Impairments(**description["impairments"]),
+        "coherence": Coherence(**description["coherence"]),
     }
-    values["array"] = array_from_json(description["array"])
-    values["impairments"] = Impairments(**description["impairments"])
-    values["coherence"] = Coherence(**description["coherence"])
-    return SystemConfig(**values)
+    values = {**description, **parts, "array": array_from_json(description["array"])}
+    return SystemConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
@@ -165,7 +162,7 @@ def read_system(path: str | Path) -> SystemConfig:
     """Read a system and the distribution of its scenes from a TOML file."""
     path = Path(path)
     table = read_toml_table(path, "systems", SYSTEM_FILE_FORMAT)
-    try:
+    with naming(path):
         if "array" in table:
             raise ValueError("array is not an option of a system file; give setup")
         keys = from_table(_SystemFile, {"array" if key == "setup" else key: value for key, value in table.items()})
@@ -178,10 +175,6 @@ def read_system(path: str | Path) -> SystemConfig:
             base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
         own = {name: getattr(keys, name) for name in ("n_snapshots", "code_kinds", "code_bits", "n_beams")}
         return _in_radians(base, keys, **own)
-    except FileFormatError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
 
 
 def system_of(setup: Setup) -> SystemConfig:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Protocol
@@ -23,9 +24,8 @@ _ORDER_STREAM = _BATCH_STREAM + 1
 
 @dataclass(frozen=True)
 class Batch:
-    """What step ``step`` learns from."""
+    """What a step learns from."""
 
-    step: int
     n_snapshots: int  # L of all its scenes
     noise_known: bool  # Whether the backbone is given the noise power
     indices: Tensor  # (B,)
@@ -33,7 +33,7 @@ class Batch:
     def part(self, index: int, parts: int) -> Batch:
         """One of several equal runs of its scenes."""
         size = len(self.indices) // parts
-        return Batch(self.step, self.n_snapshots, self.noise_known, self.indices[index * size : (index + 1) * size])
+        return replace(self, indices=self.indices[index * size : (index + 1) * size])
 
 
 class SceneSource(Protocol):
@@ -72,7 +72,7 @@ class ShardSource:
         judged_on: Collection[int] = (),
     ) -> None:
         self._sets = {n: ShardSet(shard_folder(folder, "train", n), system(n)) for n in snapshots}
-        self._orders: dict[tuple[int, int], Tensor] = {}
+        self._order = lru_cache(2 * len(self._sets))(self._drawn_order)  # a batch may lie across the border of epochs
         for found in self._sets.values():
             if found.seed in judged_on:
                 raise ValueError(f"{found.folder} has the seed {found.seed} of the scenes that the run is judged on")
@@ -84,20 +84,13 @@ class ShardSource:
         """
         found = self._sets[n_snapshots]
         epoch, place = indices // len(found), indices % len(found)
-        stored = torch.stack(
-            [self._order(n_snapshots, int(e))[p] for e, p in zip(epoch.tolist(), place.tolist(), strict=True)]
-        )
-        return found.scenes(stored, device)
+        places = zip(epoch.tolist(), place.tolist(), strict=True)
+        return found.scenes(torch.stack([self._order(n_snapshots, e)[p] for e, p in places]), device)
 
-    def _order(self, n_snapshots: int, epoch: int) -> Tensor:
-        """The order of an epoch; the two latest are remembered, because a batch may lie across their border."""
-        key = (n_snapshots, epoch)
-        if key not in self._orders:
-            found = self._sets[n_snapshots]
-            for old in [k for k in self._orders if k[0] == n_snapshots and k[1] not in (epoch - 1, epoch + 1)]:
-                del self._orders[old]
-            self._orders[key] = SceneRandom(found.seed, [epoch]).permutation(_ORDER_STREAM, len(found))[0]
-        return self._orders[key]
+    def _drawn_order(self, n_snapshots: int, epoch: int) -> Tensor:
+        """The order of an epoch."""
+        found = self._sets[n_snapshots]
+        return SceneRandom(found.seed, [epoch]).permutation(_ORDER_STREAM, len(found))[0]
 
 
 def shard_folder(folder: Path, split: str, n_snapshots: int) -> Path:
@@ -111,9 +104,6 @@ def plan_batch(data: DataOptions, batch_size: int, step: int) -> Batch:
     indices = torch.arange(step * batch_size, (step + 1) * batch_size)
     if data.pool:
         indices = indices % data.pool
-    return Batch(step, _choose(data.snapshots, data.weights, which), known < data.noise_known, indices)
-
-
-def _choose(values: Sequence[int], weights: Sequence[float], uniform: float) -> int:
-    edges = list(accumulate(weights))
-    return values[min(bisect_right(edges, uniform * edges[-1]), len(values) - 1)]
+    edges = list(accumulate(data.weights))
+    chosen = min(bisect_right(edges, which * edges[-1]), len(edges) - 1)
+    return Batch(data.snapshots[chosen], known < data.noise_known, indices)

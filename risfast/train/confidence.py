@@ -15,6 +15,7 @@ import multiprocessing
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,17 +116,15 @@ def _polished(subject: Subject, measurement: Measurement) -> tuple[Polished, Sou
     return pipeline.polish(parts, measurement, starts, found, options), found.sources
 
 
-_subject: Subject  # of a process of a pool
-
-
-def _begin(folder: Path) -> None:
-    global _subject  # noqa: PLW0603 - a process of a pool is handed nothing else to keep
+@lru_cache(maxsize=1)
+def _loaded(folder: Path) -> Subject:
+    """What a process of a pool works with, on one thread."""
     torch.set_num_threads(1)
-    _subject = Subject.load(folder)
+    return Subject.load(folder)
 
 
-def _task(of: tuple[int, range]) -> Labelled:
-    return labelled(_subject, *of)
+def _task(folder: Path, of: tuple[int, range]) -> Labelled:
+    return labelled(_loaded(folder), *of)
 
 
 def all_labelled(subject: Subject, snapshots: Sequence[int], scenes: int, workers: int = 1) -> dict[int, Labelled]:
@@ -147,8 +146,8 @@ def _results(subject: Subject, tasks: Sequence[tuple[int, range]], workers: int)
         return
     if subject.folder is None:
         raise ValueError("further processes read the model from its folder, and this one has none")
-    with multiprocessing.get_context("spawn").Pool(workers, _begin, (subject.folder,)) as pool:
-        yield from pool.imap(_task, tasks)
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(partial(_task, subject.folder), tasks)
 
 
 def fit(features: Tensor, hit: Tensor) -> HitModel:
@@ -184,8 +183,7 @@ def reliability(probability: Tensor, hit: Tensor, bins: int = 10) -> Tensor:
     rows = []
     for part in order.chunk(bins):
         share = hit[part].mean()
-        error = (share * (1 - share) / len(part)).sqrt()
-        rows.append(torch.stack([probability[part].mean(), share, error]))
+        rows.append(torch.stack([probability[part].mean(), share, (share * (1 - share) / len(part)).sqrt()]))
     return torch.stack(rows)
 
 

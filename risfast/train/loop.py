@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -83,16 +83,12 @@ class RunningMeans(dict[str, list[float]]):
         return means
 
 
-@dataclass(frozen=True)
-class StepReport:
+class StepReport(NamedTuple):
     """What one step did."""
 
     step: int  # Steps taken so far, this one included
     loss: float
-    parts: dict[str, float]
-    norm: float  # Of the gradient before clipping
     lr: float  # Learning rate of this step
-    taken: bool  # False where the gradient was not finite or zero, so that the weights stayed
     stop: float  # Share of the processes that asked to stop
 
 
@@ -149,7 +145,7 @@ class Trainer:
         loss = figures.pop("loss")
         self.means.add({"loss": loss, "grad_norm": norm, **{f"parts.{name}": v for name, v in figures.items()}})
         self._watch(loss, norm, taken)
-        return StepReport(self.step, loss, figures, norm, lr, taken, wish)
+        return StepReport(self.step, loss, lr, wish)
 
     def _gradients(self, batch: Batch) -> dict[str, float]:
         """Gather the gradient of this process's share of a batch; returns its mean loss and parts."""
@@ -182,7 +178,7 @@ class Trainer:
                 )
             return
         self._skipped_in_row = 0
-        if not self.optimiser.weights_finite():
+        if not all(bool(p.isfinite().all()) for p in self.optimiser.parameters.values()):
             raise TrainingError(
                 f"the weights are not finite after step {self.step} (learning rate {lr:.3g}); lower --optimiser.lr"
             )

@@ -69,10 +69,6 @@ class Optimiser:
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate(self.options, step)
 
-    def weights_finite(self) -> bool:
-        """Whether every weight is a finite number."""
-        return all(bool(p.isfinite().all()) for p in self.parameters.values())
-
     def tensors(self) -> dict[str, Tensor]:
         """AdamW's memory by the name of its kind and of its parameter, ``exp_avg/NAME``."""
         return {

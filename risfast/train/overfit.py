@@ -85,14 +85,9 @@ def overfit(
     objective: Objective | None = None,
 ) -> OverfitOutcome:
     """Train a backbone on a few fixed scenes and measure how well it reproduces them."""
-    began = time.monotonic()
+    began, seed, count, kinds = time.monotonic(), config.seed, config.scenes, config.code_kinds
     data = DataOptions(
-        snapshots=(config.snapshots,),
-        weights=(1.0,),
-        code_kinds=config.code_kinds,
-        noise_known=1.0,
-        seed=config.seed,
-        pool=config.scenes,
+        snapshots=(config.snapshots,), weights=(1.0,), code_kinds=kinds, noise_known=1.0, seed=seed, pool=count
     )
     optimiser = OptimiserOptions(
         steps=config.steps,
@@ -105,17 +100,16 @@ def overfit(
     )
     with open_world(config.device) as world, machine_settings(config.threads, deterministic=False):
         setup = config.system.setup()
-        system = replace(config.system, snr_db=config.snr_db).system(config.snapshots, config.code_kinds)
-        scenes = generate_scenes(system, config.seed, range(config.scenes), world.device)
-        torch.manual_seed(config.seed)
+        system = replace(config.system, snr_db=config.snr_db).system(config.snapshots, kinds)
+        scenes = generate_scenes(system, seed, range(count), world.device)
+        torch.manual_seed(seed)
         module = made_backbone(config.backbone, setup, build).to(world.device)
         task = BackboneTask(module, objective or backbone_objective(config.objective, module))
-        trainer = Trainer(task, _Fixed(scenes), data, optimiser, world, config.seed)
+        trainer = Trainer(task, _Fixed(scenes), data, optimiser, world, seed)
         measured = _learn(trainer, scenes, config, report)
     step, mean, median = min(measured, key=lambda m: m[1])
-    outcome = OverfitOutcome(
-        mean < config.gate, mean, median, step, [(s, m) for s, m, _ in measured], time.monotonic() - began
-    )
+    curve, seconds = [(s, m) for s, m, _ in measured], time.monotonic() - began
+    outcome = OverfitOutcome(mean < config.gate, mean, median, step, curve, seconds)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         content = {"config": as_table(config), **vars(outcome)}

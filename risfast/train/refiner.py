@@ -18,7 +18,7 @@ from risfast.losses import Terms, blob_heatmap, focal_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.models.files import load_model, read_card, save_model
-from risfast.models.refiner import RefinerOptions, SpectrumRefiner
+from risfast.models.refiner import SpectrumRefiner
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
@@ -148,15 +148,11 @@ def train_refiner(config: RefinerConfig, folder: Path, report: RunReport) -> Run
     def make(world: World) -> RefinerStage:
         setup = config.system.setup()
         backbone, _ = load_model(config.backbone_folder(), build_backbone, world.device, setup)
-        return RefinerStage(_network(config, world), backbone, setup, config)
+        torch.manual_seed(config.seed)
+        network = SpectrumRefiner(replace(config.network, n_maps=len(config.reading.maps))).to(world.device)
+        return RefinerStage(network, backbone, setup, config)
 
     return train_stage(config, folder, report, make)
-
-
-def _network(config: RefinerConfig, world: World) -> SpectrumRefiner:
-    options = RefinerOptions(len(config.reading.maps), config.network.channels, config.network.dilations)
-    torch.manual_seed(config.seed)
-    return SpectrumRefiner(options).to(world.device)
 
 
 def helps(figures: Figures) -> bool:

@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -22,7 +23,7 @@ from risfast.errors import FileFormatError
 from risfast.io.durable import finite_json, replace_file
 from risfast.io.toml_file import as_table, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
-from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
+from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.simulate.system_file import differing_fields
 from risfast.sources import Sources
 from risfast.train.batches import FlySource, SceneSource, ShardSource
@@ -109,42 +110,30 @@ def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: in
     return generate_scenes(system, seed, range(count), device)
 
 
-class RunFolder:
-    """config.toml, environment.json, metrics.jsonl, checkpoints and what a run ends with."""
-
-    def __init__(self, folder: Path, config: RunOptions) -> None:
-        self.folder, self.config = folder, config
-        self.metrics = MetricsFile(folder / "metrics.jsonl")
-        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.machine.keep)
-
-    def open(self) -> None:
-        """Make the folder, or check that it holds this very run."""
-        path = self.folder / "config.toml"
-        if path.is_file():
-            before = as_table(read_toml(type(self.config), path))
-            self._refuse_earlier(path)
-            changed = differing_fields(before, as_table(self.config), _FREE)
-            if changed:
-                raise ValueError(
-                    f"{self.folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
-                    "on with it, or another folder"
-                )
-        elif self.folder.is_dir() and any(p for p in self.folder.iterdir() if not p.name.startswith(".")):
-            raise ValueError(f"{self.folder} is not empty and holds no run; choose another folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
-        replace_file(path, to_toml(self.config).encode())
-        replace_file(self.folder / "environment.json", _environment(self.config).encode())
-
-    def _refuse_earlier(self, path: Path) -> None:
-        """Refuse a run of a version that validated in another way: its best checkpoint was chosen by other figures."""
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        if "pipeline" not in table:
-            command = "refiner" if "network" in table else "backbone"
+def open_folder(folder: Path, config: RunOptions) -> None:
+    """Make the folder of a run, or check that it holds this very run."""
+    path = folder / "config.toml"
+    if path.is_file():
+        before = as_table(read_toml(type(config), path))
+        if "pipeline" not in tomllib.loads(path.read_text(encoding="utf-8")):
+            # A version that validated in another way: its best checkpoint was chosen by other figures.
+            command = "refiner" if "network" in before else "backbone"
             raise ValueError(
-                f"{self.folder} holds a run of an earlier version, whose validation was told the noise power; its "
+                f"{folder} holds a run of an earlier version, whose validation was told the noise power; its "
                 f"model can be used as it is. Begin the run again in another folder: "
                 f"`risfast {command} --config {path} --output FOLDER`"
             )
+        changed = differing_fields(before, as_table(config), _FREE)
+        if changed:
+            raise ValueError(
+                f"{folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "
+                "on with it, or another folder"
+            )
+    elif folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
+        raise ValueError(f"{folder} is not empty and holds no run; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(path, to_toml(config).encode())
+    replace_file(folder / "environment.json", _environment(config).encode())
 
 
 def _environment(config: RunOptions) -> str:
@@ -228,13 +217,14 @@ class Stage(TrainingTask, Protocol):
 
 
 class TrainingRun:
-    """One run of a trainer in a folder."""
+    """One run of a trainer in a folder: metrics, checkpoints and what it ends with."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, stage: Stage, report: RunReport) -> None:
-        self.folder, self.trainer, self.stage, self.report = folder, trainer, stage, report
-        self.config, self.world = folder.config, trainer.world
-        self._options = self.config.validation
-        self._sets = validation_sets(self.config, self._options.seed, self._options.scenes, self.world.device)
+    def __init__(self, config: RunOptions, folder: Path, trainer: Trainer, stage: Stage, report: RunReport) -> None:
+        self.config, self.folder, self.trainer, self.stage, self.report = config, folder, trainer, stage, report
+        self.metrics = MetricsFile(folder / "metrics.jsonl")
+        self.checkpoints = CheckpointFolder(folder / "checkpoints", config.machine.keep)
+        self.world, self._options = trainer.world, config.validation
+        self._sets = validation_sets(config, self._options.seed, self._options.scenes, self.world.device)
         self.best = _Best()  # The best validation so far, and how many have not been better since
         self.seconds = 0.0  # Spent in the run so far, its interruptions left out
         self.latest: Figures = {}  # Figures of the latest validation, by set
@@ -244,7 +234,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Go on from the latest intact checkpoint, or start."""
-        found, problems = self.folder.checkpoints.read_latest()
+        found, problems = self.checkpoints.read_latest()
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
         if found is not None:
@@ -252,9 +242,9 @@ class TrainingRun:
             self.best = _Best(**found.state["best"])
             self.seconds, self.latest = found.state["seconds"], found.state["latest"]
         if self.world.leads:
-            self.folder.metrics.cut(-1 if found is None else found.step)
+            self.metrics.cut(-1 if found is None else found.step)
             if self.config.machine.tensorboard:
-                self._events = EventFile(self.folder.folder / "events", self.trainer.step)
+                self._events = EventFile(self.folder / "events", self.trainer.step)
 
     def train(self) -> bool:
         """Take steps until the last one, the time limit, or early stopping."""
@@ -296,7 +286,7 @@ class TrainingRun:
         """A line of metrics, and the same as events."""
         step, seconds = self.trainer.step, round(self.seconds, 2)
         line = {"scenes": self.trainer.scenes, **figures, "seconds": seconds}
-        self.folder.metrics.append({"kind": kind, "step": step, **line})
+        self.metrics.append({"kind": kind, "step": step, **line})
         if self._events is not None:
             self._events.add({kind: line}, step)
 
@@ -335,10 +325,10 @@ class TrainingRun:
     def _save(self) -> None:
         if not self.world.leads:
             return
-        self.folder.metrics.sync()
+        self.metrics.sync()
         own = {"best": vars(self.best), "seconds": self.seconds, "latest": self.latest}
         state, protect = {**self.trainer.state(), **own}, frozenset({self.best.step})
-        self.folder.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
+        self.checkpoints.save(self.trainer.step, self.trainer.tensors(), state, protect)
 
     def _tell(self, note: str = "") -> None:
         nmse, f1, steps = self._mean("nmse_mean"), self._mean("f1"), self.config.optimiser.steps
@@ -347,7 +337,7 @@ class TrainingRun:
     def _use_best(self) -> int:
         """Put the averaged weights of the best checkpoint into the module."""
         step = self.best.step if self.best.step >= 0 else self.trainer.step
-        checkpoint = self.folder.checkpoints.read(step)
+        checkpoint = self.checkpoints.read(step)
         with torch.no_grad():
             own = dict(self.stage.module.named_parameters())
             self.stage.module.load_state_dict(dict(checkpoint.tensors["weights"]))
@@ -358,12 +348,12 @@ class TrainingRun:
     def finish(self, complete: bool) -> RunOutcome:
         """Test the best weights, and write the model, its card, the curves and the pictures."""
         best_step, config, options = self._use_best(), self.config, self._options
-        folder, device = self.folder.folder, self.world.device
+        folder, device = self.folder, self.world.device
         tests = validation_sets(config, options.test_seed, options.test_scenes, device) if options.test_scenes else {}
         figures = {name: self.stage.measure(scenes).figures for name, scenes in tests.items()}
         self.stage.save(folder / "model", self._card(best_step, figures), figures)
         pictures = {"curves": folder / "curves.png", "localisation": folder / "localisation.png"}
-        draw_curves(self.folder.metrics.read(), pictures["curves"])
+        draw_curves(self.metrics.read(), pictures["curves"])
         scenes = _pictured(config, device)
         self.stage.module.eval()
         with torch.no_grad():
@@ -407,11 +397,10 @@ def train_stage(
     machine, data, options = config.machine, config.data, config.optimiser
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
         stage, source = make(world), _scene_source(config)
-        run_folder = RunFolder(folder, config)
         if world.leads:
-            run_folder.open()
+            open_folder(folder, config)
         trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
-        run = TrainingRun(run_folder, trainer, stage, report)
+        run = TrainingRun(config, folder, trainer, stage, report)
         run.resume()
         complete = run.train()
         return run.finish(complete) if world.leads else None
@@ -420,10 +409,7 @@ def train_stage(
 def _scene_source(config: RunOptions) -> SceneSource:
     """Scenes made on the fly, or those of a folder of shards."""
     data, judged_on = config.data, (config.validation.seed, config.validation.test_seed)
-
-    def system(n_snapshots: int) -> SystemConfig:
-        return config.system.system(n_snapshots, data.code_kinds)
-
+    system = partial(config.system.system, code_kinds=data.code_kinds)
     if data.source == "fly":
         return FlySource(system, data.seed)
     return ShardSource(Path(data.source), system, data.snapshots, judged_on)

@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -83,15 +84,15 @@ def value_of_sums(totals: Mapping[str, Any], options: ScoreOptions, farthest: fl
     return rmse / options.xyz_norm_m + options.f1_weight * (1 - f1)
 
 
-def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: float) -> Result:
-    """``mvdr_final`` over all sets together, with the figures of each set and the sums of each scene."""
+def final_value(scores: Mapping[str, Scores], options: ScoreOptions, farthest: float, **more: Any) -> Result:
+    """``mvdr_final`` over all sets together, with the figures of each set, the sums of each scene, and more."""
     sums = {name: scene_sums(found) for name, found in scores.items()}
     joined = {key: [v for part in sums.values() for v in part[key]] for key in _SUMS}
     totals = {key: math.fsum(values) for key, values in joined.items()}
     value = float(value_of_sums(totals, options, farthest))
     together = figures(Scores.joined(list(scores.values())))
-    attributes = {"figures": together, "sets": {name: figures(found) for name, found in scores.items()}, "sums": joined}
-    return Result(value, attributes)
+    sets = {name: figures(found) for name, found in scores.items()}
+    return Result(value, {"figures": together, "sets": sets, "sums": joined, **more})
 
 
 class TrainingObjective:
@@ -147,9 +148,8 @@ class TrainingObjective:
             return pipeline.measure(self._scenes[name], options).to(device)
 
         scores, seconds = _judged(self._scenes, measured, localizer.localize, localizer.setup)
-        result = final_value(scores, self._config.score, farthest_m(localizer.setup))
-        extra = {"seconds_per_scene": seconds, "parameters": card.get("parameters")}
-        return Result(result.value, {**result.attributes, **extra})
+        more = {"seconds_per_scene": seconds, "parameters": card.get("parameters")}
+        return final_value(scores, self._config.score, farthest_m(localizer.setup), **more)
 
 
 def _judged(
@@ -195,21 +195,16 @@ class DetectionObjective:
         self, choice: Mapping[str, Any], seed: int, folder: Path, report: Callable[[int, float], None]
     ) -> Result:
         """Judge one choice; nothing in it is random, and it needs no folder."""
-        scores, seconds = self._judged(choice)
-        result = final_value(scores, self._config.score, farthest_m(self._parts.setup))
+        scores, seconds = self.judged(choice)
         # Where nothing is polished nearly all was cached: its time says nothing about production.
         timed = {"seconds_per_scene": seconds} if self._start.polished else {}
-        return Result(result.value, {**result.attributes, **timed})
+        return final_value(scores, self._config.score, farthest_m(self._parts.setup), **timed)
 
-    def scores(self, choice: Mapping[str, Any]) -> dict[str, Scores]:
-        """What becomes of the sources of every set, by its name; what the choice leaves out is as without tuning."""
-        return self._judged(choice)[0]
-
-    def _judged(self, choice: Mapping[str, Any]) -> tuple[dict[str, Scores], float]:
+    def judged(self, choice: Mapping[str, Any]) -> tuple[dict[str, Scores], float]:
+        """Scores of every set by its name, and seconds a scene; what the choice leaves out is as without tuning."""
         options, setup = pipeline_options(self._config, choice), self._parts.setup
-        return _judged(
-            self._scenes, lambda name: self._batches(name, options), lambda b: self._located(b, options), setup
-        )
+        located = partial(self._located, options=options)
+        return _judged(self._scenes, partial(self._batches, options=options), located, setup)
 
     def sources(self, name: str, choice: Mapping[str, Any]) -> list[Sources]:
         """The sources of the scenes of a set with a choice applied: what is scored."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 from risfast.simulate.system_file import SystemOptions
 from risfast.train.config import (
@@ -78,12 +78,9 @@ class ScoreOptions:
     def __post_init__(self) -> None:
         """Check every value."""
         require_least(self, "score.", scenes=2)
-        require(
-            0 < self.xyz_norm_m < math.inf, f"score.xyz_norm_m must be positive and finite, got {self.xyz_norm_m!r}"
-        )
-        require(
-            0 <= self.f1_weight < math.inf, f"score.f1_weight must be finite and at least 0, got {self.f1_weight!r}"
-        )
+        norm, weight = self.xyz_norm_m, self.f1_weight
+        require(0 < norm < math.inf, f"score.xyz_norm_m must be positive and finite, got {norm!r}")
+        require(0 <= weight < math.inf, f"score.f1_weight must be finite and at least 0, got {weight!r}")
 
 
 @dataclass(frozen=True)
@@ -115,9 +112,8 @@ class HpoConfig:
     def __post_init__(self) -> None:
         """Check every value."""
         require(bool(self.name), "name must not be empty")
-        require(
-            self.objective in OBJECTIVES, f"objective must be one of {', '.join(OBJECTIVES)}; got {self.objective!r}"
-        )
+        known = ", ".join(OBJECTIVES)
+        require(self.objective in OBJECTIVES, f"objective must be one of {known}; got {self.objective!r}")
         require(self.what in ("training", "detection"), f"what must be training or detection, got {self.what!r}")
         require_least(self, trials=1, attempts=1)
         require(0 <= self.seed < 2**32, f"seed must lie in [0, 2^32), got {self.seed}")
@@ -150,17 +146,15 @@ class Hpo2Config:
             self.study.what == "training" and self.study.objective == "surrogate",
             "stage 1 is a study of training by surrogate: leave study.what and study.objective as they are",
         )
-        require(
-            self.top <= self.study.trials, f"top must be at most study.trials = {self.study.trials}, got {self.top}"
-        )
+        trials = self.study.trials
+        require(self.top <= trials, f"top must be at most study.trials = {trials}, got {self.top}")
 
 
 def _quick() -> Hpo2Config:
     """A 6 x 6 surface and half a minute a training: both stages in minutes on one core."""
     system = SystemOptions(n_h=6, n_v=6, n_antennas=8, n_sources=(1, 3), range_m=(0.5, 4.0))
-    region = system.setup().region
-    axes: dict[str, Any] = {"n_azimuth": 15, "n_elevation": 9, "n_range": 6}
-    axes |= {item.name: list(getattr(region, item.name)) for item in fields(region)}
+    ends = {name: list(pair) for name, pair in vars(system.setup().region).items()}
+    axes = {"n_azimuth": 15, "n_elevation": 9, "n_range": 6, **ends}
     base = RunConfig(
         system=system,
         data=DataOptions(snapshots=(16,), weights=(1.0,)),
@@ -169,14 +163,8 @@ def _quick() -> Hpo2Config:
         validation=ValidationOptions(every=25, snapshots=(16,), scenes=64, capon_scenes=4, test_scenes=64),
         machine=MachineOptions(checkpoint_every=100, log_every=25),
     )
-    study = HpoConfig(
-        trials=16,
-        base=base,
-        sampler=SamplerOptions(startup=6),
-        pruner=PrunerOptions(startup=4),
-        score=ScoreOptions(scenes=256, xyz_norm_m=2.0),
-        beat_s=5.0,
-    )
+    sampler, pruner, score = SamplerOptions(startup=6), PrunerOptions(startup=4), ScoreOptions(256, xyz_norm_m=2.0)
+    study = HpoConfig(trials=16, base=base, sampler=sampler, pruner=pruner, score=score, beat_s=5.0)
     return Hpo2Config(top=4, budget=3.0, study=study)
 
 

@@ -36,12 +36,10 @@ def draw_study(opened: OpenStudy, folder: Path) -> dict[str, Path]:
         "parallel": _parallel(trials, study_space(opened.config)),
         "pareto": _pareto(trials, opened.config.what),
     }
-    written = {}
-    for name, figure in figures.items():
-        if figure is not None:
-            written[name] = folder / f"{name}.png"
-            save_figure(figure, written[name])
-    return written
+    drawn = {folder / f"{name}.png": figure for name, figure in figures.items() if figure is not None}
+    for path, figure in drawn.items():
+        save_figure(figure, path)
+    return {path.stem: path for path in drawn}
 
 
 def _new(width: float, height: float) -> tuple[Figure, Axes]:
@@ -74,8 +72,8 @@ def _history(opened: OpenStudy) -> Figure:
     values = np.array([t.value for t in done], dtype=float)
     best = np.minimum.accumulate(values)
     axes.plot([t.number for t in done], values, ".", color=_BLUE, label="finished")
-    given_up = np.array([t.value for t in pruned], dtype=float)
     if pruned:
+        given_up = [float(t.value or 0.0) for t in pruned]
         axes.plot([t.number for t in pruned], given_up, "x", color=_GREY, label="pruned", markersize=5)
     axes.step([t.number for t in done], best, where="post", color=_ORANGE, label="best so far")
     low, high = float(values.min()), float(np.quantile(values, 0.9) + 2 * np.ptp(np.quantile(values, [0.1, 0.9])))

@@ -108,7 +108,7 @@ def held_out(config: HpoConfig, choice: Mapping[str, Any], scenes: int, folder: 
     # Any seed that follows from the study's and is not the study's own makes scenes that no trial has seen.
     score = replace(config.score, scenes=scenes, seed=slot_seed(config.score.seed, 0))
     objective = DetectionObjective(replace(config, score=score), folder)
-    tuned, before = (Scores.joined(list(objective.scores(c).values())) for c in (choice, {}))
+    tuned, before = (Scores.joined(list(objective.judged(c)[0].values())) for c in (choice, {}))
     return HeldOut(len(tuned), figures(tuned), figures(before), bootstrap_difference(tuned, before))
 
 

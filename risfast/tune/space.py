@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -215,16 +217,14 @@ def study_space(config: HpoConfig) -> dict[str, Parameter]:
     space = _whole(config)
     if not config.parameters:
         return space
-    chosen: dict[str, Parameter] = {}
-    for wanted in config.parameters:
-        found = {n: p for n, p in space.items() if n == wanted or n.startswith(f"{wanted}.")}
+    chosen = {wanted: [n for n in space if f"{n}.".startswith(f"{wanted}.")] for wanted in config.parameters}
+    for wanted, found in chosen.items():
         if not found:
             raise ValueError(
                 f"parameters: {wanted!r} is not a parameter of this study; its parameters are {', '.join(space)} "
                 "(--show-space prints their ranges)"
             )
-        chosen |= found
-    return {name: parameter for name, parameter in space.items() if name in chosen}
+    return {name: parameter for name, parameter in space.items() if any(name in found for found in chosen.values())}
 
 
 def describe_space(config: HpoConfig) -> str:
@@ -250,9 +250,7 @@ def untuned(config: HpoConfig) -> dict[str, Any]:
     found = {}
     for name in study_space(config):
         prefix, _, last = name.rpartition(".")
-        inner: Any = table
-        for step in prefix.split("."):
-            inner = inner[step]
+        inner: Any = reduce(getitem, prefix.split("."), table)
         kind = kinds.get(prefix)
         value = inner[last] if last in inner else getattr(kind() if kind else None, last)
         if last == "separation_m" and value == NONE:  # it follows the tolerance
@@ -265,13 +263,9 @@ def apply(kind: type[_T], base: _T, choice: Mapping[str, Any]) -> _T:
     """``base`` with some of its fields replaced; choices of other classes are left alone."""
     table = as_table(base)
     for name, value in choice.items():
-        first, *steps = name.split(".")
-        if first not in table or not steps:
-            continue
-        inner = table[first]
-        for step in steps[:-1]:
-            inner = inner.setdefault(step, {})
-        inner[steps[-1]] = value
+        *steps, last = name.split(".")
+        if steps and steps[0] in table:
+            reduce(lambda inner, step: inner.setdefault(step, {}), steps, table)[last] = value
     return from_table(kind, table)
 
 

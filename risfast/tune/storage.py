@@ -43,7 +43,7 @@ class FileLock:
         self._descriptor = -1
 
     def acquire(self) -> bool:
-        """Take the lock, and cut off a last line that a killed process left unfinished."""
+        """Take the lock; an error after the timeout, or where the file system has none."""
         descriptor = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
         began, pause = time.monotonic(), 1e-3
         while True:
@@ -51,20 +51,21 @@ class FileLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                    os.close(descriptor)
+                held = error.errno in (errno.EWOULDBLOCK, errno.EACCES)
+                if held and time.monotonic() - began <= self._timeout_s:
+                    time.sleep(pause)
+                    pause = min(2 * pause, 0.1)
+                    continue
+                os.close(descriptor)
+                if not held:
                     raise StudyError(
                         f"{self._file} cannot be locked ({error.strerror}): this file system has no locks; put the "
                         "study in a database with --storage postgresql://..., or on another disk"
                     ) from error
-                if time.monotonic() - began > self._timeout_s:
-                    os.close(descriptor)
-                    raise StudyError(
-                        f"{self._guarded} is locked: another process has held {self._file} for {self._timeout_s:g} s; "
-                        "stop that process (fuser shows it) and run the same command again"
-                    ) from error
-                time.sleep(pause)
-                pause = min(2 * pause, 0.1)
+                raise StudyError(
+                    f"{self._guarded} is locked: another process has held {self._file} for {self._timeout_s:g} s; "
+                    "stop that process (fuser shows it) and run the same command again"
+                ) from error
         self._descriptor = descriptor
         return True
 

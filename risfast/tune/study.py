@@ -252,10 +252,10 @@ def _slots(config: HpoConfig) -> list[Mapping[str, Any] | None]:
 
 
 def _do(opened: OpenStudy, objective: TrialObjective, job: Job, tell: Callable[[str], None]) -> None:
-    began = time.monotonic()
-    folder = opened.folder / "trials" / f"{opened.config.name}-{job.trial.number:05d}"
+    began, number = time.monotonic(), job.trial.number
+    folder = opened.folder / "trials" / f"{opened.config.name}-{number:05d}"
+    lost = f"trial {number}: another worker has taken it over; its result here is dropped"
     value: float | None = None
-    attributes: dict[str, Any] = {}
     stop: BaseException | None = None
     with quiet(), opened.jobs.beating(job):
         try:
@@ -269,19 +269,21 @@ def _do(opened: OpenStudy, objective: TrialObjective, job: Job, tell: Callable[[
         except _REJECTED as error:
             state, attributes = TrialState.PRUNED, {"reason": " ".join(str(error).split()), "rejected": True}
         except TrialLostError:
-            tell(f"trial {job.trial.number}: another worker has taken it over; its result here is dropped")
+            tell(lost)
             return
         except BaseException as error:  # what is no fault of the trial ends this worker, and the trial waits again
             state, stop = TrialState.FAIL, error
             attributes = {"reason": f"{type(error).__name__}: {' '.join(str(error).split())}"}
-    attributes = {**attributes, "seconds": round(time.monotonic() - began, 3)}
+    seconds = round(time.monotonic() - began, 3)
+    attributes = finite_json({**attributes, "seconds": seconds})
     if stop is not None:
         with suppress(RuntimeError, OSError):  # if the storage cannot be told, its silence will
-            opened.jobs.finish(job, TrialState.FAIL, None, finite_json(attributes))
+            opened.jobs.finish(job, state, None, attributes)
         raise stop
     with reachable(opened.opened.where), quiet():
-        kept = opened.jobs.finish(job, state, value, finite_json(attributes))
-    tell(_line(job, state, value, attributes, kept))
+        kept = opened.jobs.finish(job, state, value, attributes)
+    what = f"{value:.4f}" if value is not None else f"pruned, {attributes.get('reason', '')}"
+    tell(f"trial {number} (slot {job.slot}): {what}, {seconds:.1f} s" if kept else lost)
 
 
 def _reporter(job: Job) -> Callable[[int, float], None]:
@@ -295,10 +297,3 @@ def _reporter(job: Job) -> Callable[[int, float], None]:
             raise optuna.TrialPruned(f"behind the others at step {step}")
 
     return report
-
-
-def _line(job: Job, state: TrialState, value: float | None, attributes: Mapping[str, Any], kept: bool) -> str:
-    if not kept:
-        return f"trial {job.trial.number}: another worker has taken it over; its result here is dropped"
-    what = f"{value:.4f}" if value is not None else f"pruned, {attributes.get('reason', '')}"
-    return f"trial {job.trial.number} (slot {job.slot}): {what}, {attributes['seconds']:.1f} s"

@@ -42,6 +42,7 @@ launch = kernel_module("launch")
 from risfast.errors import ShapeError  # noqa: E402
 from risfast.ops.domain import domain_of  # noqa: E402
 from risfast.ops.interpolation import box_nodes  # noqa: E402
+from risfast.ops.spectra import EPILOGUES  # noqa: E402
 
 # Lanes beyond the end of an array may divide by zero: a GPU does so silently, and nothing of it is stored.
 pytestmark = pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
@@ -269,7 +270,7 @@ def test_equal_planes_give_the_first_one():
     tables = lag_tables.LagTables.build(scene, torch.float32, DEVICE)
     points = dense.DensePoints.build(scene, DEVICE)
     W = on(np.linalg.cholesky(Q))
-    for form in launch.EPILOGUES:
+    for form in EPILOGUES:
         assert not lag.lag_map(on(Q), tables, epilogue(form, 1, 1000))[1].any()
         assert not dense.dense_map(W, points, epilogue(form, 1, 1000))[1].any()
 

@@ -14,7 +14,8 @@ from test_refinement import ARRAYS, FIELD_HIGH, FIELD_LOW, WAVELENGTH, brute_pow
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from risfast.errors import ShapeError
-from risfast.ops.refinement import refine_op, walk_op, walk_spacing
+from risfast.ops.refinement import walk_spacing
+from risfast.ops.register import refine_op, walk_op
 
 kernels = kernel_module("refine")
 

@@ -24,6 +24,7 @@ from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models import Measurement
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup
+from risfast.simulate.codes import CODE_KINDS
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 from risfast.train import confidence
 from risfast.train.confidence import Subject, all_labelled, draw, fit, labelled, reliability, training_system
@@ -210,7 +211,7 @@ def test_the_scenes_are_those_of_the_model_s_own_system(subject):
     told = {"training": {"system": {"array": "gone.toml", "n_sources": [1, 2], "n_antennas": 7}}}
     system = training_system(setup, told)
     assert system.setup == setup
-    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, confidence._CODE_KINDS)
+    assert (system.n_sources, system.n_antennas, system.code_kinds) == ((1, 2), 7, CODE_KINDS)
     assert training_system(setup, {}).setup == setup
 
 

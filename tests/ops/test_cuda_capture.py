@@ -25,9 +25,7 @@ if importlib.util.find_spec("risfast.kernels") is None:
     )
     sys.modules["risfast.kernels"] = importlib.util.module_from_spec(spec)
 
-import risfast.ops.register_cuda as gpu  # noqa: E402
-import risfast.ops.register_cuda_peaks as gpu_peaks  # noqa: E402
-import risfast.ops.spectra as plain_operands  # noqa: E402
+import risfast.ops.cuda as gpu  # noqa: E402
 from risfast.detect import DetectionOptions, detect_fixed  # noqa: E402
 from risfast.geometry import PlanarArray, SearchGrid  # noqa: E402
 from risfast.ops import (  # noqa: E402
@@ -42,7 +40,7 @@ from risfast.ops import (  # noqa: E402
     nms_3d,
     refinement,
     register,
-    register_common,
+    spectra,
     synthesis,
 )
 
@@ -61,12 +59,12 @@ IMPLEMENTATIONS = {
     "risfast::capon_lowrank_backward": gpu.capon_lowrank_backward,
     "risfast::bartlett": gpu.bartlett,
     "risfast::music": gpu.music,
-    "risfast::analysis": gpu.analysis_cuda,
-    "risfast::synthesis": gpu.synthesis_cuda,
-    "risfast::local_maxima_3d": gpu_peaks.local_maxima_cuda,
-    "risfast::nms_3d": gpu_peaks.nms_cuda,
-    "risfast::refine": gpu_peaks.refine_cuda,
-    "risfast::walk": gpu_peaks.walk_cuda,
+    "risfast::analysis": gpu.analysis,
+    "risfast::synthesis": gpu.synthesis,
+    "risfast::local_maxima_3d": gpu.local_maxima_3d,
+    "risfast::nms_3d": gpu.nms_3d,
+    "risfast::refine": gpu.refine,
+    "risfast::walk": gpu.walk,
 }
 # Below autograd composite operators are seen by their own names.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere"}
@@ -146,7 +144,7 @@ def gpu_without_values(monkeypatch, launched):
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", launch)
     monkeypatch.setattr(importlib.import_module("triton.runtime.interpreter").InterpretedFunction, "run", launch)
-    for module in (register_common, refinement):
+    for module in (register, refinement, spectra):
         monkeypatch.setattr(module, "serves_kernels", on_device)
 
     def run(call):
@@ -266,7 +264,7 @@ PLAIN = {
     "risfast::bartlett": register.bartlett_torch,
     "risfast::music": register.music_torch,
     "risfast::analysis": register.analysis_torch,
-    "risfast::synthesis": register.adjoint_torch,
+    "risfast::synthesis": register.synthesis_torch,
     "risfast::walk": refinement.walk_torch,
 }
 
@@ -287,14 +285,7 @@ class PlainTorch(TorchDispatchMode):
 
 @pytest.mark.parametrize(("wavefront", "method"), CASES)
 def test_without_the_kernels_plain_torch_stays_on_the_device(monkeypatch, wavefront, method):
-    for module, name in (
-        (register, "check_covariance_values"),
-        (register, "check_finite"),
-        (register, "check_hermitian"),
-        (plain_operands, "_refuse_indefinite"),
-    ):
-        monkeypatch.setattr(module, name, lambda *args: None)
-    monkeypatch.setattr(register, "_delta_of", lambda F, loading: loading * plain_operands.mean_power(F))
+    monkeypatch.setattr(spectra, "_refuse_indefinite", lambda *args: None)
     # What is asked of positions and axes when tables are made has an answer on the host only.
     monkeypatch.setattr(lag, "find_lattice", lambda positions: SURFACE.lattice)
     monkeypatch.setattr(lag, "antisymmetric", lambda axis: False)

@@ -34,13 +34,14 @@ if importlib.util.find_spec("risfast.kernels") is None:
     sys.modules["risfast.kernels"] = importlib.util.module_from_spec(spec)
 
 sys.path.append(str(ROOT))
-import risfast.ops.register_cuda as gpu  # noqa: E402
+import risfast.ops.cuda as gpu  # noqa: E402
 from bench.gpu_interpreter import patch_once_a_launch  # noqa: E402
 from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank  # noqa: E402
 from risfast.geometry import PlanarArray, SearchGrid  # noqa: E402
 from risfast.ops import (  # noqa: E402
     analysis,
     bartlett_spectrum,
+    devices,
     music_spectrum,
     mvdr_spectrum,
     mvdr_spectrum_lowrank,
@@ -48,9 +49,9 @@ from risfast.ops import (  # noqa: E402
     synthesis,
 )
 from risfast.ops.register import (  # noqa: E402
-    adjoint_torch,
     capon_backward_torch,
     capon_lowrank_backward_torch,
+    synthesis_torch,
 )
 
 # Lanes beyond the end of an array may divide by zero: a GPU does so silently, and nothing of it is stored.
@@ -265,7 +266,7 @@ def test_second_derivatives_of_analysis():
     axes = (GRID.azimuth_rad, GRID.elevation_rad, GRID.range_m)
     array = array_of(LATTICE)
     geometry = (array.positions_m, *axes, array.wavenumber, "fresnel", "lag", 1 << 28)
-    S = adjoint_torch(weight.cpu().double(), True, *geometry)
+    S = synthesis_torch(weight.cpu().double(), True, *geometry)
     double = W.detach().cpu().to(torch.complex128)
     for actual, expected in ((first, 2 * S @ double), (second, 8 * S @ S @ double)):
         scale = float(expected.abs().max())
@@ -395,7 +396,8 @@ def test_every_precision_computes_the_same_map_within_its_error():
 
 @pytest.mark.parametrize(("wavefront", "method"), CASES[:3])
 def test_a_scene_without_an_answer_is_nan_and_leaves_the_others_alone(monkeypatch, wavefront, method):
-    monkeypatch.setattr(gpu, "checks_values", lambda device: False)
+    for module in (gpu, devices):
+        monkeypatch.setattr(module, "checks_values", lambda device: False)
     good = covariances(LATTICE, wavefront)
     broken = np.concatenate([good, -good[:1], np.full_like(good[:1], np.nan), np.zeros_like(good[:1])])
     options = {"wavefront": wavefront, "method": method}

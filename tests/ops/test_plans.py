@@ -7,7 +7,7 @@ import torch
 
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import clear_plans, mvdr_spectrum, plan
-from risfast.ops.evaluators import held_bytes
+from risfast.ops.cache import bytes_of
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
 from risfast.ops.plan import _evaluators
 
@@ -69,7 +69,7 @@ def test_kept_tables_stay_within_their_bound_and_can_be_freed():
     R = torch.eye(144, dtype=torch.complex64)
     for n in range(12):
         mvdr_spectrum(R, array, SearchGrid.box(121 + 2 * n, 61, [0.6, 1.0, 2.0], 1.0, 0.5))
-    assert 0 < sum(map(held_bytes, _evaluators._held.values())) <= _evaluators.most_bytes
+    assert 0 < sum(map(bytes_of, _evaluators._held.values())) <= _evaluators.most_bytes
     clear_plans()
     assert not _evaluators._held
 

@@ -22,7 +22,7 @@ from risfast.io.guard import (
     parsing,
     shape_text,
 )
-from risfast.io.recording import Load, Snapshots
+from risfast.io.recording import Snapshots
 
 _KIND = "HDF5"
 _LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
@@ -142,21 +142,12 @@ class Hdf5Container:
         target = held_dtype(sample.dtype)
         turned = name in self._turned
 
-        @contextmanager
-        def opened() -> Iterator[Load]:
+        def load(start: int, stop: int) -> Array:
             import h5py  # noqa: PLC0415
 
-            with parsing(self.path, _KIND):
-                file = h5py.File(self.path, "r")
-            with file:
-                dataset = file[name]
-
-                def load(start: int, stop: int) -> Array:
-                    with parsing(self.path, _KIND, name):
-                        part = dataset[:, start:stop].T if turned else dataset[start:stop]
-                        return as_numbers(part).astype(target, copy=False)
-
-                yield load
+            with parsing(self.path, _KIND, name), h5py.File(self.path, "r") as file:
+                part = file[name][:, start:stop].T if turned else file[name][start:stop]
+                return as_numbers(part).astype(target, copy=False)
 
         rows, columns = self.holds[name]
-        return Snapshots((rows, columns), target, opened, f"{self.path}: {name!r}")
+        return Snapshots((rows, columns), target, load, f"{self.path}: {name!r}")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import math
 import struct
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -131,8 +129,7 @@ class Mat5Container:
             at = _HEADER_BYTES
             while at + 8 <= size:
                 _, length = self._tag(stream, at, size)
-                with self._element(stream, at, size) as element:
-                    variable = element.variable()
+                variable = self._element(stream, at, size).variable()
                 if variable.name:  # MATLAB keeps the workspace of function handles in a variable without a name
                     self._places[variable.name] = (at, variable)
                     self.holds[variable.name] = variable.shape
@@ -150,8 +147,7 @@ class Mat5Container:
             )
         return kind, length
 
-    @contextmanager
-    def _element(self, stream: BinaryIO, at: int, size: int) -> Iterator[_Element]:
+    def _element(self, stream: BinaryIO, at: int, size: int) -> _Element:
         kind, length = self._tag(stream, at, size)
         source: BinaryIO | _Inflated = stream
         if kind == _COMPRESSED:
@@ -159,7 +155,7 @@ class Mat5Container:
             inner, length = struct.unpack(f"{self._order}II", source.read(8))
             if inner != _MATRIX:
                 raise FileFormatError(f"{self.path}: the variable at byte {at} holds type {inner}; it is damaged")
-        yield _Element(source, self._order, length)
+        return _Element(source, self._order, length)
 
     def load(self, name: str) -> Array:
         """The whole array, if it is one of numbers and may be held in memory."""
@@ -174,11 +170,8 @@ class Mat5Container:
         check_held(self.path, name, variable.shape, 2 * result.itemsize)
         count = math.prod(variable.shape)
         size = self.path.stat().st_size
-        with (
-            parsing(self.path, _KIND, name),
-            self.path.open("rb") as stream,
-            self._element(stream, at, size) as element,
-        ):
+        with parsing(self.path, _KIND, name), self.path.open("rb") as stream:
+            element = self._element(stream, at, size)
             element.variable()
             values: Array = element.numbers(count).astype(result)
             if variable.complex:

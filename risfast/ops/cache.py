@@ -1,4 +1,4 @@
-"""What stays on a GPU between calls: tables of plans, and small constants such as the axes of a grid."""
+"""A cache bounded by the bytes of what it holds, and constants that stay on a GPU between calls."""
 
 from __future__ import annotations
 
@@ -11,34 +11,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from risfast.ops.plan import on_clear
-
-_KEPT_BYTES = 256 << 20
+CACHED_BYTES = 256 << 20  # most of one cache, all its entries together
 
 
-def bytes_of(tables: Any) -> int:
-    """Bytes of the tensors in tables."""
-    if isinstance(tables, Tensor):
-        return tables.numel() * tables.element_size()
-    if isinstance(tables, tuple):
-        return sum(map(bytes_of, tables))
-    if not is_dataclass(tables):
-        return 0
-    return sum(bytes_of(getattr(tables, field.name)) for field in fields(tables))
+def bytes_of(value: Any) -> int:
+    """Bytes of the tensors in a value: ``value.cached_bytes`` where it has that, else of a tensor or its fields."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, tuple):
+        return sum(map(bytes_of, value))
+    if is_dataclass(value):
+        return sum(bytes_of(getattr(value, field.name)) for field in fields(value))
+    return int(getattr(value, "cached_bytes", 0))
 
 
-class KeptTables:
-    """The tables used last, bounded in bytes. Those that a CUDA graph was captured with stay until ``clear``."""
+class ByteCache:
+    """The values used last, bounded in bytes. Those that a CUDA graph was captured with stay until ``clear``."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
+    def __init__(self, on_gpu: bool, most_bytes: int = CACHED_BYTES) -> None:
+        self.on_gpu, self.most_bytes = on_gpu, most_bytes
         self._held: OrderedDict[Any, Any] = OrderedDict()
         self._captured: dict[Any, Any] = {}
         self._lock = Lock()
 
     def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """What is kept for the key, built if nothing is."""
-        capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        """The value of a key, built if there is none."""
+        capturing = self.on_gpu and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
         with self._lock:
             found = self._held.get(key, self._captured.get(key))
             if found is not None:
@@ -60,14 +58,13 @@ class KeptTables:
         return made
 
     def clear(self) -> None:
-        """Forget all, which ends the use of graphs captured with them."""
+        """Forget all, which ends the use of graphs captured with it."""
         with self._lock:
             self._held.clear()
             self._captured.clear()
 
 
-kept_tables = KeptTables(_KEPT_BYTES)
-on_clear(kept_tables.clear)
+device_tables = ByteCache(on_gpu=True)  # tables of plans, and small constants such as the axes of a grid
 
 
 def constant_on(values: Tensor, device: torch.device) -> Tensor:
@@ -75,5 +72,5 @@ def constant_on(values: Tensor, device: torch.device) -> Tensor:
     if values.device == device:
         return values
     key = ("constant", values.numpy().tobytes(), values.shape, values.dtype, device)
-    moved: Tensor = kept_tables.get(key, lambda: values.to(device))
+    moved: Tensor = device_tables.get(key, lambda: values.to(device))
     return moved

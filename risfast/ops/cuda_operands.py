@@ -10,7 +10,7 @@ from torch import Tensor
 
 from risfast.ops.devices import kernel_module
 from risfast.ops.domain import adjoint_of
-from risfast.ops.spectra import mean_power
+from risfast.ops.spectra import poisoned
 
 
 def _delta(covariance: Tensor, loading: float) -> Tensor:
@@ -29,10 +29,7 @@ def loaded_factor(covariance: Tensor, loading: float, precision: str | None = No
 
     covariance (B, N, N) -> (B, N, N)
     """
-    if covariance.shape[-1] > kernel_module("inverse").LARGEST:
-        return shifted_factor(covariance, _delta(covariance, loading), precision)
-    delta, dtype = _delta(covariance, loading), _inverse_dtype(precision)
-    return _poisoned(*kernel_module("inverse").inverse_factor(covariance, delta, dtype=dtype)).to(torch.complex64)
+    return shifted_factor(covariance, _delta(covariance, loading), precision)
 
 
 def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
@@ -43,11 +40,11 @@ def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = No
     kernels = kernel_module("inverse")
     if covariance.shape[-1] <= kernels.LARGEST:
         factor, info = kernels.inverse_factor(covariance, delta, dtype=_inverse_dtype(precision))
-        return _poisoned(factor, info).to(torch.complex64)
+        return poisoned(factor, info).to(torch.complex64)
     lower, info = _shifted_cholesky(covariance, delta)
     eye = torch.eye(covariance.shape[-1], dtype=lower.dtype, device=lower.device)
     inverse = torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False)
-    return _poisoned(adjoint_of(inverse), info).to(torch.complex64)
+    return poisoned(adjoint_of(inverse), info).to(torch.complex64)
 
 
 def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
@@ -58,8 +55,8 @@ def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = N
     kernels, delta = kernel_module("inverse"), _delta(covariance, loading)
     if covariance.shape[-1] > kernels.LARGEST:
         lower, info = _shifted_cholesky(covariance, delta)
-        return _poisoned(torch.cholesky_inverse(lower), info)
-    return _poisoned(*kernels.hermitian_inverse(covariance, delta, dtype=_inverse_dtype(precision)))
+        return poisoned(torch.cholesky_inverse(lower), info)
+    return poisoned(*kernels.hermitian_inverse(covariance, delta, dtype=_inverse_dtype(precision)))
 
 
 def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,10 +67,6 @@ def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     return factor, info
 
 
-def _poisoned(matrix: Tensor, info: Tensor) -> Tensor:
-    return torch.where((info == 0)[:, None, None], matrix, torch.nan)
-
-
 def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
     """W with W W^H = Q + shift I.
 
@@ -81,7 +74,7 @@ def definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
     """
     # The Cholesky factor of the matrix with its elements in reverse order, put back in order, is upper triangular.
     lower, info = _shifted_cholesky(matrix.flip(1, 2), shift)
-    return _poisoned(lower.flip(1, 2), info).to(torch.complex64)
+    return poisoned(lower.flip(1, 2), info).to(torch.complex64)
 
 
 def frobenius_shift(matrix: Tensor) -> Tensor:
@@ -102,37 +95,6 @@ def rounding_shift(covariance: Tensor) -> Tensor:
     return _delta(covariance, 32 * covariance.shape[-1] * torch.finfo(covariance.dtype).eps)
 
 
-def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
-    """Loading of F F^H in its own unit.
-
-    factor (B, N, K) -> (B,)
-    """
-    mean = mean_power(factor)
-    return torch.where(mean > 0, loading * mean, torch.nan)
-
-
-def woodbury_operand(factor: Tensor, delta: Tensor) -> Tensor:
-    """As :func:`risfast.ops.spectra.woodbury_factor`, without a check that waits for the host.
-
-    factor (B, N, K), delta (B,) -> (B, N, K)
-    """
-    f = factor.to(torch.complex128)
-    eye = torch.eye(f.shape[-1], dtype=f.dtype, device=f.device)
-    gram = adjoint_of(f) @ f + delta[:, None, None] * eye
-    lower, info = torch.linalg.cholesky_ex(gram)
-    return _poisoned(adjoint_of(torch.linalg.solve_triangular(lower, adjoint_of(f), upper=False)), info)
-
-
-def lowrank_inverse(factor: Tensor, delta: Tensor) -> Tensor:
-    """(F F^H + delta I)^-1, by the identity of Woodbury.
-
-    factor (B, N, K), delta (B,) -> (B, N, N)
-    """
-    w = woodbury_operand(factor, delta)
-    eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
-    return (eye - w @ adjoint_of(w)) / delta[:, None, None]
-
-
 def residual_operands(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | None:
     """U and V with ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a.
 
@@ -142,4 +104,4 @@ def residual_operands(factor: Tensor, delta: Tensor) -> tuple[Tensor, Tensor] | 
     if factor.shape[2] > kernels.MOST_COLUMNS:
         return None
     u, v, info = kernels.residual_factors(factor, delta)
-    return _poisoned(u, info), v
+    return poisoned(u, info), v
