@@ -35,8 +35,9 @@ def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
         "impairments": Impairments(**description["impairments"]),
         "coherence": Coherence(**description["coherence"]),
     }
-    values = {**description, **parts, "array": array_from_json(description["array"])}
-    return SystemConfig(**{n: tuple(value) if isinstance(value, list) else value for n, value in values.items()})
+    values: dict[str, Any] = {**description, **parts, "array": array_from_json(description["array"])}
+    values = {n: tuple(value) if isinstance(value, list) else value for n, value in values.items()}
+    return SystemConfig(**values)
 
 
 def differing_fields(a: Mapping[str, Any], b: Mapping[str, Any], free: Collection[str] = ()) -> list[str]:
