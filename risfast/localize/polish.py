@@ -120,7 +120,18 @@ class Polished(NamedTuple):
     range_mass: list[Tensor]
 
     def select(self, chosen: Sequence[Tensor]) -> Polished:
-        """The chosen sources of each scene, as indices or masks."""
+        """Some of the sources of each scene.
+
+        Parameters
+        ----------
+        chosen : sequence of B int64 or bool tensors
+            Which of each scene, as indices or as a mask.
+
+        Returns
+        -------
+        Polished
+            Of the same scenes.
+        """
         names = ("sources", "covariance", "gain", "range_mass")
         parts: dict[str, Any] = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
         return self._replace(**parts)

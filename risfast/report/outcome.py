@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,22 +81,17 @@ def finish(
     sets = config.sets(methods)
     tell("scoring", 0, 1)
     collected = collect(results, sets, config.snapshots, methods.setup.tolerance)
-    groups = groups_of(
-        collected,
-        sets,
-        config.snapshots,
-        edges=Edges.of(config.nominal(methods)),
-        resamples=resamples,
-        report=lambda done, total: tell("tables", done, total),
-    )
+    edges, counted = Edges.of(config.nominal(methods)), partial(tell, "tables")
+    groups = groups_of(collected, sets, config.snapshots, edges=edges, resamples=resamples, report=counted)
     made = {
         "headline": headline_rows(collected, groups),
         "figures": group_rows(groups),
-        "mismatch": mismatch_rows(collected, sets, config.snapshots),
         "timing": timing_rows(collected),
         "scenes": scene_rows(collected),
         "frozen": frozen_rows(collected, _FROZEN_METHODS),
     }
+    if mismatch := mismatch_rows(collected, sets, config.snapshots):  # not every suite has any
+        made["mismatch"] = mismatch
     folder = results.folder / "tables"
     folder.mkdir(exist_ok=True)
     failures = failure_notes(collected)
@@ -130,15 +126,10 @@ def failure_notes(collected: Collected) -> list[str]:
     ]
 
 
-def _written(made: Mapping[str, Table]) -> Iterator[tuple[str, Table]]:
-    """Not every suite has mismatches."""
-    return ((name, rows) for name, rows in made.items() if rows or name != "mismatch")
-
-
 def _write_tables(folder: Path, made: Mapping[str, Table]) -> tuple[str, ...]:
-    for name, rows in _written(made):
+    for name, rows in made.items():
         write_csv(folder / f"{name}.csv", rows)
-    if all([write_parquet(folder / f"{name}.parquet", rows) for name, rows in _written(made)]):
+    if all([write_parquet(folder / f"{name}.parquet", rows) for name, rows in made.items()]):
         return ()
     return ("tables were written as CSV only: pip install pyarrow to have them as Parquet too",)
 
@@ -146,7 +137,7 @@ def _write_tables(folder: Path, made: Mapping[str, Table]) -> tuple[str, ...]:
 def _export(folder: Path, made: Mapping[str, Table], made_by: Mapping[str, Any]) -> None:
     """Small tables, and what made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in _written(made):
+    for name, rows in made.items():
         if name in _EXPORTED:
             write_csv(
                 folder / f"{name}.csv", [row for row in rows if not row.get("figure", "").startswith(_NOT_EXPORTED)]
