@@ -240,7 +240,7 @@ def _finished(result: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Tensor, Te
 # --- Capon ------------------------------------------------------------------------------------------------------------
 
 
-def capon(covariance: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+def capon_cuda(covariance: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """Capon power of R: (map, plane), or (volume, empty).
 
     covariance (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
@@ -257,10 +257,10 @@ def capon(covariance: Tensor, loading: float, volume: bool, *geometry: Any) -> t
     return from_factor(plan, factor, Epilogue("reciprocal", scale_for(factor, n)), volume, triangular=True)
 
 
-def capon_backward(
+def capon_backward_cuda(
     grad: Tensor, covariance: Tensor, power: Tensor, plane: Tensor, loading: float, *geometry: Any
 ) -> Tensor:
-    """Gradient of :func:`capon` with respect to R.
+    """Gradient of :func:`capon_cuda` with respect to R.
 
     covariance (B, N, N), plane (B, G_az, G_el)
     """
@@ -277,8 +277,8 @@ def _capon_gradient(
     return spectra.capon_gradient(-by_inverse, inverse, loading)  # dR^-1 = -R^-1 dR R^-1
 
 
-def capon_lowrank(factor: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """Capon power of R = F F^H, as :func:`capon`.
+def capon_lowrank_cuda(factor: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+    """Capon power of R = F F^H, as :func:`capon_cuda`.
 
     factor (B, N, K)
     """
@@ -296,10 +296,10 @@ def capon_lowrank(factor: Tensor, loading: float, volume: bool, *geometry: Any) 
     return from_residual(plan, pair, Epilogue("reciprocal", scale_for(pair[0], n) * delta), volume)
 
 
-def capon_lowrank_backward(
+def capon_lowrank_backward_cuda(
     grad: Tensor, factor: Tensor, power: Tensor, plane: Tensor, loading: float, *geometry: Any
 ) -> Tensor:
-    """Gradient of :func:`capon_lowrank` with respect to F: 2 G F with G the gradient with respect to F F^H.
+    """Gradient of :func:`capon_lowrank_cuda` with respect to F: 2 G F with G the gradient with respect to F F^H.
 
     factor (B, N, K), plane (B, G_az, G_el)
     """
@@ -312,8 +312,8 @@ def capon_lowrank_backward(
 # --- Bartlett and MUSIC -----------------------------------------------------------------------------------------------
 
 
-def bartlett(covariance: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """a^H R a / N^2, as :func:`capon`.
+def bartlett_cuda(covariance: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+    """a^H R a / N^2, as :func:`capon_cuda`.
 
     covariance (B, N, N)
     """
@@ -336,8 +336,8 @@ def _quadratic_form(
     return power - excess.reshape(-1, *[1] * (power.ndim - 1)), plane
 
 
-def music(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """N / (N - ||U^H a||^2), U the leading eigenvectors of R, as :func:`capon`.
+def music_cuda(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+    """N / (N - ||U^H a||^2), U the leading eigenvectors of R, as :func:`capon_cuda`.
 
     covariance (B, N, N)
     """
@@ -361,7 +361,7 @@ def music(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> t
 # --- Analysis and synthesis -------------------------------------------------------------------------------------------
 
 
-def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
+def analysis_cuda(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
     """a^H Q a of Hermitian Q, or ||W^H a||^2.
 
     matrix (B, N, N) or (B, N, K) -> (B, G_az, G_el, G_r)
@@ -376,7 +376,7 @@ def analysis(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tenso
     return from_factor(plan, matrix, epilogue, True)[0]
 
 
-def synthesis(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
+def synthesis_cuda(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
     """sum_g p_g a_g a_g^H.
 
     weights (B, G_az, G_el, G_r) or (B, G) -> (B, N, N)
@@ -388,7 +388,7 @@ def synthesis(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
 # --- Maxima, suppression and search -----------------------------------------------------------------------------------
 
 
-def local_maxima_3d(
+def local_maxima_3d_cuda(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See :func:`risfast.ops.peaks_reference.local_maxima_3d_reference`; a scene that holds NaN has no maxima."""
@@ -396,7 +396,7 @@ def local_maxima_3d(
     return kernel_module("peaks").local_maxima(volume, window, k, threshold, check=check)[:3]
 
 
-def nms_3d(
+def nms_3d_cuda(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing."""
@@ -404,7 +404,7 @@ def nms_3d(
     return kernel_module("nms").nms(position, score, separation, k, wrap_azimuth, check=check)[:2]
 
 
-def refine(
+def refine_cuda(
     matrix: Tensor,
     factored: bool,
     low: Tensor,
@@ -426,7 +426,7 @@ def refine(
     return found
 
 
-def walk(
+def walk_cuda(
     matrix: Tensor,
     factored: bool,
     start: Tensor,

@@ -289,7 +289,7 @@ _SAVED = f"Tensor power, Tensor plane, float loading, {_GEOMETRY}) -> Tensor"
 capon_op = define(
     "capon",
     capon_torch,
-    cuda.capon,
+    cuda.capon_cuda,
     _fake_spectrum,
     schema=f"(Tensor covariance, float loading, bool volume, {_SPECTRUM}",
     check=_check_covariance,
@@ -298,14 +298,14 @@ capon_op = define(
 capon_backward_op = define(
     "capon_backward",
     capon_backward_torch,
-    cuda.capon_backward,
+    cuda.capon_backward_cuda,
     lambda grad, covariance, *rest: _contiguous_like(covariance),
     schema=f"(Tensor grad, Tensor covariance, {_SAVED}",
 )
 capon_lowrank_op = define(
     "capon_lowrank",
     capon_lowrank_torch,
-    cuda.capon_lowrank,
+    cuda.capon_lowrank_cuda,
     _fake_spectrum,
     schema=f"(Tensor factor, float loading, bool volume, {_SPECTRUM}",
     check=_check_factor,
@@ -314,14 +314,14 @@ capon_lowrank_op = define(
 capon_lowrank_backward_op = define(
     "capon_lowrank_backward",
     capon_lowrank_backward_torch,
-    cuda.capon_lowrank_backward,
+    cuda.capon_lowrank_backward_cuda,
     lambda grad, factor, *rest: _contiguous_like(factor),
     schema=f"(Tensor grad, Tensor factor, {_SAVED}",
 )
 bartlett_op = define(
     "bartlett",
     bartlett_torch,
-    cuda.bartlett,
+    cuda.bartlett_cuda,
     lambda covariance, *rest: _fake_spectrum(covariance, None, *rest),
     schema=f"(Tensor covariance, bool volume, {_SPECTRUM}",
     check=_check_definite,
@@ -330,7 +330,7 @@ bartlett_op = define(
 music_op = define(
     "music",
     music_torch,
-    cuda.music,
+    cuda.music_cuda,
     _fake_spectrum,
     schema=f"(Tensor covariance, SymInt n_sources, bool volume, {_SPECTRUM}",
     check=_check_definite,
@@ -339,7 +339,7 @@ music_op = define(
 analysis_op = define(
     "analysis",
     analysis_torch,
-    cuda.analysis,
+    cuda.analysis_cuda,
     _fake_analysis,
     schema=f"(Tensor matrix, bool factored, bool box, {_GEOMETRY}) -> Tensor",
     check=_check_form,
@@ -348,7 +348,7 @@ analysis_op = define(
 synthesis_op = define(
     "synthesis",
     synthesis_torch,
-    cuda.synthesis,
+    cuda.synthesis_cuda,
     _fake_synthesis,
     schema=f"(Tensor weights, bool box, {_GEOMETRY}) -> Tensor",
     check=_check_weights,
@@ -356,16 +356,21 @@ synthesis_op = define(
 )
 # Of the peaks the definition is the body, on any device.
 local_maxima_op = define(
-    "local_maxima_3d", local_maxima_3d_reference, cuda.local_maxima_3d, _fake_maxima, cpu=local_maxima_cpu, batched=1
+    "local_maxima_3d",
+    local_maxima_3d_reference,
+    cuda.local_maxima_3d_cuda,
+    _fake_maxima,
+    cpu=local_maxima_cpu,
+    batched=1,
 )
-nms_op = define("nms_3d", nms_3d_reference, cuda.nms_3d, _fake_nms, cpu=nms_cpu, batched=2)
+nms_op = define("nms_3d", nms_3d_reference, cuda.nms_3d_cuda, _fake_nms, cpu=nms_cpu, batched=2)
 refine_op = define(
     "refine",
     refine_torch,
-    cuda.refine,
+    cuda.refine_cuda,
     lambda matrix, factored, low, *rest: (torch.empty_like(low), low.new_empty(low.shape[:2])),
 )
-walk_op = define("walk", walk_torch, cuda.walk, lambda matrix, factored, start, *rest: _contiguous_like(start))
+walk_op = define("walk", walk_torch, cuda.walk_cuda, lambda matrix, factored, start, *rest: _contiguous_like(start))
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
