@@ -21,7 +21,7 @@ def compiler() -> str | None:
 
 
 def build(name: str, source: str, folder: Path) -> ctypes.CDLL:
-    """The library of one C text, which may include headers of this package; what ``folder`` already has is not rebuilt."""
+    """The library of one C text, which may include headers of this package, from ``folder`` if it is there already."""
     headers = "".join(path.read_text(encoding="utf-8") for path in sorted(HERE.rglob("*.h")))
     path = folder / f"{name}-{hashlib.sha256((source + headers).encode()).hexdigest()[:16]}.so"
     if not path.exists():

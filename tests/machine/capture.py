@@ -46,7 +46,7 @@ class Launch:
         return {name: value for name, value in self.arguments.items() if isinstance(value, torch.Tensor)}
 
     def extents(self) -> list[tuple[int, int]]:
-        """First address and bytes of what the operands hold, those that share a storage together, not what is around."""
+        """First address and bytes of what the operands hold, not what is around; those of one storage together."""
         found: dict[int, tuple[int, int]] = {}
         for tensor in self.tensors().values():
             storage = tensor.untyped_storage().data_ptr()

@@ -1,7 +1,7 @@
 """The compiler: a process without Triton's interpreter that compiles launches as a GPU's process would.
 
-``Compiler`` is its front: it starts ``python -m tests.machine.compiling TARGET`` and exchanges pickles with it. Both ends
-are of this file, one starts the other, so that nothing foreign is unpickled.
+``Compiler`` is its front: it starts ``python -m tests.machine.compiling TARGET`` and exchanges pickles with it. Both
+ends are of this file, one starts the other, so that nothing foreign is unpickled.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Binary:
 
 @dataclass(frozen=True)
 class Edit:
-    """A fault to plant: the first (or last) ``old`` in the source of a function of the kernel's module becomes ``new``."""
+    """A fault to plant: the first (or last) ``old`` in a function of the kernel's module becomes ``new``."""
 
     function: str
     old: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,9 +100,7 @@ class Executor:
             return
         before = [part.copy() for part in memory]
         result: list[np.ndarray] = []
-        for order in self.orders:
-            if order.programs_reversed and launch.kernel in DEPENDS_ON_ORDER_OF_PROGRAMS:
-                order = Order(order.waves, poison=order.poison, seed=order.seed, noise=order.noise)
+        for order in self._orders_for(launch):
             for part, values in zip(memory, before, strict=True):
                 part[:] = values
             self._run(launch, record, order)
@@ -112,6 +110,11 @@ class Executor:
                 raise MachineFaultError(f"{launch.kernel}: {different} bytes depend on the order, {order}")
         for part, values in zip(memory, result, strict=True):
             part[:] = values
+
+    def _orders_for(self, launch: Launch) -> list[Order]:
+        if launch.kernel in DEPENDS_ON_ORDER_OF_PROGRAMS:
+            return [replace(order, programs_reversed=False) for order in self.orders]
+        return list(self.orders)
 
     def _run(self, launch: Launch, record: Record, order: Order) -> None:
         start = time.perf_counter()

@@ -1,7 +1,7 @@
 """What each opcode computes: tables of C expressions, made into one C function an opcode.
 
-A row is ``name  result = sources : expression``, with sources a, b, c of the types named. What does not fit a row, as it
-crosses lanes, carries or touches memory, is written in the C files beside; there a function ``op_NAME`` is the opcode
+A row is ``name  result = sources : expression``, with sources a, b, c of the types named. What does not fit a row, as
+it crosses lanes, carries or touches memory, is written in the C files beside; there a function ``op_NAME`` is the opcode
 NAME. Names are without the suffixes ``_e32``, ``_e64``, ``_dpp`` and ``_sdwa``, which only say how an instruction is
 encoded.
 """
@@ -192,7 +192,7 @@ s_sub_u32             u32 = u32 u32     : result = a - b; SCC(b > a)
 s_subb_u32            u32 = u32 u32     : u64 less = (u64)b + w->scc; result = (u32)(a - less); SCC(less > a)
 s_add_i32             u32 = u32 u32     : result = a + b; SCC((~(a ^ b) & (a ^ result)) >> 31)
 s_sub_i32             u32 = u32 u32     : result = a - b; SCC(((a ^ b) & (a ^ result)) >> 31)
-s_addk_i32            u32 = u32         : u32 sum = result + a; SCC((~(result ^ a) & (result ^ sum)) >> 31); result = sum
+s_addk_i32            u32 = u32         : u32 old = result; result += a; SCC((~(old ^ a) & (old ^ result)) >> 31)
 s_mulk_i32            u32 = u32         : result *= a
 s_mul_i32             u32 = u32 u32     : result = a * b
 s_mul_hi_u32          u32 = u32 u32     : result = (u32)((u64)a * b >> 32)
@@ -320,8 +320,8 @@ def comparison_rows() -> list[Row]:
         rows.append(Row(f"v_cmp_u_{kind}", "u64", (kind, kind), "a != a || b != b"))
     for relation, operator in RELATIONS.items():
         name = "ne" if relation == "lg" else relation
-        for kind in ("i32", "u32", "i64", "u64"):
-            rows.append(Row(f"v_cmp_{name}_{kind}", "u64", (kind, kind), f"a {operator} b"))
+        kinds = ("i32", "u32", "i64", "u64")
+        rows += [Row(f"v_cmp_{name}_{kind}", "u64", (kind, kind), f"a {operator} b") for kind in kinds]
         rows.append(Row(f"v_cmp_{name}_i16", "u64", ("u32", "u32"), f"(int16_t)a {operator} (int16_t)b"))
         rows.append(Row(f"v_cmp_{name}_u16", "u64", ("u32", "u32"), f"(uint16_t)a {operator} (uint16_t)b"))
     return rows
