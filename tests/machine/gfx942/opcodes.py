@@ -1,7 +1,7 @@
 """What each opcode computes: tables of C expressions, made into one C function an opcode.
 
 A row is ``name  result = sources : expression``, with sources a, b, c of the types named. What does not fit a row, as
-it crosses lanes, carries or touches memory, is written in the C files beside; there a function ``op_NAME`` is the opcode
+it crosses lanes, carries or touches memory, is written in the C files beside; there a function ``op_NAME`` is opcode
 NAME. Names are without the suffixes ``_e32``, ``_e64``, ``_dpp`` and ``_sdwa``, which only say how an instruction is
 encoded.
 """
