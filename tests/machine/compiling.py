@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import pickle
+import re
 import struct
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -32,7 +35,7 @@ class KernelCompilationError(Exception):
     """Triton refused a launch; the message is the compiler's."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Binary:
     """A compiled kernel.
 
@@ -56,6 +59,26 @@ class Binary:
     signature: dict[str, str]
     warps: int
     shared: int
+
+
+@lru_cache(maxsize=4096)
+def resources(binary: Binary) -> dict[str, int]:
+    """Registers, and bytes or registers that were spilled, by the compiler's own account."""
+    if binary.target == "gfx942":
+        keys = {"registers": r"\.vgpr_count:", "spills": r"\.vgpr_spill_count:"}
+        account = binary.text
+    else:
+        import triton
+
+        keys = {"registers": "REG:", "spills": "LOCAL:"}
+        tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(binary.code)
+            file.flush()
+            command = [tool, "-res-usage", file.name]
+            account = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {name: re.search(rf"{key}\s*(\d+)", account) for name, key in keys.items()}
+    return {name: int(match[1]) for name, match in found.items() if match is not None}
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,10 @@ import numpy as np
 import torch
 
 from tests.machine.capture import Launch, captured
-from tests.machine.compiling import Binary, Compiler
-from tests.machine.outcome import Order, Outcome
+from tests.machine.compiling import Binary, Compiler, resources
+from tests.machine.outcome import BENIGN, Order, Outcome
 
+INTERPRETER = "interpreter"
 # Operands above this are run once, where they are: no copies of files with holes.
 MOST_COPIED_BYTES = 200 << 20
 # The order of its output is that of its programs' atomic additions; the ranks that follow put it right.
@@ -43,26 +44,32 @@ class Record:
     constants: dict[str, Any]
     dtypes: dict[str, str]
     grid: tuple[int, int, int]
-    binary: Binary
+    binary: Binary | None = None  # None: interpreted
     outcomes: list[Outcome] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
 
     def summary(self) -> dict[str, Any]:
-        """What a log keeps of it."""
+        """What a log keeps of it, as JSON has it."""
         return {
             "kernel": self.kernel,
-            "constants": {name: str(value) for name, value in self.constants.items()},
+            "constants": {name: _plain(value) for name, value in self.constants.items()},
             "dtypes": self.dtypes,
             "grid": self.grid,
-            "binary": self.binary.hash,
+            "binary": self.binary.hash if self.binary else None,
+            "resources": resources(self.binary) if self.binary else {},
             "instructions": [outcome.instructions for outcome in self.outcomes],
-            "faults": [outcome.faults for outcome in self.outcomes],
+            "benign": sum(outcome.faults.get(BENIGN, 0) for outcome in self.outcomes),
             "seconds": [round(seconds, 3) for seconds in self.seconds],
         }
 
 
+def _plain(value: Any) -> Any:
+    """A number or a string as it is, a dtype by its name."""
+    return value if isinstance(value, bool | int | float | str) else str(value).replace("fp", "float")
+
+
 class Executor:
-    """What ``capture.captured`` hands launches to.
+    """What ``capture.captured`` hands launches to; without a machine they are interpreted, and recorded.
 
     Attributes
     ----------
@@ -72,8 +79,8 @@ class Executor:
 
     def __init__(
         self,
-        machine: Machine,
-        compiler: Compiler,
+        machine: Machine | None,
+        compiler: Compiler | None,
         orders: Sequence[Order],
         modules: str = "risfast.kernels",
     ) -> None:
@@ -91,9 +98,12 @@ class Executor:
             {name: value for name, value in launch.arguments.items() if not isinstance(value, torch.Tensor)},
             {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in launch.tensors().items()},
             launch.grid,
-            self.compiler.compile(launch),
         )
         self.records.append(record)
+        if self.compiler is None or self.machine is None:
+            interpret()
+            return
+        record.binary = self.compiler.compile(launch)
         memory = launch.memory()
         if sum(part.nbytes for part in memory) > MOST_COPIED_BYTES:
             self._run(launch, record, self.orders[0])
@@ -117,6 +127,8 @@ class Executor:
         return list(self.orders)
 
     def _run(self, launch: Launch, record: Record, order: Order) -> None:
+        assert self.machine is not None
+        assert record.binary is not None
         start = time.perf_counter()
         outcome = self.machine.run(record.binary, launch, order)
         record.seconds.append(time.perf_counter() - start)
@@ -131,7 +143,12 @@ def _differences(memory: list[np.ndarray], result: list[np.ndarray]) -> int:
 
 @contextmanager
 def execute_launches(name: str, folder: Path, orders: Sequence[Order]) -> Iterator[Executor]:
-    """Every launch of a kernel of risfast is executed as long as this lasts."""
+    """Every launch of a kernel of risfast is executed as long as this lasts, or with "interpreter" recorded."""
+    if name == INTERPRETER:
+        executor = Executor(None, None, orders)
+        with captured(executor):
+            yield executor
+        return
     machine = machine_of(name, folder)
     with Compiler(name, folder / "triton") as compiler:
         executor = Executor(machine, compiler, orders)

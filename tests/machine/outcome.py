@@ -19,6 +19,7 @@ FAULT_NAMES = (
 )
 BENIGN = "benign writes"
 MESSAGE_BYTES = 4096
+LARGEST_ERROR = "largest error"  # the property of a test that its judge records
 
 
 @dataclass(frozen=True)

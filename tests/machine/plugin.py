@@ -19,15 +19,17 @@ import pytest
 
 from tests.machine.building import compiler
 
+# "interpreter" executes nothing: it only keeps the log.
+MACHINES = ("gfx942", "sm_80", "interpreter")
 ORDERS = ("one", "two", "all")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("machine")
-    group.addoption("--machine", choices=["gfx942", "sm_80"], help="execute kernels as machine code of this target")
+    group.addoption("--machine", choices=MACHINES, help="execute kernels as machine code of this target")
     group.addoption("--orders", choices=ORDERS, default="two", help="orders of waves and programs (default: two)")
-    group.addoption("--machine-log", type=Path, help="append a line of JSON for every launch")
+    group.addoption("--machine-log", type=Path, help="append a line of JSON for every test: result, error, launches")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,7 +39,7 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if "triton" in sys.modules:
         raise pytest.UsageError("Triton is imported already: --machine needs its interpreter from the start")
-    if compiler() is None:
+    if name != "interpreter" and compiler() is None:
         raise pytest.UsageError("--machine needs a C compiler: set CC, or install gcc or clang")
     prepare_process(name)
     stack = ExitStack()
@@ -66,20 +68,27 @@ def executing(name: str, folder: Path, orders: str) -> Any:
 
 
 class _Log:
-    """Writes the launches of every test."""
+    """Writes a line for every test: its result, the largest error that its judge saw, and its launches."""
 
     def __init__(self, executor: Any, path: Path) -> None:
         self._executor, self._path = executor, path
+        self._result = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """After each phase of a test, its launches."""
-        records = self._executor.records
+        """Remember the worst of a test's phases, and write after the last."""
+        if report.when == "setup" or report.outcome != "passed":
+            self._result = report.outcome
+        if report.when != "teardown":
+            return
+        row = {
+            "test": report.nodeid,
+            "result": self._result,
+            "properties": dict(report.user_properties),
+            "launches": [record.summary() for record in self._executor.records],
+        }
+        self._executor.records.clear()
         with self._path.open("a", encoding="utf-8") as file:
-            for record in records:
-                file.write(json.dumps({"test": report.nodeid, "launch": record.summary()}) + "\n")
-            if report.when == "call":
-                file.write(json.dumps({"test": report.nodeid, "result": report.outcome}) + "\n")
-        records.clear()
+            file.write(json.dumps(row) + "\n")
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -82,12 +82,6 @@ class Program:
         found = re.search(rf"\.amdhsa_{name} (\d+)", self.binary.text)
         return int(found[1]) if found else 0
 
-    def resources(self) -> dict[str, int]:
-        """Registers and spills, as the compiler's metadata has them."""
-        keys = {"registers": "vgpr_count", "spills": "vgpr_spill_count", "scalars": "sgpr_count"}
-        found = {name: re.search(rf"\.{key}:\s*(\d+)", self.binary.text) for name, key in keys.items()}
-        return {name: int(match[1]) for name, match in found.items() if match is not None}
-
 
 @lru_cache(maxsize=1)
 def _library(folder: Path) -> ctypes.CDLL:
