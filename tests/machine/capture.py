@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from triton.runtime import interpreter
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def _bytes_of(storage: torch.UntypedStorage) -> np.ndarray:
     return torch.tensor([], dtype=torch.uint8).set_(storage).numpy()
 
 
-def launch_of(executor: interpreter.GridExecutor, arguments: tuple[Any, ...], named: dict[str, Any]) -> Launch:
+def launch_of(executor: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> Launch:
     """The launch that Triton's interpreter was given."""
     function = executor.fn
     names = inspect.getfullargspec(function).args
@@ -96,6 +95,8 @@ def launch_of(executor: interpreter.GridExecutor, arguments: tuple[Any, ...], na
 
 def _first_program() -> int:
     """Where a test makes program_id count from (tests/helpers/large_operands.py), its first number; otherwise 0."""
+    from triton.runtime import interpreter
+
     builder = interpreter.interpreter_builder
     if builder.create_get_program_id.__name__ != "program_id":
         return 0
@@ -106,9 +107,11 @@ def _first_program() -> int:
 @contextmanager
 def captured(execute: Callable[[Launch, Callable[[], None]], None]) -> Iterator[None]:
     """Every launch goes to ``execute(launch, interpret)``; ``interpret()`` runs it in Triton's interpreter."""
+    from triton.runtime import interpreter
+
     original = interpreter.GridExecutor.__call__
 
-    def call(self: interpreter.GridExecutor, *arguments: Any, **named: Any) -> None:
+    def call(self: Any, *arguments: Any, **named: Any) -> None:
         execute(launch_of(self, arguments, named), lambda: original(self, *arguments, **named))
 
     interpreter.GridExecutor.__call__ = call

@@ -152,12 +152,12 @@ class Compiler:
 def _sent(value: Any) -> Any:
     """An argument as the compiler's process takes it: what it is, without its numbers."""
     import torch
-    import triton.language as tl
 
     if isinstance(value, torch.Tensor):
         dtype = str(value.dtype).removeprefix("torch.")
         return Operand(dtype, value.data_ptr() % 16, value.untyped_storage().nbytes())
-    if isinstance(value, tl.dtype):
+    # Triton is not imported to look: its interpreter can be asked for only before.
+    if "triton" in sys.modules and isinstance(value, sys.modules["triton"].language.dtype):
         return TypeName(str(value).replace("fp", "float"))
     return value
 

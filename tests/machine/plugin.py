@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     executor = stack.enter_context(executing(name, folder, config.getoption("--orders")))
     if log := config.getoption("--machine-log"):
-        config.pluginmanager.register(_Log(executor, log), "machine-log")
+        config.pluginmanager.register(_Log(executor, name, log), "machine-log")
 
 
 def prepare_process(name: str) -> None:
@@ -70,9 +70,10 @@ def executing(name: str, folder: Path, orders: str) -> Any:
 class _Log:
     """Writes a line for every test: its result, the largest error that its judge saw, and its launches."""
 
-    def __init__(self, executor: Any, path: Path) -> None:
-        self._executor, self._path = executor, path
+    def __init__(self, executor: Any, machine: str, path: Path) -> None:
+        self._executor, self._machine, self._path = executor, machine, path
         self._result = ""
+        self._looked_at: dict[str, list[str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Remember the worst of a test's phases, and write after the last."""
@@ -84,11 +85,27 @@ class _Log:
             "test": report.nodeid,
             "result": self._result,
             "properties": dict(report.user_properties),
-            "launches": [record.summary() for record in self._executor.records],
+            "launches": [self._summary(record) for record in self._executor.records],
         }
         self._executor.records.clear()
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def _summary(self, record: Any) -> dict[str, Any]:
+        from tests.machine.shipped import cases_of
+
+        summary = record.summary()
+        found = self._disagreements(record.binary) if record.binary is not None else []
+        return summary | {"cases": cases_of(summary, self._machine), "disagreements": found}
+
+    def _disagreements(self, binary: Any) -> list[str]:
+        """Where the executed text is not what the code object holds; looked at once a binary."""
+        from tests.machine.gfx942.disassembly import disagreements, disassembler
+
+        if binary.hash not in self._looked_at:
+            tool = disassembler() if self._machine == "gfx942" else None
+            self._looked_at[binary.hash] = disagreements(binary, tool) if tool is not None else []
+        return self._looked_at[binary.hash]
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -17,7 +17,20 @@ from tests.machine.outcome import LARGEST_ERROR
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-FILES = ("shipped_maps.py", "shipped_points.py")
+# The files that run them, and the modules of kernels that each is for; they take about the same time.
+FILES = {
+    "shipped_maps.py": ("dense", "interpolate", "inverse", "lag", "lag_evaluate", "lowrank"),
+    "shipped_points.py": (
+        "descent",
+        "forms",
+        "interpolate_adjoint",
+        "lag_adjoint",
+        "nms",
+        "peaks",
+        "refine",
+        "synthesis",
+    ),
+}
 # What "products" stands for where the interpreter runs: torch is then NVIDIA's.
 PRODUCTS = {"gfx942": "ieee", "sm_80": "tf32x3", "interpreter": "tf32x3"}
 POINTERS = {"*fp32": "float32", "*fp64": "float64", "*i8": "int8", "*i32": "int32", "*i64": "int64"}
@@ -40,12 +53,15 @@ class CaseResult:
         The largest error of their results against float64, relative to the largest entry.
     resources : dict
         Registers and spills, the most of all its binaries.
+    disagreements : list of str
+        Where the text that was executed is not what the code objects hold, if there was a disassembler to look.
     """
 
     tests: list[str] = field(default_factory=list)
     failed: list[str] = field(default_factory=list)
     error: float = 0.0
     resources: dict[str, int] = field(default_factory=dict)
+    disagreements: list[str] = field(default_factory=list)
 
 
 def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
@@ -62,12 +78,17 @@ def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()], done.stdout
 
 
-def results(rows: list[dict[str, Any]], machine: str) -> dict[str, CaseResult]:
+def cases_in(file: str) -> list[Case]:
+    """The cases that a file of shipped configurations is for."""
+    return [case for case in CASES if case.module in FILES[file]]
+
+
+def results(rows: list[dict[str, Any]]) -> dict[str, CaseResult]:
     """The result of every case, by its name."""
     found = {case.name: CaseResult() for case in CASES}
     for row in rows:
         for case in CASES:
-            launches = [launch for launch in row["launches"] if is_case(case, launch, machine)]
+            launches = [launch for launch in row["launches"] if case.name in launch["cases"]]
             if not launches:
                 continue
             result = found[case.name]
@@ -76,34 +97,41 @@ def results(rows: list[dict[str, Any]], machine: str) -> dict[str, CaseResult]:
                 result.failed.append(row["test"])
             result.error = max(result.error, row["properties"].get(LARGEST_ERROR, 0.0))
             for launch in launches:
+                result.disagreements += launch["disagreements"]
                 for name, number in launch["resources"].items():
                     result.resources[name] = max(number, result.resources.get(name, 0))
     return found
 
 
 @lru_cache(maxsize=512)
-def _constants(case: Case, machine: str) -> dict[str, Any]:
+def _constants(name: str, machine: str) -> dict[str, Any]:
     """What the launch of a case has compiled in, by the names of the kernel's arguments."""
     import torch
 
+    case = next(case for case in CASES if case.name == name)
     module = kernel_module(case.module)
     choose, *arguments = (getattr(torch, x) if x in ("float32", "float64") else x for x in case.chosen)
     found = dict(case.constants) | dict(getattr(module, choose)(*arguments))
-    for name, value in found.items():
+    for argument, value in found.items():
         if value == "products":
-            found[name] = PRODUCTS[machine]
+            found[argument] = PRODUCTS[machine]
         elif isinstance(value, str) and value.startswith("_"):
-            found[name] = getattr(module, value)
+            found[argument] = getattr(module, value)
     if case.module in ("dense", "lowrank"):
         found["K"] = case.chosen[1]
-    return {name: value for name, value in found.items() if name not in OPTIONS}
+    return {argument: value for argument, value in found.items() if argument not in OPTIONS}
 
 
-def is_case(case: Case, launch: dict[str, Any], machine: str) -> bool:
+def cases_of(launch: dict[str, Any], machine: str) -> list[str]:
+    """Names of the cases that a launch is of. Where Triton is imported already: kernels are looked into."""
+    return [case.name for case in CASES if _is_case(case, launch, machine)]
+
+
+def _is_case(case: Case, launch: dict[str, Any], machine: str) -> bool:
     """Whether a launch is of this kernel in this configuration."""
     if launch["kernel"] != case.kernel:
         return False
     pointers = {name: POINTERS[case.types.get(name, case.pointer)] for name in launch["dtypes"]}
     same = all(dtype == pointers[name] for name, dtype in launch["dtypes"].items() if name not in STOOD_IN_FOR)
     given = launch["constants"]
-    return same and all(given.get(name) == value for name, value in _constants(case, machine).items())
+    return same and all(given.get(name) == value for name, value in _constants(case.name, machine).items())

@@ -85,7 +85,7 @@ static inline i32 sign_extend_24(u32 x) { return (i32)(x << 8) >> 8; }
 
 static inline u32 extract_unsigned(u32 x, u32 offset, u32 width)
 {
-    return (u32)((u64)x >> (offset & 31) & (((u64)1 << (width & 63)) - 1));
+    return x >> (offset & 31) & (width < 32 ? ((u32)1 << width) - 1 : ~(u32)0);
 }
 
 static inline i32 extract_signed(i32 x, u32 offset, u32 width)

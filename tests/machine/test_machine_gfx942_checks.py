@@ -1,0 +1,364 @@
+"""Each check of the gfx942 machine sees the fault that is planted for it, and nothing where there is none.
+
+Small kernels are compiled as they are and with a fault in their source or in their machine code; so are shipped ones.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.machine.building import compiler
+from tests.machine.capture import Launch
+from tests.machine.compiling import Compiler, Edit, KernelCompilationError
+from tests.machine.gfx942.machine import Machine
+from tests.machine.gfx942_assembly import LANES, execute
+from tests.machine.outcome import ALL_ORDERS, BACKWARD, BENIGN, FORWARD
+
+if compiler() is None:
+    pytest.skip("no C compiler: the machine cannot be built", allow_module_level=True)
+triton_is_installed = importlib.util.find_spec("triton") is not None
+compiled = pytest.mark.skipif(not triton_is_installed, reason="Triton is not installed: its kernels are optional")
+
+PLANTED = Path(__file__).parent / "planted_kernels.py"
+READ, WRITE = "read out of bounds", "write out of bounds"
+UNINITIALISED, SHARED_BYTE = "uninitialised read", "programs share a byte"
+RACE, WRITES, INCOMPLETE = "read/write race", "write/write race", "read before write is complete"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("machine")
+
+
+@pytest.fixture(scope="module")
+def machine(folder):
+    return Machine(folder)
+
+
+@pytest.fixture(scope="module")
+def compile_with(folder):
+    """A function that compiles a launch, with faults if any; one process for each set of faults."""
+    compilers = {}
+
+    def compile_launch(launch, *edits):
+        if edits not in compilers:
+            compilers[edits] = Compiler("gfx942", folder / "triton", edits)
+        return compilers[edits].compile(launch)
+
+    yield compile_launch
+    for one in compilers.values():
+        one.close()
+
+
+def launch_of(kernel, programs, warps, **arguments):
+    """A launch of a planted kernel, or of a shipped one by ``module.kernel``."""
+    module, _, name = kernel.rpartition(".")
+    module, file = (f"risfast.kernels.{module}", "") if module else (PLANTED.stem, str(PLANTED))
+    return Launch(module, name, file, arguments, {"num_warps": warps}, (programs, 1, 1))
+
+
+def part_of(size):
+    """Numbers in the middle of a larger storage: what lies around them belongs to somebody else."""
+    whole = torch.arange(3 * size, dtype=torch.float32)
+    return whole[size : 2 * size]
+
+
+def copy_launch():
+    return launch_of("copy_kernel", 2, 1, x_ptr=part_of(200), y_ptr=torch.zeros(600)[200:400], size=200, BLOCK=128)
+
+
+def transpose_launch():
+    x = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
+    return launch_of("transpose_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(64, 64), BLOCK=64)
+
+
+def sums_launch():
+    x = torch.rand(5, 256, generator=torch.Generator().manual_seed(0))
+    return launch_of("sums_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(5, 256), ROWS=5, BLOCK=256)
+
+
+def exchange_launch():
+    x = torch.rand(256, generator=torch.Generator().manual_seed(0))
+    return launch_of("exchange_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(256), scratch_ptr=torch.zeros(256), BLOCK=256)
+
+
+def numbered_launch():
+    return launch_of("numbered_kernel", 3, 1, y_ptr=torch.zeros(300, dtype=torch.int32), size=300, BLOCK=128)
+
+
+def stencil_launch():
+    """The shipped stencil kernel on five candidates."""
+    numbers = {name: torch.rand(5, 3).double() for name in ("point_ptr", "step_ptr", "low_ptr", "high_ptr")}
+    numbers |= {"stencil_ptr": torch.rand(19, 3).double(), "around_ptr": torch.zeros(5, 19, 3).double()}
+    return launch_of("descent.stencil_kernel", 2, 4, **numbers, scale=0.5, size=285, BLOCK=256)
+
+
+def outputs(launch):
+    return torch.cat([tensor.flatten().double() for name, tensor in launch.tensors().items() if name != "x_ptr"])
+
+
+def assert_clean(machine, binary, launch):
+    """No fault in any order, and the same result."""
+    results = []
+    for order in ALL_ORDERS:
+        outcome = machine.run(binary, launch, order)
+        assert not outcome.errors, outcome.message
+        results.append(outputs(launch))
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+LAUNCHES = [copy_launch, transpose_launch, sums_launch, exchange_launch, numbered_launch, stencil_launch]
+by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name__.removesuffix("_launch"))
+
+
+@compiled
+@by_name
+def test_kernels_without_a_fault_are_clean(machine, compile_with, make):
+    launch = make()
+    assert_clean(machine, compile_with(launch), launch)
+
+
+@compiled
+def test_the_small_kernels_compute_what_they_say(machine, compile_with):
+    launches = [copy_launch(), transpose_launch(), sums_launch(), exchange_launch()]
+    for launch in launches:
+        machine.run(compile_with(launch), launch, FORWARD)
+    copied, transposed, summed, exchanged = (launch.tensors() for launch in launches)
+    assert torch.equal(copied["y_ptr"], copied["x_ptr"] + 1)
+    assert torch.equal(transposed["y_ptr"], 2 * transposed["x_ptr"].T)
+    x = summed["x_ptr"].double()
+    np.testing.assert_allclose(summed["y_ptr"], x - x.sum(1, keepdim=True), rtol=1e-5)
+    assert torch.equal(exchanged["y_ptr"], exchanged["x_ptr"].flip(0))
+
+
+# --- Faults in the source ---------------------------------------------------------------------------------------------
+
+SOURCES = {
+    "a load mask too wide": (
+        copy_launch,
+        Edit("copy_kernel", "x_ptr + i, mask=i < size", "x_ptr + i, mask=i < size + 3"),
+        READ,
+    ),
+    "a load without a mask": (copy_launch, Edit("copy_kernel", "mask=i < size, other=0.0", "mask=None"), READ),
+    "a store mask too wide": (
+        copy_launch,
+        Edit("copy_kernel", "x + 1.0, mask=i < size", "x + 1.0, mask=i < size + 1"),
+        WRITE,
+    ),
+    "programs on the same bytes": (
+        numbered_launch,
+        Edit("numbered_kernel", "tl.program_id(0) * BLOCK +", ""),
+        SHARED_BYTE,
+    ),
+    "programs that overlap": (numbered_launch, Edit("numbered_kernel", "* BLOCK", "* (BLOCK - 1)"), SHARED_BYTE),
+    "no barrier": (exchange_launch, Edit("exchange_kernel", "tl.debug_barrier()", "pass"), RACE),
+    "a shipped kernel's load mask too wide": (
+        stencil_launch,
+        Edit("stencil_kernel", "stencil_ptr + i % 57, mask=there", "stencil_ptr + i % 59, mask=there"),
+        READ,
+    ),
+    "a shipped kernel's store mask too wide": (
+        stencil_launch,
+        Edit("stencil_kernel", "mask=there)", "mask=i < size + 2)", last=True),
+        WRITE,
+    ),
+}
+
+
+@compiled
+@pytest.mark.parametrize("name", SOURCES)
+def test_a_fault_in_the_source_is_reported(machine, compile_with, name):
+    make, edit, fault = SOURCES[name]
+    launch = make()
+    binary = compile_with(launch, edit)
+    for order in (FORWARD, BACKWARD):
+        assert fault in machine.run(binary, launch, order).errors
+
+
+@compiled
+def test_a_fault_that_cannot_be_planted_raises(compile_with):
+    with pytest.raises(KernelCompilationError, match="no 'mask=never'"):
+        compile_with(copy_launch(), Edit("copy_kernel", "mask=never", ""))
+
+
+# --- Faults in the machine code ---------------------------------------------------------------------------------------
+
+
+def without(binary, pattern, place=None):
+    """The binary whose lines of this pattern, or the one at ``place`` of them, do nothing."""
+    count = Counter()
+
+    def taken_out(match):
+        count["lines"] += 1
+        return match[0] if place is not None and count["lines"] - 1 != place else "\ts_nop 0"
+
+    text = re.sub(pattern, taken_out, binary.text, flags=re.MULTILINE)
+    assert count["lines"] > (place or 0), f"no line {pattern}"
+    return replace(binary, text=text, hash=f"{binary.hash} without {pattern} {place}")
+
+
+BARRIER, LDS_WRITE = r"^\ts_barrier.*$", r"^\tds_write.*$"
+
+
+@compiled
+@pytest.mark.parametrize("make", [transpose_launch, sums_launch, exchange_launch])
+def test_a_barrier_without_which_the_result_changes_is_missed(machine, compile_with, make):
+    launch = make()
+    binary = compile_with(launch)
+    machine.run(binary, launch, FORWARD)
+    right = outputs(launch)
+    changing = 0
+    for place in range(len(re.findall(BARRIER, binary.text, flags=re.MULTILINE))):
+        broken = without(binary, BARRIER, place)
+        for order in ALL_ORDERS:
+            errors = machine.run(broken, launch, order).errors
+            if not torch.equal(outputs(launch), right):
+                changing += 1
+                assert {RACE, WRITES, UNINITIALISED, INCOMPLETE} & set(errors), (place, order)
+    assert changing > 0
+
+
+@compiled
+@pytest.mark.parametrize("make", [transpose_launch, sums_launch])
+def test_shared_memory_read_before_it_is_written_is_reported(machine, compile_with, make):
+    launch = make()
+    assert UNINITIALISED in machine.run(without(compile_with(launch), LDS_WRITE, 0), launch, FORWARD).errors
+
+
+@compiled
+@pytest.mark.parametrize(
+    ("make", "counter"), [(exchange_launch, "vmcnt"), (transpose_launch, "lgkmcnt"), (sums_launch, "lgkmcnt")]
+)
+def test_waits_left_out_before_another_wave_reads_are_reported(machine, compile_with, make, counter):
+    launch = make()
+    broken = without(compile_with(launch), rf"^\ts_waitcnt .*{counter}.*$")
+    assert INCOMPLETE in machine.run(broken, launch, FORWARD).errors
+
+
+# --- The checks themselves, in assembly -------------------------------------------------------------------------------
+
+
+def floats(count):
+    return torch.zeros(count)
+
+
+def test_bounds_are_those_of_the_view_by_byte(folder):
+    # 64 lanes read four bytes each: 255 bytes are too few, one byte before the start is outside as well.
+    bytes_ = torch.zeros(300, dtype=torch.uint8)
+    load = "global_load_dword v5, v1, s[4:5]"
+    assert execute(folder, load, bytes_[:256]).errors == {}
+    assert execute(folder, load, bytes_[:255]).errors == {READ: 1}
+    assert execute(folder, f"{load} offset:-1", bytes_[:256]).errors == {READ: 1}
+    store = """
+        v_mov_b32_e32 v5, 0
+        global_store_dword v1, v5, s[4:5]
+    """
+    assert execute(folder, store, bytes_[:254]).errors == {WRITE: 1}
+
+
+def test_lanes_that_are_off_touch_nothing(folder):
+    masked = """
+        s_mov_b64 exec, 15
+        global_load_dword v5, v1, s[4:5]
+    """
+    assert execute(folder, masked, floats(4)).errors == {}
+    assert execute(folder, masked, floats(3)).errors == {READ: 1}
+
+
+def test_the_message_says_where(folder):
+    outcome = execute(folder, "global_load_dword v5, v1, s[4:5]", floats(63))
+    assert re.search(r"read out of bounds: global memory, line 6, program 0, wave 0, lane 63", outcome.message)
+
+
+def test_bounds_and_initialisation_of_shared_memory(folder):
+    write, read = "v_mov_b32_e32 v5, 0\nds_write_b32 v1, v5\n", "ds_read_b32 v6, v1"
+    assert execute(folder, f"{write}{read}", shared=256).errors == {}
+    assert execute(folder, write, shared=252).errors == {WRITE: 1}
+    assert execute(folder, f"{read}", shared=256).errors == {UNINITIALISED: LANES}
+    assert execute(folder, f"{write}{read} offset:2", shared=258).errors == {UNINITIALISED: 1}
+
+
+SAME_PLACE = "v_and_b32_e32 v3, 63, v0\nv_lshlrev_b32_e32 v3, 2, v3\n"  # of every wave
+
+
+@pytest.mark.parametrize("order", ALL_ORDERS, ids=lambda order: order.waves)
+def test_waves_need_a_barrier_between_a_write_and_a_read(folder, order):
+    def errors(wait, barrier):
+        """The first wave writes, the second reads."""
+        body = f"""
+            {SAME_PLACE}
+            v_cmp_gt_u32_e64 s[20:21], 64, v0
+            s_and_saveexec_b64 s[22:23], s[20:21]
+            ds_write_b32 v3, v0
+            {wait}
+            s_mov_b64 exec, -1
+            {barrier}
+            s_andn2_b64 exec, exec, s[20:21]
+            ds_read_b32 v6, v3
+        """
+        return execute(folder, body, waves=2, shared=256, order=order).errors
+
+    assert errors("s_waitcnt lgkmcnt(0)", "s_barrier") == {}
+    assert errors("s_nop 0", "s_barrier") == {INCOMPLETE: 256}
+    # With the last wave first, memory is read before it is written.
+    assert set(errors("s_waitcnt lgkmcnt(0)", "s_nop 0")) & {RACE, UNINITIALISED}
+
+
+@pytest.mark.parametrize(("value", "errors"), [("v0", {WRITES: 256 - 64}), ("v3", {})])
+def test_waves_may_only_write_equal_values_to_one_place(folder, value, errors):
+    body = f"{SAME_PLACE}global_store_dword v3, {value}, s[4:5]"
+    outcome = execute(folder, body, floats(64), waves=2)
+    assert set(outcome.errors) == set(errors)
+    assert (BENIGN in outcome.faults) == (value == "v3")
+
+
+def test_waits_count_back_to_the_write(folder):
+    # Two stores in flight: vmcnt(1) waits for the first alone.
+    body = """
+        v_xor_b32_e32 v3, 64, v0
+        v_lshlrev_b32_e32 v3, 2, v3
+        global_store_dword v1, v0, s[4:5]
+    """
+    body += """
+        global_store_dword v1, v0, s[6:7]
+        s_waitcnt vmcnt({})
+        s_barrier
+        global_load_dword v6, v3, s[{}]
+    """
+    operands = floats(128), floats(128)
+    assert execute(folder, body.format(1, "4:5"), *operands, waves=2).errors == {}
+    assert execute(folder, body.format(1, "6:7"), *operands, waves=2).errors == {INCOMPLETE: 512}
+    assert execute(folder, body.format(0, "6:7"), *operands, waves=2).errors == {}
+    assert execute(folder, body.format(2, "4:5"), *operands, waves=2).errors == {INCOMPLETE: 512}
+
+
+def test_programs_may_read_the_same_but_not_write_what_another_touches(folder):
+    read, write = "global_load_dword v5, v1, s[4:5]\n", "v_add_u32_e32 v6, s2, v0\nglobal_store_dword v1, v6, s[4:5]\n"
+    assert execute(folder, read, floats(64), programs=3).errors == {}
+    assert SHARED_BYTE in execute(folder, write, floats(64), programs=2).errors
+    assert (
+        SHARED_BYTE
+        in execute(
+            folder, f"s_cmp_eq_u32 s2, 0\ns_cbranch_scc1 .LBB0_1\n{read}.LBB0_1:\n{write}", floats(64), programs=2
+        ).errors
+    )
+    atomic = """
+        v_mov_b32_e32 v3, 0
+        global_atomic_add v3, v0, s[4:5]
+    """
+    assert execute(folder, atomic, floats(64), programs=3).errors == {}
+
+
+def test_garbage_differs_between_orders(folder):
+    out = [torch.zeros(64, dtype=torch.int32) for _ in range(2)]
+    for values, order in zip(out, (FORWARD, BACKWARD), strict=True):
+        execute(folder, "global_store_dword v1, v77, s[4:5]", values, order=order)
+    assert not torch.equal(*out)
