@@ -66,7 +66,7 @@ class CaseResult:
 
 def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list[dict[str, Any]], str]:
     """Run one file of shipped configurations in a process of its own: the rows of its log, and what it printed."""
-    log = folder / f"{machine}-{file}.jsonl"
+    log = log_of(machine, file, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.machine.plugin"]
     command += ["--machine", machine, "--machine-log", str(log), *options, str(HERE / file)]
     # Options that are meant for this process are not for that one.
@@ -75,7 +75,17 @@ def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
     if not log.exists():
         raise RuntimeError(f"{file} on {machine} did not run:\n{done.stdout}\n{done.stderr}")
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()], done.stdout
+    return rows_of(log), done.stdout
+
+
+def log_of(machine: str, file: str, folder: Path) -> Path:
+    """Where the log of a file's run is."""
+    return folder / f"{machine}-{file}.jsonl"
+
+
+def rows_of(log: Path) -> list[dict[str, Any]]:
+    """The lines of a log."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def cases_in(file: str) -> list[Case]:

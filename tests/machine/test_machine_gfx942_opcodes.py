@@ -173,8 +173,8 @@ def nearest(exact, dtype):
     unit = Fraction(2) ** max(exponent - digits + 1, least)
     value = round(size / unit) * unit
     if value >= Fraction(2) ** (128 if dtype is np.float32 else 1024):
-        return dtype(math.copysign(math.inf, exact))
-    return dtype(math.copysign(float(value), exact))
+        return dtype(math.inf if exact > 0 else -math.inf)
+    return dtype(value if exact > 0 else -value)
 
 
 def lesser(a, b):
