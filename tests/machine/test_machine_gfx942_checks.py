@@ -326,8 +326,6 @@ def test_waits_count_back_to_the_write(folder):
         v_xor_b32_e32 v3, 64, v0
         v_lshlrev_b32_e32 v3, 2, v3
         global_store_dword v1, v0, s[4:5]
-    """
-    body += """
         global_store_dword v1, v0, s[6:7]
         s_waitcnt vmcnt({})
         s_barrier
