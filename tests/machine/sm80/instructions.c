@@ -184,21 +184,24 @@ static int in_shared(const struct machine *m, uint64_t address, uint32_t bytes)
     return address + bytes <= m->memory.shared.size;
 }
 
-/* Shared memory is also looked at for lanes of one warp, and for copies that nobody has waited for. */
+/* Shared memory is also looked at for lanes of one warp, and for copies that nobody has waited for. ``new`` is what a
+ * write stores, before it does, and NULL for a read. A lane may write what is there already: values that a layout holds
+ * in several lanes. */
 static void check_lanes(struct machine *m, const struct warp *w, struct access by, uint64_t address, uint32_t bytes,
-                        int writes)
+                        const uint8_t *new)
 {
     for (uint64_t k = address; k < address + bytes; k++) {
+        int writes = new != NULL, changes = writes && new[k - address] != m->memory.shared.data[k];
         if (m->in_flight[k])
             memory_fault(&m->memory, by, COPY_IN_FLIGHT, SHARED, k);
         struct lane_use *written = &m->lane_writes[k], *read = &m->lane_reads[k];
         uint32_t others = ~(1u << by.lane);
-        if (written->warp == w->number + 1 && written->syncs == w->syncs && written->lanes & others)
+        if ((changes || !writes) && written->warp == w->number + 1 && written->syncs == w->syncs && written->lanes & others)
             memory_fault(&m->memory, by, LANE_RACE, SHARED, k);
-        if (writes && read->warp == w->number + 1 && read->syncs == w->syncs && read->lanes & others)
+        if (changes && read->warp == w->number + 1 && read->syncs == w->syncs && read->lanes & others)
             memory_fault(&m->memory, by, LANE_RACE, SHARED, k);
         struct lane_use *use = writes ? written : read;
-        int joins = !writes && use->warp == w->number + 1 && use->syncs == w->syncs;
+        int joins = !changes && use->warp == w->number + 1 && use->syncs == w->syncs;
         *use = (struct lane_use){w->number + 1, w->syncs, (joins ? use->lanes : 0) | 1u << by.lane};
     }
 }
@@ -208,7 +211,7 @@ static void load_bytes(struct machine *m, const struct warp *w, struct access by
 {
     memory_load(&m->memory, by, space, address, bytes, to);
     if (space == SHARED && in_shared(m, address, bytes))
-        check_lanes(m, w, by, address, bytes, 0);
+        check_lanes(m, w, by, address, bytes, NULL);
 }
 
 static void check_alignment(struct machine *m, struct access by, enum space space, uint64_t address, uint32_t bytes)
@@ -265,7 +268,7 @@ static void op_store(OPCODE_ARGUMENTS)
         uint64_t address = address_of(w, i, i->operand[0], lane);
         check_alignment(m, by, i->space, address, bytes);
         if (i->space == SHARED && in_shared(m, address, bytes))
-            check_lanes(m, w, by, address, bytes, 1);
+            check_lanes(m, w, by, address, bytes, data);
         memory_store(&m->memory, by, i->space, address, bytes, data);
     }
 }
@@ -356,7 +359,7 @@ static void op_copy(OPCODE_ARGUMENTS)
         *c = (struct copy){.group = w->committed[lane], .lane = lane, .line = i->line, .bytes = bytes, .to = to};
         if (given)
             memory_load(&m->memory, by, GLOBAL, from, given < bytes ? given : bytes, c->data);
-        check_lanes(m, w, by, to, bytes, 1);
+        check_lanes(m, w, by, to, bytes, c->data);
         check_write(&m->memory, by, SHARED, r, to, bytes, c->data);
         for (uint32_t k = 0; k < bytes; k++)
             m->in_flight[to + k]++;
@@ -373,7 +376,7 @@ static void land(struct machine *m, struct warp *w, const struct copy *c)
     struct access by = {.agent = w->number, .lane = c->lane, .line = c->line};
     for (uint32_t k = 0; k < c->bytes; k++)
         m->in_flight[c->to + k]--;
-    check_lanes(m, w, by, c->to, c->bytes, 1);
+    check_lanes(m, w, by, c->to, c->bytes, c->data);
     memory_store(&m->memory, by, SHARED, c->to, c->bytes, c->data);
 }
 
