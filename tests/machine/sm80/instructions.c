@@ -190,19 +190,19 @@ static int in_shared(const struct machine *m, uint64_t address, uint32_t bytes)
 static void check_lanes(struct machine *m, const struct warp *w, struct access by, uint64_t address, uint32_t bytes,
                         const uint8_t *new)
 {
+    uint32_t stamp = lane_stamp(w), lane = 1u << by.lane;
     for (uint64_t k = address; k < address + bytes; k++) {
-        int writes = new != NULL, changes = writes && new[k - address] != m->memory.shared.data[k];
+        struct lane_use *written = &m->lane_writes[k], *read = &m->lane_reads[k];
+        int changes = new && new[k - address] != m->memory.shared.data[k];
         if (m->in_flight[k])
             memory_fault(&m->memory, by, COPY_IN_FLIGHT, SHARED, k);
-        struct lane_use *written = &m->lane_writes[k], *read = &m->lane_reads[k];
-        uint32_t others = ~(1u << by.lane);
-        if ((changes || !writes) && written->warp == w->number + 1 && written->syncs == w->syncs && written->lanes & others)
+        if ((changes || !new) && written->stamp == stamp && written->lanes & ~lane)
             memory_fault(&m->memory, by, LANE_RACE, SHARED, k);
-        if (changes && read->warp == w->number + 1 && read->syncs == w->syncs && read->lanes & others)
+        if (changes && read->stamp == stamp && read->lanes & ~lane)
             memory_fault(&m->memory, by, LANE_RACE, SHARED, k);
-        struct lane_use *use = writes ? written : read;
-        int joins = !changes && use->warp == w->number + 1 && use->syncs == w->syncs;
-        *use = (struct lane_use){w->number + 1, w->syncs, (joins ? use->lanes : 0) | 1u << by.lane};
+        struct lane_use *use = new ? written : read;
+        use->lanes = use->stamp == stamp && !changes ? use->lanes | lane : lane;
+        use->stamp = stamp;
     }
 }
 
@@ -478,12 +478,13 @@ static void op_load_matrix(OPCODE_ARGUMENTS)
 static float add_products(float sum, const float *row, const float *column)
 {
     double addends[5] = {sum};
-    double largest = fabs((double)sum);
+    double largest = fabs((double)sum), plain = sum;
     for (int k = 0; k < 4; k++) {
-        addends[k + 1] = (double)row[k] * column[k];
-        largest = fmax(largest, fabs(addends[k + 1]));
+        double product = (double)row[k] * column[k];
+        addends[k + 1] = product;
+        plain += product;
+        largest = fabs(product) > largest ? fabs(product) : largest;
     }
-    double plain = addends[0] + addends[1] + addends[2] + addends[3] + addends[4];
     if (!(largest > 0x1p-120 && largest < 0x1p126) || plain != plain)
         return (float)plain;
     uint64_t exponent;
@@ -494,11 +495,10 @@ static float add_products(float sum, const float *row, const float *column)
     memcpy(&unit, &unit_bits, 8);
     memcpy(&inverse, &inverse_bits, 8);
     for (int k = 0; k < 5; k++)
-        total += trunc(addends[k] * inverse) * unit;
+        total += trunc(addends[k] * inverse);
+    total *= unit;
     float nearest = (float)total;
-    if (fabs((double)nearest) > fabs(total))
-        nearest = nextafterf(nearest, 0);
-    return nearest;
+    return fabs((double)nearest) > fabs(total) ? float_of(bits_of(nearest) - 1) : nearest;
 }
 
 /* mma.sync.m16n8k8 of tf32: the tensor core reads the upper 19 bits of a register. */

@@ -59,15 +59,15 @@ static inline float flush(float a)
     return fabsf(a) < 0x1p-126f ? copysignf(0, a) : a;
 }
 
-/* A float within ``most`` units in the last place of the exact value, which of them depends on the operands alone.
+/* With ``noise``, a float within ``most`` units in the last place of the exact value; which one, the operands decide.
  *
  * The ISA promises no more than that of approximations, and a GPU's own choice is not known: results that depend on
  * it are not to be relied on. Zeros, infinities and NaN are exact.
  */
-static inline float approximate(double exact, int most, float a, float b)
+static inline float approximate(int noise, double exact, int most, float a, float b)
 {
     float nearest = (float)exact;
-    if (nearest != nearest || isinf(nearest) || fabsf(nearest) < 0x1p-125f)
+    if (!noise || nearest != nearest || isinf(nearest) || fabsf(nearest) < 0x1p-125f)
         return nearest;
     float below = nearest > exact ? nextafterf(nearest, -INFINITY) : nearest;
     uint32_t mixed = (bits_of(a) * 2654435761u ^ bits_of(b) * 2246822519u) * 3266489917u;

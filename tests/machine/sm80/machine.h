@@ -52,8 +52,7 @@ struct warp {
 
 /* Who touched a byte of shared memory last, to see lanes of one warp that exchange it without a barrier. */
 struct lane_use {
-    uint32_t warp; /* its number plus one */
-    uint32_t syncs;
+    uint32_t stamp; /* of lane_stamp() */
     uint32_t lanes;
 };
 
@@ -62,6 +61,7 @@ struct machine {
     const uint8_t *parameters;
     uint32_t grid[3], program[3];
     uint32_t warps, threads;
+    int noise; /* approximations differ from the exact value */
     uint8_t *in_flight;            /* copies that will write each byte of shared memory */
     struct lane_use *lane_writes, *lane_reads;
     uint64_t executed;
@@ -71,6 +71,12 @@ struct machine {
 #define OPCODE_ARGUMENTS                                                                                               \
     UNUSED struct machine *m, UNUSED struct warp *w, UNUSED const struct instruction *i, UNUSED uint32_t active
 typedef void (*opcode_function)(OPCODE_ARGUMENTS);
+
+/* The warp, and between which of its barriers: what lanes must not have in common where they exchange a byte. */
+static inline uint32_t lane_stamp(const struct warp *w)
+{
+    return (w->number + 1) << 26 | (w->syncs & 0x3ffffff);
+}
 
 static inline void *slot(const struct warp *w, int32_t operand)
 {

@@ -49,6 +49,7 @@ class _Job(ctypes.Structure):
         ("programs_reversed", u32),
         ("seed", u32),
         ("poison", u32),
+        ("noise", i32),
         ("first", u32),
         ("step", u32),
         ("status", i32),
@@ -90,11 +91,14 @@ class Machine:
 
     def run(self, binary: Binary, launch: Launch, order: Order) -> Outcome:
         """Execute all programs of a launch on the memory of its operands."""
-        arguments = kernel_arguments(binary.signature, launch.arguments)
+        return self.run_program(self.program(binary), binary, launch, order)
+
+    def run_program(self, code: Program, binary: Binary, launch: Launch, order: Order) -> Outcome:
+        """The same with other code than the binary's own."""
         x, y, z = launch.grid
         return self.execute(
-            self.program(binary),
-            arguments,
+            code,
+            kernel_arguments(binary.signature, launch.arguments),
             launch.extents(),
             grid=(x + launch.first, y, z),
             warps=binary.warps,
@@ -135,6 +139,7 @@ class Machine:
             programs_reversed=int(order.programs_reversed),
             seed=order.seed,
             poison=order.poison,
+            noise=int(order.noise),
             first=first,
             step=order.step,
         )

@@ -37,7 +37,7 @@ def slot_bytes(kind: str) -> int:
 
 @dataclass(frozen=True)
 class Lanewise:
-    """An instruction whose lanes are independent: types of the result and of the operands a, b, c, d, and the result in C.
+    """An instruction whose lanes are independent: types of the result and of the operands a to d, and the result in C.
 
     Signed types wrap in PTX and do not in C: sums, differences and products are written for unsigned types.
     """
@@ -70,7 +70,7 @@ def _integers() -> Iterator[tuple[str, Lanewise]]:
         u, s = f"u{bits}", f"s{bits}"
         for kind, wide in ((u, "unsigned __int128"), (s, "__int128")):
             yield f"mul.hi.{kind}", Lanewise(kind, (kind, kind), f"(({wide})a * b) >> {bits}")
-        # PTX ISA, bfe: position and length are bytes; .s32 repeats the field's top bit, or the operand's if it ends first.
+        # PTX ISA, bfe: of position and length the low byte counts.
         yield f"bfe.{u}", Lanewise(u, (u, "u32", "u32"), f"extract_unsigned(a, b & 255, c & 255, {bits})")
         yield f"bfe.{s}", Lanewise(u, (u, "u32", "u32"), f"extract_signed(a, b & 255, c & 255, {bits})")
         yield f"bfi.b{bits}", Lanewise(u, (u, u, "u32", "u32"), f"insert(a, b, c & 255, d & 255, {bits})")
@@ -105,12 +105,16 @@ def _floats() -> Iterator[tuple[str, Lanewise]]:
         yield f"abs.{kind}", Lanewise(kind, (kind,), f"fabs{suffix}(a)")
         yield f"min.{kind}", Lanewise(kind, (kind, kind), f"minimum_{kind}(a, b)")
         yield f"max.{kind}", Lanewise(kind, (kind, kind), f"-minimum_{kind}(-a, -b)")
-    # The approximations differ from the exact value by up to what the ISA allows: see approximate() in lanes.h.
-    yield "div.full.f32", Lanewise("f32", ("f32", "f32"), "approximate((double)a / b, 2, a, b)")
-    yield "rcp.approx.ftz.f32", Lanewise("f32", ("f32",), "flush(approximate(1 / (double)flush(a), 1, a, 0))")
-    yield "sqrt.approx.ftz.f32", Lanewise("f32", ("f32",), "flush(approximate(sqrt((double)flush(a)), 1, a, 0))")
-    yield "rsqrt.approx.ftz.f32", Lanewise("f32", ("f32",), "flush(approximate(1 / sqrt((double)flush(a)), 1, a, 0))")
-    yield "ex2.approx.ftz.f32", Lanewise("f32", ("f32",), "flush(approximate(exp2((double)flush(a)), 2, a, 0))")
+    # With noise, approximations differ from the exact value by up to what the ISA allows: approximate() in lanes.h.
+    yield "div.full.f32", Lanewise("f32", ("f32", "f32"), "approximate(m->noise, (double)a / b, 2, a, b)")
+    for name, exact, units in (
+        ("rcp", "1 / (double)flush(a)", 1),
+        ("sqrt", "sqrt((double)flush(a))", 1),
+        ("rsqrt", "1 / sqrt((double)flush(a))", 1),
+        ("ex2", "exp2((double)flush(a))", 2),
+    ):
+        inexact = f"flush(approximate(m->noise, {exact}, {units}, a, 0))"
+        yield f"{name}.approx.ftz.f32", Lanewise("f32", ("f32",), inexact)
 
 
 _ORDERED = {"eq": "==", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -136,7 +140,6 @@ def _comparisons() -> Iterator[tuple[str, Lanewise]]:
 
 def _moves() -> Iterator[tuple[str, Lanewise]]:
     yield "mov.pred", Lanewise("pred", ("pred",), "a")
-    yield "selp.pred", Lanewise("pred", ("pred", "pred", "pred"), "c ? a : b")
     for bits in (16, 32, 64):
         kind = f"u{bits}"
         for name in (f"b{bits}", f"u{bits}", f"s{bits}", *((f"f{bits}",) if bits > 16 else ())):

@@ -47,16 +47,19 @@ SPECIAL_REGISTERS = (
     "%tid.y",
     "%tid.z",
 )
-ATOMIC_KINDS = "add add.f32 add.f64 min.s min.u max.s max.u and or xor exch cas".split()
+ATOMIC_KINDS = ("add", "add.f32", "add.f64", "min.s", "min.u", "max.s", "max.u", "and", "or", "xor", "exch", "cas")
 _SHUFFLES = ("up", "down", "bfly", "idx")
 _VOTES = ("all", "any", "uni", "ballot")
+
+
+_NUMBERS = ("function", "guard", "negated", "target", "line", "count", "bytes", "space", "kind")
 
 
 class EncodedInstruction(ctypes.Structure):
     """``struct instruction`` of machine.h."""
 
     _fields_ = [
-        *((name, ctypes.c_int32) for name in "function guard negated target line count bytes space kind".split()),
+        *((name, ctypes.c_int32) for name in _NUMBERS),
         ("used", ctypes.c_uint32),
         ("offset", ctypes.c_int64),
         ("second_offset", ctypes.c_int64),

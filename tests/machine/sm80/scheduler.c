@@ -23,6 +23,7 @@ struct job {
     uint32_t grid[3], warps, shared_bytes;
     uint32_t order, programs_reversed;
     uint32_t seed, poison; /* of random slices; of what shared memory holds at first */
+    int32_t noise;
     uint32_t first, step;  /* programs that run: from ``first`` on, every ``step``-th */
     /* results */
     int32_t status;
@@ -133,7 +134,8 @@ static enum status run_program(struct machine *m, struct warp *warps, const stru
 static struct machine *new_machine(const struct job *job)
 {
     struct machine *m = memory_allocate(sizeof *m);
-    *m = (struct machine){.parameters = job->parameters, .warps = job->warps, .threads = job->warps * LANES};
+    *m = (struct machine){.parameters = job->parameters, .warps = job->warps, .noise = job->noise};
+    m->threads = job->warps * LANES;
     memcpy(m->grid, job->grid, sizeof m->grid);
     for (uint32_t k = 0; k < job->extent_count; k++)
         memory_add_global(&m->memory, job->extents[k].base, job->extents[k].size, job->extents[k].shadow);
