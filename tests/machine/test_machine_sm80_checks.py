@@ -17,18 +17,26 @@ if importlib.util.find_spec("triton") is None:
 if compiler() is None:
     pytest.skip("no C compiler: the machine cannot be built", allow_module_level=True)
 
-from pathlib import Path
-
-from tests.machine.capture import Launch
-from tests.machine.compiling import Compiler, Edit, resources
+from tests.machine.compiling import Compiler, resources
 from tests.machine.outcome import ALL_ORDERS, BACKWARD, FORWARD
+from tests.machine.planted import (
+    LAUNCHES,
+    RACE,
+    SOURCES,
+    UNINITIALISED,
+    WRITES,
+    exchange_launch,
+    outputs,
+    product_launch,
+    sums_launch,
+    transpose_launch,
+)
 from tests.machine.ptx_texts import assembler_says
 from tests.machine.sm80.machine import Machine
 
-PLANTED = Path(__file__).parent / "planted_kernels.py"
-READ, WRITE, RACE = "read out of bounds", "write out of bounds", "read/write race"
-UNINITIALISED, SHARED_BYTE, IN_FLIGHT = "uninitialised read", "programs share a byte", "copy not waited for"
-RACES = {RACE, "write/write race", UNINITIALISED, IN_FLIGHT, "race of lanes"}
+IN_FLIGHT = "copy not waited for"
+RACES = {RACE, WRITES, UNINITIALISED, IN_FLIGHT, "race of lanes"}
+by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name__.removesuffix("_launch"))
 
 
 @pytest.fixture(scope="module")
@@ -54,51 +62,6 @@ def compile_with(folder):
     yield compile_launch
     for one in compilers.values():
         one.close()
-
-
-def launch_of(kernel, programs, warps, **arguments):
-    options = {"num_warps": warps}
-    return Launch(PLANTED.stem, kernel, str(PLANTED), arguments, options, (programs, 1, 1))
-
-
-def random(*shape):
-    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def copy_launch():
-    """The operand lies in the middle of a larger storage: what is around it belongs to somebody else."""
-    whole = torch.arange(600, dtype=torch.float32)
-    return launch_of("copy_kernel", 2, 1, x_ptr=whole[200:400], y_ptr=torch.zeros(600)[200:400], size=200, BLOCK=128)
-
-
-def numbered_launch():
-    return launch_of("numbered_kernel", 3, 1, y_ptr=torch.zeros(300, dtype=torch.int32), size=300, BLOCK=128)
-
-
-def transpose_launch():
-    return launch_of("transpose_kernel", 1, 4, x_ptr=random(64, 64), y_ptr=torch.zeros(64, 64), BLOCK=64)
-
-
-def sums_launch():
-    return launch_of("sums_kernel", 1, 4, x_ptr=random(5, 256), y_ptr=torch.zeros(5, 256), ROWS=5, BLOCK=256)
-
-
-def exchange_launch():
-    operands = {"x_ptr": random(256), "y_ptr": torch.zeros(256), "scratch_ptr": torch.zeros(256)}
-    return launch_of("exchange_kernel", 1, 4, **operands, BLOCK=256)
-
-
-def product_launch():
-    operands = {"x_ptr": random(32, 128), "w_ptr": random(128, 32) - 0.5, "y_ptr": torch.zeros(32, 32)}
-    return launch_of("product_kernel", 1, 4, **operands, K=128, BLOCK=32)
-
-
-def outputs(launch):
-    return torch.cat([t.flatten().double() for name, t in launch.tensors().items() if name in ("y_ptr", "scratch_ptr")])
-
-
-LAUNCHES = [copy_launch, numbered_launch, transpose_launch, sums_launch, exchange_launch, product_launch]
-by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name__.removesuffix("_launch"))
 
 
 @by_name
@@ -133,26 +96,6 @@ def test_the_assembler_counts_what_the_binary_needs(compile_with, make):
     used = resources(binary)
     assert f"Used {used['registers']} registers" in assembler_says(binary.text)
     assert used["spills"] == 0
-
-
-SOURCES = {
-    "a load mask too wide": (
-        copy_launch,
-        Edit("copy_kernel", "x_ptr + i, mask=i < size", "x_ptr + i, mask=i < size + 3"),
-        READ,
-    ),
-    "a store mask too wide": (
-        copy_launch,
-        Edit("copy_kernel", "x + 1.0, mask=i < size", "x + 1.0, mask=i < size + 1"),
-        WRITE,
-    ),
-    "programs on the same bytes": (
-        numbered_launch,
-        Edit("numbered_kernel", "tl.program_id(0) * BLOCK +", ""),
-        SHARED_BYTE,
-    ),
-    "no barrier": (exchange_launch, Edit("exchange_kernel", "tl.debug_barrier()", "pass"), RACE),
-}
 
 
 @pytest.mark.parametrize("name", SOURCES)
