@@ -162,4 +162,8 @@ def machine_of(name: str, folder: Path) -> Machine:
         from tests.machine.gfx942.machine import Machine as Gfx942
 
         return Gfx942(folder)
+    if name == "sm_80":
+        from tests.machine.sm80.machine import Machine as Sm80
+
+        return Sm80(folder)
     raise ValueError(f"no machine for {name}")

@@ -34,13 +34,17 @@ enum fault {
     READ_BEFORE_COMPLETE, /* a barrier lies between, but the writer did not wait for its write */
     PROGRAMS_SHARE,       /* two programs touch one byte, and at least one writes it */
     MISALIGNED,           /* an address that the instruction cannot take */
+    LANE_RACE,            /* lanes of one warp exchange a byte of shared memory without a barrier (sm_80) */
+    COPY_IN_FLIGHT,       /* shared memory touched before a copy into it was waited for (sm_80) */
+    DIVERGENT,            /* not all lanes are at an instruction that needs all (sm_80) */
     BENIGN_WRITES,        /* equal values: counted, no error */
     FAULTS
 };
 
 static const char *const fault_names[FAULTS] = {
     "read out of bounds", "write out of bounds",  "uninitialised read", "read/write race", "write/write race",
-    "read before write is complete", "programs share a byte", "misaligned", "benign writes",
+    "read before write is complete", "programs share a byte", "misaligned", "race of lanes",
+    "copy not waited for", "divergent lanes", "benign writes",
 };
 
 enum space { GLOBAL, SHARED, SPACES };

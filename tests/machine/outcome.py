@@ -15,6 +15,9 @@ FAULT_NAMES = (
     "read before write is complete",
     "programs share a byte",
     "misaligned",
+    "race of lanes",
+    "copy not waited for",
+    "divergent lanes",
     "benign writes",
 )
 BENIGN = "benign writes"

@@ -9,28 +9,37 @@ import importlib.util
 import re
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from tests.machine.building import compiler
-from tests.machine.capture import Launch
 from tests.machine.compiling import Compiler, Edit, KernelCompilationError
 from tests.machine.gfx942.machine import Machine
 from tests.machine.gfx942_assembly import LANES, execute
 from tests.machine.outcome import ALL_ORDERS, BACKWARD, BENIGN, FORWARD
+from tests.machine.planted import (
+    INCOMPLETE,
+    LAUNCHES,
+    RACE,
+    READ,
+    SHARED_BYTE,
+    SOURCES,
+    UNINITIALISED,
+    WRITE,
+    WRITES,
+    copy_launch,
+    exchange_launch,
+    outputs,
+    sums_launch,
+    transpose_launch,
+)
 
 if compiler() is None:
     pytest.skip("no C compiler: the machine cannot be built", allow_module_level=True)
 triton_is_installed = importlib.util.find_spec("triton") is not None
 compiled = pytest.mark.skipif(not triton_is_installed, reason="Triton is not installed: its kernels are optional")
-
-PLANTED = Path(__file__).parent / "planted_kernels.py"
-READ, WRITE = "read out of bounds", "write out of bounds"
-UNINITIALISED, SHARED_BYTE = "uninitialised read", "programs share a byte"
-RACE, WRITES, INCOMPLETE = "read/write race", "write/write race", "read before write is complete"
 
 
 @pytest.fixture(scope="module")
@@ -58,53 +67,6 @@ def compile_with(folder):
         one.close()
 
 
-def launch_of(kernel, programs, warps, **arguments):
-    """A launch of a planted kernel, or of a shipped one by ``module.kernel``."""
-    module, _, name = kernel.rpartition(".")
-    module, file = (f"risfast.kernels.{module}", "") if module else (PLANTED.stem, str(PLANTED))
-    return Launch(module, name, file, arguments, {"num_warps": warps}, (programs, 1, 1))
-
-
-def part_of(size):
-    """Numbers in the middle of a larger storage: what lies around them belongs to somebody else."""
-    whole = torch.arange(3 * size, dtype=torch.float32)
-    return whole[size : 2 * size]
-
-
-def copy_launch():
-    return launch_of("copy_kernel", 2, 1, x_ptr=part_of(200), y_ptr=torch.zeros(600)[200:400], size=200, BLOCK=128)
-
-
-def transpose_launch():
-    x = torch.rand(64, 64, generator=torch.Generator().manual_seed(0))
-    return launch_of("transpose_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(64, 64), BLOCK=64)
-
-
-def sums_launch():
-    x = torch.rand(5, 256, generator=torch.Generator().manual_seed(0))
-    return launch_of("sums_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(5, 256), ROWS=5, BLOCK=256)
-
-
-def exchange_launch():
-    x = torch.rand(256, generator=torch.Generator().manual_seed(0))
-    return launch_of("exchange_kernel", 1, 4, x_ptr=x, y_ptr=torch.zeros(256), scratch_ptr=torch.zeros(256), BLOCK=256)
-
-
-def numbered_launch():
-    return launch_of("numbered_kernel", 3, 1, y_ptr=torch.zeros(300, dtype=torch.int32), size=300, BLOCK=128)
-
-
-def stencil_launch():
-    """The shipped stencil kernel on five candidates."""
-    numbers = {name: torch.rand(5, 3).double() for name in ("point_ptr", "step_ptr", "low_ptr", "high_ptr")}
-    numbers |= {"stencil_ptr": torch.rand(19, 3).double(), "around_ptr": torch.zeros(5, 19, 3).double()}
-    return launch_of("descent.stencil_kernel", 2, 4, **numbers, scale=0.5, size=285, BLOCK=256)
-
-
-def outputs(launch):
-    return torch.cat([tensor.flatten().double() for name, tensor in launch.tensors().items() if name != "x_ptr"])
-
-
 def assert_clean(machine, binary, launch):
     """No fault in any order, and the same result."""
     results = []
@@ -115,7 +77,6 @@ def assert_clean(machine, binary, launch):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
-LAUNCHES = [copy_launch, transpose_launch, sums_launch, exchange_launch, numbered_launch, stencil_launch]
 by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name__.removesuffix("_launch"))
 
 
@@ -140,37 +101,6 @@ def test_the_small_kernels_compute_what_they_say(machine, compile_with):
 
 
 # --- Faults in the source ---------------------------------------------------------------------------------------------
-
-SOURCES = {
-    "a load mask too wide": (
-        copy_launch,
-        Edit("copy_kernel", "x_ptr + i, mask=i < size", "x_ptr + i, mask=i < size + 3"),
-        READ,
-    ),
-    "a load without a mask": (copy_launch, Edit("copy_kernel", "mask=i < size, other=0.0", "mask=None"), READ),
-    "a store mask too wide": (
-        copy_launch,
-        Edit("copy_kernel", "x + 1.0, mask=i < size", "x + 1.0, mask=i < size + 1"),
-        WRITE,
-    ),
-    "programs on the same bytes": (
-        numbered_launch,
-        Edit("numbered_kernel", "tl.program_id(0) * BLOCK +", ""),
-        SHARED_BYTE,
-    ),
-    "programs that overlap": (numbered_launch, Edit("numbered_kernel", "* BLOCK", "* (BLOCK - 1)"), SHARED_BYTE),
-    "no barrier": (exchange_launch, Edit("exchange_kernel", "tl.debug_barrier()", "pass"), RACE),
-    "a shipped kernel's load mask too wide": (
-        stencil_launch,
-        Edit("stencil_kernel", "stencil_ptr + i % 57, mask=there", "stencil_ptr + i % 59, mask=there"),
-        READ,
-    ),
-    "a shipped kernel's store mask too wide": (
-        stencil_launch,
-        Edit("stencil_kernel", "mask=there)", "mask=i < size + 2)", last=True),
-        WRITE,
-    ),
-}
 
 
 @compiled

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import re
-import struct
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from tests.machine.arguments import kernel_arguments
 from tests.machine.building import build
 from tests.machine.gfx942.decode import Instruction, decode
 from tests.machine.gfx942.opcodes import c_source
@@ -26,11 +26,6 @@ u32, i32, u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
 MOST_SHADOWED_BYTES = 16 << 20
 STATUS = {1: "the program counter left the code", 2: "more instructions than any program should need"}
 ORDERS = {"first": 0, "last": 1, "alternating": 2, "random": 3}
-# Size and format of arguments by Triton's type; pointers are u64.
-FORMATS = {"i1": "<?", "i8": "<b", "u8": "<B", "i16": "<h", "i32": "<i", "u32": "<I", "i64": "<q", "u64": "<Q"}
-FORMATS |= {"fp32": "<f", "fp64": "<d"}
-# Behind the arguments that a kernel names Triton adds two pointers to scratch memory.
-SCRATCH_POINTERS = 16
 
 
 class _Extent(ctypes.Structure):
@@ -89,21 +84,6 @@ def _library(folder: Path) -> ctypes.CDLL:
     library.run.argtypes = [ctypes.POINTER(_Job)]
     library.run.restype = None
     return library
-
-
-def kernel_arguments(signature: dict[str, str], values: dict[str, Any]) -> np.ndarray:
-    """The segment of arguments: each at a multiple of its size."""
-    data = b""
-    for name, kind in signature.items():
-        if kind == "constexpr":
-            continue
-        if kind.startswith("*"):
-            item = struct.pack("<Q", values[name].data_ptr())
-        else:
-            item = struct.pack(FORMATS[kind], values[name])
-        data += b"\0" * (-len(data) % len(item)) + item
-    data += b"\0" * (-len(data) % 8 + SCRATCH_POINTERS)
-    return np.frombuffer(data, np.uint8).copy()
 
 
 class Machine:
