@@ -14,6 +14,8 @@ import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -106,9 +108,8 @@ class Request:
 class Compiler:
     """Compiles launches for one target, each distinct one once; a context manager that ends its process."""
 
-    def __init__(self, target: str, cache: Path, edits: tuple[Edit, ...] = ()) -> None:
+    def __init__(self, target: str, cache: Path) -> None:
         self.target = target
-        self._edits = edits
         self._binaries: dict[str, Binary] = {}
         environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
         environment |= {"TRITON_CACHE_DIR": str(cache), "PYTHONPATH": str(ROOT)}
@@ -131,12 +132,12 @@ class Compiler:
         self._process.stdout.close()
         self._process.wait()
 
-    def compile(self, launch: Launch) -> Binary:
-        """The binary that this launch would run; raises KernelCompilationError."""
+    def compile(self, launch: Launch, *faults: Edit) -> Binary:
+        """The binary that this launch would run, with faults in its source if any; raises KernelCompilationError."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         arguments = {name: _sent(value) for name, value in launch.arguments.items()}
-        request = Request(launch.module, launch.kernel, launch.file, arguments, launch.options, self._edits)
+        request = Request(launch.module, launch.kernel, launch.file, arguments, launch.options, faults)
         _write(self._process.stdin, request)
         answer = _read(self._process.stdout)
         if answer is None:
@@ -187,24 +188,38 @@ def _loaded(request: Request) -> Any:
     return sys.modules[request.module]
 
 
-def _plant(module: Any, edit: Edit, kernel: Any) -> None:
-    """Change the source of a function in this process."""
-    function = getattr(module, edit.function)
-    if edit.old not in function.src:
-        raise KernelCompilationError(f"{edit.function} has no {edit.old!r}")
-    before, _, after = function.src.rpartition(edit.old) if edit.last else function.src.partition(edit.old)
-    function._unsafe_update_src(before + edit.new + after)
-    kernel.hash = None  # of the sources of all that the kernel calls
+@contextmanager
+def _planted(module: Any, kernel: Any, edits: tuple[Edit, ...]) -> Iterator[None]:
+    """Functions of a module with other sources, as long as this lasts."""
+    functions = [getattr(module, edit.function) for edit in edits]
+    sources = [function.src for function in functions]
+    try:
+        for edit, function in zip(edits, functions, strict=True):
+            if edit.old not in function.src:
+                raise KernelCompilationError(f"{edit.function} has no {edit.old!r}")
+            before, _, after = function.src.rpartition(edit.old) if edit.last else function.src.partition(edit.old)
+            function._unsafe_update_src(before + edit.new + after)
+        if edits:
+            _forget(kernel)
+        yield
+    finally:
+        for function, source in zip(functions, sources, strict=True):
+            function._unsafe_update_src(source)
+        if edits:
+            _forget(kernel)
 
 
-def _compiled(request: Request, target: str, planted: set[Edit]) -> Binary:
+def _forget(kernel: Any) -> None:
+    """Compile anew: the hash is of the sources of all that the kernel calls, and the caches do not know sources."""
+    kernel.hash = None
+    kernel.device_caches.clear()
+
+
+def _compiled(request: Request, target: str) -> Binary:
     module = _loaded(request)
     kernel = getattr(module, request.kernel)
-    for edit in request.edits:
-        if edit not in planted:
-            _plant(module, edit, kernel)
-            planted.add(edit)
-    made = compile_launch(kernel, request.arguments, request.options)
+    with _planted(module, kernel, request.edits):
+        made = compile_launch(kernel, request.arguments, request.options)
     return Binary(
         target,
         made.hash,
@@ -220,10 +235,9 @@ def _compiled(request: Request, target: str, planted: set[Edit]) -> Binary:
 def _serve(target: str, requests: BinaryIO, answers: BinaryIO) -> None:
     compile_for(target)
     sent: set[str] = set()
-    planted: set[Edit] = set()
     while (request := _read(requests)) is not None:
         try:
-            made = _compiled(request, target, planted)
+            made = _compiled(request, target)
         except KernelCompilationError as error:
             _write(answers, error)
         except Exception as error:  # whatever the compiler raises belongs to the process that asked

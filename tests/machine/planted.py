@@ -65,6 +65,7 @@ def product_launch():
 
 
 def outputs(launch):
+    """What the kernel wrote."""
     return torch.cat(
         [tensor.flatten().double() for name, tensor in launch.tensors().items() if name not in ("x_ptr", "w_ptr")]
     )

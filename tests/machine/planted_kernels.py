@@ -30,6 +30,8 @@ def exchange_kernel(x_ptr, y_ptr, scratch_ptr, BLOCK: tl.constexpr):
     # Waves exchange numbers through global memory.
     i = tl.arange(0, BLOCK)
     tl.store(scratch_ptr + i, tl.load(x_ptr + i))
+    # AMD's barrier does not wait for stores to global memory; who needs what was stored has waited.
+    tl.store(y_ptr + i, tl.load(scratch_ptr + i, volatile=True))
     tl.debug_barrier()
     tl.store(y_ptr + i, tl.load(scratch_ptr + (BLOCK - 1 - i)))
 

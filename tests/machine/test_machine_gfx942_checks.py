@@ -54,17 +54,9 @@ def machine(folder):
 
 @pytest.fixture(scope="module")
 def compile_with(folder):
-    """A function that compiles a launch, with faults if any; one process for each set of faults."""
-    compilers = {}
-
-    def compile_launch(launch, *edits):
-        if edits not in compilers:
-            compilers[edits] = Compiler("gfx942", folder / "triton", edits)
-        return compilers[edits].compile(launch)
-
-    yield compile_launch
-    for one in compilers.values():
-        one.close()
+    """A function that compiles a launch, with faults if any."""
+    with Compiler("gfx942", folder / "triton") as one:
+        yield one.compile
 
 
 def assert_clean(machine, binary, launch):
@@ -149,6 +141,7 @@ def test_a_barrier_without_which_the_result_changes_is_missed(machine, compile_w
     for place in range(len(re.findall(BARRIER, binary.text, flags=re.MULTILINE))):
         broken = without(binary, BARRIER, place)
         for order in ALL_ORDERS:
+            launch = make()  # nothing left in memory of what was right
             errors = machine.run(broken, launch, order).errors
             if not torch.equal(outputs(launch), right):
                 changing += 1
@@ -242,12 +235,12 @@ def test_waves_need_a_barrier_between_a_write_and_a_read(folder, order):
     assert set(errors("s_waitcnt lgkmcnt(0)", "s_nop 0")) & {RACE, UNINITIALISED}
 
 
-@pytest.mark.parametrize(("value", "errors"), [("v0", {WRITES: 256 - 64}), ("v3", {})])
+@pytest.mark.parametrize(("value", "errors"), [("v0", {WRITES: 64}), ("v3", {})])
 def test_waves_may_only_write_equal_values_to_one_place(folder, value, errors):
     body = f"{SAME_PLACE}global_store_dword v3, {value}, s[4:5]"
     outcome = execute(folder, body, floats(64), waves=2)
-    assert set(outcome.errors) == set(errors)
-    assert (BENIGN in outcome.faults) == (value == "v3")
+    assert outcome.errors == errors
+    assert BENIGN in outcome.faults  # some bytes of different numbers are equal
 
 
 def test_waits_count_back_to_the_write(folder):
@@ -290,3 +283,12 @@ def test_garbage_differs_between_orders(folder):
     for values, order in zip(out, (FORWARD, BACKWARD), strict=True):
         execute(folder, "global_store_dword v1, v77, s[4:5]", values, order=order)
     assert not torch.equal(*out)
+
+
+@compiled
+def test_a_barrier_of_triton_does_not_wait_for_stores_to_global_memory(machine, compile_with):
+    # tl.debug_barrier() waits for shared memory alone on this target: a kernel whose waves exchange numbers through
+    # global memory needs a wait of its own before it.
+    launch = exchange_launch()
+    wait = Edit("exchange_kernel", "tl.store(y_ptr + i, tl.load(scratch_ptr + i, volatile=True))", "pass")
+    assert INCOMPLETE in machine.run(compile_with(launch, wait), launch, FORWARD).errors

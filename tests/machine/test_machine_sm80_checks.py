@@ -51,17 +51,9 @@ def machine(folder):
 
 @pytest.fixture(scope="module")
 def compile_with(folder):
-    """A function that compiles a launch, with faults if any; one process for each set of faults."""
-    compilers = {}
-
-    def compile_launch(launch, *edits):
-        if edits not in compilers:
-            compilers[edits] = Compiler("sm_80", folder / "triton", edits)
-        return compilers[edits].compile(launch)
-
-    yield compile_launch
-    for one in compilers.values():
-        one.close()
+    """A function that compiles a launch, with faults if any."""
+    with Compiler("sm_80", folder / "triton") as one:
+        yield one.compile
 
 
 @by_name
