@@ -43,11 +43,6 @@ compiled = pytest.mark.skipif(not triton_is_installed, reason="Triton is not ins
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("machine")
-
-
-@pytest.fixture(scope="module")
 def machine(folder):
     return Machine(folder)
 
