@@ -26,8 +26,6 @@ lowrank = kernel_module("lowrank")
 
 WAVELENGTH = 0.3
 RANGES = np.linspace(0.6, 9, 3)
-# More planes than one program of the lag coefficients holds.
-MANY_RANGES = np.linspace(0.6, 9, 9)
 # 143 directions: two tiles of 64 or 128, the last one partial.
 AXES = (np.radians(np.linspace(-50, 35, 13)), np.radians(np.linspace(-10, 28, 11)), RANGES)
 DTYPES = [torch.float32, torch.float64]
@@ -48,37 +46,48 @@ def array_of(n):
     return oracles.rectangular(12, 12) if n == 144 else oracles.volumetric(4, n, 0.3)
 
 
-# Columns, rows and azimuths: more half-azimuths than one program covers. Nine scenes are two programs of eight.
-LATTICES = {1: (7, 401), 12: (12, 401), 16: (2, 273), 32: (1, 145), 64: (1, 81)}
+# Columns, rows, azimuths, elevations, planes, scenes. More half-azimuths than one program covers, and nine scenes for
+# programs of eight; or, on the reference surface, more elevations, vertical lags and planes than one tile holds.
+WIDE = {1: (7, 401), 12: (3, 401), 16: (2, 273), 32: (1, 145), 64: (1, 81)}
+WIDE_CASES = [(n_h, n_v, azimuths, 3, 3, 9) for n_h, (n_v, azimuths) in WIDE.items()]
+TALL_CASE = (12, 12, 5, 67, 9, 2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("entries", [torch.complex64, torch.complex128])
-@pytest.mark.parametrize(
-    ("n_h", "form", "volume"),
-    [*((12, *form) for form in FORMS), *((n_h, "reciprocal", False) for n_h in (1, 16, 32, 64))],
-)
-def test_lag(judge, n_h, form, volume, dtype, entries):
-    if n_h == 64 and dtype == torch.float64:
-        pytest.skip("64 columns in float64 are refused")
-    if (form != "reciprocal" or n_h != 12) and entries != dtype.to_complex():
-        pytest.skip("the entries' dtype is the coefficients' alone")
-    n_v, azimuths = LATTICES[n_h]
+def assert_lag(judge, case, form, volume, dtype, entries):
+    n_h, n_v, n_az, n_el, n_r, batch = case
     positions = oracles.rectangular(n_h, n_v, 0.05)
-    azimuth, elevation = np.radians(np.linspace(-60, 60, azimuths)), np.radians(np.linspace(-30, 30, 5))
-    axes = (azimuth, elevation, MANY_RANGES if (n_h, form) == (12, "reciprocal") else RANGES)
-    Q = on(inverse_covariances(9, len(positions)), entries)
-    q = oracles.analysis(
-        Q.to(torch.complex128).numpy(), oracles.steering(positions, WAVELENGTH, oracles.box(*axes), "fresnel")
-    )
+    axes = (np.radians(np.linspace(-60, 60, n_az)), np.radians(np.linspace(-30, 30, n_el)), np.linspace(0.6, 9, n_r))
+    Q = on(inverse_covariances(batch, len(positions)), entries)
+    A = oracles.steering(positions, WAVELENGTH, oracles.box(*axes), "fresnel")
+    q = oracles.analysis(Q.to(torch.complex128).numpy(), A)
     offset = int(2 * q.max()) + 1
     tables = lag_tables.LagTables.build(domain(positions, *axes, "fresnel"), dtype, "cpu")
-    options = epilogue(form, 9, offset)
-    expected, rtol = expected_power(q, form, offset), FLOAT32 if dtype == torch.float32 else FLOAT64
+    options, expected = epilogue(form, batch, offset), expected_power(q, form, offset)
+    rtol = FLOAT32 if dtype == torch.float32 else FLOAT64
     if volume:
         judge.close(lag.lag_volume(Q, tables, options), expected, rtol=rtol)
     else:
         judge.map(*lag.lag_map(Q, tables, options), expected, rtol)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", WIDE_CASES, ids=lambda case: f"{case[0]} columns")
+def test_lag_of_columns(judge, case, dtype):
+    if case[0] == 64 and dtype == torch.float64:
+        pytest.skip("64 columns in float64 are refused")
+    assert_lag(judge, case, "reciprocal", False, dtype, dtype.to_complex())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("form", "volume"), FORMS[1:])
+def test_lag_of_forms(judge, form, volume, dtype):
+    assert_lag(judge, WIDE_CASES[1], form, volume, dtype, dtype.to_complex())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("entries", [torch.complex64, torch.complex128])
+def test_lag_of_the_reference_surface(judge, dtype, entries):
+    assert_lag(judge, TALL_CASE, "reciprocal", False, dtype, entries)
 
 
 @pytest.mark.parametrize("n", [33, 144])
