@@ -69,13 +69,16 @@ def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list
     log = log_of(machine, file, folder)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.machine.plugin"]
     command += ["--machine", machine, "--machine-log", str(log), *options, str(HERE / file)]
-    # Options that are meant for this process are not for that one.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment["PYTHONPATH"] = str(ROOT)
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment_of_a_run(), cwd=ROOT, check=False)
     if not log.exists():
         raise RuntimeError(f"{file} on {machine} did not run:\n{done.stdout}\n{done.stderr}")
     return rows_of(log), done.stdout
+
+
+def environment_of_a_run() -> dict[str, str]:
+    """This process's, without what is meant for this process alone: options of pytest, a GPU."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RISFAST_TEST_"))}
+    return kept | {"PYTHONPATH": str(ROOT)}
 
 
 def log_of(machine: str, file: str, folder: Path) -> Path:
