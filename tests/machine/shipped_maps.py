@@ -1,4 +1,4 @@
-"""Every shipped configuration of the kernels of maps and inverses, on problems small enough to be executed.
+"""Every shipped configuration of the kernels of maps, on problems small enough to be executed.
 
 Each axis has at least two programs or tiles, the last of them partial; N is odd or 144. Collected by its name alone,
 in a process that ``tests.machine.plugin`` prepared: see README.md.
@@ -19,7 +19,6 @@ __all__ = ["judge", "poisoned"]  # fixtures
 
 dense = kernel_module("dense")
 interpolate = kernel_module("interpolate")
-inverse = kernel_module("inverse")
 lag = kernel_module("lag")
 lag_tables = kernel_module("lag_tables")
 lowrank = kernel_module("lowrank")
@@ -31,8 +30,6 @@ AXES = (np.radians(np.linspace(-50, 35, 13)), np.radians(np.linspace(-10, 28, 11
 DTYPES = [torch.float32, torch.float64]
 FORMS = [("reciprocal", False), ("complement", False), ("linear", True)]
 FLOAT32, FLOAT64 = 1e-4, 1e-11
-# A matrix in float32 inverts to this, relative to the largest entry of the inverse.
-INVERSE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
 
 def inverse_covariances(batch, n):
@@ -137,30 +134,6 @@ def test_interpolate(judge, nodes, grid, form, volume):
         judge.close(interpolate.interpolate_volume(*given, options), expected, rtol=2e-5)
     else:
         judge.map(*interpolate.interpolate_map(*given, options), expected, 2e-5)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "batch"), [(33, 3), (144, 2)])
-def test_inverse_factor(judge, n, batch, dtype):
-    R = np.stack([oracles.wishart(np.random.default_rng(scene), n, 3 * n) for scene in range(batch)])
-    given = on(R, dtype.to_complex())
-    expected = np.linalg.inv(given.to(torch.complex128).numpy() + 0.02 * np.eye(n))
-    W, info = inverse.inverse_factor(given, torch.full((batch,), 0.02, dtype=dtype), dtype=dtype)
-    assert not info.any()
-    W = W.to(torch.complex128).numpy()
-    assert not np.tril(W, -1).any()
-    judge.close(W @ W.conj().swapaxes(1, 2), expected, atol=INVERSE[dtype])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("n", "batch"), [(33, 3), (144, 2)])
-def test_inverse(judge, n, batch, dtype):
-    R = np.stack([oracles.wishart(np.random.default_rng(scene), n, 3 * n) for scene in range(batch)])
-    given = on(R, dtype.to_complex())
-    expected = np.linalg.inv(given.to(torch.complex128).numpy() + 0.02 * np.eye(n))
-    Q, info = inverse.hermitian_inverse(given, torch.full((batch,), 0.02, dtype=dtype), dtype=dtype)
-    assert not info.any()
-    judge.close(Q, expected, atol=INVERSE[dtype])
 
 
 @pytest.mark.parametrize("n", [33, 144])

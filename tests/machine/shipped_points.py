@@ -1,4 +1,4 @@
-"""Every shipped configuration of the kernels of synthesis, peaks, suppression, forms and Newton steps.
+"""Every shipped configuration of the kernels of inverses, synthesis, peaks, suppression, forms and Newton steps.
 
 As in shipped_maps.py: at least two programs or tiles an axis, the last of them partial; N is odd or 144.
 """
@@ -33,6 +33,7 @@ dense = kernel_module("dense")
 descent = kernel_module("descent")
 forms = kernel_module("forms")
 interpolate_adjoint = kernel_module("interpolate_adjoint")
+inverse = kernel_module("inverse")
 lag_adjoint = kernel_module("lag_adjoint")
 lag_tables = kernel_module("lag_tables")
 launch = kernel_module("launch")
@@ -48,6 +49,8 @@ DTYPES = [torch.float32, torch.float64]
 KINDS = ["weights", "map", "volume"]
 # Of sums of weights: relative to the sum of their absolute values, which is more than the largest entry.
 SUM = {torch.float32: 1e-6, torch.float64: 1e-14}
+# A matrix in float32 inverts to this, relative to the largest entry of the inverse.
+INVERSE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
 
 def weights_of(kind, shape):
@@ -126,6 +129,30 @@ def test_lag_synthesis(judge, columns, kind, dtype):
     assert_synthesis(judge, lag_adjoint.lag_synthesis(given, tables), p, A, dtype)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "batch"), [(33, 3), (144, 2)])
+def test_inverse_factor(judge, n, batch, dtype):
+    R = np.stack([oracles.wishart(np.random.default_rng(scene), n, 3 * n) for scene in range(batch)])
+    given = on(R, dtype.to_complex())
+    expected = np.linalg.inv(given.to(torch.complex128).numpy() + 0.02 * np.eye(n))
+    W, info = inverse.inverse_factor(given, torch.full((batch,), 0.02, dtype=dtype), dtype=dtype)
+    assert not info.any()
+    W = W.to(torch.complex128).numpy()
+    assert not np.tril(W, -1).any()
+    judge.close(W @ W.conj().swapaxes(1, 2), expected, atol=INVERSE[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "batch"), [(33, 3), (144, 2)])
+def test_inverse(judge, n, batch, dtype):
+    R = np.stack([oracles.wishart(np.random.default_rng(scene), n, 3 * n) for scene in range(batch)])
+    given = on(R, dtype.to_complex())
+    expected = np.linalg.inv(given.to(torch.complex128).numpy() + 0.02 * np.eye(n))
+    Q, info = inverse.hermitian_inverse(given, torch.full((batch,), 0.02, dtype=dtype), dtype=dtype)
+    assert not info.any()
+    judge.close(Q, expected, atol=INVERSE[dtype])
+
+
 def maxima_of(scene, window, k):
     """Places and values of the k highest points that no other in their window beats; of equal ones the first wins."""
     reach = [size // 2 for size in window]
@@ -177,7 +204,7 @@ def test_forms(judge, n, count, factored, wavefront, dtype):
     rng = np.random.default_rng(n)
     positions = oracles.rectangular(12, 12) if n == 144 else oracles.volumetric(3, n, 0.35)
     matrix = oracles.complex_normal(rng, 2, n, 17) if factored else oracles.hermitian(rng, 2, n)
-    matrix = on(matrix, dtype.to_complex())
+    matrix = on(matrix, torch.complex128)
     points = inverse_range(random_positions(rng, 2, count))
     actual = forms.forms(torch.as_tensor(points), matrix, factored, geometry_of(positions, wavefront), dtype)
     rounded = matrix.to(torch.complex128).numpy()

@@ -1,4 +1,4 @@
-"""Maps and inverses as gfx942 machine code: every shipped configuration, executed.
+"""Maps as gfx942 machine code: every shipped configuration, executed.
 
 The launches run in a process of their own (shipped_maps.py under tests/machine/plugin.py), in two orders of waves and
 programs, with garbage in registers and shared memory.

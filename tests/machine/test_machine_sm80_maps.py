@@ -1,4 +1,4 @@
-"""Maps and inverses as PTX of sm_80: every shipped configuration, executed.
+"""Maps as PTX of sm_80: every shipped configuration, executed.
 
 The launches run in a process of their own (shipped_maps.py under tests/machine/plugin.py), in two orders of waves and
 programs, with garbage in registers and shared memory.

@@ -1,4 +1,4 @@
-"""Synthesis, peaks, suppression, forms and Newton steps as PTX of sm_80: every shipped configuration, executed.
+"""Inverses, synthesis, peaks, suppression, forms and Newton steps as PTX of sm_80: every shipped configuration.
 
 The launches run in a process of their own (shipped_points.py under tests/machine/plugin.py), in two orders of waves and
 programs, with garbage in registers and shared memory.
