@@ -53,16 +53,13 @@ def test_threads_and_programs_know_their_numbers(machine):
 
 
 def shuffled(kind, values, distance, width):
-    """The rule of shfl for segments of ``width`` lanes: outside of its segment a lane keeps its own."""
+    """The rule of shfl for segments of ``width`` lanes: a lane that would read past its segment's end keeps its own."""
     first = LANES // width * width
-    lane = {
-        "up": LANES - distance,
-        "down": LANES + distance,
-        "bfly": LANES ^ distance,
-        "idx": first + distance % width,
-    }[kind]
-    inside = (lane >= first) & (lane < first + width)
-    return values[np.where(inside, lane, LANES)]
+    if kind == "up":
+        source = LANES - distance
+        return values[np.where(source >= first, source, LANES)]
+    source = {"down": LANES + distance, "bfly": LANES ^ distance, "idx": first + distance % width}[kind]
+    return values[np.where(source < first + width, source, LANES)]
 
 
 @pytest.mark.parametrize("width", [32, 8])
