@@ -40,11 +40,6 @@ by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("machine")
-
-
-@pytest.fixture(scope="module")
 def machine(folder):
     return Machine(folder)
 
@@ -90,12 +85,7 @@ def test_the_assembler_counts_what_the_binary_needs(compile_with, make):
     assert used["spills"] == 0
 
 
-# Of each kind one: every fault needs a compiler's process of its own.
-CHOSEN = ["a shipped kernel's load mask too wide", "a shipped kernel's store mask too wide"]
-CHOSEN += ["programs on the same bytes", "no barrier"]
-
-
-@pytest.mark.parametrize("name", CHOSEN)
+@pytest.mark.parametrize("name", SOURCES)
 def test_a_fault_in_the_source_is_reported(machine, compile_with, name):
     make, edit, fault = SOURCES[name]
     launch = make()

@@ -24,8 +24,8 @@ COUNT = 192
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory):
-    return Machine(tmp_path_factory.mktemp("sm80"))
+def machine(folder):
+    return Machine(folder)
 
 
 def register(kind, number):

@@ -25,8 +25,8 @@ LOAD, STORE = PLACES + "ld.global.b32 %r1, [%rd21];\n", "st.global.b32 [%rd20], 
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory):
-    return Machine(tmp_path_factory.mktemp("sm80"))
+def machine(folder):
+    return Machine(folder)
 
 
 def numbers(count=32, seed=0):
