@@ -422,7 +422,7 @@ ld.shared.v2.b32 {{%r2, %r3}}, [%r9];
         "tanh.approx.f32 %r1, %r2;",
         "bar.sync 1;",
         "bar.sync 0, 32;",
-        "ld.volatile.global.b32 %r1, [%rd0];",
+        "ld.acquire.gpu.global.b32 %r1, [%rd0];",
         "shfl.sync.up.b32 %r1, %r2, 1, 0, 255;",
         "wgmma.fence.sync.aligned;",
         "mov.u32 %r1, %clock;",
