@@ -13,7 +13,7 @@ from tests.machine.outcome import FORWARD, Order, Outcome
 from tests.machine.sm80.machine import Machine
 from tests.machine.sm80.program import Program, program
 
-HEADER = ".version 8.0\n.target sm_80\n.address_size 64\n"
+HEADER = ".version 8.7\n.target sm_80\n.address_size 64\n"
 
 
 def kernel_text(body: str, pointers: int = 1, threads: int = 32, name: str = "kernel", shared: bool = False) -> str:

@@ -40,11 +40,6 @@ by_name = pytest.mark.parametrize("make", LAUNCHES, ids=lambda make: make.__name
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("machine")
-
-
-@pytest.fixture(scope="module")
 def machine(folder):
     return Machine(folder)
 
@@ -99,9 +94,9 @@ def test_a_fault_in_the_source_is_reported(machine, compile_with, name):
         assert fault in machine.run(binary, launch, order).errors
 
 
-def executed_without(machine, binary, launch, number, order):
-    """The errors of the launch without one instruction, and what it made."""
-    broken = machine.program(binary).without(number)
+def executed_without(machine, binary, make, number, order):
+    """The errors of a fresh launch without one instruction, and what it made."""
+    launch, broken = make(), machine.program(binary).without(number)
     return machine.run_program(broken, binary, launch, order).errors, outputs(launch)
 
 
@@ -114,7 +109,7 @@ def test_a_barrier_without_which_the_result_changes_is_missed(machine, compile_w
     changing = 0
     for number in machine.program(binary).index("bar.sync"):
         for order in ALL_ORDERS:
-            errors, result = executed_without(machine, binary, launch, number, order)
+            errors, result = executed_without(machine, binary, make, number, order)
             if not torch.equal(result, right):
                 changing += 1
                 assert RACES & set(errors), (number, order)
@@ -123,19 +118,17 @@ def test_a_barrier_without_which_the_result_changes_is_missed(machine, compile_w
 
 @pytest.mark.parametrize("make", [transpose_launch, sums_launch])
 def test_shared_memory_read_before_it_is_written_is_reported(machine, compile_with, make):
-    launch = make()
-    binary = compile_with(launch)
+    binary = compile_with(make())
     first = machine.program(binary).index("st.shared")[0]
-    errors, _ = executed_without(machine, binary, launch, first, FORWARD)
+    errors, _ = executed_without(machine, binary, make, first, FORWARD)
     assert UNINITIALISED in errors
 
 
 def test_each_wait_for_copies_that_is_left_out_is_reported(machine, compile_with):
-    launch = product_launch()
-    binary = compile_with(launch)
+    binary = compile_with(product_launch())
     waits = machine.program(binary).index("cp.async.wait_group")
     for number in waits:
-        errors, _ = executed_without(machine, binary, launch, number, FORWARD)
+        errors, _ = executed_without(machine, binary, product_launch, number, FORWARD)
         assert errors or number == waits[-1]  # after the loop nothing is read any more
-    errors, _ = executed_without(machine, binary, launch, waits[0], FORWARD)
+    errors, _ = executed_without(machine, binary, product_launch, waits[0], FORWARD)
     assert IN_FLIGHT in errors

@@ -25,8 +25,8 @@ LOAD, STORE = PLACES + "ld.global.b32 %r1, [%rd21];\n", "st.global.b32 [%rd20], 
 
 
 @pytest.fixture(scope="session")
-def machine(tmp_path_factory):
-    return Machine(tmp_path_factory.mktemp("sm80"))
+def machine(folder):
+    return Machine(folder)
 
 
 def numbers(count=32, seed=0):
@@ -53,16 +53,13 @@ def test_threads_and_programs_know_their_numbers(machine):
 
 
 def shuffled(kind, values, distance, width):
-    """The rule of shfl for segments of ``width`` lanes: outside of its segment a lane keeps its own."""
+    """The rule of shfl for segments of ``width`` lanes: a lane that would read past its segment's end keeps its own."""
     first = LANES // width * width
-    lane = {
-        "up": LANES - distance,
-        "down": LANES + distance,
-        "bfly": LANES ^ distance,
-        "idx": first + distance % width,
-    }[kind]
-    inside = (lane >= first) & (lane < first + width)
-    return values[np.where(inside, lane, LANES)]
+    if kind == "up":
+        source = LANES - distance
+        return values[np.where(source >= first, source, LANES)]
+    source = {"down": LANES + distance, "bfly": LANES ^ distance, "idx": first + distance % width}[kind]
+    return values[np.where(source < first + width, source, LANES)]
 
 
 @pytest.mark.parametrize("width", [32, 8])
@@ -425,7 +422,7 @@ ld.shared.v2.b32 {{%r2, %r3}}, [%r9];
         "tanh.approx.f32 %r1, %r2;",
         "bar.sync 1;",
         "bar.sync 0, 32;",
-        "ld.volatile.global.b32 %r1, [%rd0];",
+        "ld.acquire.gpu.global.b32 %r1, [%rd0];",
         "shfl.sync.up.b32 %r1, %r2, 1, 0, 255;",
         "wgmma.fence.sync.aligned;",
         "mov.u32 %r1, %clock;",

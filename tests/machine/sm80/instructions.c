@@ -472,33 +472,45 @@ static void op_load_matrix(OPCODE_ARGUMENTS)
 
 /* ---- mma.sync ---- */
 
-/* Product of a row and a column of 4 entries added to a sum, as A100s were found to work (Fasi et al., Numerical
- * behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; all five addends cut to a common unit, here one bit
- * below the 24 of the largest; their sum cut to float32. The ISA promises no more than float32. */
-static float add_products(float sum, const float *row, const float *column)
+#define COLUMNS 8
+
+/* Products of 4 entries of a row with 8 columns added to their sums, as A100s were found to work (Fasi et al., Numerical
+ * behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; the five addends of a sum cut to a common unit, here
+ * one bit below the 24 of the largest; their sum cut to float32. The ISA promises no more than float32. Loops run over
+ * columns so that the compiler makes vectors of them. */
+static void add_products(float *sums, const float *row, const float (*columns)[COLUMNS])
 {
-    double addends[5] = {sum};
-    double largest = fabs((double)sum), plain = sum;
-    for (int k = 0; k < 4; k++) {
-        double product = (double)row[k] * column[k];
-        addends[k + 1] = product;
-        plain += product;
-        largest = fabs(product) > largest ? fabs(product) : largest;
+    double addends[5][COLUMNS], largest[COLUMNS], plain[COLUMNS], total[COLUMNS], unit[COLUMNS], inverse[COLUMNS];
+    for (int c = 0; c < COLUMNS; c++) {
+        plain[c] = addends[0][c] = sums[c];
+        largest[c] = fabs(addends[0][c]);
+        total[c] = 0;
     }
-    if (!(largest > 0x1p-120 && largest < 0x1p126) || plain != plain)
-        return (float)plain;
-    uint64_t exponent;
-    memcpy(&exponent, &largest, 8);
-    exponent = (exponent >> 52) - 24; /* the unit: 2^-24 of the largest power of two */
-    uint64_t unit_bits = exponent << 52, inverse_bits = (2046 - exponent) << 52;
-    double unit, inverse, total = 0;
-    memcpy(&unit, &unit_bits, 8);
-    memcpy(&inverse, &inverse_bits, 8);
+    for (int k = 0; k < 4; k++)
+        for (int c = 0; c < COLUMNS; c++) {
+            double product = (double)row[k] * columns[k][c];
+            addends[k + 1][c] = product;
+            plain[c] += product;
+            largest[c] = fabs(product) > largest[c] ? fabs(product) : largest[c];
+        }
+    for (int c = 0; c < COLUMNS; c++) {
+        uint64_t bits;
+        memcpy(&bits, &largest[c], 8);
+        uint64_t exponent = (bits >> 52) - 24; /* the unit: 2^-24 of the largest power of two */
+        uint64_t unit_bits = exponent << 52, inverse_bits = (2046 - exponent) << 52;
+        memcpy(&unit[c], &unit_bits, 8);
+        memcpy(&inverse[c], &inverse_bits, 8);
+    }
     for (int k = 0; k < 5; k++)
-        total += trunc(addends[k] * inverse);
-    total *= unit;
-    float nearest = (float)total;
-    return fabs((double)nearest) > fabs(total) ? float_of(bits_of(nearest) - 1) : nearest;
+        for (int c = 0; c < COLUMNS; c++)
+            total[c] += trunc(addends[k][c] * inverse[c]);
+    for (int c = 0; c < COLUMNS; c++) {
+        double exact = total[c] * unit[c];
+        float nearest = (float)exact;
+        int in_range = largest[c] > 0x1p-120 && largest[c] < 0x1p126 && plain[c] == plain[c];
+        float cut = float_of(bits_of(nearest) - (fabs((double)nearest) > fabs(exact)));
+        sums[c] = in_range ? cut : (float)plain[c];
+    }
 }
 
 /* mma.sync.m16n8k8 of tf32: the tensor core reads the upper 19 bits of a register. */
@@ -506,20 +518,19 @@ static void op_multiply_tf32(OPCODE_ARGUMENTS)
 {
     require_all(m, w, i, active);
     const int32_t *d = i->operand, *a = d + 4, *b = a + 4, *c = b + 2;
-    float left[16][8], right[8][8], result[16][8];
+    float left[16][8], right[8][COLUMNS], result[16][COLUMNS];
     for (int lane = 0; lane < LANES; lane++) {
         int group = lane / 4, within = lane % 4;
         for (int k = 0; k < 4; k++)
             left[group + 8 * (k % 2)][within + 4 * (k / 2)] = float_of(get(w, a[k], lane, 4) & 0xffffe000);
         for (int k = 0; k < 2; k++)
-            right[group][within + 4 * k] = float_of(get(w, b[k], lane, 4) & 0xffffe000); /* [column][row] */
+            right[within + 4 * k][group] = float_of(get(w, b[k], lane, 4) & 0xffffe000);
         for (int k = 0; k < 4; k++)
             result[group + 8 * (k / 2)][2 * within + k % 2] = float_of(get(w, c[k], lane, 4));
     }
     for (int row = 0; row < 16; row++)
-        for (int column = 0; column < 8; column++)
-            for (int k = 0; k < 8; k += 4)
-                result[row][column] = add_products(result[row][column], left[row] + k, right[column] + k);
+        for (int k = 0; k < 8; k += 4)
+            add_products(result[row], left[row] + k, (const float (*)[COLUMNS])(right + k));
     for (int lane = 0; lane < LANES; lane++)
         for (int k = 0; k < 4; k++)
             put(w, d[k], lane, 4, bits_of(result[lane / 4 + 8 * (k / 2)][2 * (lane % 4) + k % 2]));

@@ -368,12 +368,12 @@ _FORMS = (
     _form(rf"ld\.param\.{_TYPE}", "parameter", _Encoder._parameter),
     _form(rf"mov\.{_TYPE}", "", _Encoder._move),
     _form(
-        rf"(?P<operation>ld)\.(?P<space>global|shared)(\.(ca|cg|cs|lu|cv|nc|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
+        rf"(?P<operation>ld)(\.volatile)?\.(?P<space>global|shared)(\.(ca|cg|cs|lu|cv|nc|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
         "load",
         _Encoder._access,
     ),
     _form(
-        rf"(?P<operation>st)\.(?P<space>global|shared)(\.(wb|cg|cs|wt|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
+        rf"(?P<operation>st)(\.volatile)?\.(?P<space>global|shared)(\.(wb|cg|cs|wt|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
         "store",
         _Encoder._access,
     ),
