@@ -1,4 +1,4 @@
-/* Instructions written by hand: control, memory, and those in which lanes work together. Sections are of the PTX ISA. */
+/* Instructions written by hand: control, memory, and those in which lanes work together. Sections: PTX ISA. */
 #include "sm80/machine.h"
 
 static uint32_t guarded(const struct warp *w, const struct instruction *i, uint32_t active)
@@ -274,7 +274,11 @@ static void op_store(OPCODE_ARGUMENTS)
 }
 
 /* Mirrors ATOMIC_KINDS of program.py. */
-enum atomic_kind { ADD, ADD_F32, ADD_F64, MIN_SIGNED, MIN_UNSIGNED, MAX_SIGNED, MAX_UNSIGNED, AND, OR, XOR, EXCHANGE, COMPARE };
+enum atomic_kind {
+    ADD, ADD_F32, ADD_F64,
+    MIN_SIGNED, MIN_UNSIGNED, MAX_SIGNED, MAX_UNSIGNED,
+    AND, OR, XOR, EXCHANGE, COMPARE,
+};
 
 static uint64_t atomic_result(enum atomic_kind kind, uint64_t old, uint64_t a, uint64_t b, uint32_t bytes)
 {
@@ -349,7 +353,8 @@ static void op_copy(OPCODE_ARGUMENTS)
         uint32_t bytes = i->bytes, given = bytes;
         if (i->operand[2] != NO_OPERAND) /* src-size: the rest becomes zeros */
             given = get(w, i->operand[2], lane, 4);
-        uint64_t to = get(w, i->operand[0], lane, 4) + i->offset, from = get(w, i->operand[1], lane, 8) + i->second_offset;
+        uint64_t to = get(w, i->operand[0], lane, 4) + i->offset;
+        uint64_t from = get(w, i->operand[1], lane, 8) + i->second_offset;
         check_alignment(m, by, SHARED, to, bytes);
         check_alignment(m, by, GLOBAL, from, bytes);
         struct region *r = memory_region(&m->memory, by, SHARED, to, bytes, 1);
@@ -474,8 +479,8 @@ static void op_load_matrix(OPCODE_ARGUMENTS)
 
 #define COLUMNS 8
 
-/* Products of 4 entries of a row with 8 columns added to their sums, as A100s were found to work (Fasi et al., Numerical
- * behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; the five addends of a sum cut to a common unit, here
+/* Products of 4 entries of a row with 8 columns added to their sums, as A100s were found to work (Fasi et al.,
+ * Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; the five addends of a sum cut to a common unit, here
  * one bit below the 24 of the largest; their sum cut to float32. The ISA promises no more than float32. Loops run over
  * columns so that the compiler makes vectors of them. */
 static void add_products(float *sums, const float *row, const float (*columns)[COLUMNS])

@@ -31,6 +31,11 @@ _REGISTER_BYTES = {"pred": 4, "b16": 4, "b32": 4, "b64": 8}
 _PARAMETER_BYTES = {"u8": 1, "u16": 2, "u32": 4, "b32": 4, "s32": 4, "f32": 4, "u64": 8, "b64": 8, "f64": 8, "s64": 8}
 _GLOBAL, _SHARED = 0, 1  # enum space of memory.h
 _TYPE = r"(?P<type>[bsuf](?P<bits>8|16|32|64))"
+# A load or a store; hints to caches change nothing here.
+_ACCESS = (
+    r"(?P<operation>{})(\.volatile)?\.(?P<space>global|shared)(\.(ca|cg|cs|lu|cv|nc|wb|wt|L1::\w+|L2::\w+))*"
+    rf"(\.v(?P<vector>[24]))?\.{_TYPE}"
+)
 _LAYOUTS = {"multiply_tf32": (4, 4, 2, 4), "multiply_f64": (2, 1, 1, 2)}  # registers of d, a, b, c
 # In the order of ``enum special``, ``enum atomic_kind``, ``enum shuffle_kind`` and ``enum vote_kind``.
 SPECIAL_REGISTERS = (
@@ -367,16 +372,8 @@ _FORMS = (
     _form(r"bar\.warp\.sync", "warp_barrier", _Encoder._warp_barrier),
     _form(rf"ld\.param\.{_TYPE}", "parameter", _Encoder._parameter),
     _form(rf"mov\.{_TYPE}", "", _Encoder._move),
-    _form(
-        rf"(?P<operation>ld)(\.volatile)?\.(?P<space>global|shared)(\.(ca|cg|cs|lu|cv|nc|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
-        "load",
-        _Encoder._access,
-    ),
-    _form(
-        rf"(?P<operation>st)(\.volatile)?\.(?P<space>global|shared)(\.(wb|cg|cs|wt|L1::\w+|L2::\w+))*(\.v(?P<vector>[24]))?\.{_TYPE}",
-        "store",
-        _Encoder._access,
-    ),
+    _form(_ACCESS.format("ld"), "load", _Encoder._access),
+    _form(_ACCESS.format("st"), "store", _Encoder._access),
     _form(
         rf"(?P<operation>atom|red)\.(?P<space>global|shared)(\.(gpu|cta|sys))?(\.(relaxed|acquire|release|acq_rel))?"
         rf"\.(?P<kind>add|min|max|and|or|xor|exch|cas)\.{_TYPE}",
@@ -395,7 +392,8 @@ _FORMS = (
         _Encoder._matrix_load,
     ),
     _form(
-        r"mma\.sync\.aligned\.(?P<tf32>m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32|)(m8n8k4\.row\.col\.f64\.f64\.f64\.f64|)",
+        r"mma\.sync\.aligned\."
+        r"((?P<tf32>m16n8k8\.row\.col\.f32\.tf32\.tf32\.f32)|m8n8k4\.row\.col\.f64\.f64\.f64\.f64)",
         "",
         _Encoder._multiply,
     ),
