@@ -480,9 +480,9 @@ static void op_load_matrix(OPCODE_ARGUMENTS)
 #define COLUMNS 8
 
 /* Products of 4 entries of a row with 8 columns added to their sums, as A100s were found to work (Fasi et al.,
- * Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; the five addends of a sum cut to a common unit, here
- * one bit below the 24 of the largest; their sum cut to float32. The ISA promises no more than float32. Loops run over
- * columns so that the compiler makes vectors of them. */
+ * Numerical behavior of NVIDIA tensor cores, PeerJ CS 2021): exact products; the five addends of a sum cut to a common
+ * unit, here one bit below the 24 of the largest; their sum cut to float32. The ISA promises no more than float32.
+ * Loops run over columns so that the compiler makes vectors of them. */
 static void add_products(float *sums, const float *row, const float (*columns)[COLUMNS])
 {
     double addends[5][COLUMNS], largest[COLUMNS], plain[COLUMNS], total[COLUMNS], unit[COLUMNS], inverse[COLUMNS];
