@@ -19,11 +19,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # The files that run them, and the modules of kernels that each is for; they take about the same time.
 FILES = {
-    "shipped_maps.py": ("dense", "interpolate", "inverse", "lag", "lag_evaluate", "lowrank"),
+    "shipped_maps.py": ("dense", "interpolate", "lag", "lag_evaluate", "lowrank"),
     "shipped_points.py": (
         "descent",
         "forms",
         "interpolate_adjoint",
+        "inverse",
         "lag_adjoint",
         "nms",
         "peaks",
