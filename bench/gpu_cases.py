@@ -196,7 +196,7 @@ def _refinement() -> Iterator[Case]:
                 name = f"form {wavefront} {'factored' if factored else 'full'} {dtype}"
                 chosen = ("form_configuration", dtype)
                 yield Case(name, "forms", "form_kernel", pointer, chosen, constants, types, "matrix")
-        types |= {"value_ptr": "*fp64", "scale": "fp32"}
+        types = types | {"value_ptr": "*fp64", "scale": "fp32"}  # another dict: the forms keep theirs
         for kernel in ("newton", "choose"):
             chosen = ("step_configuration",)
             yield Case(f"{kernel} {dtype}", "descent", f"{kernel}_kernel", pointer, chosen, types=types)

@@ -195,7 +195,8 @@ def section(text: str, name: str) -> list[str]:
     return body.strip("\n").splitlines()
 
 
-def _replaced(text: str, name: str, lines: list[str]) -> str:
+def replaced(text: str, name: str, lines: list[str]) -> str:
+    """The text with other lines between the two marks of a part."""
     before, mark, rest = text.partition(f"<!-- {name} -->\n")
     _, end, after = rest.partition(f"<!-- end of {name} -->\n")
     body = "\n".join(lines)
@@ -224,7 +225,7 @@ def main(given: list[str] | None = None) -> int:
     if arguments.write:
         text = README.read_text(encoding="utf-8")
         for name, lines in parts.items():
-            text = _replaced(text, name, lines)
+            text = replaced(text, name, lines)
         README.write_text(text, encoding="utf-8")
     return 0
 

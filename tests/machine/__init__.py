@@ -1,0 +1,1 @@
+"""Compiled kernels executed on a CPU, instruction by instruction; README.md says how."""

@@ -1,0 +1,1 @@
+"""Assembly of gfx942 (CDNA3) decoded and executed."""
