@@ -113,7 +113,7 @@ static uint64_t get(const struct warp *w, int32_t operand, int lane, uint32_t by
     return mask & (bytes == 8 ? ((uint64_t *)slot(w, operand))[lane] : ((uint32_t *)slot(w, operand))[lane]);
 }
 
-/* Enough of a sign for a register that is wider than what was loaded. */
+/* A loaded value for a register that may be wider than it: with its sign repeated above, or zeros. */
 static uint64_t extended(uint64_t value, uint32_t bytes, int with_sign)
 {
     int unused = 64 - 8 * (int)bytes;

@@ -123,7 +123,7 @@ class Machine:
         if code.parameter_bytes > len(arguments):
             raise ValueError(f"the kernel takes {code.parameter_bytes} bytes of arguments, given are {len(arguments)}")
         registers = code.first_registers(order.poison)
-        regions = [(start, size, int(size <= MOST_SHADOWED_BYTES)) for start, size in extents]
+        regions = [_Extent(start, size, int(size <= MOST_SHADOWED_BYTES)) for start, size in extents]
         job = _Job(
             code=code.code,
             length=len(code.code),
