@@ -27,14 +27,16 @@ if __name__ == "__main__":
 
 from bench.gpu_cases import CASES, Case  # noqa: E402
 from bench.gpu_floors import floor_table  # noqa: E402
+from bench.gpu_launch import TARGETS, Operand, compile_for, compile_launch  # noqa: E402
 
 README = ROOT / "kernels/README.md"
-TARGETS = {"sm_80": ("cuda", 80, 32), "sm_90": ("cuda", 90, 32), "gfx942": ("hip", "gfx942", 64)}
 # Sizes of one change what Triton's front end sees, not the GPU: each of the two compilers behind it does once.
 ONES_TARGETS = ("sm_90", "gfx942")
 # Shared memory that one block can have: 163 KB on sm_80, 227 KB on sm_90, 64 KB on gfx942.
 MOST_SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "gfx942": 64 << 10}
 _OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
+_POINTED = {"*fp32": "float32", "*fp64": "float64", "*i8": "int8", "*i32": "int32", "*i64": "int64"}
+_NUMBERS: dict[str, float] = {"i32": 7, "i64": (1 << 40) + 1, "fp32": 0.5}  # sizes that 16 does not divide
 _PATTERNS = {
     "cuda": {
         "matrix": r"\b(?:wgmma\.)?mma(?:_async)?\.sync",
@@ -68,8 +70,7 @@ def _tile(case: Case) -> dict[str, int]:
 
 
 def compiled(case: Case, target: str, ones: bool = False) -> Any:
-    """Compile a case; with ``ones`` every size is 1, which Triton makes a constant of another type."""
-    import triton
+    """Compile a case as its launch on small operands would be; with ``ones`` every size is 1, which is a constant."""
     import triton.language as tl
 
     module = kernel_module(case.module)
@@ -81,16 +82,17 @@ def compiled(case: Case, target: str, ones: bool = False) -> Any:
         is_name = isinstance(value, str)
         constants[name] = getattr(module, value) if is_name and value[0] == "_" else meanings.get(value, value)
     function = getattr(module, case.kernel)
-    signature, aligned = {}, {}
-    for place, name in enumerate(function.arg_names):
+    arguments: dict[str, Any] = {}
+    for name in function.arg_names:
         kind = case.types.get(name, case.pointer if name.endswith("_ptr") else "i32")
-        if ones and kind == "i32" and name not in constants:
-            constants[name] = 1
-        signature[name] = "constexpr" if name in constants else kind
-        if name.endswith("_ptr"):
-            aligned[(place,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(function, signature, constants, aligned)
-    return triton.compile(source, target=triton.backends.compiler.GPUTarget(*TARGETS[target]), options=options)
+        if name in constants:
+            arguments[name] = constants[name]
+        elif kind in _POINTED:
+            arguments[name] = Operand(_POINTED[kind], address=0, storage_bytes=1 << 20)
+        else:
+            arguments[name] = 1 if ones and kind == "i32" else _NUMBERS[kind]
+    compile_for(target)
+    return compile_launch(function, arguments, options)
 
 
 def _resources(binary: Any, target: str) -> dict[str, int]:

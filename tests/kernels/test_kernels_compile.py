@@ -1,7 +1,7 @@
 """Every shipped kernel configuration compiled for three GPUs, without one: no spills, and the right instructions.
 
-Each target is compiled in a process of its own, beside the others, because the interpreter that the other kernel tests
-use cannot be left once Triton is imported. ``python -m bench.gpu_compiled --write`` makes the tables of
+Each target is compiled in a process of its own, because the interpreter that the other kernel tests use cannot be left
+once Triton is imported. ``python -m bench.gpu_compiled --write`` makes the tables of
 kernels/README.md from the same.
 """
 
@@ -25,20 +25,16 @@ from bench.gpu_compiled import (  # noqa: E402
     kernel_module,
     report,
     section,
-    started,
 )
 from bench.gpu_floors import floor_table  # noqa: E402
 
-compiled = pytest.mark.usefixtures("all_started")
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-every_target = pytest.mark.parametrize("target", TARGETS)
 
 
-@pytest.fixture(scope="module")
-def all_started():
-    """Every target at once, as far as there are processors."""
-    for job in [*((target,) for target in TARGETS), *((target, "--ones") for target in ONES_TARGETS)]:
-        started(*job)
+def of_targets(*targets):
+    """Parameters; slow where tests/machine executes what launches compile, and holds it to no spills."""
+    chosen = [target if target == "sm_90" else pytest.param(target, marks=pytest.mark.slow) for target in targets]
+    return pytest.mark.parametrize("target", chosen)
 
 
 def test_every_kernel_has_a_case():
@@ -48,8 +44,7 @@ def test_every_kernel_has_a_case():
     assert len({case.name for case in CASES}) == len(CASES)
 
 
-@compiled
-@every_target
+@of_targets(*TARGETS)
 @every_case
 def test_compiles_without_spills_or_stack(target, case):
     used = report(target)[case.name]
@@ -58,8 +53,7 @@ def test_compiles_without_spills_or_stack(target, case):
     assert used["shared"] <= MOST_SHARED[target], used
 
 
-@compiled
-@every_target
+@of_targets(*TARGETS)
 @every_case
 def test_runs_on_the_units_it_is_made_for(target, case):
     used = report(target)[case.name]
@@ -73,15 +67,14 @@ def test_runs_on_the_units_it_is_made_for(target, case):
         assert used["double"] == 0, f"it computes in float64: {used}"
 
 
-@compiled
-@pytest.mark.parametrize("target", [target for target in TARGETS if target != "gfx942"])
+@of_targets("sm_80", "sm_90")
 @pytest.mark.parametrize("case", [case for case in CASES if case.module == "nms"], ids=lambda case: case.name)
 def test_suppression_rounds_every_product_as_the_cpu_does(target, case):
     # On gfx942 divisions are made of fused operations, so that none to be seen cannot be asked for.
     assert report(target)[case.name]["fused"] == report(target)[case.name]["double"] == 0
 
 
-@compiled
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ONES_TARGETS)
 def test_compiles_where_every_size_is_one(target):
     assert set(report(target, "--ones")) == {
@@ -96,7 +89,7 @@ def test_the_readme_has_a_line_for_every_case_and_the_floors():
     assert section(text, "floors") == floor_table()
 
 
-@compiled
+@pytest.mark.slow
 def test_the_readme_holds_what_this_compiler_makes():
     lines = section(README.read_text(encoding="utf-8"), "compiled")
     if lines[0] != f"Triton {triton.__version__}.":
