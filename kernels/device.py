@@ -95,7 +95,6 @@ def steering_turns(ux, uy, uz, r, px, py, pz, WAVEFRONT: tl.constexpr) -> Any:  
     squared = px * px + py * py + pz * pz  # |p|^2
     if WAVEFRONT == "fresnel":
         return projection - squared / (2.0 * r)
-    tl.static_assert(WAVEFRONT == "spherical")
     numerator = 2.0 * r * projection - squared  # r^2 - d^2
     distance = tl.sqrt(tl.maximum(r * r - numerator, 0.0))
     return numerator / (distance + r)

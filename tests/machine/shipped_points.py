@@ -314,7 +314,7 @@ def test_fine_grid(judge, nodes, points):
     tile = refine.grid_minimum_configuration(*nodes[1:])
     chunks = -(-points[0] // tile["AZIMUTHS"])
     operands = [on(x, torch.float32) for x in (values, *matrices)]
-    precision = refine.default_precision()
+    precision = refine.dot_precision()
     refine.grid_minimum_kernel[(3 * chunks,)](*operands, key, *nodes, *points, chunks, PRECISION=precision, **tile)
     found = q[np.arange(3), (key & 0xFFFFFFFF).numpy()]
     judge.close(found, q.min(1), atol=1e-5 * np.abs(q).max() / np.abs(q.min(1)).max())
