@@ -489,6 +489,8 @@ class SearchGrid:
         ShapeError, ValueError
             As for the axes of :class:`SearchGrid`.
         """
+        if (n_azimuth > 1 and not azimuth_max_rad > 0) or (n_elevation > 1 and not elevation_max_rad > 0):
+            raise ValueError("azimuth_max_rad and elevation_max_rad must be positive where an axis has several points")
         azimuth = uniform_axis(-azimuth_max_rad, azimuth_max_rad, n_azimuth)
         return cls(azimuth, uniform_axis(-elevation_max_rad, elevation_max_rad, n_elevation), range_m)
 
@@ -542,7 +544,7 @@ class SearchGrid:
 def uniform_axis(low: float, high: float, count: int, *, closed: bool = False) -> Tensor:
     """``count`` values from end to end, float64; exactly antisymmetric where the ends are."""
     # ``closed`` is a full circle: its ends are one direction, and the values lie half a step inside of them.
-    if 1 <= count <= 1 + closed or high == low:
+    if 1 <= count <= 1 + closed or (count > 1 and high == low):
         return torch.tensor([(low + high) / 2], dtype=torch.float64)
     if closed:
         count, inset = count - 1, (high - low) / (count - 1) / 2

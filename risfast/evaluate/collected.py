@@ -85,8 +85,12 @@ def collect(
     collected = Collected(truth, {}, {}, {}, {})
     for key, parts in chunks.items():
         if key.label == TRUTH:
-            if "mismatched_implied" in parts[0]:
-                columns = ([part[f"mismatched_{name}"] for part in parts] for name in Mismatched._fields)
+            if any("mismatched_implied" in part for part in parts):  # older records have none
+                none = [np.full(len(part["implied"]), np.nan) for part in parts]
+                columns = (
+                    [part.get(f"mismatched_{name}", nan) for part, nan in zip(parts, none, strict=True)]
+                    for name in Mismatched._fields
+                )
                 collected.mismatched[key[:3]] = Mismatched(*map(np.concatenate, columns))
             continue
         estimates = [rows for part in parts for rows in np.split(part["sources"], np.cumsum(part["count"])[:-1])]

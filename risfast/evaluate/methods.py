@@ -180,6 +180,8 @@ class Methods:
     def __init__(
         self, model: Path | None, transformer: Path | None = None, *, setup: Setup | None = None, device: str = "cpu"
     ) -> None:
+        if model is None and setup is None:
+            raise ValueError("without a model, a setup or a system says what the problem is")
         self._model, self._transformer, self._device = model, transformer, device
         own = None if model is None else Setup.from_json(read_card(model)["setup"])
         self.setup: Setup = setup or own  # type: ignore[assignment]  # one of them is there

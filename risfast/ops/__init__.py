@@ -24,7 +24,7 @@ CUDA tensors are computed on their device, by Triton kernels, on the current str
 - ``precision`` is the least precision of products: "auto" means float32's, as three tf32 products ("tf32x3") on NVIDIA
   and "ieee" on AMD; "tf32" is fast and wrong at a peak: by 9e-3 dB for a covariance at loading 1e-2, 1 dB for a factor.
   The lag method never reduces it; for complex64 it computes in float32 only where N / loading is at most 5000 (N = 36
-  at loading 1e-2), within 1e-2 dB, and in float64 elsewhere.
+  at loading 1e-2), within 1e-2 dB, and in float64 elsewhere, which has kernels for up to 32 columns of elements.
 - complex128 has kernels for the lag method only. What has no kernel raises and names what does.
 - ``RISFAST_TRITON=0`` in the environment turns the kernels off: plain torch computes on the device, and waits for it.
 - Tables are kept with the plan, on the device. Call once before the capture of a CUDA graph; :func:`clear_plans` ends

@@ -16,13 +16,13 @@ CACHED_BYTES = 256 << 20  # most of one cache, all its entries together
 
 def bytes_of(value: Any) -> int:
     """Bytes of the tensors in a value: ``value.cached_bytes`` where it has that, else of a tensor or its fields."""
+    if hasattr(value, "cached_bytes"):
+        return int(value.cached_bytes)
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, tuple):
         return sum(map(bytes_of, value))
-    if is_dataclass(value):
-        return sum(bytes_of(getattr(value, field.name)) for field in fields(value))
-    return int(getattr(value, "cached_bytes", 0))
+    return sum(bytes_of(getattr(value, field.name)) for field in fields(value)) if is_dataclass(value) else 0
 
 
 class ByteCache:

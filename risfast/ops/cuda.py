@@ -1,6 +1,6 @@
 """Every operator on a GPU: the method that a plan names, its tables, and the kernels that compute it.
 
-Each function of an operator has its name and arguments (:mod:`risfast.ops.register`). Nothing waits for the host, and
+The function of an operator is called after it, ``NAME_cuda``, and has its arguments (:mod:`risfast.ops.register`). Nothing waits for the host, and
 values are not looked at: a scene that the CPU would refuse comes out as NaN. Maps and volumes are stored with azimuth
 fastest: one program of the lag method works on neighbouring azimuths.
 """
@@ -123,6 +123,12 @@ def device_plan(
     real = _lag_dtype(operation, dtype, domain.n_elements, loading)
     if chosen == "lag" and method == "auto" and not _lag_fits(domain, real):
         chosen = plan_of(domain, replace(request, method="chebyshev")).method
+    elif chosen == "lag" and real == torch.float64 != dtype.to_real() and not _lag_fits(domain, real):
+        raise ValueError(
+            f"method='lag' needs float64 for {domain.n_elements} elements at loading {loading:g}, where N / loading is "
+            f"above {_MOST_SINGLE_CANCELLATION:g} (or for MUSIC), and its float64 kernels take no array of so many "
+            "columns; use method='chebyshev', or a larger loading"
+        )
     if chosen != "lag" and dtype == torch.complex128:
         raise TypeError(_NO_DOUBLE.format(method=chosen))
     tolerance = request.tolerance if chosen == "chebyshev" else 0.0

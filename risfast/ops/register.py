@@ -1,6 +1,6 @@
 """Every operator as a torch custom op: schema, fake, gradient and vmap, and the plain torch of the spectra.
 
-Plain torch serves the CPU; the functions of :mod:`risfast.ops.cuda` have the same names and arguments. Array and
+Plain torch serves the CPU; ``NAME_cuda`` of :mod:`risfast.ops.cuda` takes the same arguments. Array and
 points travel as float64 CPU tensors at the end of the arguments of the spectra and of the linear pair: a plan is found
 by their contents without waiting for a device, and an exported program carries all it needs.
 """

@@ -147,7 +147,9 @@ def _in_radians(base: SystemConfig, keys: SystemOptions, **own: Any) -> SystemCo
 
 @dataclass(frozen=True)
 class _SystemFile(SystemOptions):
-    """The keys of a system file, of which ``array`` is called setup; what is None is that of the setup."""
+    """The keys of a system file, with ``setup`` in place of ``array``; what is None is that of the setup."""
+
+    setup: str = ""  # type: ignore[assignment]
 
     azimuth_deg: tuple[float, float] | None = None  # type: ignore[assignment]
     elevation_deg: tuple[float, float] | None = None  # type: ignore[assignment]
@@ -166,12 +168,12 @@ def read_system(path: str | Path) -> SystemConfig:
     with naming(path):
         if "array" in table:
             raise ValueError("array is not an option of a system file; give setup")
-        keys = from_table(_SystemFile, {"array" if key == "setup" else key: value for key, value in table.items()})
+        keys = from_table(_SystemFile, table)
         both = [key for key in _ARRAY_KEYS if key in table]
-        if keys.array and both:
+        if keys.setup and both:
             raise ValueError(f"setup and {both[0]} are both there; the array is that of the setup")
-        if keys.array:
-            base = system_of(read_setup(path.parent / keys.array))
+        if keys.setup:
+            base = system_of(read_setup(path.parent / keys.setup))
         else:
             base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
         own = {name: getattr(keys, name) for name in ("n_snapshots", "code_kinds", "code_bits", "n_beams")}

@@ -8,7 +8,6 @@ import os
 import platform
 import sys
 import time
-import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,7 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import finite_json, replace_file
-from risfast.io.toml_file import as_table, read_toml, to_toml
+from risfast.io.toml_file import as_table, load_toml, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, generate_scenes
 from risfast.simulate.system_file import differing_fields
@@ -114,16 +113,16 @@ def open_folder(folder: Path, config: RunOptions) -> None:
     """Make the folder of a run, or check that it holds this very run."""
     path = folder / "config.toml"
     if path.is_file():
-        before = as_table(read_toml(type(config), path))
-        if "pipeline" not in tomllib.loads(path.read_text(encoding="utf-8")):
+        table = load_toml(path, "options")
+        if "pipeline" not in table:
             # A version that validated in another way: its best checkpoint was chosen by other figures.
-            command = "refiner" if "network" in before else "backbone"
+            command = "refiner" if "network" in table else "backbone"
             raise ValueError(
                 f"{folder} holds a run of an earlier version, whose validation was told the noise power; its "
                 f"model can be used as it is. Begin the run again in another folder: "
                 f"`risfast {command} --config {path} --output FOLDER`"
             )
-        changed = differing_fields(before, as_table(config), _FREE)
+        changed = differing_fields(as_table(read_toml(type(config), path)), as_table(config), _FREE)
         if changed:
             raise ValueError(
                 f"{folder} holds a run with other options ({', '.join(changed)}); give the same ones to go "

@@ -71,8 +71,8 @@ def run_file(machine: str, file: str, folder: Path, *options: str) -> tuple[list
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "tests.machine.plugin"]
     command += ["--machine", machine, "--machine-log", str(log), *options, str(HERE / file)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment_of_a_run(), cwd=ROOT, check=False)
-    if not log.exists():
-        raise RuntimeError(f"{file} on {machine} did not run:\n{done.stdout}\n{done.stderr}")
+    if not log.exists() or done.returncode not in (0, 1):  # 1: tests failed, and the log says which
+        raise RuntimeError(f"{file} on {machine} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return rows_of(log), done.stdout
 
 

@@ -53,18 +53,18 @@ LOPSIDED = SearchGrid(
 )
 CASES = [("spherical", "dense"), ("spherical", "chebyshev"), ("fresnel", "lag")]
 IMPLEMENTATIONS = {
-    "risfast::capon": gpu.capon,
-    "risfast::capon_backward": gpu.capon_backward,
-    "risfast::capon_lowrank": gpu.capon_lowrank,
-    "risfast::capon_lowrank_backward": gpu.capon_lowrank_backward,
-    "risfast::bartlett": gpu.bartlett,
-    "risfast::music": gpu.music,
-    "risfast::analysis": gpu.analysis,
-    "risfast::synthesis": gpu.synthesis,
-    "risfast::local_maxima_3d": gpu.local_maxima_3d,
-    "risfast::nms_3d": gpu.nms_3d,
-    "risfast::refine": gpu.refine,
-    "risfast::walk": gpu.walk,
+    "risfast::capon": gpu.capon_cuda,
+    "risfast::capon_backward": gpu.capon_backward_cuda,
+    "risfast::capon_lowrank": gpu.capon_lowrank_cuda,
+    "risfast::capon_lowrank_backward": gpu.capon_lowrank_backward_cuda,
+    "risfast::bartlett": gpu.bartlett_cuda,
+    "risfast::music": gpu.music_cuda,
+    "risfast::analysis": gpu.analysis_cuda,
+    "risfast::synthesis": gpu.synthesis_cuda,
+    "risfast::local_maxima_3d": gpu.local_maxima_3d_cuda,
+    "risfast::nms_3d": gpu.nms_3d_cuda,
+    "risfast::refine": gpu.refine_cuda,
+    "risfast::walk": gpu.walk_cuda,
 }
 # Below autograd composite operators are seen by their own names.
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "equal", "allclose", "nonzero", "nonzero_numpy", "argwhere"}

@@ -146,6 +146,7 @@ class Hdf5Container:
             import h5py  # noqa: PLC0415
 
             with parsing(self.path, _KIND, name), h5py.File(self.path, "r") as file:
+                self._check_plain(name, file[name])  # again: the file may be another one by now
                 part = file[name][:, start:stop].T if turned else file[name][start:stop]
                 return as_numbers(part).astype(target, copy=False)
 

@@ -217,7 +217,9 @@ def _east_north_up(path: Path, header: dict[str, Array], numbers: Array) -> Arra
     angles = [header[name].reshape(-1) for name in ("latitude", "longitude")]
     if any(angle.size != 1 or not np.isfinite(angle).all() for angle in angles):
         raise FileFormatError(f"{path}: latitude and longitude must be single numbers in degrees")
-    (sin_lat, cos_lat), (sin_lon, cos_lon) = ((np.sin(a), np.cos(a)) for a in np.radians(np.concatenate(angles)))
+    (sin_lat, cos_lat), (sin_lon, cos_lon) = (
+        (np.sin(a), np.cos(a)) for a in np.radians(np.concatenate(angles).astype(float))
+    )
     turn = np.array([
         [-sin_lon, cos_lon, 0.0],
         [-sin_lat * cos_lon, -sin_lat * sin_lon, cos_lat],
