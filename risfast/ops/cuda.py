@@ -1,8 +1,8 @@
 """Every operator on a GPU: the method that a plan names, its tables, and the kernels that compute it.
 
-The function of an operator is called after it, ``NAME_cuda``, and has its arguments (:mod:`risfast.ops.register`). Nothing waits for the host, and
-values are not looked at: a scene that the CPU would refuse comes out as NaN. Maps and volumes are stored with azimuth
-fastest: one program of the lag method works on neighbouring azimuths.
+The function of an operator is called after it, ``NAME_cuda``, and has its arguments (:mod:`risfast.ops.register`).
+Nothing waits for the host, and values are not looked at: a scene that the CPU would refuse comes out as NaN. Maps and
+volumes are stored with azimuth fastest: one program of the lag method works on neighbouring azimuths.
 """
 
 from __future__ import annotations
