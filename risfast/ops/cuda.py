@@ -123,7 +123,7 @@ def device_plan(
     real = _lag_dtype(operation, dtype, domain.n_elements, loading)
     if chosen == "lag" and method == "auto" and not _lag_fits(domain, real):
         chosen = plan_of(domain, replace(request, method="chebyshev")).method
-    elif chosen == "lag" and real == torch.float64 != dtype.to_real() and not _lag_fits(domain, real):
+    elif chosen == "lag" and _lag_fits(domain, dtype.to_real()) and not _lag_fits(domain, real):
         raise ValueError(
             f"method='lag' needs float64 for {domain.n_elements} elements at loading {loading:g}, where N / loading is "
             f"above {_MOST_SINGLE_CANCELLATION:g} (or for MUSIC), and its float64 kernels take no array of so many "

@@ -189,5 +189,5 @@ def test_bad_operands_are_named():
     with pytest.raises(ValueError, match="one device"):
         lowrank.residual_map(U, V.to("meta"), points, one)
     listed = dense.DensePoints.build(domain(oracles.rectangular(3, 2), [0.1], [0.2], [1.0], "planar", False), DEVICE)
-    with pytest.raises(ValueError, match="use residual_volume"):
+    with pytest.raises(ValueError, match="ask for the volume"):
         lowrank.residual_map(U, V, listed, one)
