@@ -352,7 +352,7 @@ def test_more_columns_than_are_shipped_are_refused_or_planned_around():
     small = SearchGrid([0.0, 0.1], [0.0], [2.0])
     with pytest.raises(ValueError, match="no configuration for 65 columns"):
         mvdr_spectrum(R, array_of(positions), small, wavefront="fresnel", method="lag")
-    with pytest.raises(ValueError, match="needs float64 for 60 elements at loading 0.01"):
+    with pytest.raises(ValueError, match="needs float64 for 60 elements"):
         mvdr_spectrum(R[:, :60, :60], array_of(positions[:60]), small, wavefront="fresnel", method="lag")
     expected = oracles.capon(R.cpu().numpy(), steering_of(positions, small, "fresnel"))
     assert_spectrum(mvdr_spectrum(R, array_of(positions), small, wavefront="fresnel"), expected, 5e-3)
