@@ -20,7 +20,7 @@ from risfast.evaluate.figures import Interval
 from risfast.evaluate.methods import Methods
 from risfast.evaluate.mismatched import mismatched_bound
 from risfast.evaluate.records import ResultsFolder
-from risfast.evaluate.scenarios import Run, SceneSet
+from risfast.evaluate.scenarios import Run, SceneSet, scene_sets
 from risfast.evaluate.tables import (
     HEADLINE,
     KEPT,
@@ -42,6 +42,14 @@ TOLERANCE = np.array([math.radians(5), math.radians(5), 1.0])
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return finished(tmp_path_factory)
+
+
+def test_the_whole_suite_reaches_every_set(done: Finished) -> None:
+    assert {key.scene_set for key in done.collected.scores} == {
+        s.name for s in scene_sets("all", 6, done.config.methods)
+    }
+    for key, scores in done.collected.scores.items():
+        assert np.isfinite(scores.gospa).all(), key
 
 
 def rows_of(done: Finished, name: str) -> list[dict[str, str]]:

@@ -18,6 +18,8 @@ if importlib.util.find_spec("triton") is None:
 if compiler() is None:
     pytest.skip("no C compiler: the machine cannot be built", allow_module_level=True)
 
+# The same kernels run as gfx942's code on every landing; two to four minutes more are for a command of their own.
+pytestmark = pytest.mark.slow
 FILE = "shipped_points.py"
 every_case = pytest.mark.parametrize("case", cases_in(FILE), ids=lambda case: case.name)
 
