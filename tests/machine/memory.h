@@ -64,6 +64,12 @@ struct last_reads {
 
 #define SEVERAL_PROGRAMS (~(uint64_t)0)
 
+/* Memory that a launch may touch, as the caller names it. */
+struct extent {
+    uint64_t base, size;
+    int32_t shadow; /* 0: bounds alone */
+};
+
 struct region {
     uint64_t base, size;
     uint8_t *data; /* where address ``base`` is here */

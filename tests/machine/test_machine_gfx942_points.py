@@ -1,58 +1,9 @@
-"""Inverses, synthesis, peaks, suppression, forms and Newton steps as gfx942 machine code: every shipped configuration.
-
-The launches run in a process of their own (shipped_points.py under tests/machine/plugin.py), in two orders of waves and
-programs, with garbage in registers and shared memory.
-"""
+"""Inverses, adjoints, peaks and refinement as gfx942 machine code: every shipped configuration, executed."""
 
 from __future__ import annotations
 
-import importlib.util
-
-import pytest
-
-from tests.machine.building import compiler
-from tests.machine.gfx942.disassembly import OLDEST, disassembler
-from tests.machine.shipped import cases_in, results, run_file
-
-if importlib.util.find_spec("triton") is None:
-    pytest.skip("Triton is not installed: its kernels are optional", allow_module_level=True)
-if compiler() is None:
-    pytest.skip("no C compiler: the machine cannot be built", allow_module_level=True)
-
-FILE = "shipped_points.py"
-every_case = pytest.mark.parametrize("case", cases_in(FILE), ids=lambda case: case.name)
+from tests.machine.checks_of_shipped import ShippedConfigurations
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    return run_file("gfx942", FILE, tmp_path_factory.mktemp("shipped"))
-
-
-@pytest.fixture(scope="module")
-def found(run):
-    return results(run[0])
-
-
-def test_every_test_of_the_shipped_configurations_passes(run):
-    rows, output = run
-    assert rows
-    assert not [row["test"] for row in rows if row["result"] == "failed"], output[-10000:]
-
-
-@every_case
-def test_the_machine_code_is_right(found, case):
-    assert found[case.name].tests, "no launch of this case: see shipped.py"
-    assert not found[case.name].failed
-
-
-@every_case
-@pytest.mark.skipif(disassembler() is None, reason=f"no llvm-objdump of LLVM {OLDEST} or newer")
-def test_the_text_is_what_the_code_object_holds(found, case):
-    assert not found[case.name].disagreements
-
-
-@every_case
-def test_nothing_is_spilled(found, case):
-    resources = found[case.name].resources
-    assert resources["spills"] == 0
-    assert 0 < resources["registers"] <= 512
+class TestPoints(ShippedConfigurations):
+    machine, file, most_registers = "gfx942", "shipped_points.py", 512

@@ -5,31 +5,21 @@ from __future__ import annotations
 import ctypes
 import re
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tests.machine.arguments import kernel_arguments
-from tests.machine.building import build
 from tests.machine.gfx942.decode import Instruction, decode
 from tests.machine.gfx942.opcodes import c_source
+from tests.machine.jobs import STATUS, Extent, extents_of, i32, library, order_fields, u32, u64
 from tests.machine.outcome import FAULT_NAMES, MESSAGE_BYTES, Order, Outcome
 
 if TYPE_CHECKING:
     from tests.machine.capture import Launch
     from tests.machine.compiling import Binary
-
-u32, i32, u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
-# Operands above this have bounds alone: the shadow takes 32 times as much.
-MOST_SHADOWED_BYTES = 16 << 20
-STATUS = {1: "the program counter left the code", 2: "more instructions than any program should need"}
-ORDERS = {"first": 0, "last": 1, "alternating": 2, "random": 3}
-
-
-class _Extent(ctypes.Structure):
-    _fields_ = [("base", u64), ("size", u64), ("shadow", i32)]
 
 
 class _Job(ctypes.Structure):
@@ -38,7 +28,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         ("code", ctypes.POINTER(Instruction)),
         ("length", i32),
-        ("extents", ctypes.POINTER(_Extent)),
+        ("extents", ctypes.POINTER(Extent)),
         ("extent_count", i32),
         ("grid", u32 * 3),
         ("waves", i32),
@@ -78,21 +68,13 @@ class Program:
         return int(found[1]) if found else 0
 
 
-@lru_cache(maxsize=1)
-def _library(folder: Path) -> ctypes.CDLL:
-    library = build("gfx942", c_source(), folder)
-    library.run.argtypes = [ctypes.POINTER(_Job)]
-    library.run.restype = None
-    return library
-
-
 class Machine:
     """gfx942, executed; its library is built into ``folder`` when it is first used."""
 
     target = "gfx942"
 
     def __init__(self, folder: Path) -> None:
-        self._run = _library(folder).run
+        self._run = library("gfx942", c_source(), _Job, folder).run
         self._programs: dict[str, Program] = {}
 
     def program(self, binary: Binary) -> Program:
@@ -108,15 +90,14 @@ class Machine:
         needed = program.directive("kernarg_size")
         if needed > len(arguments):
             raise ValueError(f"the kernel takes {needed} bytes of arguments, the signature gives {len(arguments)}")
-        extents = [(start, size, int(size <= MOST_SHADOWED_BYTES)) for start, size in launch.extents()]
-        extents.append((arguments.ctypes.data, len(arguments), 0))
+        extents = extents_of(launch.extents(), (arguments.ctypes.data, len(arguments)))
         count = program.directive("user_sgpr_count")
         user = _user_registers(arguments, count, program.directive("user_sgpr_kernarg_preload_length"))
         x, y, z = launch.grid
         job = _Job(
             code=program.code,
             length=len(program.code),
-            extents=(_Extent * len(extents))(*extents),
+            extents=extents,
             extent_count=len(extents),
             grid=(x + launch.first, y, z),
             waves=binary.warps,
@@ -124,13 +105,8 @@ class Machine:
             user=user.ctypes.data_as(ctypes.POINTER(u32)),
             user_count=count,
             group_id=_group_registers(program, count),
-            order=ORDERS[order.waves],
-            programs_reversed=int(order.programs_reversed),
-            seed=order.seed,
-            poison=order.poison,
-            noise=int(order.noise),
+            **order_fields(order),
             first=launch.first,
-            step=order.step,
         )
         self._run(ctypes.byref(job))
         if job.status:

@@ -6,7 +6,6 @@ enum status { FINISHED, PC_OUT_OF_CODE, TOO_LONG };
 #define MOST_INSTRUCTIONS 400000000u /* of a program: more is a loop without end */
 #define LONGEST_SLICE 40
 
-struct extent { u64 base, size; i32 shadow; };
 
 /* Mirrored by machine.py. */
 struct job {

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from tests.machine.arguments import kernel_arguments
-from tests.machine.building import build
+from tests.machine.jobs import STATUS, Extent, extents_of, i32, library, order_fields, u32, u64
 from tests.machine.outcome import FAULT_NAMES, MESSAGE_BYTES, Order, Outcome
 from tests.machine.sm80 import opcodes
 from tests.machine.sm80.program import EncodedInstruction, Program, program
@@ -20,15 +19,6 @@ if TYPE_CHECKING:
     from tests.machine.compiling import Binary
 
 HERE = Path(__file__).parent
-u32, i32, u64 = ctypes.c_uint32, ctypes.c_int32, ctypes.c_uint64
-# Operands above this have bounds alone: the shadow takes 32 times as much.
-MOST_SHADOWED_BYTES = 16 << 20
-STATUS = {1: "the program counter left the code", 2: "more instructions than any program should need"}
-ORDERS = {"first": 0, "last": 1, "alternating": 2, "random": 3}
-
-
-class _Extent(ctypes.Structure):
-    _fields_ = [("base", u64), ("size", u64), ("shadow", i32)]
 
 
 class _Job(ctypes.Structure):
@@ -37,7 +27,7 @@ class _Job(ctypes.Structure):
     _fields_ = [
         ("code", ctypes.POINTER(EncodedInstruction)),
         ("length", u32),
-        ("extents", ctypes.POINTER(_Extent)),
+        ("extents", ctypes.POINTER(Extent)),
         ("extent_count", u32),
         ("registers", ctypes.c_void_p),
         ("register_bytes", u32),
@@ -66,21 +56,13 @@ def c_source() -> str:
     return "\n".join((by_hand, opcodes.source(), scheduler))
 
 
-@lru_cache(maxsize=1)
-def _library(folder: Path) -> ctypes.CDLL:
-    library = build("sm80", c_source(), folder)
-    library.run.argtypes = [ctypes.POINTER(_Job)]
-    library.run.restype = None
-    return library
-
-
 class Machine:
     """sm_80, executed; its library is built into ``folder`` when it is first used."""
 
     target = "sm_80"
 
     def __init__(self, folder: Path) -> None:
-        self._run = _library(folder).run
+        self._run = library("sm80", c_source(), _Job, folder).run
         self._programs: dict[str, Program] = {}
 
     def program(self, binary: Binary) -> Program:
@@ -123,11 +105,11 @@ class Machine:
         if code.parameter_bytes > len(arguments):
             raise ValueError(f"the kernel takes {code.parameter_bytes} bytes of arguments, given are {len(arguments)}")
         registers = code.first_registers(order.poison)
-        regions = [_Extent(start, size, int(size <= MOST_SHADOWED_BYTES)) for start, size in extents]
+        regions = extents_of(extents)
         job = _Job(
             code=code.code,
             length=len(code.code),
-            extents=(_Extent * len(regions))(*regions),
+            extents=regions,
             extent_count=len(regions),
             registers=registers.ctypes.data,
             register_bytes=len(registers),
@@ -135,13 +117,8 @@ class Machine:
             grid=grid,
             warps=warps,
             shared_bytes=shared_bytes,
-            order=ORDERS[order.waves],
-            programs_reversed=int(order.programs_reversed),
-            seed=order.seed,
-            poison=order.poison,
-            noise=int(order.noise),
+            **order_fields(order),
             first=first,
-            step=order.step,
         )
         self._run(ctypes.byref(job))
         if job.status:

@@ -6,10 +6,6 @@ enum status { FINISHED, LEFT_THE_CODE, TOO_LONG };
 #define LONGEST_SLICE 40
 #define MOST_INSTRUCTIONS 400000000u /* of a program: more is a loop without end */
 
-struct extent {
-    uint64_t base, size;
-    int32_t shadow;
-};
 
 /* Mirrored by machine.py. */
 struct job {
