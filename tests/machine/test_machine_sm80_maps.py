@@ -6,7 +6,7 @@ import pytest
 
 from tests.machine.checks_of_shipped import ShippedConfigurations
 
-# The same kernels run as gfx942's code on every landing; two to four minutes more are for a command of their own.
+# The same kernels run as gfx942's code with the other tests; minutes more are for a command of their own.
 pytestmark = pytest.mark.slow
 
 
