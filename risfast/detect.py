@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from risfast.geometry import SearchGrid, SensorArray
-from risfast.ops import checks, local_maxima_3d, mvdr_spectrum, mvdr_spectrum_lowrank, nms_3d
+from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
 from risfast.ops.cache import constant_on
-from risfast.ops.refinement import denominator, refine_from, walk_from, walk_spacing, widest_after_walk
+from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
 from risfast.setup import Setup, Tolerance
 from risfast.sources import Sources
 
@@ -174,20 +174,17 @@ class FixedDetections(NamedTuple):
 
 
 def _peaks(
-    matrix: Tensor,
+    form: QuadraticForm,
     volume: Tensor,
     array: SensorArray,
     grid: SearchGrid,
     corners: tuple[Tensor, Tensor],
-    factored: bool,
-    loading: float,
     wavefront: str,
     options: DetectionOptions,
 ) -> RefinedPeaks:
     """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
     peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
     start = _grid_positions(grid, peaks.index)
-    form = denominator(matrix, factored, loading)
     circle = float(corners[0][0]) if _goes_round(grid) else None
     _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
     widest = widest_after_walk(array, *corners)
@@ -215,7 +212,7 @@ def refined_peaks(
     """The first half of detection, and nearly all of its cost; thresholds and separations play no part."""
     # Arguments and errors are those of :func:`detect_fixed`; of the options ``candidates``, ``window``,
     # ``refine_points`` and ``range_margin`` are read.
-    spectrum = mvdr_spectrum_lowrank if factored else mvdr_spectrum
+    form_of = QuadraticForm.capon_lowrank if factored else QuadraticForm.capon
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
     array, asked = (setup.array, setup) if isinstance(setup, Setup) else (setup, None)
@@ -228,9 +225,9 @@ def refined_peaks(
     parts: list[RefinedPeaks] = []
     # An empty batch makes one pass, so that its arguments are checked too.
     for start in range(0, max(matrix.shape[0], 1), step):
-        part = matrix[start : start + step]
-        volume = spectrum(part, array, grid, loading=loading, wavefront=wavefront, method=method, reduce="none")
-        parts.append(_peaks(part, volume, array, grid, corners, factored, loading, wavefront, chosen))
+        form = form_of(matrix[start : start + step], loading)
+        volume = form.spectrum(array, grid, wavefront=wavefront, method=method, reduce="none")
+        parts.append(_peaks(form, volume, array, grid, corners, wavefront, chosen))
     return parts[0] if len(parts) == 1 else RefinedPeaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
@@ -376,7 +373,7 @@ def detect_sources(
     What the array cannot tell apart comes back as several sources: a linear array needs a grid of one elevation, a
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
     """
-    checks.check_complex(R, "R")
+    R = checks.as_complex(R, "R")
     matrix = R if R.ndim != 2 else R[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
@@ -412,7 +409,7 @@ def detect_sources_lowrank(
     ShapeError, TypeError, ValueError
         As :func:`risfast.ops.mvdr_spectrum_lowrank`.
     """
-    checks.check_complex(F, "F")
+    F = checks.as_complex(F, "F")
     matrix = F if F.ndim != 2 else F[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}

@@ -32,7 +32,6 @@ CUDA tensors are computed on their device, by Triton kernels, on the current str
 """
 
 from risfast.ops.api import (
-    Spectrum,
     analysis,
     bartlett_spectrum,
     music_spectrum,
@@ -40,6 +39,7 @@ from risfast.ops.api import (
     mvdr_spectrum_lowrank,
     synthesis,
 )
+from risfast.ops.form import QuadraticForm, Spectrum
 from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
 from risfast.ops.plan import Plan, clear_plans, plan
 
@@ -47,6 +47,7 @@ __all__ = [
     "Kept",
     "Peaks",
     "Plan",
+    "QuadraticForm",
     "Spectrum",
     "analysis",
     "bartlett_spectrum",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,71 +12,10 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, register
-from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
-from risfast.ops.devices import PRECISIONS
-from risfast.steering import WAVEFRONTS
+from risfast.ops.choice import require_lag
+from risfast.ops.form import QuadraticForm, Spectrum, axes_of, byte_budget_of, evaluated
 
 _SMALLEST_LOWRANK_LOADING = 1e-9
-
-
-def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:
-    """Check the options that every operator takes, and say how many bytes it may work in."""
-    checks.check_option(wavefront, "wavefront", WAVEFRONTS)
-    checks.check_option(method, "method", METHODS)
-    checks.check_option(precision, "precision", PRECISIONS)
-    budget = DEFAULT_BYTE_BUDGET if byte_budget is None else byte_budget
-    if not isinstance(budget, int) or budget < MINIMUM_BYTE_BUDGET:
-        raise ValueError(f"byte_budget must be an integer of at least {MINIMUM_BYTE_BUDGET} bytes, got {byte_budget!r}")
-    return budget
-
-
-class Spectrum(NamedTuple):
-    """The maximum of a spectrum over its range planes.
-
-    Attributes
-    ----------
-    power : float32 or float64 tensor, shape (B, G_az, G_el)
-        Linear power.
-    plane : int32 tensor, shape (B, G_az, G_el)
-        Index into ``grid.range_m`` of the winning plane, the lowest on a tie.
-    """
-
-    power: Tensor
-    plane: Tensor
-
-
-def _axes(grid: SearchGrid) -> tuple[Tensor, Tensor, Tensor]:
-    return grid.azimuth_rad, grid.elevation_rad, grid.range_m
-
-
-def _spectrum(
-    op: Any,
-    matrix: Tensor,
-    name: str,
-    option: tuple[Any, ...],
-    array: PlanarArray,
-    grid: SearchGrid,
-    wavefront: str,
-    method: str,
-    reduce: str,
-    byte_budget: int | None,
-    precision: str,
-) -> Any:
-    """Check what all spectra take, and call the op; R is square, and F has any number of columns."""
-    checks.check_array(array)
-    checks.check_grid(grid)
-    checks.check_option(reduce, "reduce", ("max", "none"))
-    budget = byte_budget_of(wavefront, method, byte_budget, precision)
-    if method == "lag":
-        require_lag(array.lattice, wavefront)
-    checks.check_complex(matrix, name)
-    checks.check_matrix(matrix, name, array.n_elements, square=name == "R")
-    batched, volume = matrix.ndim == 3, reduce == "none"
-    geometry = (array.positions_m, *_axes(grid), array.wavenumber, wavefront, method, budget, precision)
-    power, plane = op(matrix if batched else matrix[None], *option, volume, *geometry)
-    if not batched:
-        power, plane = power[0], plane if volume else plane[0]
-    return power if volume else Spectrum(power, plane)
 
 
 def mvdr_spectrum(
@@ -82,7 +23,7 @@ def mvdr_spectrum(
     array: PlanarArray,
     grid: SearchGrid,
     *,
-    loading: float = 1e-2,
+    loading: float | Tensor = 1e-2,
     wavefront: str = "spherical",
     method: str = "auto",
     reduce: str = "max",
@@ -99,8 +40,9 @@ def mvdr_spectrum(
         N elements.
     grid : SearchGrid
         Azimuth, elevation and range axes.
-    loading : float
-        Diagonal loading delta = loading * trace(R)/N, dimensionless; 0 is allowed where R is not singular.
+    loading : float or tensor of one value
+        Diagonal loading delta = loading * trace(R)/N, dimensionless; 0 is allowed where R is not singular. A tensor may
+        be learned; one on a GPU is waited for.
     wavefront : {"spherical", "fresnel", "planar"}
         See :func:`risfast.steering.steering_vectors`.
     method : {"auto", "dense", "chebyshev", "lag"}
@@ -118,7 +60,8 @@ def mvdr_spectrum(
     Spectrum or tensor
         ``Spectrum(power, plane)``, each (B, G_az, G_el), power = N / (a^H (R + delta I)^-1 a), float32 for complex64
         and float64 for complex128; with ``reduce="none"`` the volume (B, G_az, G_el, G_r), stored plane by plane.
-        Without the batch axis if R has none. Differentiable with respect to R, taken as Hermitian (once).
+        Without the batch axis if R has none. Differentiable with respect to R, taken as Hermitian, and the loading, any
+        number of times.
 
     Raises
     ------
@@ -136,9 +79,8 @@ def mvdr_spectrum(
     J. Capon, "High-resolution frequency-wavenumber spectrum analysis", Proc. IEEE 57, 1969. On the CPU the loaded
     covariance is inverted through its Cholesky factor and the form evaluated in float64.
     """
-    checks.check_loading(loading, minimum_open=False)
     shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
-    return _spectrum(register.capon_op, R, "R", (float(loading),), *shared)
+    return evaluated(register.capon_op, R, "R", (checks.as_loading(loading, minimum_open=False),), (), *shared)
 
 
 def mvdr_spectrum_lowrank(
@@ -146,7 +88,7 @@ def mvdr_spectrum_lowrank(
     array: PlanarArray,
     grid: SearchGrid,
     *,
-    loading: float = 1e-2,
+    loading: float | Tensor = 1e-2,
     wavefront: str = "spherical",
     method: str = "auto",
     reduce: str = "max",
@@ -159,7 +101,7 @@ def mvdr_spectrum_lowrank(
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
         Any K >= 1; columns may be zero or dependent.
-    loading : float
+    loading : float or tensor of one value
         Diagonal loading delta = loading * trace(F F^H)/N, >= 1e-9, since F F^H is singular.
     array, grid, wavefront, method, reduce, byte_budget, precision
         As for :func:`mvdr_spectrum`.
@@ -167,7 +109,7 @@ def mvdr_spectrum_lowrank(
     Returns
     -------
     Spectrum or tensor
-        As :func:`mvdr_spectrum`. Differentiable with respect to F (once).
+        As :func:`mvdr_spectrum`.
 
     Raises
     ------
@@ -179,14 +121,14 @@ def mvdr_spectrum_lowrank(
     By Woodbury, a^H (F F^H + delta I)^-1 a = (N - ||W^H a||^2) / delta with W = F C^-H, C C^H = F^H F + delta I. The
     difference cancels to the last digits of float32 at a peak, so it is taken in float64.
     """
-    checks.check_loading(loading, minimum_open=True)
-    if loading < _SMALLEST_LOWRANK_LOADING:
+    delta = checks.as_loading(loading, minimum_open=True)
+    if isinstance(loading, int | float) and loading < _SMALLEST_LOWRANK_LOADING:
         raise ValueError(
             f"loading must be at least {_SMALLEST_LOWRANK_LOADING:g} for a factor, got {loading:g}: the form "
             "cancels to loading / N of itself, which float64 must resolve"
         )
     shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
-    return _spectrum(register.capon_lowrank_op, F, "F", (float(loading),), *shared)
+    return evaluated(register.capon_lowrank_op, F, "F", (delta,), (), *shared)
 
 
 def music_spectrum(
@@ -216,7 +158,7 @@ def music_spectrum(
     -------
     Spectrum or tensor
         As :func:`mvdr_spectrum`, dimensionless, >= 1. Its peaks have no floor: at an exact null their height is set by
-        rounding and by the interpolation error of the method. Not differentiable.
+        rounding and by the interpolation error of the method.
 
     Raises
     ------
@@ -228,10 +170,8 @@ def music_spectrum(
     R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986.
     """
     checks.check_array(array)
-    if not isinstance(n_sources, int) or not 1 <= n_sources < array.n_elements:
-        raise ValueError(f"n_sources must be an integer in 1 .. N - 1 = {array.n_elements - 1}, got {n_sources!r}")
     shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
-    return _spectrum(register.music_op, R, "R", (n_sources,), *shared)
+    return _of_form(partial(QuadraticForm.music, n_sources=n_sources), R, *shared)
 
 
 def bartlett_spectrum(
@@ -257,7 +197,7 @@ def bartlett_spectrum(
     Returns
     -------
     Spectrum or tensor
-        As :func:`mvdr_spectrum`. Not differentiable; :func:`analysis` is.
+        As :func:`mvdr_spectrum`.
 
     Raises
     ------
@@ -269,19 +209,41 @@ def bartlett_spectrum(
     H. Krim, M. Viberg, "Two decades of array signal processing research: the parametric approach", IEEE Signal Process.
     Mag. 13, 1996.
     """
-    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
-    return _spectrum(register.bartlett_op, R, "R", (), *shared)
+    return _of_form(QuadraticForm.bartlett, R, array, grid, wavefront, method, reduce, byte_budget, precision)
+
+
+def _of_form(
+    make: Callable[[Tensor], QuadraticForm],
+    R: Any,
+    array: PlanarArray,
+    grid: SearchGrid,
+    wavefront: str,
+    method: str,
+    reduce: str,
+    byte_budget: int | None,
+    precision: str,
+) -> Any:
+    """Spectrum of the form that is made of R, with the batch axis or without."""
+    checks.check_array(array)
+    covariance = checks.as_complex(R, "R")
+    checks.check_matrix(covariance, "R", array.n_elements, square=True)
+    how: dict[str, Any] = {"wavefront": wavefront, "method": method, "reduce": reduce}
+    how |= {"byte_budget": byte_budget, "precision": precision}
+    if covariance.ndim == 3:
+        return make(covariance).spectrum(array, grid, **how)
+    found = make(covariance[None]).spectrum(array, grid, **how)
+    return found[0] if reduce == "none" else Spectrum(*(field[0] for field in found))
 
 
 def _points_of(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
     """Axes and whether they span a box; a list of points is checked here."""
     if isinstance(grid_or_points, SearchGrid):
-        return _axes(grid_or_points), True
-    if not isinstance(grid_or_points, Tensor):
+        return axes_of(grid_or_points), True
+    points = checks.as_tensor(grid_or_points)
+    if not isinstance(points, Tensor):
         raise TypeError(
-            f"grid_or_points must be a SearchGrid or a real tensor of shape (G, 3), got {type(grid_or_points).__name__}"
+            f"grid_or_points must be a SearchGrid or a real tensor of shape (G, 3), got {type(points).__name__}"
         )
-    points = grid_or_points
     if points.is_complex() or not points.is_floating_point():
         raise TypeError(f"grid_or_points must be a real floating-point tensor, got {points.dtype}")
     if points.ndim != 2 or points.shape[1] != 3:
@@ -349,12 +311,13 @@ def analysis(
     """
     checks.check_array(array)
     budget = byte_budget_of(wavefront, method, byte_budget, precision)
-    checks.check_complex(W_or_Q, "W_or_Q")
-    is_factor = W_or_Q.shape[-1] != W_or_Q.shape[-2] if factored is None and W_or_Q.ndim >= 2 else bool(factored)
-    checks.check_matrix(W_or_Q, "W_or_Q", array.n_elements, square=not is_factor)
+    matrix = checks.as_complex(W_or_Q, "W_or_Q")
+    is_factor = matrix.shape[-1] != matrix.shape[-2] if factored is None and matrix.ndim >= 2 else bool(factored)
+    checks.check_matrix(matrix, "W_or_Q", array.n_elements, square=not is_factor)
     box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)
-    batched = W_or_Q.ndim == 3
-    result = register.analysis_op(W_or_Q if batched else W_or_Q[None], is_factor, box, *geometry)
+    batched = matrix.ndim == 3
+    how = (None, is_factor, "linear", True, box, "analysis", None, False)
+    result, _ = register.analysis_op(matrix if batched else matrix[None], *how, *geometry)
     return result if batched else result[0]
 
 
@@ -394,6 +357,7 @@ def synthesis(
     """
     checks.check_array(array)
     budget = byte_budget_of(wavefront, method, byte_budget, precision)
+    p = checks.as_tensor(p)
     if not isinstance(p, Tensor) or p.dtype not in (torch.float32, torch.float64):
         came = p.dtype if isinstance(p, Tensor) else type(p).__name__
         raise TypeError(f"p must be a float32 or float64 tensor, got {came}")
@@ -408,5 +372,5 @@ def synthesis(
     weights = p if batched else p[None]
     if dtype is not None:
         weights = weights.to(dtype.to_real())
-    result = register.synthesis_op(weights, box, *geometry)
+    result = register.synthesis_op(weights, None, box, "synthesis", None, *geometry)
     return result if batched else result[0]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,18 @@ def check_option(value: Any, name: str, allowed: Sequence[str]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
+def as_loading(loading: Any, minimum_open: bool) -> Tensor:
+    """``loading`` as a float64 tensor without axes: a finite number, >= 0 or > 0, or a tensor of one, learnable."""
+    if isinstance(loading, Tensor):
+        if loading.numel() != 1 or not loading.is_floating_point():
+            raise TypeError(f"loading must be a number or one real value, got {loading.dtype} {tuple(loading.shape)}")
+        if not torch.compiler.is_compiling():
+            check_loading(float(loading.detach()), minimum_open)
+        return loading.reshape(())
+    check_loading(loading, minimum_open)
+    return torch.tensor(loading, dtype=torch.float64, device="cpu")
+
+
 def check_loading(loading: Any, minimum_open: bool) -> None:
     """``loading`` is a finite number, >= 0 or > 0."""
     if not isinstance(loading, int | float) or isinstance(loading, bool):
@@ -46,15 +59,23 @@ def check_loading(loading: Any, minimum_open: bool) -> None:
         raise ValueError(f"loading must be finite and {bound} (delta = loading * trace(R)/N), got {loading!r}")
 
 
-def check_complex(value: Any, name: str) -> None:
-    """``value`` is a complex64 or complex128 tensor on a device that the operators compute on."""
-    if not isinstance(value, Tensor):
-        raise TypeError(f"{name} must be a torch tensor, got {type(value).__name__}; use torch.as_tensor")
-    if value.dtype not in (torch.complex64, torch.complex128):
+def as_tensor(value: Any) -> Any:
+    """``value``, as a tensor if it is a numpy array."""
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def as_complex(value: Any, name: str) -> Tensor:
+    """``value`` as a complex64 or complex128 tensor on a device that the operators compute on; numpy's are taken."""
+    tensor = as_tensor(value)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch tensor or a numpy array, got {type(value).__name__}")
+    if tensor.dtype not in (torch.complex64, torch.complex128):
         raise TypeError(
-            f"{name} must be complex64 or complex128, got {value.dtype}; convert with {name}.to(torch.complex64)"
+            f"{name} must be complex64 or complex128, got {tensor.dtype}; convert with {name}.to(torch.complex64)"
         )
-    check_device(value, name)
+    check_device(tensor, name)
+    result: Tensor = tensor.resolve_conj()
+    return result
 
 
 def check_device(value: Tensor, name: str) -> None:
@@ -125,3 +146,14 @@ def check_covariance_values(covariance: Tensor, name: str) -> None:
     if bool((trace <= 0).any()):
         scene = int((trace <= 0).nonzero()[0, 0])
         raise ValueError(f"{name} must have a positive trace; trace({name}[{scene}]) = {float(trace[scene]):g}")
+
+
+def check_factor_values(factor: Tensor, name: str) -> None:
+    """Finite, and no scene of zeros.
+
+    factor (B, N, K)
+    """
+    check_finite(factor, name)
+    zero = ~(factor != 0).flatten(1).any(1)
+    if bool(zero.any()):
+        raise ValueError(f"{name}[{int(zero.nonzero()[0, 0])}] is zero: {name} {name}^H must have a positive trace")

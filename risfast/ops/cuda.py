@@ -104,9 +104,10 @@ def device_plan(
     operation: str,
     matrix: Tensor,
     geometry: tuple[Any, ...],
-    loading: float = 0.0,
+    loading: Tensor | float | None = None,
     rank: int | None = None,
     box: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> DevicePlan:
     """Choose the method as on the CPU, among what the kernels can do, and find or make its tables.
 
@@ -117,7 +118,7 @@ def device_plan(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
     domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
-    dtype = matrix.dtype.to_complex()
+    dtype, loading = (dtype or matrix.dtype).to_complex(), 0.0 if loading is None else float(loading)
     request = Request(operation, method, matrix.shape[0], domain.n_elements, rank, dtype, loading, byte_budget)
     chosen = plan_of(domain, request).method
     real = _lag_dtype(operation, dtype, domain.n_elements, loading)
@@ -218,18 +219,17 @@ def _from_points(
     return power.mT, plane.mT
 
 
-def _outer_products(plan: DevicePlan, weights: Tensor, *made: Any) -> Tensor:
-    """sum_g p_g a_g a_g^H of weights, or of a gradient and the (epilogue, power, plane) that ``made`` what it is of.
+def _outer_products(plan: DevicePlan, weights: Tensor, plane: Tensor | None) -> Tensor:
+    """sum_g p_g a_g a_g^H.
 
-    weights (B, G_az, G_el, R), (B, G_az, G_el) or (B, G) -> (B, N, N)
+    weights (B, G_az, G_el, R), (B, G_az, G_el) on the planes (B, G_az, G_el), or (B, G) -> (B, N, N)
     """
     point_weights = kernel_module("weights").PointWeights
     if plan.method == "lag":
-        return kernel_module("lag_adjoint").lag_synthesis(point_weights(weights, *made), plan.lag)
+        return kernel_module("lag_adjoint").lag_synthesis(point_weights(weights, plane=plane), plan.lag)
     if plan.domain.box:  # elevation is the outer axis of its tables
-        weights = weights.transpose(1, 2)
-        made = tuple(t.transpose(1, 2) if isinstance(t, Tensor) else t for t in made)
-    given = point_weights(weights, *made)
+        weights, plane = weights.transpose(1, 2), None if plane is None else plane.transpose(1, 2)
+    given = point_weights(weights, plane=plane)
     if plan.method == "chebyshev":
         at_nodes = kernel_module("interpolate_adjoint").interpolate_adjoint(
             given, plan.elevation, plan.azimuth, planes=plan.points.shape[2], precision=plan.precision
@@ -246,13 +246,13 @@ def _finished(result: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Tensor, Te
 # --- Capon ------------------------------------------------------------------------------------------------------------
 
 
-def capon_cuda(covariance: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+def capon_cuda(covariance: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """Capon power of R: (map, plane), or (volume, empty).
 
     covariance (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
     if checks_values(covariance.device):
-        spectra.loaded_cholesky(covariance, loading)
+        spectra.loaded_cholesky(covariance, float(loading))
     plan = device_plan("mvdr", covariance, geometry, loading)
     n = plan.domain.n_elements
     if plan.method == "lag":
@@ -263,27 +263,7 @@ def capon_cuda(covariance: Tensor, loading: float, volume: bool, *geometry: Any)
     return from_factor(plan, factor, Epilogue("reciprocal", scale_for(factor, n)), volume, triangular=True)
 
 
-def capon_backward_cuda(
-    grad: Tensor, covariance: Tensor, power: Tensor, plane: Tensor, loading: float, *geometry: Any
-) -> Tensor:
-    """Gradient of :func:`capon_cuda` with respect to R.
-
-    covariance (B, N, N), plane (B, G_az, G_el)
-    """
-    plan = device_plan("mvdr", covariance, geometry, loading)
-    inverse = operands.loaded_inverse(covariance, loading)
-    return _capon_gradient(plan, grad, power, plane, inverse, loading).to(covariance.dtype)
-
-
-def _capon_gradient(
-    plan: DevicePlan, grad: Tensor, power: Tensor, plane: Tensor, inverse: Tensor, loading: float
-) -> Tensor:
-    epilogue = Epilogue("reciprocal", _filled(power, plan.domain.n_elements))
-    by_inverse = _outer_products(plan, grad, epilogue, power, plane if plane.numel() else None)
-    return spectra.capon_gradient(-by_inverse, inverse, loading)  # dR^-1 = -R^-1 dR R^-1
-
-
-def capon_lowrank_cuda(factor: Tensor, loading: float, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
+def capon_lowrank_cuda(factor: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
     """Capon power of R = F F^H, as :func:`capon_cuda`.
 
     factor (B, N, K)
@@ -302,93 +282,84 @@ def capon_lowrank_cuda(factor: Tensor, loading: float, volume: bool, *geometry: 
     return from_residual(plan, pair, Epilogue("reciprocal", scale_for(pair[0], n) * delta), volume)
 
 
-def capon_lowrank_backward_cuda(
-    grad: Tensor, factor: Tensor, power: Tensor, plane: Tensor, loading: float, *geometry: Any
-) -> Tensor:
-    """Gradient of :func:`capon_lowrank_cuda` with respect to F: 2 G F with G the gradient with respect to F F^H.
+def loaded_inverse_cuda(covariance: Tensor, loading: Tensor) -> Tensor:
+    """(R + delta I)^-1 in complex128.
 
-    factor (B, N, K), plane (B, G_az, G_el)
+    covariance (B, N, N) -> (B, N, N)
     """
-    plan = device_plan("mvdr_lowrank", factor, geometry, loading, factor.shape[2])
-    inverse = spectra.woodbury_inverse(factor, spectra.lowrank_delta(factor, loading))
-    gradient = _capon_gradient(plan, grad, power, plane, inverse, loading)
-    return (2 * gradient @ factor.to(gradient.dtype)).to(factor.dtype)
-
-
-# --- Bartlett and MUSIC -----------------------------------------------------------------------------------------------
-
-
-def bartlett_cuda(covariance: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """a^H R a / N^2, as :func:`capon_cuda`.
-
-    covariance (B, N, N)
-    """
-    plan = device_plan("bartlett", covariance, geometry)
-    shift = operands.rounding_shift(covariance)
-    return _quadratic_form(plan, covariance, shift, plan.domain.n_elements**-2.0, volume)
-
-
-def _quadratic_form(
-    plan: DevicePlan, matrix: Tensor, shift: Tensor, scale: float, volume: bool
-) -> tuple[Tensor, Tensor]:
-    """Values scale * a^H Q a of Hermitian Q [B, N, N], which ``shift`` [B] makes definite."""
-    if plan.method == "lag":
-        hermitian = (matrix + adjoint_of(matrix)) / 2
-        epilogue = Epilogue("linear", scale_for(shift[:, None, None], scale))
-        return _finished(from_matrix(plan, hermitian, epilogue, volume), matrix)
-    factor = operands.definite_factor(matrix, shift)
-    power, plane = from_factor(plan, factor, Epilogue("linear", scale_for(factor, scale)), volume, triangular=True)
-    excess = (scale * plan.domain.n_elements * shift).to(power.dtype)
-    return power - excess.reshape(-1, *[1] * (power.ndim - 1)), plane
-
-
-def music_cuda(covariance: Tensor, n_sources: int, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    """N / (N - ||U^H a||^2), U the leading eigenvectors of R, as :func:`capon_cuda`.
-
-    covariance (B, N, N)
-    """
-    # The eigenvectors come from torch, which waits for the host: this one cannot be captured in a CUDA graph.
-    plan = device_plan("music", covariance, geometry, rank=n_sources)
-    vectors = torch.linalg.eigh(covariance.to(torch.complex128)).eigenvectors
-    signal = vectors[..., -n_sources:]
-    n = plan.domain.n_elements
-    if plan.method == "lag":
-        epilogue = Epilogue("complement", _filled(covariance, n), n)
-        return _finished(from_matrix(plan, signal @ adjoint_of(signal), epilogue, volume), covariance)
-    if n_sources > kernel_module("lowrank").MOST_COLUMNS:
-        noise = vectors[..., : n - n_sources].to(torch.complex64)
-        power, plane = from_factor(plan, noise, Epilogue("reciprocal", scale_for(noise, n)), volume)
-    else:
-        pair = (signal.to(torch.complex64),) * 2
-        power, plane = from_residual(plan, pair, Epilogue("reciprocal", scale_for(pair[0], n)), volume)
-    return power.clamp_max(_HIGHEST_MUSIC), plane
+    return operands.loaded_inverse(covariance, loading)
 
 
 # --- Analysis and synthesis -------------------------------------------------------------------------------------------
 
 
-def analysis_cuda(matrix: Tensor, factored: bool, box: bool, *geometry: Any) -> Tensor:
-    """a^H Q a of Hermitian Q, or ||W^H a||^2.
+def analysis_cuda(
+    matrix: Tensor,
+    scale: Tensor | None,
+    factored: bool,
+    form: str,
+    volume: bool,
+    box: bool,
+    operation: str,
+    loading: Tensor | None,
+    single: bool,
+    *geometry: Any,
+) -> tuple[Tensor, Tensor]:
+    """a^H Q a of Hermitian Q, or ||W^H a||^2, and its epilogue, as :func:`capon_cuda`.
 
-    matrix (B, N, N) or (B, N, K) -> (B, G_az, G_el, G_r)
+    matrix (B, N, N) or (B, N, K), scale (B,)
     """
-    plan = device_plan("analysis", matrix, geometry, rank=matrix.shape[2] if factored else None, box=box)
-    if not factored:
-        return _quadratic_form(plan, matrix, operands.frobenius_shift(matrix), 1.0, True)[0]
-    epilogue = Epilogue("linear", _filled(matrix, 1.0))
+    dtype = torch.complex64 if single else matrix.dtype
+    plan = device_plan(operation, matrix, geometry, loading, matrix.shape[2] if factored else None, box, dtype)
+    n, real = plan.domain.n_elements, dtype.to_real()
+    scales = _filled(matrix, 1.0) if scale is None else scale.double()
     if plan.method == "lag":
         double = matrix.to(torch.complex128)
-        return _finished(from_matrix(plan, double @ adjoint_of(double), epilogue, True), matrix)[0]
-    return from_factor(plan, matrix, epilogue, True)[0]
+        whole = double @ adjoint_of(double) if factored else (double + adjoint_of(double)) / 2
+        scales = scales * scale_for(whole, 1.0)
+        power, plane = from_matrix(plan, whole, Epilogue(form, scales, n), volume)
+        return power.to(real), plane
+    if operation == "music":
+        power, plane = _music(plan, matrix, scales, volume)
+        return power.clamp_max(_HIGHEST_MUSIC), plane
+    if form == "complement":  # N - a^H Q a is the form of I - Q
+        double = matrix.to(torch.complex128)
+        whole = double @ adjoint_of(double) if factored else double
+        matrix, factored, form = torch.eye(n, dtype=whole.dtype, device=whole.device) - whole, False, "reciprocal"
+    if factored or form == "reciprocal":
+        factor = matrix if factored else operands.definite_factor(matrix, _filled(matrix, 0.0))
+        scales = scales * scale_for(factor, 1.0)
+        return from_factor(plan, factor.to(torch.complex64), Epilogue(form, scales), volume, triangular=not factored)
+    shift = (operands.rounding_shift if operation == "bartlett" else operands.frobenius_shift)(matrix)
+    factor = operands.definite_factor(matrix, shift)
+    scales = scales * scale_for(factor, 1.0)
+    power, plane = from_factor(plan, factor, Epilogue("linear", scales), volume, triangular=True)
+    excess = (scales * n * shift).to(power.dtype)
+    return power - excess.reshape(-1, *[1] * (power.ndim - 1)), plane
 
 
-def synthesis_cuda(weights: Tensor, box: bool, *geometry: Any) -> Tensor:
-    """sum_g p_g a_g a_g^H.
+def _music(plan: DevicePlan, signal: Tensor, scale: Tensor, volume: bool) -> tuple[Tensor, Tensor]:
+    """From an orthonormal basis of the signal subspace, without the difference N - ||U^H a||^2, which cancels.
 
-    weights (B, G_az, G_el, G_r) or (B, G) -> (B, N, N)
+    signal (B, N, K)
     """
-    plan = device_plan("synthesis", weights, geometry, box=box)
-    return _outer_products(plan, weights).to(weights.dtype.to_complex())
+    epilogue, k = Epilogue("reciprocal", scale * scale_for(signal, 1.0)), signal.shape[2]
+    if k > kernel_module("lowrank").MOST_COLUMNS:
+        noise = torch.linalg.qr(signal, mode="complete").Q[..., k:]
+        return from_factor(plan, noise.to(torch.complex64), epilogue, volume)
+    return from_residual(plan, (signal.to(torch.complex64),) * 2, epilogue, volume)
+
+
+def synthesis_cuda(
+    weights: Tensor, plane: Tensor | None, box: bool, operation: str, loading: Tensor | None, *geometry: Any
+) -> Tensor:
+    """sum_g p_g a_g a_g^H; with ``plane``, of points on those range planes alone.
+
+    weights (B, G_az, G_el, G_r), (B, G_az, G_el) or (B, G) -> (B, N, N)
+    """
+    plan = device_plan(operation, weights, geometry, loading, box=box)
+    own = operation in ("analysis", "synthesis")
+    return _outer_products(plan, weights, plane).to(weights.dtype.to_complex() if own else torch.complex128)
 
 
 # --- Maxima, suppression and search -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from risfast.ops.domain import adjoint_of
 from risfast.ops.spectra import poisoned
 
 
-def _delta(covariance: Tensor, loading: float) -> Tensor:
+def _delta(covariance: Tensor, loading: Tensor | float) -> Tensor:
     """Loading of each scene, float64 [B]; NaN where the trace is not positive."""
     mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
     return torch.where(mean > 0, loading * mean, torch.nan)
@@ -24,7 +24,7 @@ def _inverse_dtype(precision: str | None) -> torch.dtype:
     return torch.float32 if precision == "tf32" else torch.float64
 
 
-def loaded_factor(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
+def loaded_factor(covariance: Tensor, loading: Tensor | float, precision: str | None = None) -> Tensor:
     """W = L^-H of R + delta I = L L^H.
 
     covariance (B, N, N) -> (B, N, N)
@@ -47,7 +47,7 @@ def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = No
     return poisoned(adjoint_of(inverse), info).to(torch.complex64)
 
 
-def loaded_inverse(covariance: Tensor, loading: float, precision: str | None = None) -> Tensor:
+def loaded_inverse(covariance: Tensor, loading: Tensor | float, precision: str | None = None) -> Tensor:
     """(R + delta I)^-1.
 
     covariance (B, N, N) -> (B, N, N)

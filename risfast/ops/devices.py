@@ -55,6 +55,10 @@ def kernel_module(name: str) -> Any:
         ) from error
 
 
+# The low-level interface: the wrapper of ``torch.library.custom_op`` imports the compiler with the first call.
+_LIBRARY = torch.library.Library("risfast", "DEF")
+
+
 def define(
     name: str,
     plain: Callable[..., Any],
@@ -65,22 +69,28 @@ def define(
     check: Callable[..., None] | None = None,
     cpu: Callable[..., Any] | None = None,
     batched: int = 0,
+    backward: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
 ) -> Any:
     """Register ``risfast::<name>``: plain torch (a GPU's too, without kernels), the kernels of a GPU, and its fake.
 
     ``schema`` is read off ``plain`` if not given; ``check`` looks at values before the work; ``cpu`` is a faster
-    implementation for the CPU; the first ``batched`` arguments have a batch that ``torch.vmap`` may extend.
+    implementation for the CPU; the first ``batched`` arguments have a batch that ``torch.vmap`` may extend;
+    ``backward`` is the gradient from what ``save`` kept, and without it there is none.
     """
 
+    # The products of a body are kept in their precision where autocast is on.
     def on_any(first: Tensor, *args: Any) -> Any:
-        if check is not None:
-            check(first, *args)
-        return plain(first, *args)
+        with torch.autocast(first.device.type, enabled=False):
+            if check is not None:
+                check(first, *args)
+            return plain(first, *args)
 
     def by_kernels(first: Tensor, *args: Any) -> Any:
-        if check is not None and checks_values(first.device):
-            check(first, *args)
-        return kernels(first, *args)
+        with torch.autocast(first.device.type, enabled=False):
+            if check is not None and checks_values(first.device):
+                check(first, *args)
+            return kernels(first, *args)
 
     def on_gpu(first: Tensor, *args: Any) -> Any:
         if triton_mode() != "0":
@@ -88,18 +98,16 @@ def define(
         with torch.device(first.device):
             return on_any(first, *args)
 
+    qualified = f"risfast::{name}"
     schema = schema or torch.library.infer_schema(plain, mutates_args=())
-    op = torch.library.custom_op(
-        f"risfast::{name}", on_any, mutates_args=(), device_types=None if cpu else "cpu", schema=schema
-    )
-    op.register_fake(fake)
-    op.register_kernel("cuda", on_gpu)
-    if triton_mode() == "interpret":
-        op.register_kernel("cpu", by_kernels)
-    elif cpu is not None:
-        op.register_kernel("cpu", cpu)
+    _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, by_kernels if triton_mode() == "interpret" else cpu or on_any, "CPU")
+    _LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    torch.library.register_autograd(qualified, backward, setup_context=save, lib=_LIBRARY)  # type: ignore[arg-type]
+    op = getattr(torch.ops.risfast, name).default
     if batched:
-        op.register_vmap(_vmap_rule(op, batched))
+        torch.library.register_vmap(qualified, _vmap_rule(op, batched), lib=_LIBRARY)
     return op
 
 
@@ -109,13 +117,16 @@ def _vmap_rule(op: Any, batched: int) -> Callable[..., Any]:
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         if any(dim is not None for dim in tree_leaves(in_dims[batched:])):
             raise ValueError("vmap over risfast operators maps the matrix argument only; the geometry is shared")
-        merged = []
+        merged: list[Tensor | None] = []
         for tensor, dim in zip(args[:batched], in_dims, strict=False):
+            if tensor is None:
+                merged.append(None)
+                continue
             lanes = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
             merged.append(lanes.flatten(0, 1))
         results = op(*merged, *args[batched:])
         several = results if isinstance(results, tuple) else (results,)
-        size = len(merged[0])
+        size = len(merged[0])  # type: ignore[arg-type]  # the first is never left out
         # The planes of a volume are empty, and the same for all.
         dims = tuple(0 if len(t) == size else None for t in several)
         split = tuple(t.unflatten(0, (info.batch_size, -1)) if len(t) == size else t for t in several)

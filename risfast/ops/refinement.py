@@ -12,41 +12,16 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, direction_cosines
-from risfast.ops import checks, spectra
-from risfast.ops import cuda_operands as operands
+from risfast.ops import checks
 from risfast.ops.cache import constant_on
-from risfast.ops.devices import checks_values, on_host, serves_kernels
+from risfast.ops.devices import checks_values, on_host
+from risfast.ops.form import QuadraticForm
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
 from risfast.steering import WAVEFRONTS, steering_phase
 
 
-class QuadraticForm(NamedTuple):
-    """The form that the Capon power divides by: scale / (a^H Q a), or scale / (N - ||W^H a||^2) where ``factored``."""
-
-    # It does not depend on the scale of the covariance, so that no scale leaves the range of float32.
-
-    matrix: Tensor  # (B, N, N) Q, or W
-    factored: bool  # Which of the two
-    scale: Tensor  # (B, 1) N times the mean power of an element, or N delta
-
-
-def denominator(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
-    """The form of a covariance or of a factor, with the checks of :func:`risfast.ops.refinement.refine_peaks`.
-
-    matrix (B, N, N) or (B, N, K)
-    """
-    n = matrix.shape[-2]
-    if checks_values(matrix.device):
-        (checks.check_finite if factored else checks.check_covariance_values)(matrix, "matrix")
-    if factored:
-        delta = spectra.lowrank_delta(matrix, loading)
-        return QuadraticForm(spectra.woodbury_factor(matrix, delta), True, n * delta[:, None])
-    mean = matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
-    if serves_kernels(matrix):
-        inverse = operands.loaded_inverse(matrix, loading)
-    else:
-        inverse = spectra.capon_operand(matrix, loading).matrix
-    return QuadraticForm(inverse * mean[:, None, None], False, n * mean[:, None])
+def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
+    return (QuadraticForm.capon_lowrank if factored else QuadraticForm.capon)(matrix, loading)
 
 
 SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
@@ -304,7 +279,7 @@ def walk_torch(
     point = torch.empty_like(start, memory_format=torch.contiguous_format)
     low, high = low.to(start.device), high.to(start.device)
     geometry = (positions.float().to(start.device), wavenumber, wavefront)
-    step = torch.tensor(spacing).expand(start.shape[1], 3)
+    step = torch.tensor(spacing, dtype=torch.float32).expand(start.shape[1], 3)
     for scene in range(start.shape[0]):
         m = matrix[scene].to(torch.complex64)
         box = (low.float()[None], high.float()[None])
@@ -333,7 +308,7 @@ def walk_peaks(
     # A near-field source between two range planes shows up on them at angles several degrees off. The denominator of
     # the Capon power is smooth over a radian of phase, so a few Newton steps of that size lead from there to the
     # source.
-    return walk_from(denominator(matrix, factored, loading), array, position, low, high, wavefront, circle_from)
+    return walk_from(_form_of(matrix, factored, loading), array, position, low, high, wavefront, circle_from)
 
 
 def walk_from(
@@ -418,7 +393,7 @@ def refine_peaks(
     checks.check_array(array)
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_loading(loading, minimum_open=factored)
-    checks.check_complex(matrix, "matrix")
+    matrix = checks.as_complex(matrix, "matrix")
     checks.check_matrix(matrix, "matrix", array.n_elements, square=not factored)
     for name, corner in (("low", low), ("high", high)):
         if corner.ndim != 3 or corner.shape[2] != 3 or corner.shape[0] != matrix.shape[0]:
@@ -435,7 +410,7 @@ def refine_peaks(
         raise ValueError("low and high must be finite (a range may be +inf), with low <= high and ranges > 0")
     if len(points) != 3 or min(points) < 1:
         raise ValueError(f"points must be three counts of at least 1, got {points}")
-    form = denominator(matrix, factored, loading)
+    form = _form_of(matrix, factored, loading)
     return refine_from(form, array, low, high, wavefront, points, circle_from=circle_from)
 
 
@@ -456,4 +431,6 @@ def refine_from(
     geometry = (array.positions_m, array.wavenumber, wavefront)
     position, value = torch.ops.risfast.refine(form.matrix, form.factored, *box, *geometry, widest)
     # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
-    return Refined(_wrapped(position, circle_from), form.scale / value.clamp_min(math.ldexp(array.n_elements, -50)))
+    return Refined(
+        _wrapped(position, circle_from), form.scale[:, None] / value.clamp_min(math.ldexp(array.n_elements, -50))
+    )

@@ -88,7 +88,7 @@ def mean_power(factor: Tensor) -> Tensor:
     return torch.view_as_real(factor.resolve_conj()).double().square().sum((1, 2, 3)) / factor.shape[1]
 
 
-def lowrank_delta(factor: Tensor, loading: float) -> Tensor:
+def lowrank_delta(factor: Tensor, loading: Tensor | float) -> Tensor:
     """Loading of F F^H in its own unit; NaN where F is zero.
 
     factor (B, N, K) -> (B,)
@@ -118,6 +118,32 @@ def woodbury_inverse(factor: Tensor, delta: Tensor) -> Tensor:
     w = woodbury_factor(factor, delta)
     eye = torch.eye(factor.shape[1], dtype=w.dtype, device=w.device)
     return (eye - w @ adjoint_of(w)) / delta[:, None, None]
+
+
+def signal_subspace(covariance: Tensor, n_sources: int) -> Tensor:
+    """Orthonormal basis of the leading eigenvectors, with first and second derivatives where eigenvalues coincide.
+
+    covariance (B, N, N) -> (B, N, n_sources)
+    """
+    # It stays in complex128: rounding it to float32 would bury the nulls.
+    values, vectors = torch.ops.risfast.eigenbasis(covariance.detach())
+    noise, signal = vectors[..., :-n_sources], vectors[..., -n_sources:]
+    if not (torch.is_grad_enabled() and covariance.requires_grad):
+        return signal
+    r = (covariance + adjoint_of(covariance)).to(torch.complex128) / 2
+    # In the basis of the eigenvectors, which is held, the subspace is [I; X] with X the root 0 of a Riccati equation.
+    # Two steps of its fixed point are exact to the second order, and eigenvalues on one side never meet each other:
+    # G. W. Stewart, "Error and perturbation bounds for subspaces associated with certain eigenvalue problems", SIAM
+    # Review 15, 1973.
+    gap = values[:, None, -n_sources:] - values[:, :-n_sources, None]
+    cross = adjoint_of(noise) @ r @ signal
+    above = adjoint_of(signal) @ r @ signal - torch.diag_embed(values[:, -n_sources:]).to(r.dtype)
+    below = adjoint_of(noise) @ r @ noise - torch.diag_embed(values[:, :-n_sources]).to(r.dtype)
+    first = cross / gap
+    moved = (cross + below @ first - first @ above) / gap
+    basis = signal + noise @ moved
+    lower = torch.linalg.cholesky_ex(adjoint_of(basis) @ basis).L
+    return adjoint_of(torch.linalg.solve_triangular(lower, adjoint_of(basis), upper=False))
 
 
 def poisoned(matrix: Tensor, info: Tensor) -> Tensor:
@@ -224,20 +250,6 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue:
             for place, q in zip(tile.places, tile.q.chunk(len(tile.places)), strict=True):
                 planes[start:stop, :, place.azimuth, place.elevation] = place.oriented(epilogue.power(q, start, stop))
     return planes.permute(0, 2, 3, 1) if len(plan.shape) == 3 else planes.reshape(plan.batch, -1)
-
-
-def capon_gradient(outer: Tensor, inverse: Tensor, loading: float) -> Tensor:
-    """Gradient of sum_g w'_g P_g with respect to R, from sum_g w_g a_g a_g^H with w_g = w'_g P_g^2 / N.
-
-    outer, inverse (b, N, N) -> (b, N, N)
-    """
-    # dP = (P^2 / N) v^H dR v with v = (R + delta I)^-1 a, so G = (R + delta I)^-1 [sum_g w_g a a^H] (R + delta I)^-1,
-    # and the loading adds loading tr(G)/N I.
-    gradient = inverse @ outer.to(inverse.dtype) @ inverse
-    n = inverse.shape[-1]
-    trace = gradient.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    shift = (loading / n * trace)[:, None, None] * torch.eye(n, dtype=inverse.dtype, device=inverse.device)
-    return (gradient + adjoint_of(gradient)) / 2 + shift
 
 
 def plane_weights(weights: Tensor, plane: Tensor, n_planes: int) -> Tensor:

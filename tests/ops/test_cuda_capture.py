@@ -32,13 +32,13 @@ from risfast.ops import (  # noqa: E402
     analysis,
     bartlett_spectrum,
     clear_plans,
+    form,
     lag,
     local_maxima_3d,
     music_spectrum,
     mvdr_spectrum,
     mvdr_spectrum_lowrank,
     nms_3d,
-    refinement,
     register,
     spectra,
     synthesis,
@@ -54,11 +54,9 @@ LOPSIDED = SearchGrid(
 CASES = [("spherical", "dense"), ("spherical", "chebyshev"), ("fresnel", "lag")]
 IMPLEMENTATIONS = {
     "risfast::capon": gpu.capon_cuda,
-    "risfast::capon_backward": gpu.capon_backward_cuda,
     "risfast::capon_lowrank": gpu.capon_lowrank_cuda,
-    "risfast::capon_lowrank_backward": gpu.capon_lowrank_backward_cuda,
-    "risfast::bartlett": gpu.bartlett_cuda,
-    "risfast::music": gpu.music_cuda,
+    "risfast::loaded_inverse": gpu.loaded_inverse_cuda,
+    "risfast::eigenbasis": register.eigenbasis_torch,
     "risfast::analysis": gpu.analysis_cuda,
     "risfast::synthesis": gpu.synthesis_cuda,
     "risfast::local_maxima_3d": gpu.local_maxima_3d_cuda,
@@ -144,7 +142,7 @@ def gpu_without_values(monkeypatch, launched):
 
     monkeypatch.setattr(triton.runtime.jit.JITFunction, "run", launch)
     monkeypatch.setattr(importlib.import_module("triton.runtime.interpreter").InterpretedFunction, "run", launch)
-    for module in (register, refinement, spectra):
+    for module in (form, register, spectra):
         monkeypatch.setattr(module, "serves_kernels", on_device)
 
     def run(call):
@@ -204,9 +202,7 @@ def test_gradients_do_not_wait(gpu_without_values, operator, wavefront, method, 
             power.sum().backward()
         assert matrix.grad.shape == matrix.shape
 
-    assert "risfast::capon" + ("_lowrank" if operator is mvdr_spectrum_lowrank else "") + "_backward" in (
-        gpu_without_values(call)
-    )
+    assert "risfast::synthesis" in gpu_without_values(call)
 
 
 def test_music_waits_for_its_eigenvectors_and_for_nothing_else(gpu_without_values, monkeypatch):
@@ -243,8 +239,9 @@ def test_detection_does_not_wait_from_the_covariance_to_its_fixed_outputs(
         assert found.number.shape == (3,)
 
     served = gpu_without_values(call)
-    spectrum = "risfast::capon_lowrank" if factored else "risfast::capon"
-    assert served == [spectrum, "risfast::local_maxima_3d", "risfast::walk", "risfast::refine", "risfast::nms_3d"]
+    form = ["risfast::capon_lowrank"] if factored else ["risfast::loaded_inverse", "risfast::capon"]
+    rest = ["risfast::local_maxima_3d", "risfast::walk", "risfast::refine", "risfast::nms_3d"]
+    assert served == form + rest
 
 
 def test_the_harness_sees_a_wait(gpu_without_values):
@@ -258,14 +255,12 @@ def test_the_harness_sees_a_wait(gpu_without_values):
 
 PLAIN = {
     "risfast::capon": register.capon_torch,
-    "risfast::capon_backward": register.capon_backward_torch,
     "risfast::capon_lowrank": register.capon_lowrank_torch,
-    "risfast::capon_lowrank_backward": register.capon_lowrank_backward_torch,
-    "risfast::bartlett": register.bartlett_torch,
-    "risfast::music": register.music_torch,
+    "risfast::loaded_inverse": register.loaded_inverse_torch,
+    "risfast::eigenbasis": register.eigenbasis_torch,
     "risfast::analysis": register.analysis_torch,
     "risfast::synthesis": register.synthesis_torch,
-    "risfast::walk": refinement.walk_torch,
+    "risfast::walk": register.walk_torch,
 }
 
 
