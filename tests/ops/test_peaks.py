@@ -53,7 +53,19 @@ def brute_force_maxima(scene, window, k, threshold=None):
     return [place for _, place in kept[:k]], [-negative for negative, _ in kept[:k]]
 
 
-def brute_force_nms(position, score, separation, k, wrap=False):
+def azimuth_on_sphere(one, other):
+    """Angle that two azimuths are apart on the sphere: of haversine cos el cos el' hav(az - az')."""
+    haversine = math.cos(one[1]) * math.cos(other[1]) * math.sin((one[0] - other[0]) / 2) ** 2
+    return 2 * math.asin(min(math.sqrt(max(haversine, 0.0)), 1.0))
+
+
+def great_circle(one, other):
+    """Angle between two directions, by their unit vectors."""
+    u, v = (np.array([math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e)]) for a, e, *_ in (one, other))
+    return math.atan2(float(np.linalg.norm(np.cross(u, v))), float(u @ v))
+
+
+def brute_force_nms(position, score, separation, k, on_sphere=False):
     """Kept indices of one scene, by loops over candidates in falling order."""
     kept = []
     for i in sorted(range(len(score)), key=lambda i: (-score[i], i)):
@@ -61,8 +73,8 @@ def brute_force_nms(position, score, separation, k, wrap=False):
             continue
         for j in kept:
             difference = [abs(position[i][c] - position[j][c]) for c in range(3)]
-            if wrap:
-                difference[0] = min(abs(position[i][0] - position[j][0] + turn * 2 * math.pi) for turn in range(-9, 10))
+            if on_sphere:
+                difference[0] = azimuth_on_sphere(position[i], position[j])
             if all(d <= s for d, s in zip(difference, separation, strict=True)):
                 break
         else:
@@ -78,12 +90,12 @@ def reference(volume, window, k, threshold=None):
     return Peaks(*local_maxima_3d_reference(volume, window, k, threshold))
 
 
-def fast_nms(position, score, separation, k, wrap=False):
-    return nms_3d(position, score, separation=separation, k=k, wrap_azimuth=wrap)
+def fast_nms(position, score, separation, k, on_sphere=False):
+    return nms_3d(position, score, separation=separation, k=k, on_sphere=on_sphere)
 
 
-def reference_nms(position, score, separation, k, wrap=False):
-    return Kept(*nms_3d_reference(position, score, separation, k, wrap))
+def reference_nms(position, score, separation, k, on_sphere=False):
+    return Kept(*nms_3d_reference(position, score, separation, k, on_sphere))
 
 
 both = pytest.mark.parametrize("find", [fast, reference])
@@ -110,6 +122,20 @@ def assert_same(found, expected):
 
 def quantised(shape, levels, seed, dtype=torch.float32):
     return torch.randint(levels, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def candidates_on_sphere(batch, count, seed, dtype=torch.float64):
+    """Directions that crowd at the poles and at the seam, some turns apart, and scores without ties."""
+    generator = torch.Generator().manual_seed(seed)
+    azimuth = torch.rand(batch, count, generator=generator, dtype=torch.float64) * 12 - 6
+    pole = torch.randint(3, (batch, count), generator=generator) - 1
+    elevation = torch.where(pole == 0, 0.3, pole * math.pi / 2) * torch.rand(
+        batch, count, generator=generator, dtype=torch.float64
+    ).pow(0.1)
+    elevation[:, ::7] = elevation[:, ::7].sign() * math.pi / 2
+    r = 1 + torch.rand(batch, count, generator=generator, dtype=torch.float64) * 3
+    score = torch.randperm(batch * count, generator=generator).reshape(batch, count)
+    return torch.stack([azimuth, elevation, r], -1).to(dtype), score.to(dtype)
 
 
 def candidates(batch, count, seed, levels=None, dtype=torch.float32):
@@ -370,9 +396,9 @@ def test_bad_arguments_of_local_maxima_are_named(volume, options, error, message
 # Suppression
 
 
-def assert_is_brute_force_nms(kept, position, score, separation, k, wrap=False):
+def assert_is_brute_force_nms(kept, position, score, separation, k, on_sphere=False):
     for b in range(score.shape[0]):
-        expected = brute_force_nms(position[b].tolist(), score[b].tolist(), separation, k, wrap)
+        expected = brute_force_nms(position[b].tolist(), score[b].tolist(), separation, k, on_sphere)
         assert kept.index[b].tolist() == expected + [-1] * (k - len(expected))
         assert int(kept.count[b]) == len(expected)
 
@@ -438,7 +464,7 @@ def test_equal_scores_keep_the_lowest_index(suppress):
 
 
 @both_nms
-def test_azimuth_wraps_only_when_asked(suppress):
+def test_azimuths_are_measured_round_the_circle_only_on_the_sphere(suppress):
     turn = 2 * math.pi
     position = torch.tensor([[3.1, 0, 1], [-3.1, 0, 1], [3.05 - 3 * turn, 0, 1], [0, 0, 1]], dtype=torch.float64)[None]
     score = torch.tensor([[4.0, 3, 2, 1]])
@@ -447,18 +473,51 @@ def test_azimuth_wraps_only_when_asked(suppress):
 
 
 @both_nms
-def test_elevation_and_range_never_wrap(suppress):
-    position = torch.tensor([[0, 0, 1], [0, 2 * math.pi, 1], [0, 0, 1 + 2 * math.pi]])[None]
+@pytest.mark.parametrize("pole", [math.pi / 2, -math.pi / 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_about_a_pole_are_one(suppress, pole, dtype):
+    azimuth = torch.linspace(-math.pi, math.pi, 17, dtype=torch.float64)
+    for elevation in (pole, pole * (1 - 0.005)):  # at the pole, and on a circle of 0.9 degrees about it
+        position = torch.stack([azimuth, torch.full_like(azimuth, elevation), torch.ones_like(azimuth)], -1)[None]
+        score = torch.arange(17.0)[None]
+        kept = suppress(position.to(dtype), score, (math.radians(2), math.radians(2), 0.5), 17, True)
+        assert kept.index[0, :2].tolist() == [16, -1]
+
+
+@both_nms
+def test_range_and_elevation_do_not_wrap_on_the_sphere(suppress):
+    position = torch.tensor([[0, 0.5, 1], [0, -0.5, 1], [0, 0.5, 1 + 2 * math.pi]])[None]
     assert suppress(position, torch.tensor([[3.0, 2, 1]]), SEPARATION, 3, True).index.tolist() == [[0, 1, 2]]
 
 
 @both_nms
-def test_wrapped_suppression_matches_brute_force(suppress):
-    generator = torch.Generator().manual_seed(2)
-    position = torch.rand(2, 60, 3, generator=generator, dtype=torch.float64) * torch.tensor([12.0, 0.5, 4.0]) - 6
-    score = torch.rand(2, 60, generator=generator)
-    kept = suppress(position, score, (0.4, 0.2, 1.0), 30, True)
-    assert_is_brute_force_nms(kept, position, score, (0.4, 0.2, 1.0), 30, True)
+@pytest.mark.parametrize("separation", [(0.1, 0.1, 1.0), (0.03, 0.2, 5.0), (0.7, 0.05, 0.5), (math.pi, 0.1, math.inf)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_suppression_on_the_sphere_matches_brute_force(suppress, separation, dtype):
+    position, score = candidates_on_sphere(3, 150, 2, dtype)
+    kept = suppress(position, score, separation, 100, True)
+    assert_is_brute_force_nms(kept, position, score, separation, 100, True)
+    assert (kept.count < 100).all()
+
+
+@both_nms
+def test_on_the_sphere_nothing_kept_is_closer_than_the_separation_and_nothing_far_is_dropped(suppress):
+    position, score = candidates_on_sphere(2, 200, 5)
+    angle = 0.1
+    kept = suppress(position, score, (angle, angle, math.inf), 200, True)
+    for b in range(2):
+        places = position[b].tolist()
+        chosen = kept.index[b, : int(kept.count[b])].tolist()
+        assert all(great_circle(places[i], places[j]) > angle for i in chosen for j in chosen if i < j)
+        for i in set(range(200)) - set(chosen):  # the box reaches to its corners
+            assert min(great_circle(places[i], places[j]) for j in chosen) < angle * math.sqrt(2) + 1e-9
+
+
+@both_nms
+def test_on_the_sphere_the_same_place_is_one_where_nothing_else_is(suppress):
+    position = torch.tensor([[0.7, 0.3, 2.0], [0.7, 0.3, 2.0], [0.7, 0.3000001, 2.0]], dtype=torch.float64)[None]
+    kept = suppress(position, torch.tensor([[3.0, 2, 1]]), (0.0, 0.0, 0.0), 3, True)
+    assert kept.index.tolist() == [[0, 2, -1]]
 
 
 @both_nms
@@ -475,7 +534,8 @@ def test_infinite_ranges_are_equal_and_far_from_any_other(suppress, dtype):
     position, score = position[None].to(dtype), torch.tensor([[5.0, 4, 3, 2, 1]])
     assert suppress(position, score, (0.2, 0.2, 1e10), 5).index.tolist() == [[0, 1, 3, 4, -1]]
     assert suppress(position, score, (0.2, 0.2, math.inf), 5).index.tolist() == [[0, 4, -1, -1, -1]]
-    assert suppress(position, score, (0.0, 0.0, 0.0), 5).index.tolist() == [[0, 1, 2, 3, 4]]
+    for on_sphere in (False, True):
+        assert suppress(position, score, (0.0, 0.0, 0.0), 5, on_sphere).index.tolist() == [[0, 1, 2, 3, 4]]
 
 
 @both_nms
@@ -491,9 +551,10 @@ def test_no_scenes_or_no_candidates_give_empty_results(suppress, batch, count):
 def test_absent_candidates_may_stand_anywhere(suppress):
     position = torch.tensor([[[math.nan, 0, 1], [0, 0, 1], [math.inf, 0, -math.inf]], [[math.nan] * 3] * 3])
     score = torch.tensor([[-math.inf, 1, -math.inf], [-math.inf] * 3])
-    kept = suppress(position, score, SEPARATION, 2)
-    assert kept.index.tolist() == [[1, -1], [-1, -1]]
-    assert kept.count.tolist() == [1, 0]
+    for on_sphere in (False, True):
+        kept = suppress(position, score, SEPARATION, 2, on_sphere)
+        assert kept.index.tolist() == [[1, -1], [-1, -1]]
+        assert kept.count.tolist() == [1, 0]
 
 
 def test_candidates_that_are_not_valid_are_absent():
