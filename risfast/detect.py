@@ -111,20 +111,6 @@ class DetectionOptions:
         return self.separation_rad, self.separation_rad, own.range_m / 2
 
 
-def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) -> tuple[Tensor, Tensor]:
-    """Corners [3] of where sources may lie: the region, or the grid and a little beyond its outermost range planes."""
-    az, el, r = grid.azimuth_rad, grid.elevation_rad, grid.range_m
-    if setup is None:
-        near, far = r[0] / options.range_margin, r[-1] * options.range_margin
-        return torch.stack([az[0], el[0], near]), torch.stack([az[-1], el[-1], far])
-    region = setup.region
-    corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
-    low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
-    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
-        low[2] = high[2]
-    return low, high
-
-
 def _goes_round(grid: SearchGrid) -> bool:
     """Whether the azimuth axis closes on itself, so that its two ends are neighbours."""
     azimuth = grid.azimuth_rad
@@ -133,16 +119,32 @@ def _goes_round(grid: SearchGrid) -> bool:
     return float(azimuth[-1] - azimuth[0] + 1.5 * (azimuth[1:] - azimuth[:-1]).max()) > 2 * math.pi
 
 
-def _pole_rows(grid: SearchGrid) -> list[tuple[int, int]]:
-    """Elevation index of each row of one point, a pole, with that of the row beside it."""
-    elevation, last = grid.elevation_rad, grid.elevation_rad.numel() - 1
-    if last < 1:
-        return []
+def _pole_rows(grid: SearchGrid) -> dict[int, int]:
+    """Elevation indices, 0 and -1, of the rows that are one point, a pole, and those of the rows beside them."""
+    elevation = grid.elevation_rad
+    if elevation.numel() < 2:
+        return {}
     # A circle of less than a step about a pole, too.
-    gaps = float(elevation[0] + math.pi / 2), float(math.pi / 2 - elevation[-1])
-    steps = float(elevation[1] - elevation[0]), float(elevation[-1] - elevation[-2])
-    rows = (0, 1), (last, last - 1)
-    return [row for row, gap, step in zip(rows, gaps, steps, strict=True) if gap < 0.75 * step]
+    gaps = {0: elevation[0] + math.pi / 2, -1: math.pi / 2 - elevation[-1]}
+    steps = {0: elevation[1] - elevation[0], -1: elevation[-1] - elevation[-2]}
+    return {row: beside for row, beside in ((0, 1), (-1, -2)) if float(gaps[row]) < 0.75 * float(steps[row])}
+
+
+def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) -> tuple[Tensor, Tensor]:
+    """Corners [3] of where sources may lie: the region, or the grid and a little beyond its outermost range planes."""
+    az, el, r = grid.azimuth_rad, grid.elevation_rad, grid.range_m
+    if setup is None:
+        near, far = r[0] / options.range_margin, r[-1] * options.range_margin
+        # The last circle of points about a pole stands for what it encloses.
+        poles = _pole_rows(grid)
+        lowest, highest = (el[row].sign() * math.pi / 2 if row in poles else el[row] for row in (0, -1))
+        return torch.stack([az[0], lowest, near]), torch.stack([az[-1], highest, far])
+    region = setup.region
+    corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
+    low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
+    if setup.wavefront == "planar":  # of waves without curvature a peak has no range to be refined or told apart by
+        low[2] = high[2]
+    return low, high
 
 
 def _coarse_peaks(volume: Tensor, grid: SearchGrid, options: DetectionOptions) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,7 @@ def _coarse_peaks(volume: Tensor, grid: SearchGrid, options: DetectionOptions) -
         volume = volume.clone()
     turned = {}
     half = options.window[2] // 2
-    for pole, beside in poles:
+    for pole, beside in poles.items():
         # One point, with every azimuth of the row beside it for a neighbour: as high at every azimuth, so that of the
         # plateau one maximum is left, or nowhere where a neighbour is higher.
         row = volume[:, :, pole].amax(1)  # [b, G_r]
@@ -170,7 +172,8 @@ def _coarse_peaks(volume: Tensor, grid: SearchGrid, options: DetectionOptions) -
     for pole, azimuths in turned.items():
         # A search starts from a pole along the azimuth that is highest beside it.
         towards = azimuths.gather(1, index[..., 2].clamp_min(0))
-        index = torch.where(index[..., 1:2] == pole, torch.stack([towards, index[..., 1], index[..., 2]], -1), index)
+        there = index[..., 1:2] == pole % len(grid.elevation_rad)
+        index = torch.where(there, torch.stack([towards, index[..., 1], index[..., 2]], -1), index)
     return index, found.count
 
 
