@@ -164,13 +164,15 @@ def _coarse_peaks(volume: Tensor, grid: SearchGrid, options: DetectionOptions) -
         # One point, with every azimuth of the row beside it for a neighbour: as high at every azimuth, so that of the
         # plateau one maximum is left, or nowhere where a neighbour is higher.
         row = volume[:, :, pole].amax(1)  # [b, G_r]
-        neighbours, turned[pole] = volume[:, :, beside].max(1)
+        neighbours = volume[:, :, beside].amax(1)
+        # A search starts along the azimuth that is highest there, or beside the pole where all azimuths are one.
+        upright = abs(float(grid.elevation_rad[pole])) > math.pi / 2 - 1e-9
+        turned[pole] = volume[:, :, beside if upright else pole].argmax(1)
         around = torch.nn.functional.max_pool1d(neighbours[:, None], 2 * half + 1, 1, half)[:, 0]
         volume[:, :, pole] = torch.where(row < around, torch.full_like(row, -math.inf), row)[:, None]
     found = local_maxima_3d(volume, window=options.window, k=options.candidates, full_circle=round_trip)
     index = found.index
     for pole, azimuths in turned.items():
-        # A search starts from a pole along the azimuth that is highest beside it.
         towards = azimuths.gather(1, index[..., 2].clamp_min(0))
         there = index[..., 1:2] == pole % len(grid.elevation_rad)
         index = torch.where(there, torch.stack([towards, index[..., 1], index[..., 2]], -1), index)

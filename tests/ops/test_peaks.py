@@ -29,7 +29,7 @@ WINDOWS = [(7, 7, 3), (3, 3, 3), (1, 3, 5), (5, 1, 1), (1, 1, 1), (21, 21, 21)]
 SEPARATION = (0.25, 0.125, 1.0)  # exact in binary, as are the positions of the tests: no doubt at the boundary
 
 
-def brute_force_maxima(scene, window, k, threshold=None):
+def brute_force_maxima(scene, window, k, threshold=None, full_circle=False):
     """[(az, el, r), ...] and values of one scene, by loops over points and windows."""
     n_az, n_el, n_r = scene.shape
     scene = scene.tolist()  # Python floats: loops over numpy scalars take several times as long
@@ -42,7 +42,11 @@ def brute_force_maxima(scene, window, k, threshold=None):
                 if value == -math.inf or (threshold is not None and not value > threshold):
                     continue
                 beaten = False
-                for a2 in range(max(0, a - reach[0]), min(n_az, a + reach[0] + 1)):
+                first, last = a - reach[0], a + reach[0] + 1
+                around = (
+                    {i % n_az for i in range(first, last)} if full_circle else range(max(0, first), min(n_az, last))
+                )
+                for a2 in around:
                     for e2 in range(max(0, e - reach[1]), min(n_el, e + reach[1] + 1)):
                         for r2 in range(max(0, r - reach[2]), min(n_r, r + reach[2] + 1)):
                             other = scene[a2][e2][r2]
@@ -206,6 +210,63 @@ def test_points_on_the_border_can_be_maxima(find, corner):
     found = find(volume, (3, 3, 3), 5, 1.0)
     assert found.count.tolist() == [1]
     assert tuple(found.index[0, 0].tolist()) == corner
+
+
+# Local maxima: a full circle of azimuths
+
+
+def assert_is_brute_force_on_circle(volume, window, k, threshold=None):
+    found = local_maxima_3d(volume, window=window, k=k, threshold=threshold, full_circle=True)
+    for b, scene in enumerate(volume.double().numpy()):
+        places, values = brute_force_maxima(scene, window, k, threshold, full_circle=True)
+        count = len(places)
+        assert int(found.count[b]) == count
+        assert [tuple(p) for p in found.index[b, :count].tolist()] == places
+        assert found.value[b, :count].tolist() == values
+        assert (found.index[b, count:] == -1).all()
+        assert (found.value[b, count:] == -math.inf).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_maxima_on_a_full_circle_match_brute_force(shape, window):
+    volume = torch.cat([quantised((1, *shape), levels, seed=math.prod(shape)) for levels in (2, 5, 1000)])
+    for k in (1, 9):
+        assert_is_brute_force_on_circle(volume, window, k)
+    assert_is_brute_force_on_circle(volume, window, 4, 2.5)
+
+
+def test_turning_the_circle_turns_its_maxima():
+    volume = quantised((2, 40, 13, 3), 10**6, seed=4)
+    found = local_maxima_3d(volume, k=300, full_circle=True)
+    turned = local_maxima_3d(volume.roll(17, 1), k=300, full_circle=True)
+    assert int(found.count.min()) > 0
+    assert torch.equal(turned.value, found.value)
+    there = found.index >= 0
+    expected = torch.where(there, (found.index + torch.tensor([17, 0, 0])) % torch.tensor([40, 13, 3]), -1)
+    assert torch.equal(turned.index, expected)
+
+
+def test_a_high_seam_does_not_take_the_slots_of_the_maxima_on_a_full_circle():
+    volume = quantised((1, 30, 24, 5), 1000, seed=8)
+    slope = torch.linspace(1e6, 2e6, 30)
+    volume = volume + slope[:, None, None]
+    volume[:, 0] = 3e6 + torch.arange(24 * 5).reshape(24, 5)
+    assert_is_brute_force_on_circle(volume, (7, 3, 3), 3)
+    assert_is_brute_force_on_circle(volume, (3, 3, 3), 12)
+
+
+def test_maxima_on_a_full_circle_take_empty_volumes_any_strides_and_lanes():
+    assert local_maxima_3d(torch.zeros(0, 5, 4, 3), k=2, full_circle=True).index.shape == (0, 2, 3)
+    assert local_maxima_3d(torch.zeros(2, 5, 0, 3), k=2, full_circle=True).count.tolist() == [0, 0]
+    volume = quantised((3, 11, 8, 3), 50, seed=1)
+
+    def find(v):
+        return local_maxima_3d(v, k=5, full_circle=True)
+
+    assert_same(find(volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)), find(volume))
+    assert_same([field[0] for field in find(volume)], find(volume[0]))
+    assert_same(torch.vmap(find)(volume), find(volume))
 
 
 # Local maxima: plateaus and ties
