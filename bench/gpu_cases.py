@@ -178,9 +178,9 @@ def _suppression() -> Iterator[Case]:
     types = {"left_ptr": "*i8", "index_ptr": "*i64", "count_ptr": "*i64", "bad_ptr": "*i32"}
     types |= dict.fromkeys(("azimuth_bits", "elevation_bits", "range_bits"), "i64")
     for dtype, pointer in POINTERS.items():
-        for count, wrap in ((20, False), (20, True), (128, True), (1024, True), (2048, True), (2049, True)):
-            name = f"suppression {count} {dtype}" + " wrapped" * wrap
-            chosen, constants = ("nms_configuration", count), {"WRAP": wrap, "enable_fp_fusion": False}
+        for count, on_sphere in ((20, False), (20, True), (128, True), (1024, True), (2048, True), (2049, True)):
+            name = f"suppression {count} {dtype}" + " on the sphere" * on_sphere
+            chosen, constants = ("nms_configuration", count), {"ON_SPHERE": on_sphere, "enable_fp_fusion": False}
             yield Case(name, "nms", "nms_kernel", pointer, chosen, constants, types)
 
 

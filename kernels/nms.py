@@ -11,18 +11,10 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.ops.peaks_reference import reject_bad_candidates
+from risfast.ops.peaks_reference import box_limits, reject_bad_candidates, sphere_coordinates
 
 from .launch import check_extent, check_operands, launch
 from .peaks import double_bits
-
-
-@triton.jit
-def _quotient(x, y) -> Any:  # type: ignore[no-untyped-def]
-    """Quotient, correctly rounded; the plain division of float32 is not."""
-    if x.dtype == tl.float32:
-        return tl.div_rn(x, y)
-    return x / y
 
 
 @triton.jit
@@ -32,46 +24,40 @@ def _within(difference, bits) -> Any:  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _unwrapped(difference) -> Any:  # type: ignore[no-untyped-def]
-    """A difference of azimuths less its nearest whole turns, every operation rounded as numpy and torch round it."""
-    turn = tl.full([1], 6.283185307179586, difference.dtype)
-    turns = _quotient(difference, turn)
-    below = tl.floor(turns)
-    rest = turns - below
-    odd = below - 2.0 * tl.floor(below * 0.5)  # half a turn goes to the even neighbour
-    nearest = tl.where((rest > 0.5) | ((rest == 0.5) & (odd != 0.0)), below + 1.0, below)
-    return difference - nearest * turn
-
-
-@triton.jit
-def _near(turned, raised, r, last_r, azimuth_bits, elevation_bits, range_bits, WRAP: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
-    """Whether differences in (azimuth, elevation) and two ranges lie in the box; infinite ranges are equal."""
-    if WRAP:
-        turned = _unwrapped(turned)
-    near = _within(turned, azimuth_bits) & _within(raised, elevation_bits)
+def _near(  # type: ignore[no-untyped-def]
+    p, q, el, r, last_p, last_q, last_el, last_r, azimuth_bits, elevation_bits, range_bits, ON_SPHERE: tl.constexpr
+) -> Any:
+    """Whether points lie in the box around another; infinite ranges are equal."""
+    turned = q * last_p - p * last_q if ON_SPHERE else p - last_p
+    near = _within(turned, azimuth_bits) & _within(el - last_el, elevation_bits)
     return near & (_within(r - last_r, range_bits) | (r == last_r))
 
 
 @triton.jit
-def _loaded(positions, scores, i, P) -> Any:  # type: ignore[no-untyped-def]
-    """(azimuth, elevation, range, score) of candidates i; those beyond P have the lowest score."""
+def _loaded(positions, scores, i, P, ON_SPHERE: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+    """Coordinates and score of candidates i; those beyond P have the lowest score."""
+    # Off the sphere the first coordinate is the azimuth, and the second the same.
+    WIDTH: tl.constexpr = 4 if ON_SPHERE else 3
     there = i < P
     score = tl.load(scores + i, mask=there, other=float("-inf"))
-    az = tl.load(positions + 3 * i, mask=there, other=0.0)
-    el = tl.load(positions + 3 * i + 1, mask=there, other=0.0)
-    return az, el, tl.load(positions + 3 * i + 2, mask=there, other=0.0), score
+    p = tl.load(positions + WIDTH * i, mask=there, other=0.0)
+    q = tl.load(positions + WIDTH * i + (WIDTH - 3), mask=there, other=0.0)
+    el = tl.load(positions + WIDTH * i + (WIDTH - 2), mask=there, other=0.0)
+    return p, q, el, tl.load(positions + WIDTH * i + (WIDTH - 1), mask=there, other=0.0), score
 
 
 @triton.jit
-def _looked_over(positions, scores, left_ptr, P, RESIDENT: tl.constexpr, BLOCK: tl.constexpr) -> Any:  # type: ignore[no-untyped-def]
+def _looked_over(  # type: ignore[no-untyped-def]
+    positions, scores, left_ptr, P, ON_SPHERE: tl.constexpr, RESIDENT: tl.constexpr, BLOCK: tl.constexpr
+) -> Any:
     """1 where a score is NaN or a present candidate is nowhere; marks who is present, if they are not RESIDENT."""
     bad = tl.full([], 0, tl.int32)
     for first in range(0, P, BLOCK):
         i = first + tl.arange(0, BLOCK)
-        az, el, r, score = _loaded(positions, scores, i, P)
+        p, _, el, r, score = _loaded(positions, scores, i, P, ON_SPHERE)
         present = score > float("-inf")
         # x - x is 0 for a finite x and NaN for any other.
-        placed = (az - az == 0) & (el - el == 0) & (r > float("-inf"))
+        placed = (p - p == 0) & (el - el == 0) & (r > float("-inf"))
         nan = score != score  # noqa: PLR0124
         wrong = nan | (present & (placed == 0))
         bad = tl.maximum(bad, tl.max(wrong.to(tl.int32)))
@@ -82,18 +68,18 @@ def _looked_over(positions, scores, left_ptr, P, RESIDENT: tl.constexpr, BLOCK: 
 
 @triton.jit(do_not_specialize=["azimuth_bits", "elevation_bits", "range_bits"])
 def nms_kernel(  # type: ignore[no-untyped-def]
-    position_ptr,  # [B, P, 3]
+    position_ptr,  # [B, P, 3]; on the sphere [B, P, 4], sphere_coordinates of risfast.ops.peaks_reference
     score_ptr,  # [B, P]
     left_ptr,  # [B, P] int8, only where the candidates do not fit one block
     index_ptr,  # [B, k] int64
     count_ptr,  # [B] int64
     bad_ptr,  # [B] int32
-    azimuth_bits,  # separations: bits of float64
+    azimuth_bits,  # limits of the box: bits of float64
     elevation_bits,
     range_bits,
     P,
     k,
-    WRAP: tl.constexpr,
+    ON_SPHERE: tl.constexpr,
     RESIDENT: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -104,13 +90,14 @@ def nms_kernel(  # type: ignore[no-untyped-def]
     About 15 operations a candidate and round; 12 bytes a candidate and 3 numbers a scene in, 8 k bytes out (float32).
     """
     scene = tl.program_id(0).to(tl.int64)
-    positions, scores, lefts = position_ptr + scene * P * 3, score_ptr + scene * P, left_ptr + scene * P
+    WIDTH: tl.constexpr = 4 if ON_SPHERE else 3
+    positions, scores, lefts = position_ptr + scene * P * WIDTH, score_ptr + scene * P, left_ptr + scene * P
     lane = tl.arange(0, BLOCK)  # [BLOCK]
     lowest: tl.constexpr = float("-inf")
-    bad = _looked_over(positions, scores, lefts, P, RESIDENT, BLOCK)
+    bad = _looked_over(positions, scores, lefts, P, ON_SPHERE, RESIDENT, BLOCK)
     tl.store(bad_ptr + scene, bad)
     if RESIDENT:
-        az, el, r, score = _loaded(positions, scores, lane, P)
+        p, q, el, r, score = _loaded(positions, scores, lane, P, ON_SPHERE)
         left = score > lowest
     else:
         tl.debug_barrier()  # what one thread stores here, another may load
@@ -118,16 +105,30 @@ def nms_kernel(  # type: ignore[no-untyped-def]
     open_ = bad == 0
     last = P  # the candidate kept last; P before the first
     while open_ & (kept < k):
-        at = positions + 3 * tl.minimum(last, P - 1)
-        last_az, last_el, last_r = tl.load(at), tl.load(at + 1), tl.load(at + 2)
+        at = positions + WIDTH * tl.minimum(last, P - 1)
+        last_p, last_q = tl.load(at), tl.load(at + (WIDTH - 3))
+        last_el, last_r = tl.load(at + (WIDTH - 2)), tl.load(at + (WIDTH - 1))
         best = tl.full([], lowest, score_ptr.dtype.element_ty)
         chosen = tl.full([], 2147483647, tl.int32)
         for first in range(0, P, BLOCK):
             i = first + lane
             if not RESIDENT:
-                az, el, r, score = _loaded(positions, scores, i, P)
+                p, q, el, r, score = _loaded(positions, scores, i, P, ON_SPHERE)
                 left = tl.load(lefts + i, mask=i < P, other=0) > 0
-            near = _near(az - last_az, el - last_el, r, last_r, azimuth_bits, elevation_bits, range_bits, WRAP)
+            near = _near(
+                p,
+                q,
+                el,
+                r,
+                last_p,
+                last_q,
+                last_el,
+                last_r,
+                azimuth_bits,
+                elevation_bits,
+                range_bits,
+                ON_SPHERE,
+            )
             left &= (near == 0) | (last == P)
             if not RESIDENT:
                 tl.store(lefts + i, left.to(tl.int8), mask=i < P)
@@ -171,7 +172,7 @@ def _check(position: Tensor, score: Tensor, separation: Sequence[float], k: int)
         raise ValueError(f"separation must be 3 numbers >= 0 (radians, radians, metres), got {tuple(separation)}")
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
-    check_extent(position=3 * score.shape[1], slots=k)
+    check_extent(position=4 * score.shape[1], slots=k)
     return device
 
 
@@ -180,7 +181,7 @@ def nms(
     score: Tensor,
     separation: Sequence[float],
     k: int,
-    wrap_azimuth: bool = False,
+    on_sphere: bool = False,
     *,
     check: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,13 +196,14 @@ def nms(
     bad = torch.empty(batch, dtype=torch.int32, device=device)
     if candidates == 0 or batch == 0:
         return index.fill_(-1), count.zero_(), bad.zero_()
-    limits = torch.tensor(separation, dtype=torch.float64).to(position.dtype).double().tolist()
+    limits = box_limits(separation, on_sphere, position.dtype).tolist()
+    points = sphere_coordinates(position) if on_sphere else position.contiguous()
     configuration = nms_configuration(candidates)
     resident = bool(configuration["RESIDENT"])
     left = torch.empty((1,) if resident else (batch, candidates), dtype=torch.int8, device=device)
-    operands = position.contiguous(), score.contiguous(), left, index, count, bad, *map(double_bits, limits)
-    # Without fused operations: they would round a wrapped azimuth once where the CPU rounds it twice.
-    constants = {"WRAP": wrap_azimuth, "enable_fp_fusion": False, **configuration}
+    operands = points, score.contiguous(), left, index, count, bad, *map(double_bits, limits)
+    # Without fused operations: they would round a cross product once where the CPU rounds it twice.
+    constants = {"ON_SPHERE": on_sphere, "enable_fp_fusion": False, **configuration}
     launch(nms_kernel, batch, device, *operands, candidates, k, **constants)
     if check:
         # The two faults are told apart here, where waiting no longer matters.

@@ -111,12 +111,34 @@ class DetectionOptions:
         return self.separation_rad, self.separation_rad, own.range_m / 2
 
 
+def _goes_round(grid: SearchGrid) -> bool:
+    """Whether the azimuth axis closes on itself, so that its two ends are neighbours."""
+    azimuth = grid.azimuth_rad
+    if azimuth.numel() < 3:
+        return False
+    return float(azimuth[-1] - azimuth[0] + 1.5 * (azimuth[1:] - azimuth[:-1]).max()) > 2 * math.pi
+
+
+def _pole_rows(grid: SearchGrid) -> dict[int, int]:
+    """Elevation indices, 0 and -1, of the rows that are one point, a pole, and those of the rows beside them."""
+    elevation = grid.elevation_rad
+    if elevation.numel() < 2:
+        return {}
+    # A circle of less than a step about a pole, too.
+    gaps = {0: elevation[0] + math.pi / 2, -1: math.pi / 2 - elevation[-1]}
+    steps = {0: elevation[1] - elevation[0], -1: elevation[-1] - elevation[-2]}
+    return {row: beside for row, beside in ((0, 1), (-1, -2)) if float(gaps[row]) < 0.75 * float(steps[row])}
+
+
 def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) -> tuple[Tensor, Tensor]:
     """Corners [3] of where sources may lie: the region, or the grid and a little beyond its outermost range planes."""
     az, el, r = grid.azimuth_rad, grid.elevation_rad, grid.range_m
     if setup is None:
         near, far = r[0] / options.range_margin, r[-1] * options.range_margin
-        return torch.stack([az[0], el[0], near]), torch.stack([az[-1], el[-1], far])
+        # The last circle of points about a pole stands for what it encloses.
+        poles = _pole_rows(grid)
+        lowest, highest = (el[row].sign() * math.pi / 2 if row in poles else el[row] for row in (0, -1))
+        return torch.stack([az[0], lowest, near]), torch.stack([az[-1], highest, far])
     region = setup.region
     corners = (region.azimuth_rad, region.elevation_rad, region.range_m)
     low, high = (torch.tensor([axis[i] for axis in corners], dtype=torch.float64) for i in (0, 1))
@@ -125,12 +147,36 @@ def _bounds(grid: SearchGrid, setup: Setup | None, options: DetectionOptions) ->
     return low, high
 
 
-def _goes_round(grid: SearchGrid) -> bool:
-    """Whether the azimuth axis closes on itself, so that its two ends are neighbours."""
-    azimuth = grid.azimuth_rad
-    if azimuth.numel() < 3:
-        return False
-    return float(azimuth[-1] - azimuth[0] + 1.5 * (azimuth[1:] - azimuth[:-1]).max()) > 2 * math.pi
+def _coarse_peaks(volume: Tensor, grid: SearchGrid, options: DetectionOptions) -> tuple[Tensor, Tensor]:
+    """Grid indices [b, C, 3] of the highest maxima on the sphere, -1 where there are fewer, and how many there are [b].
+
+    volume (b, G_az, G_el, G_r)
+    """
+    azimuth, round_trip, poles = grid.azimuth_rad, _goes_round(grid), _pole_rows(grid)
+    if round_trip and float(azimuth[-1] - azimuth[0]) > 2 * math.pi - 1e-9:
+        volume = volume[:, :-1]  # the last repeats the first
+    volume = volume.detach()
+    if poles:
+        volume = volume.clone()
+    turned = {}
+    half = options.window[2] // 2
+    for pole, beside in poles.items():
+        # One point, with every azimuth of the row beside it for a neighbour: as high at every azimuth, so that of the
+        # plateau one maximum is left, or nowhere where a neighbour is higher.
+        row = volume[:, :, pole].amax(1)  # [b, G_r]
+        neighbours = volume[:, :, beside].amax(1)
+        # A search starts along the azimuth that is highest there, or beside the pole where all azimuths are one.
+        upright = abs(float(grid.elevation_rad[pole])) > math.pi / 2 - 1e-9
+        turned[pole] = volume[:, :, beside if upright else pole].argmax(1)
+        around = torch.nn.functional.max_pool1d(neighbours[:, None], 2 * half + 1, 1, half)[:, 0]
+        volume[:, :, pole] = torch.where(row < around, torch.full_like(row, -math.inf), row)[:, None]
+    found = local_maxima_3d(volume, window=options.window, k=options.candidates, full_circle=round_trip)
+    index = found.index
+    for pole, azimuths in turned.items():
+        towards = azimuths.gather(1, index[..., 2].clamp_min(0))
+        there = index[..., 1:2] == pole % len(grid.elevation_rad)
+        index = torch.where(there, torch.stack([towards, index[..., 1], index[..., 2]], -1), index)
+    return index, found.count
 
 
 def _grid_positions(grid: SearchGrid, index: Tensor) -> Tensor:
@@ -183,13 +229,13 @@ def _peaks(
     options: DetectionOptions,
 ) -> RefinedPeaks:
     """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
-    peaks = local_maxima_3d(volume, window=options.window, k=options.candidates)
-    start = _grid_positions(grid, peaks.index)
+    index, count = _coarse_peaks(volume, grid, options)
+    start = _grid_positions(grid, index)
     circle = float(corners[0][0]) if _goes_round(grid) else None
     _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
     widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
-    present = torch.arange(options.candidates, device=volume.device) < peaks.count[:, None]
+    present = torch.arange(options.candidates, device=volume.device) < count[:, None]
     level = volume.amax(-1).flatten(1).double().log10() * 10
     median = level.median(1).values
     mad = (level - median[:, None]).abs().median(1).values
@@ -242,11 +288,8 @@ def _with_grid(
     return setup, setup.search_grid()
 
 
-def choose_peaks(
-    peaks: RefinedPeaks, setup: Setup | SensorArray, options: DetectionOptions, grid: SearchGrid
-) -> FixedDetections:
+def choose_peaks(peaks: RefinedPeaks, setup: Setup | SensorArray, options: DetectionOptions) -> FixedDetections:
     """The second half of detection: thresholds on refined powers, and suppression of peaks that met."""
-    # ``grid`` is the one that the peaks were found on, and says whether azimuth is periodic.
     level = peaks.power.clamp_min(torch.finfo(torch.float64).tiny).log10() * 10
     threshold = torch.maximum(level.amax(1) - options.max_db, peaks.median_db + options.prominence_db)
     if options.mad_z is not None:
@@ -259,7 +302,7 @@ def choose_peaks(
     array = setup.array if isinstance(setup, Setup) else setup
     farthest = 1 / float(walk_spacing(array.positions_m, array.wavenumber)[2]) or math.inf
     place = torch.cat([peaks.position[..., :2], peaks.position[..., 2:].clamp_max(farthest)], -1)
-    kept = nms_3d(place, score, separation=separation, k=limit, wrap_azimuth=_goes_round(grid))
+    kept = nms_3d(place, score, separation=separation, k=limit, on_sphere=True)
     chosen = kept.index.clamp_min(0)
     strength = peaks.power.gather(1, chosen)
     background = 10 ** (peaks.median_db / 10)
@@ -309,7 +352,7 @@ def detect_fixed(
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
-    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), setup, chosen, grid)
+    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), setup, chosen)
 
 
 def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:

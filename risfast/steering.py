@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from risfast.geometry import PlanarArray, direction_cosines
 
+# What the operators, simulation and likelihood take: phases alone, so that ||a||^2 = N everywhere.
 Wavefront = Literal["spherical", "fresnel", "planar"]
 WAVEFRONTS: tuple[str, ...] = get_args(Wavefront)
 # Those whose phase is a polynomial of the element's position, which the lag method needs.
@@ -26,6 +28,74 @@ def farthest(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).max ** 0.45)
 
 
+# A wavefront is made of functions of u.p [..., N], |p|^2 [N] and r [..., 1]:
+#   phase(u.p, |p|^2, r, k) -> [..., N]
+#   slopes(u.p, |p|^2, r)   -> what d(u.p) is stretched by in a derivative along an angle, and the path along 1/r
+#   amplitude(u.p, |p|^2, r) -> [..., N], relative to the origin
+
+
+def _planar_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
+    return wavenumber * projection
+
+
+def _planar_slopes(projection: Tensor, squared: Tensor, r: Tensor) -> tuple[Tensor | float, Tensor]:
+    return 1.0, torch.zeros_like(projection)
+
+
+def _fresnel_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
+    return wavenumber * (projection - squared / (2 * r))
+
+
+def _fresnel_slopes(projection: Tensor, squared: Tensor, r: Tensor) -> tuple[Tensor | float, Tensor]:
+    return 1.0, (-squared / 2).expand_as(projection)
+
+
+def _spherical_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
+    # With d = |r u - p|, d - r = (|p|^2 - 2 r u.p) / (d + r). The naive difference d - r loses 4e-3 rad at 100 m in
+    # float32; this form stays below 1e-5 rad.
+    r = r.clamp_max(farthest(r.dtype))
+    numerator = 2 * r * projection - squared  # r^2 - d^2
+    distance = (r * r - numerator).clamp_min(0).sqrt()
+    return wavenumber * numerator / (distance + r)
+
+
+def _spherical_slopes(projection: Tensor, squared: Tensor, r: Tensor) -> tuple[Tensor | float, Tensor]:
+    # With d^2 = r^2 - 2 r u.p + |p|^2: d_az = -r (du/daz).p / d, and r - d changes with r as 1 - (r - u.p) / d,
+    # with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
+    r = r.clamp_max(farthest(r.dtype))
+    distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
+    # d^2 - (r - u.p)^2 = |p|^2 - (u.p)^2 is what bends the wavefront.
+    bend = (squared - projection.square()).clamp_min(0) / (distance * (distance + r - projection).clamp_min(1e-300))
+    return r / distance, -r * r * bend
+
+
+def _spherical_amplitude(projection: Tensor, squared: Tensor, r: Tensor) -> Tensor:
+    r = r.clamp_max(farthest(r.dtype))
+    return r / (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
+
+
+class _Functions(NamedTuple):
+    """Of one wavefront; without an amplitude every element has 1."""
+
+    phase: Callable[[Tensor, Tensor, Tensor, float], Tensor]
+    slopes: Callable[[Tensor, Tensor, Tensor], tuple[Tensor | float, Tensor]]
+    amplitude: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+
+_TABLE = {
+    "spherical": _Functions(_spherical_phase, _spherical_slopes),
+    "fresnel": _Functions(_fresnel_phase, _fresnel_slopes),
+    "planar": _Functions(_planar_phase, _planar_slopes),
+    "spherical_amplitude": _Functions(_spherical_phase, _spherical_slopes, _spherical_amplitude),
+}
+
+
+def _functions(wavefront: str) -> _Functions:
+    if wavefront not in _TABLE:
+        raise ValueError(f"wavefront must be one of {', '.join(_TABLE)}; got {wavefront!r}")
+    return _TABLE[wavefront]
+
+
 def steering_phase(
     positions_m: Tensor, direction: Tensor, range_m: Tensor, wavenumber: float, wavefront: str
 ) -> Tensor:
@@ -33,21 +103,8 @@ def steering_phase(
 
     positions_m (N, 3), direction (..., 3), range_m (...) -> (..., N)
     """
-    # With d = |r u - p|, d - r = (|p|^2 - 2 r u.p) / (d + r). The naive difference d - r loses 4e-3 rad at 100 m in
-    # float32; this form stays below 1e-5 rad.
-    projection = direction @ positions_m.T  # u.p  [..., N]
-    if wavefront == "planar":
-        return wavenumber * projection
-    squared = positions_m.square().sum(-1)  # |p|^2  [N]
-    r = range_m[..., None]  # [..., 1]
-    if wavefront == "fresnel":
-        return wavenumber * (projection - squared / (2 * r))
-    if wavefront != "spherical":
-        raise ValueError(f"wavefront {wavefront!r} has no phase")
-    r = r.clamp_max(farthest(r.dtype))
-    numerator = 2 * r * projection - squared  # r^2 - d^2
-    distance = (r * r - numerator).clamp_min(0).sqrt()
-    return wavenumber * numerator / (distance + r)
+    squared = positions_m.square().sum(-1)
+    return _functions(wavefront).phase(direction @ positions_m.T, squared, range_m[..., None], wavenumber)
 
 
 def steering_phase_gradient(
@@ -57,30 +114,17 @@ def steering_phase_gradient(
 
     positions_m (N, 3), azimuth_rad, elevation_rad, range_m (...) -> phase (..., N), gradient (..., 3, N)
     """
-    # With d^2 = r^2 - 2 r u.p + |p|^2: d_az = -r (du/daz).p / d, and k (r - d) changes with r as k (1 - (r - u.p) / d),
-    # with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
+    functions = _functions(wavefront)
     direction = direction_cosines(azimuth_rad, elevation_rad)
     sin_az, cos_az = azimuth_rad.sin(), azimuth_rad.cos()
     sin_el, cos_el = elevation_rad.sin(), elevation_rad.cos()
     zero = torch.zeros_like(sin_az)
     along_azimuth = torch.stack([cos_az * cos_el, zero, -sin_az * cos_el], -1) @ positions_m.T
     along_elevation = torch.stack([-sin_az * sin_el, cos_el, -cos_az * sin_el], -1) @ positions_m.T
-    phase = steering_phase(positions_m, direction, range_m, wavenumber, wavefront)
-    squared = positions_m.square().sum(-1)
-    if wavefront == "planar":
-        gradient = torch.stack([along_azimuth, along_elevation, torch.zeros_like(phase)], -2)
-        return phase, wavenumber * gradient
-    if wavefront == "fresnel":
-        gradient = torch.stack([along_azimuth, along_elevation, (-squared / 2).expand_as(phase)], -2)
-        return phase, wavenumber * gradient
-    r = range_m[..., None].clamp_max(farthest(range_m.dtype))
-    projection = direction @ positions_m.T
-    distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
-    ratio = r / distance
-    # d^2 - (r - u.p)^2 = |p|^2 - (u.p)^2 is what bends the wavefront.
-    bend = (squared - projection.square()).clamp_min(0) / (distance * (distance + r - projection).clamp_min(1e-300))
-    gradient = torch.stack([ratio * along_azimuth, ratio * along_elevation, -r * r * bend], -2)
-    return phase, wavenumber * gradient
+    place = direction @ positions_m.T, positions_m.square().sum(-1), range_m[..., None]
+    stretch, along_range = functions.slopes(*place)
+    gradient = torch.stack([stretch * along_azimuth, stretch * along_elevation, along_range], -2)
+    return functions.phase(*place, wavenumber), wavenumber * gradient
 
 
 def steering_vectors(
@@ -89,7 +133,7 @@ def steering_vectors(
     elevation_rad: Tensor,
     range_m: Tensor,
     *,
-    wavefront: Wavefront = "spherical",
+    wavefront: Wavefront | Literal["spherical_amplitude"] = "spherical",
     dtype: torch.dtype = torch.complex64,
 ) -> Tensor:
     """Near-field steering vectors a_n = exp(j k (r - d_n)), not normalised: ||a||^2 = N.
@@ -100,10 +144,12 @@ def steering_vectors(
         N elements.
     azimuth_rad, elevation_rad, range_m : real tensors
         Radians, radians and metres; broadcast against each other. Ranges > 0; infinity is the far field.
-    wavefront : {"spherical", "fresnel", "planar"}
-        ``spherical`` is exact. ``fresnel`` is k (u.p - |p|^2 / (2 r)), the shortcut of the paper literature: on the
-        reference surface (12 x 12, half a wavelength) it is wrong by more than 2 rad at 1 m; use it for parity with
-        papers and for speed where ranges are large. ``planar`` is k u.p, the far field.
+    wavefront : {"spherical", "fresnel", "planar", "spherical_amplitude"}
+        ``spherical`` is exact in phase. ``fresnel`` is k (u.p - |p|^2 / (2 r)), the shortcut of the paper literature:
+        on the reference surface (12 x 12, half a wavelength) it is wrong by more than 2 rad at 1 m; use it for parity
+        with papers and for speed where ranges are large. ``planar`` is k u.p, the far field. ``spherical_amplitude`` is
+        ``spherical`` with the amplitude r / d_n of a wave that spreads, relative to the origin: ||a||^2 is no longer N.
+        Operators, simulation and localisation do not take it.
     dtype : torch.complex64 or torch.complex128
         Of the result; the phase is always computed in float64.
 
@@ -114,9 +160,10 @@ def steering_vectors(
     Raises
     ------
     ValueError
-        Unknown wavefront, a range that is not positive, or a dtype that is not complex.
+        Unknown wavefront, a range that is not positive, a dtype that is not complex, or a source on an element where
+        amplitudes grow without bound.
     """
-    check_wavefront(wavefront)
+    amplitude = _functions(wavefront).amplitude
     if not dtype.is_complex:
         raise ValueError(f"dtype must be complex64 or complex128, got {dtype}")
     azimuth, elevation, r = torch.broadcast_tensors(
@@ -127,5 +174,12 @@ def steering_vectors(
     if r.numel() and not bool((r > 0).all()):
         raise ValueError("range_m must be positive")
     positions = array.positions_m.to(r.device)
-    phase = steering_phase(positions, direction_cosines(azimuth, elevation), r, array.wavenumber, wavefront)
-    return torch.polar(torch.ones_like(phase), phase).to(dtype)
+    direction = direction_cosines(azimuth, elevation)
+    phase = steering_phase(positions, direction, r, array.wavenumber, wavefront)
+    if amplitude is None:
+        modulus = torch.ones_like(phase)
+    else:
+        modulus = amplitude(direction @ positions.T, positions.square().sum(-1), r[..., None])
+        if not bool(modulus.isfinite().all()):
+            raise ValueError("a source stands on an element, where the amplitude of a spherical wave has no bound")
+    return torch.polar(modulus, phase).to(dtype)

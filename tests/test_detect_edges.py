@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from risfast import DetectionOptions, Region, SearchGrid, SensorArray, Setup, detect_sources, detect_sources_lowrank
+from risfast.geometry import direction_cosines
 from risfast.steering import steering_vectors
 
 SURFACE = SensorArray.rectangular(8, 8, 0.15, 0.3)
@@ -74,6 +75,115 @@ def test_a_source_at_the_seam_of_a_closed_azimuth_axis_is_one():
         assert found.at_edge.tolist() == [False]
 
 
+def box_of_elements() -> SensorArray:
+    """64 elements that fill a cube of 0.42 m, off their lattice, so that no direction looks like another."""
+    generator = torch.Generator().manual_seed(3)
+    cube = torch.stack(torch.meshgrid(*[torch.arange(4.0)] * 3, indexing="ij"), -1).reshape(-1, 3).double() * 0.14
+    return SensorArray(cube - cube.mean(0) + 0.02 * torch.randn(64, 3, generator=generator, dtype=torch.float64), 0.3)
+
+
+VOLUME = box_of_elements()
+
+
+def degrees(start: float, end: float, step: float) -> torch.Tensor:
+    return torch.deg2rad(torch.arange(start, end + step / 2, step, dtype=torch.float64))
+
+
+AZIMUTHS = {
+    "closed": degrees(-180, 180, 2),
+    "open": degrees(0, 358, 2),
+    "half a step inside": degrees(-179, 179, 2),
+}
+ELEVATIONS = {"to the poles": degrees(-90, 90, 2), "around the poles": degrees(-89, 89, 2)}
+PLANES = [0.9, 1.3, 2.0, 4.0, math.inf]
+
+
+def assert_finds(found, truth, angle_deg=0.3):
+    """As many as there are, and each in its direction."""
+    assert len(found) == len(truth)
+    u, v = (direction_cosines(p[:, 0], p[:, 1]) for p in (truth, found.position.double()))
+    apart = (u[:, None] - v).norm(dim=-1)
+    assert float(apart.amin(1).max()) < math.radians(angle_deg)
+
+
+@pytest.mark.parametrize("azimuths", AZIMUTHS)
+@pytest.mark.parametrize("elevations", ELEVATIONS)
+@pytest.mark.parametrize(
+    "place",
+    [(17, 90), (17, -90), (140, 85), (-115, 89.3), (179.94, 11), (0.01, 11), (-0.01, -11), (-179.0, 5), (180, -88.8)],
+)
+def test_a_source_anywhere_on_the_sphere_is_one(azimuths, elevations, place):
+    truth = torch.tensor([[math.radians(place[0]), math.radians(place[1]), 1.6]], dtype=torch.float64)
+    a = factor(VOLUME, truth)
+    grid = SearchGrid(AZIMUTHS[azimuths], ELEVATIONS[elevations], PLANES)
+    (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(64), VOLUME, grid)
+    assert_finds(found, truth)
+    assert float(found.range) == pytest.approx(1.6, rel=1e-2)
+
+
+@pytest.mark.parametrize("second", [(57, 11), (-120, 60), (179.9, 0)])
+def test_a_source_at_a_pole_leaves_room_for_another(second):
+    truth = torch.tensor([[0.3, math.pi / 2, 1.6], [*map(math.radians, second), 2.0]], dtype=torch.float64)
+    a = factor(VOLUME, truth) * torch.tensor([1.0, 0.7])
+    options = DetectionOptions(candidates=4)  # fewer than the points of the pole's row
+    for grid in (SearchGrid(AZIMUTHS["closed"], ELEVATIONS["to the poles"], PLANES), None):
+        (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(64), VOLUME, grid, options=options)
+        assert_finds(found, truth)
+
+
+def test_a_plane_sees_one_source_at_its_pole():
+    truth = torch.tensor([[0.0, math.pi / 2, 1.5]], dtype=torch.float64)
+    a = factor(SURFACE, truth)
+    (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(64), SURFACE)
+    assert_finds(found, truth, 2.0)  # along the plane a map is flat: at 89 degrees it is within 0.01 dB of its top
+
+
+@pytest.mark.parametrize("place", [(57, 28), (57, 90), (180, 0)])
+def test_a_source_in_the_far_field_is_found_at_the_end_of_the_range_axis(place):
+    truth = torch.tensor([[*map(math.radians, place), math.inf]], dtype=torch.float64)
+    a = factor(VOLUME, truth)
+    for setup, grid in (
+        (VOLUME, None),
+        (VOLUME, SearchGrid(AZIMUTHS["open"], ELEVATIONS["to the poles"], PLANES)),
+        (Setup(VOLUME, wavefront="planar"), None),
+    ):
+        (found,) = detect_sources(a @ a.mH + 0.1 * torch.eye(64), setup, grid)
+        assert_finds(found, truth)
+        assert 1 / float(found.range) < 1e-4  # with 0.4 m of aperture this is 1e-5 rad
+
+
+def test_an_empty_batch_has_no_detections():
+    none = torch.zeros(0, 64, 64, dtype=torch.complex64)
+    grid = SearchGrid(AZIMUTHS["open"], ELEVATIONS["to the poles"], PLANES)
+    for array, given in ((SURFACE, GRID), (VOLUME, grid)):
+        assert detect_sources(none, array, given) == []
+        assert detect_sources_lowrank(none[:, :, :3], array, given) == []
+
+
+def test_strided_and_lazily_conjugated_covariances_are_those_covariances():
+    R = two_sources()
+    (plain,) = detect_sources(R, SURFACE, GRID)
+    wide = torch.stack([R, -R], -1)[..., 0]
+    for same in (wide, R.conj().resolve_conj().conj(), R.mT.contiguous().mT, R.mH.mH):
+        (found,) = detect_sources(same, SURFACE, GRID)
+        torch.testing.assert_close(found.position, plain.position, atol=1e-7, rtol=1e-7)
+
+
+def test_a_default_dtype_of_float64_changes_nothing():
+    truth = torch.tensor([[0.3, math.pi / 2, 1.6]], dtype=torch.float64)
+    grid = SearchGrid(AZIMUTHS["open"], ELEVATIONS["to the poles"], PLANES)
+    a = factor(VOLUME, truth)
+    cases = ((two_sources(), SURFACE, GRID), (a @ a.mH + 0.1 * torch.eye(64), VOLUME, grid))
+    for R, array, given in cases:
+        (plain,) = detect_sources(R, array, given)
+        torch.set_default_dtype(torch.float64)
+        try:
+            (found,) = detect_sources(R, array, given)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        torch.testing.assert_close(found.position, plain.position, atol=1e-6, rtol=1e-6)
+
+
 @pytest.mark.parametrize("plane", ["xz", "xy"])
 @pytest.mark.parametrize("range_m", [1.2, 3.0, 6.0])
 def test_the_range_of_a_source_is_found_by_an_array_whose_elements_are_all_as_far_from_its_middle(plane, range_m):
@@ -110,7 +220,7 @@ def test_an_option_that_cannot_be_met_is_named(name, value):
         DetectionOptions(**{name: value})
 
 
-@pytest.mark.parametrize("wrong", [[[1.0]], torch.eye(64), None])
+@pytest.mark.parametrize("wrong", [[[1.0]], torch.eye(64), torch.eye(64).numpy(), None])
 def test_what_is_no_covariance_is_refused_by_name(wrong):
     with pytest.raises(TypeError, match="R must be"):
         detect_sources(wrong, SURFACE, GRID)

@@ -261,3 +261,55 @@ def test_every_advertised_wavefront_is_accepted():
     assert set(WAVEFRONTS) == set(oracles.WAVEFRONTS)
     for wavefront in WAVEFRONTS:
         check_wavefront(wavefront)
+
+
+# Amplitude of a spherical wave
+
+
+def test_amplitude_of_a_spherical_wave_is_range_over_distance():
+    for positions in ARRAYS.values():
+        options = {"wavefront": "spherical_amplitude", "dtype": torch.complex128}
+        a = vectors(PlanarArray(positions, 0.3), POINTS, **options).numpy()
+        u = np.stack([oracles.direction(az, el) for az, el, _ in POINTS.reshape(-1, 3)])
+        r = POINTS.reshape(-1, 3)[:, 2:]
+        distance = np.linalg.norm(r[:, None] * u[:, None] - positions, axis=-1)
+        expected = r / distance * np.exp(2j * np.pi / 0.3 * (r - distance))
+        np.testing.assert_allclose(a.reshape(expected.shape), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_amplitudes_across_a_metre_differ_in_the_near_field_and_not_in_the_far():
+    array = PlanarArray.linear(11, 0.1, 0.3)
+    a = steering_vectors(
+        array, torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.2), wavefront="spherical_amplitude"
+    )
+    level = 20 * a.abs().log10()
+    assert float(level.max() - level.min()) == pytest.approx(10 * math.log10(1 + 0.5**2 / 0.2**2), abs=1e-4)
+    far = steering_vectors(
+        array, torch.tensor(0.4), torch.tensor(0.0), torch.tensor(math.inf), wavefront="spherical_amplitude"
+    )
+    assert torch.equal(far, steering_vectors(array, torch.tensor(0.4), torch.tensor(0.0), torch.tensor(math.inf)))
+
+
+def test_the_field_of_a_point_source_solves_the_wave_equation():
+    """exp(-j k d) / d does: its Laplacian is -k^2 times it, whichever element is asked."""
+    k, step = 2 * math.pi / 0.3, 1e-3
+    centre = torch.tensor([0.11, -0.07, 0.05], dtype=torch.float64)
+    shifts = torch.cat([torch.zeros(1, 3), torch.eye(3), -torch.eye(3)]).double() * step
+    place = (torch.tensor(0.4), torch.tensor(-0.2), torch.tensor(0.7))
+    field = steering_vectors(
+        PlanarArray(centre + shifts, 0.3), *place, wavefront="spherical_amplitude", dtype=torch.complex128
+    )
+    laplacian = (field[1:].sum() - 6 * field[0]) / step**2
+    assert abs(laplacian / field[0] + k * k) < 1e-4 * k * k
+
+
+def test_a_source_on_an_element_has_no_amplitude():
+    array = PlanarArray([[0.0, 0.0, 0.5], [0.0, 0.0, 0.0]], 0.3)
+    place = torch.tensor(0.0), torch.tensor(0.0), torch.tensor(0.5)
+    with pytest.raises(ValueError, match="stands on an element"):
+        steering_vectors(array, *place, wavefront="spherical_amplitude")
+
+
+def test_amplitudes_are_refused_where_forms_count_on_unit_modulus():
+    with pytest.raises(ValueError, match="wavefront must be one of spherical, fresnel, planar"):
+        check_wavefront("spherical_amplitude")

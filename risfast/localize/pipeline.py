@@ -331,7 +331,7 @@ def map_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> Ref
 
 def chosen_peaks(peaks: RefinedPeaks, setup: Setup, options: PipelineOptions) -> list[Sources]:
     """Those of :func:`map_peaks` that pass the thresholds; a list of B scenes."""
-    return as_lists(choose_peaks(peaks, setup, options.capon_detection, options.grid(setup)), setup)
+    return as_lists(choose_peaks(peaks, setup, options.capon_detection), setup)
 
 
 def capon_peaks(covariance: Tensor, setup: Setup, options: PipelineOptions) -> list[Sources]:

@@ -161,9 +161,7 @@ def refined_sources(
     score = torch.where(filled, peaks.score.double(), torch.full_like(found.power, -math.inf))
     apart = setup.tolerance.range_m / 2 if chosen.separation_m is None else chosen.separation_m
     separation = (chosen.separation_rad, chosen.separation_rad, apart)
-    kept = nms_3d(
-        found.position, score, separation=separation, k=chosen.candidates, wrap_azimuth=setup.region.full_circle
-    )
+    kept = nms_3d(found.position, score, separation=separation, k=chosen.candidates, on_sphere=True)
     sources = []
     for scene, number in enumerate(kept.count.tolist()):
         index = kept.index[scene, :number]

@@ -229,7 +229,7 @@ def sources_of_power(
         torch.where(mass > 0, mass, -math.inf),
         separation=tolerance.limits,
         k=options.max_sources,
-        wrap_azimuth=axes.region.full_circle,
+        on_sphere=True,
     )
     position[..., 2] = torch.where(centre[:, 2] > 0, position[..., 2], torch.inf)
     return [_peaks_of(position[i], mass[i], kept.index[i, : int(kept.count[i])], options) for i in range(b)]

@@ -47,7 +47,12 @@ class Kept(NamedTuple):
 
 
 def local_maxima_3d(
-    volume: Tensor, *, window: Sequence[int] = (7, 7, 3), k: int = 64, threshold: float | None = None
+    volume: Tensor,
+    *,
+    window: Sequence[int] = (7, 7, 3),
+    k: int = 64,
+    threshold: float | None = None,
+    full_circle: bool = False,
 ) -> Peaks:
     """The k highest local maxima of each volume of a batch.
 
@@ -63,6 +68,9 @@ def local_maxima_3d(
         Slots per scene, >= 1. Of more than k maxima the k highest are returned, and ``count`` is k.
     threshold : float, optional
         Only points above it (strictly, in the dtype of ``volume``) are maxima; they are compared with every neighbour.
+    full_circle : bool
+        Azimuth goes round: the first point follows the last, and no point is there twice. Windows have no border in
+        azimuth then. Of an axis whose last point repeats its first, give ``volume[..., :-1, :, :]``.
 
     Returns
     -------
@@ -96,8 +104,41 @@ def local_maxima_3d(
         raise ValueError("threshold must be a number or None, got NaN")
     batched = volume if volume.ndim == 4 else volume[None]
     floor = None if threshold is None else float(threshold)
-    found = Peaks(*torch.ops.risfast.local_maxima_3d(batched.detach(), sizes, k, floor))
+    given = batched.detach()
+    if full_circle and given.numel():
+        found = _maxima_on_circle(given, sizes, k, floor)
+    else:
+        found = Peaks(*torch.ops.risfast.local_maxima_3d(given, sizes, k, floor))
     return found if volume.ndim == 4 else Peaks(*(field[0] for field in found))
+
+
+def _maxima_on_circle(volume: Tensor, window: tuple[int, ...], k: int, floor: float | None) -> Peaks:
+    """Local maxima under windows that go across the ends of the azimuth axis."""
+    # They are among those of windows that end there. What those hold beside stands within half a window of an end, one
+    # in a cell of half a window at most: with that many slots more the best k cannot be missed.
+    n_az, n_el, n_r = volume.shape[1:]
+    reach = [min(size // 2, n - 1) for size, n in zip(window, volume.shape[1:], strict=True)]
+    at_ends = 2 * math.ceil(n_el / (reach[1] + 1)) * math.ceil(n_r / (reach[2] + 1))
+    found = Peaks(*torch.ops.risfast.local_maxima_3d(volume, window, k + at_ends * (reach[0] > 0), floor))
+    steps = [torch.arange(-half, half + 1, device=volume.device) for half in reach]
+    offsets = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1).reshape(-1, 3)
+    around = found.index.clamp_min(0)[:, :, None] + offsets  # [B, slots, window, 3]
+    az, el, r = around[..., 0] % n_az, around[..., 1].clamp(0, n_el - 1), around[..., 2].clamp(0, n_r - 1)
+    scene = torch.arange(len(volume), device=volume.device)[:, None, None]
+    linear = (az * n_el + el) * n_r + r
+    own = linear[..., len(offsets) // 2, None]
+    value = found.value[..., None]
+    other = volume[scene, az, el, r]
+    beaten = ((other > value) | ((other == value) & (linear < own))).any(-1)
+    kept = (found.index[..., 0] >= 0) & ~beaten
+    # Those that are kept come first, in the order that they have.
+    order = (~kept).to(torch.int8).argsort(dim=1, stable=True)[:, :k]
+    filled = kept.gather(1, order)
+    index = torch.where(filled[..., None], found.index.gather(1, order[..., None].expand(-1, -1, 3)), -1)
+    best = found.value.gather(1, order)
+    # The slots of a scene that could not be ranked hold NaN, as on a GPU without checks.
+    best = torch.where(filled | best.isnan(), best, torch.full_like(best, -math.inf))
+    return Peaks(index, best, filled.sum(1))
 
 
 def nms_3d(
@@ -106,7 +147,7 @@ def nms_3d(
     *,
     separation: Sequence[float],
     k: int = 20,
-    wrap_azimuth: bool = False,
+    on_sphere: bool = False,
     valid: Tensor | None = None,
 ) -> Kept:
     """Greedy non-maximum suppression with a box in (azimuth, elevation, range).
@@ -122,8 +163,8 @@ def nms_3d(
         is within the separation (inclusive) of an already kept one in all three coordinates.
     k : int
         Slots per scene, >= 1: the search stops after k kept candidates.
-    wrap_azimuth : bool
-        Measure azimuth differences around the circle, for arrays that see all of it.
+    on_sphere : bool
+        Measure azimuth differences as angles on the sphere: round the circle, and the less the nearer to a pole.
     valid : bool tensor, shape of ``score``, optional
         False marks an absent candidate.
 
@@ -144,6 +185,11 @@ def nms_3d(
     -----
     Differences are taken in the dtype of ``position``, and the separation is rounded to it. Two infinite ranges are
     equal, and infinitely far from any other. No gradient.
+
+    The great-circle angle d between two directions obeys hav(d) = hav(el - el') + cos el cos el' hav(az - az'). On the
+    sphere the angle whose haversine is the last term is compared with the separation in azimuth: for equal elevations
+    that is d itself. The box holds every direction that is no farther than the smaller of its two angles. Azimuths may
+    be turns apart; elevations beyond +-pi/2 have no meaning.
     """
     _check_candidates(position, score, valid)
     limits = tuple(float(s) for s in separation)
@@ -156,7 +202,7 @@ def nms_3d(
     where = position.detach()
     if score.ndim == 1:
         where, ranked = where[None], ranked[None]
-    kept = Kept(*torch.ops.risfast.nms_3d(where, ranked, limits, k, bool(wrap_azimuth)))
+    kept = Kept(*torch.ops.risfast.nms_3d(where, ranked, limits, k, bool(on_sphere)))
     return kept if score.ndim == 2 else Kept(*(field[0] for field in kept))
 
 

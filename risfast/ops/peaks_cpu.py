@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.ops.peaks_reference import reject_bad_candidates, reject_nan
+from risfast.ops.peaks_reference import box_limits, reject_bad_candidates, reject_nan, sphere_coordinates
 
 _Array = np.ndarray[Any, Any]
 
@@ -168,21 +168,21 @@ def local_maxima_cpu(
     return index, value, (value > -math.inf).sum(1)
 
 
-def _near(these: _Array, those: _Array, limits: _Array, wrap_azimuth: bool) -> _Array:
-    """Whether points [B, T, 3] lie within the limits of points [B, U, 3] in all coordinates: bool [B, T, U]."""
-    near = np.ones((these.shape[0], these.shape[1], those.shape[1]), bool)
-    for axis in range(3):
-        one, other = these[:, :, None, axis], those[:, None, :, axis]
-        with np.errstate(invalid="ignore"):  # of two infinite ranges, which are equal
-            difference = one - other
-        if wrap_azimuth and axis == 0:
-            difference -= np.round(difference / (2 * math.pi)) * (2 * math.pi)
-        within = np.abs(difference, out=difference) <= limits[axis]
-        near &= (within | (one == other)) if axis == 2 else within
+def _near(these: _Array, those: _Array, limits: _Array) -> _Array:
+    """Whether points [B, T, 3 or 4] lie within the limits of points [B, U, 3 or 4] in all coordinates: [B, T, U]."""
+    one, other = np.moveaxis(these[:, :, None], -1, 0), np.moveaxis(those[:, None], -1, 0)
+    on_sphere = len(one) == 4
+    turned = one[1] * other[0] - one[0] * other[1] if on_sphere else one[0] - other[0]
+    near = np.abs(turned, out=turned) <= limits[0]
+    raised = one[-2] - other[-2]
+    near &= np.abs(raised, out=raised) <= limits[1]
+    with np.errstate(invalid="ignore"):  # of two infinite ranges, which are equal
+        difference = one[-1] - other[-1]
+    near &= (np.abs(difference, out=difference) <= limits[2]) | (one[-1] == other[-1])
     return near
 
 
-def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, k: int, wrap_azimuth: bool) -> _Array:
+def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, k: int) -> _Array:
     """Greedy suppression of some scenes by tiles of candidates in falling order: index [B, k]."""
     # Within a tile, "kept unless a better kept one is near" is applied to all candidates at once until nothing changes.
     # Its only fixed point is the greedy answer, and it is there after as many steps as the longest chain of
@@ -190,7 +190,7 @@ def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, 
     batch, k = order.shape[0], min(k, order.shape[1])
     tile = max(_SHORTEST_TILE, min(_LONGEST_TILE, math.isqrt(_TILE_PAIRS // max(batch, 1))))
     index = np.full((batch, k), -1, np.int64)
-    chosen = np.zeros((batch, k, 3), position.dtype)
+    chosen = np.zeros((batch, k, position.shape[2]), position.dtype)
     count = np.zeros(batch, np.int64)
     for start in range(0, int(present.max(initial=0)), tile):
         block = order[:, start : start + tile]
@@ -202,8 +202,8 @@ def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, 
         filled = int(count.max())
         if filled:
             taken = np.arange(filled) < count[:, None]
-            open_ &= ~(_near(points, chosen[:, :filled], limits, wrap_azimuth) & taken[:, None]).any(2)
-        rivals = _near(points, points, limits, wrap_azimuth) & (places < places[:, None])
+            open_ &= ~(_near(points, chosen[:, :filled], limits) & taken[:, None]).any(2)
+        rivals = _near(points, points, limits) & (places < places[:, None])
         kept, before = open_, None
         while before is None or not np.array_equal(kept, before):
             kept, before = open_ & ~(rivals & kept[:, None]).any(2), kept
@@ -216,7 +216,7 @@ def _suppress(position: _Array, order: _Array, present: _Array, limits: _Array, 
 
 
 def nms_cpu(
-    position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
+    position: Tensor, score: Tensor, separation: Sequence[float], k: int, on_sphere: bool
 ) -> tuple[Tensor, Tensor]:
     """The CPU kernel of :func:`risfast.ops.nms_3d`: rank the candidates, then suppress group by group of scenes."""
     points, value = position.detach().numpy(), score.detach().numpy()
@@ -225,11 +225,13 @@ def nms_cpu(
     reject_bad_candidates(bool(np.isnan(value).any()), bool((~placed & ~absent).any()))
     order = np.argsort(-value, axis=1, kind="stable")
     present = (~absent).sum(1)
-    limits = torch.tensor(separation, dtype=torch.float64).to(position.dtype).numpy()
+    limits = box_limits(separation, on_sphere, position.dtype).numpy()
+    if on_sphere:
+        points = sphere_coordinates(position.detach()).numpy()
     index = torch.full((score.shape[0], k), -1, dtype=torch.int64)
     columns = min(k, score.shape[1])
     group = max(1, _TABLE_ENTRIES // (_SHORTEST_TILE * max(_SHORTEST_TILE, columns)))
     for start in range(0, score.shape[0], group):
         part = slice(start, start + group)
-        index.numpy()[part, :columns] = _suppress(points[part], order[part], present[part], limits, k, wrap_azimuth)
+        index.numpy()[part, :columns] = _suppress(points[part], order[part], present[part], limits, k)
     return index, (index >= 0).sum(1)

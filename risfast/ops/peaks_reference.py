@@ -80,8 +80,29 @@ def _best_k(volume: Tensor, kept: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
     return index, value, present.sum(1)
 
 
+def sphere_coordinates(position: Tensor) -> Tensor:
+    """What differences on the sphere are taken of: w cos(az / 2), w sin(az / 2) with w^2 = cos el, elevation, range.
+
+    position (..., 3) -> (..., 4)
+    """
+    # The angle d between two directions obeys hav(d) = hav(el - el') + cos el cos el' hav(az - az'). The root of the
+    # last term is a cross product of the first two coordinates: it knows no seam, and azimuths fade out at a pole.
+    azimuth, elevation = position[..., :1].double(), position[..., 1:2].double()
+    weight = elevation.cos().clamp_min(0).sqrt()
+    half = azimuth / 2
+    return torch.cat([weight * half.cos(), weight * half.sin(), position[..., 1:].double()], -1).to(position.dtype)
+
+
+def box_limits(separation: Sequence[float], on_sphere: bool, dtype: torch.dtype) -> Tensor:
+    """What the absolute differences in azimuth (on the sphere its cross product), elevation and range may be, [3]."""
+    azimuth, *others = separation
+    if on_sphere:
+        azimuth = math.sin(azimuth / 2) if azimuth < math.pi else math.inf
+    return torch.tensor([azimuth, *others], dtype=torch.float64, device="cpu").to(dtype)
+
+
 def nms_3d_reference(
-    position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
+    position: Tensor, score: Tensor, separation: Sequence[float], k: int, on_sphere: bool
 ) -> tuple[Tensor, Tensor]:
     """Greedy non-maximum suppression, one kept candidate per step.
 
@@ -95,16 +116,17 @@ def nms_3d_reference(
     reject_bad_candidates(bool(score.isnan().any()), bool((~placed & present).any()))
     batch, candidates = score.shape
     index = score.new_full((batch, k), -1, dtype=torch.int64)
-    limits = torch.tensor(separation, dtype=torch.float64).to(position)
+    limits = box_limits(separation, on_sphere, position.dtype).to(position.device)
+    points = sphere_coordinates(position) if on_sphere else position
     left = present.clone()
     for slot in range(min(k, candidates)):
         best = torch.where(left, score, -math.inf).argmax(1, keepdim=True)
         found = left.gather(1, best)  # false for all once a scene has run out of candidates
         index[:, slot] = torch.where(found, best, -1)[:, 0]
-        chosen = position.gather(1, best[..., None].expand(-1, -1, 3))
-        difference = torch.where(position == chosen, 0.0, position - chosen)
-        if wrap_azimuth:
-            turns = (difference[..., 0] / (2 * math.pi)).round()
-            difference[..., 0] -= turns * (2 * math.pi)
+        chosen = points.gather(1, best[..., None].expand(-1, -1, points.shape[-1]))
+        difference = torch.where(points == chosen, 0.0, points - chosen)
+        if on_sphere:
+            turned = points[..., 1] * chosen[..., 0] - points[..., 0] * chosen[..., 1]
+            difference = torch.cat([turned[..., None], difference[..., 2:]], -1)
         left &= ~((difference.abs() <= limits).all(-1) & found)
     return index, (index >= 0).sum(1)

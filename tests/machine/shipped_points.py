@@ -19,6 +19,7 @@ from test_peaks import (
     Peaks,
     assert_is_brute_force_nms,
     candidates,
+    candidates_on_sphere,
     quantised,
 )
 from test_refinement import random_positions
@@ -186,14 +187,15 @@ def test_maxima(judge, window, shape, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("count", "wrap"), [(19, False), (19, True), (127, True), (1023, True), (2047, True), (2049, True)]
+    ("count", "on_sphere"), [(19, False), (19, True), (127, True), (1023, True), (2047, True), (2049, True)]
 )
 @pytest.mark.usefixtures("judge")
-def test_suppression(count, wrap, dtype):
-    position, score = candidates(2, count, count, 40, dtype)
-    *kept, bad = nms.nms(position, score, SEPARATION, 7, wrap)
+def test_suppression(count, on_sphere, dtype):
+    position, score = candidates_on_sphere(2, count, 5, dtype) if on_sphere else candidates(2, count, count, 40, dtype)
+    separation = (0.1, 0.2, 1.0) if on_sphere else SEPARATION
+    *kept, bad = nms.nms(position, score, separation, 7, on_sphere)
     assert not bad.any()
-    assert_is_brute_force_nms(Kept(*kept), position, score, SEPARATION, 7, wrap)
+    assert_is_brute_force_nms(Kept(*kept), position, score, separation, 7, on_sphere)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

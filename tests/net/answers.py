@@ -153,7 +153,7 @@ def peak_answers() -> Answers:
                 answers[f"{case}, {name}/exact"] = getattr(found, name).numpy()
         positions, scores = inputs.candidates()
         for separation, wrap in (((0.5, 0.3, 1.0), False), ((0.5, 0.3, 1.0), True), ((1.0, 0.5, float("inf")), True)):
-            kept = nms_3d(positions.to(dtype), scores.to(dtype), separation=separation, k=20, wrap_azimuth=wrap)
+            kept = nms_3d(positions.to(dtype), scores.to(dtype), separation=separation, k=20, on_sphere=wrap)
             case = f"nms, {dtype}, separation {separation}, {'round' if wrap else 'open'}"
             answers[f"{case}, index/exact"], answers[f"{case}, count/exact"] = kept.index.numpy(), kept.count.numpy()
     return answers

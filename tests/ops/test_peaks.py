@@ -29,7 +29,7 @@ WINDOWS = [(7, 7, 3), (3, 3, 3), (1, 3, 5), (5, 1, 1), (1, 1, 1), (21, 21, 21)]
 SEPARATION = (0.25, 0.125, 1.0)  # exact in binary, as are the positions of the tests: no doubt at the boundary
 
 
-def brute_force_maxima(scene, window, k, threshold=None):
+def brute_force_maxima(scene, window, k, threshold=None, full_circle=False):
     """[(az, el, r), ...] and values of one scene, by loops over points and windows."""
     n_az, n_el, n_r = scene.shape
     scene = scene.tolist()  # Python floats: loops over numpy scalars take several times as long
@@ -42,7 +42,11 @@ def brute_force_maxima(scene, window, k, threshold=None):
                 if value == -math.inf or (threshold is not None and not value > threshold):
                     continue
                 beaten = False
-                for a2 in range(max(0, a - reach[0]), min(n_az, a + reach[0] + 1)):
+                first, last = a - reach[0], a + reach[0] + 1
+                around = (
+                    {i % n_az for i in range(first, last)} if full_circle else range(max(0, first), min(n_az, last))
+                )
+                for a2 in around:
                     for e2 in range(max(0, e - reach[1]), min(n_el, e + reach[1] + 1)):
                         for r2 in range(max(0, r - reach[2]), min(n_r, r + reach[2] + 1)):
                             other = scene[a2][e2][r2]
@@ -53,7 +57,19 @@ def brute_force_maxima(scene, window, k, threshold=None):
     return [place for _, place in kept[:k]], [-negative for negative, _ in kept[:k]]
 
 
-def brute_force_nms(position, score, separation, k, wrap=False):
+def azimuth_on_sphere(one, other):
+    """Angle that two azimuths are apart on the sphere: of haversine cos el cos el' hav(az - az')."""
+    haversine = math.cos(one[1]) * math.cos(other[1]) * math.sin((one[0] - other[0]) / 2) ** 2
+    return 2 * math.asin(min(math.sqrt(max(haversine, 0.0)), 1.0))
+
+
+def great_circle(one, other):
+    """Angle between two directions, by their unit vectors."""
+    u, v = (np.array([math.sin(a) * math.cos(e), math.sin(e), math.cos(a) * math.cos(e)]) for a, e, *_ in (one, other))
+    return math.atan2(float(np.linalg.norm(np.cross(u, v))), float(u @ v))
+
+
+def brute_force_nms(position, score, separation, k, on_sphere=False):
     """Kept indices of one scene, by loops over candidates in falling order."""
     kept = []
     for i in sorted(range(len(score)), key=lambda i: (-score[i], i)):
@@ -61,8 +77,8 @@ def brute_force_nms(position, score, separation, k, wrap=False):
             continue
         for j in kept:
             difference = [abs(position[i][c] - position[j][c]) for c in range(3)]
-            if wrap:
-                difference[0] = min(abs(position[i][0] - position[j][0] + turn * 2 * math.pi) for turn in range(-9, 10))
+            if on_sphere:
+                difference[0] = azimuth_on_sphere(position[i], position[j])
             if all(d <= s for d, s in zip(difference, separation, strict=True)):
                 break
         else:
@@ -78,12 +94,12 @@ def reference(volume, window, k, threshold=None):
     return Peaks(*local_maxima_3d_reference(volume, window, k, threshold))
 
 
-def fast_nms(position, score, separation, k, wrap=False):
-    return nms_3d(position, score, separation=separation, k=k, wrap_azimuth=wrap)
+def fast_nms(position, score, separation, k, on_sphere=False):
+    return nms_3d(position, score, separation=separation, k=k, on_sphere=on_sphere)
 
 
-def reference_nms(position, score, separation, k, wrap=False):
-    return Kept(*nms_3d_reference(position, score, separation, k, wrap))
+def reference_nms(position, score, separation, k, on_sphere=False):
+    return Kept(*nms_3d_reference(position, score, separation, k, on_sphere))
 
 
 both = pytest.mark.parametrize("find", [fast, reference])
@@ -110,6 +126,20 @@ def assert_same(found, expected):
 
 def quantised(shape, levels, seed, dtype=torch.float32):
     return torch.randint(levels, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def candidates_on_sphere(batch, count, seed, dtype=torch.float64):
+    """Directions that crowd at the poles and at the seam, some turns apart, and scores without ties."""
+    generator = torch.Generator().manual_seed(seed)
+    azimuth = torch.rand(batch, count, generator=generator, dtype=torch.float64) * 12 - 6
+    pole = torch.randint(3, (batch, count), generator=generator) - 1
+    elevation = torch.where(pole == 0, 0.3, pole * math.pi / 2) * torch.rand(
+        batch, count, generator=generator, dtype=torch.float64
+    ).pow(0.1)
+    elevation[:, ::7] = elevation[:, ::7].sign() * math.pi / 2
+    r = 1 + torch.rand(batch, count, generator=generator, dtype=torch.float64) * 3
+    score = torch.randperm(batch * count, generator=generator).reshape(batch, count)
+    return torch.stack([azimuth, elevation, r], -1).to(dtype), score.to(dtype)
 
 
 def candidates(batch, count, seed, levels=None, dtype=torch.float32):
@@ -180,6 +210,63 @@ def test_points_on_the_border_can_be_maxima(find, corner):
     found = find(volume, (3, 3, 3), 5, 1.0)
     assert found.count.tolist() == [1]
     assert tuple(found.index[0, 0].tolist()) == corner
+
+
+# Local maxima: a full circle of azimuths
+
+
+def assert_is_brute_force_on_circle(volume, window, k, threshold=None):
+    found = local_maxima_3d(volume, window=window, k=k, threshold=threshold, full_circle=True)
+    for b, scene in enumerate(volume.double().numpy()):
+        places, values = brute_force_maxima(scene, window, k, threshold, full_circle=True)
+        count = len(places)
+        assert int(found.count[b]) == count
+        assert [tuple(p) for p in found.index[b, :count].tolist()] == places
+        assert found.value[b, :count].tolist() == values
+        assert (found.index[b, count:] == -1).all()
+        assert (found.value[b, count:] == -math.inf).all()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("window", WINDOWS)
+def test_maxima_on_a_full_circle_match_brute_force(shape, window):
+    volume = torch.cat([quantised((1, *shape), levels, seed=math.prod(shape)) for levels in (2, 5, 1000)])
+    for k in (1, 9):
+        assert_is_brute_force_on_circle(volume, window, k)
+    assert_is_brute_force_on_circle(volume, window, 4, 2.5)
+
+
+def test_turning_the_circle_turns_its_maxima():
+    volume = quantised((2, 40, 13, 3), 10**6, seed=4)
+    found = local_maxima_3d(volume, k=300, full_circle=True)
+    turned = local_maxima_3d(volume.roll(17, 1), k=300, full_circle=True)
+    assert int(found.count.min()) > 0
+    assert torch.equal(turned.value, found.value)
+    there = found.index >= 0
+    expected = torch.where(there, (found.index + torch.tensor([17, 0, 0])) % torch.tensor([40, 13, 3]), -1)
+    assert torch.equal(turned.index, expected)
+
+
+def test_a_high_seam_does_not_take_the_slots_of_the_maxima_on_a_full_circle():
+    volume = quantised((1, 30, 24, 5), 1000, seed=8)
+    slope = torch.linspace(1e6, 2e6, 30)
+    volume = volume + slope[:, None, None]
+    volume[:, 0] = 3e6 + torch.arange(24 * 5).reshape(24, 5)
+    assert_is_brute_force_on_circle(volume, (7, 3, 3), 3)
+    assert_is_brute_force_on_circle(volume, (3, 3, 3), 12)
+
+
+def test_maxima_on_a_full_circle_take_empty_volumes_any_strides_and_lanes():
+    assert local_maxima_3d(torch.zeros(0, 5, 4, 3), k=2, full_circle=True).index.shape == (0, 2, 3)
+    assert local_maxima_3d(torch.zeros(2, 5, 0, 3), k=2, full_circle=True).count.tolist() == [0, 0]
+    volume = quantised((3, 11, 8, 3), 50, seed=1)
+
+    def find(v):
+        return local_maxima_3d(v, k=5, full_circle=True)
+
+    assert_same(find(volume.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1)), find(volume))
+    assert_same([field[0] for field in find(volume)], find(volume[0]))
+    assert_same(torch.vmap(find)(volume), find(volume))
 
 
 # Local maxima: plateaus and ties
@@ -370,9 +457,9 @@ def test_bad_arguments_of_local_maxima_are_named(volume, options, error, message
 # Suppression
 
 
-def assert_is_brute_force_nms(kept, position, score, separation, k, wrap=False):
+def assert_is_brute_force_nms(kept, position, score, separation, k, on_sphere=False):
     for b in range(score.shape[0]):
-        expected = brute_force_nms(position[b].tolist(), score[b].tolist(), separation, k, wrap)
+        expected = brute_force_nms(position[b].tolist(), score[b].tolist(), separation, k, on_sphere)
         assert kept.index[b].tolist() == expected + [-1] * (k - len(expected))
         assert int(kept.count[b]) == len(expected)
 
@@ -438,7 +525,7 @@ def test_equal_scores_keep_the_lowest_index(suppress):
 
 
 @both_nms
-def test_azimuth_wraps_only_when_asked(suppress):
+def test_azimuths_are_measured_round_the_circle_only_on_the_sphere(suppress):
     turn = 2 * math.pi
     position = torch.tensor([[3.1, 0, 1], [-3.1, 0, 1], [3.05 - 3 * turn, 0, 1], [0, 0, 1]], dtype=torch.float64)[None]
     score = torch.tensor([[4.0, 3, 2, 1]])
@@ -447,18 +534,51 @@ def test_azimuth_wraps_only_when_asked(suppress):
 
 
 @both_nms
-def test_elevation_and_range_never_wrap(suppress):
-    position = torch.tensor([[0, 0, 1], [0, 2 * math.pi, 1], [0, 0, 1 + 2 * math.pi]])[None]
+@pytest.mark.parametrize("pole", [math.pi / 2, -math.pi / 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_about_a_pole_are_one(suppress, pole, dtype):
+    azimuth = torch.linspace(-math.pi, math.pi, 17, dtype=torch.float64)
+    for elevation in (pole, pole * (1 - 0.005)):  # at the pole, and on a circle of 0.9 degrees about it
+        position = torch.stack([azimuth, torch.full_like(azimuth, elevation), torch.ones_like(azimuth)], -1)[None]
+        score = torch.arange(17.0)[None]
+        kept = suppress(position.to(dtype), score, (math.radians(2), math.radians(2), 0.5), 17, True)
+        assert kept.index[0, :2].tolist() == [16, -1]
+
+
+@both_nms
+def test_range_and_elevation_do_not_wrap_on_the_sphere(suppress):
+    position = torch.tensor([[0, 0.5, 1], [0, -0.5, 1], [0, 0.5, 1 + 2 * math.pi]])[None]
     assert suppress(position, torch.tensor([[3.0, 2, 1]]), SEPARATION, 3, True).index.tolist() == [[0, 1, 2]]
 
 
 @both_nms
-def test_wrapped_suppression_matches_brute_force(suppress):
-    generator = torch.Generator().manual_seed(2)
-    position = torch.rand(2, 60, 3, generator=generator, dtype=torch.float64) * torch.tensor([12.0, 0.5, 4.0]) - 6
-    score = torch.rand(2, 60, generator=generator)
-    kept = suppress(position, score, (0.4, 0.2, 1.0), 30, True)
-    assert_is_brute_force_nms(kept, position, score, (0.4, 0.2, 1.0), 30, True)
+@pytest.mark.parametrize("separation", [(0.1, 0.1, 1.0), (0.03, 0.2, 5.0), (0.7, 0.05, 0.5), (math.pi, 0.1, math.inf)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_suppression_on_the_sphere_matches_brute_force(suppress, separation, dtype):
+    position, score = candidates_on_sphere(3, 150, 2, dtype)
+    kept = suppress(position, score, separation, 100, True)
+    assert_is_brute_force_nms(kept, position, score, separation, 100, True)
+    assert (kept.count < 100).all()
+
+
+@both_nms
+def test_on_the_sphere_nothing_kept_is_closer_than_the_separation_and_nothing_far_is_dropped(suppress):
+    position, score = candidates_on_sphere(2, 200, 5)
+    angle = 0.1
+    kept = suppress(position, score, (angle, angle, math.inf), 200, True)
+    for b in range(2):
+        places = position[b].tolist()
+        chosen = kept.index[b, : int(kept.count[b])].tolist()
+        assert all(great_circle(places[i], places[j]) > angle for i in chosen for j in chosen if i < j)
+        for i in set(range(200)) - set(chosen):  # the box reaches to its corners
+            assert min(great_circle(places[i], places[j]) for j in chosen) < angle * math.sqrt(2) + 1e-9
+
+
+@both_nms
+def test_on_the_sphere_the_same_place_is_one_where_nothing_else_is(suppress):
+    position = torch.tensor([[0.7, 0.3, 2.0], [0.7, 0.3, 2.0], [0.7, 0.3000001, 2.0]], dtype=torch.float64)[None]
+    kept = suppress(position, torch.tensor([[3.0, 2, 1]]), (0.0, 0.0, 0.0), 3, True)
+    assert kept.index.tolist() == [[0, 2, -1]]
 
 
 @both_nms
@@ -475,7 +595,8 @@ def test_infinite_ranges_are_equal_and_far_from_any_other(suppress, dtype):
     position, score = position[None].to(dtype), torch.tensor([[5.0, 4, 3, 2, 1]])
     assert suppress(position, score, (0.2, 0.2, 1e10), 5).index.tolist() == [[0, 1, 3, 4, -1]]
     assert suppress(position, score, (0.2, 0.2, math.inf), 5).index.tolist() == [[0, 4, -1, -1, -1]]
-    assert suppress(position, score, (0.0, 0.0, 0.0), 5).index.tolist() == [[0, 1, 2, 3, 4]]
+    for on_sphere in (False, True):
+        assert suppress(position, score, (0.0, 0.0, 0.0), 5, on_sphere).index.tolist() == [[0, 1, 2, 3, 4]]
 
 
 @both_nms
@@ -491,9 +612,10 @@ def test_no_scenes_or_no_candidates_give_empty_results(suppress, batch, count):
 def test_absent_candidates_may_stand_anywhere(suppress):
     position = torch.tensor([[[math.nan, 0, 1], [0, 0, 1], [math.inf, 0, -math.inf]], [[math.nan] * 3] * 3])
     score = torch.tensor([[-math.inf, 1, -math.inf], [-math.inf] * 3])
-    kept = suppress(position, score, SEPARATION, 2)
-    assert kept.index.tolist() == [[1, -1], [-1, -1]]
-    assert kept.count.tolist() == [1, 0]
+    for on_sphere in (False, True):
+        kept = suppress(position, score, SEPARATION, 2, on_sphere)
+        assert kept.index.tolist() == [[1, -1], [-1, -1]]
+        assert kept.count.tolist() == [1, 0]
 
 
 def test_candidates_that_are_not_valid_are_absent():

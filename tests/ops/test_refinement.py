@@ -394,7 +394,7 @@ def test_the_search_passes_over_the_seam_of_a_full_circle(ends):
     np.testing.assert_allclose(found[..., 0], expected.repeat(2, 1), atol=1e-6)
     np.testing.assert_allclose(found[..., 1:], truth[..., 1:].repeat(2, 1), rtol=1e-5)
     # Both candidates meet: the source is there once.
-    kept = nms_3d(found, torch.zeros(2, 2), separation=(0.01, 0.01, 0.1), wrap_azimuth=True)
+    kept = nms_3d(found, torch.zeros(2, 2), separation=(0.01, 0.01, 0.1), on_sphere=True)
     assert kept.count.tolist() == [1, 1]
     # Bounded by the axis, the candidate from the other end stops short of a source beyond the seam.
     _, *bounded = walk_peaks(R, array, start, low, high)
