@@ -12,6 +12,8 @@ from bench.contest import Match
 from bench.peers import OPERATIONS
 from bench.scenarios import BATCHES, GRIDS, METHODS, PEERS, Scenario, forget_plans, ours, problem_of
 
+pytestmark = pytest.mark.full
+
 
 def cases():
     for operation in OPERATIONS:
