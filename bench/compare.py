@@ -39,9 +39,11 @@ def charted(results: list[dict[str, Any]]) -> dict[str, list[tuple[str, float, s
     """What :func:`bench.contest.draw` takes: medians, with risfast's advantage beside each."""
     groups = {}
     for result in results:
-        ratios = {name: f"{ratio['cpu_median']:.3g} x" for name, ratio in result["ratios"].items()}
-        times = result["contestants"].items()
-        groups[result["work"]] = [(name, entry["cpu_median_s"], ratios.get(name, "")) for name, entry in times]
+        ratios = {name: f"{ratio['cpu_median']:.3g}" for name, ratio in result["ratios"].items()}
+        groups[result["work"]] = [
+            (name, entry["cpu_median_s"] / result["batch"], ratios.get(name, ""))
+            for name, entry in result["contestants"].items()
+        ]
     return groups
 
 

@@ -153,20 +153,30 @@ def enter(
     return result
 
 
-def summary_lines(registry: Registry) -> list[str]:
-    """At most 100 columns for every contestant: time of a scene, memory, error, and the ratio to the best peer.
+def _beside(registry: Registry, entry: Entry) -> str:
+    """Of risfast, how many times faster it is than the best peer; of a peer, how many times slower than risfast.
 
-    Ratios are of scenes (or points) a second, so that batches compare with the peer's single scene.
+    By scenes (or points) a second, so that batches compare with the peer's single scene.
     """
+    if entry.best_peer is not None:
+        return f"{entry.ratio:.4g} x {entry.best_peer.name:.22s}"
+    own = [other for other in registry.entries if not other.is_peer and other.group == entry.group]
+    if not entry.is_peer or not own:
+        return ""
+    return f"{max(other.points_per_second for other in own) / entry.points_per_second:.4g} x"
+
+
+def summary_lines(registry: Registry) -> list[str]:
+    """At most 100 columns for every contestant: time of a scene, memory, error, and the ratio."""
     lines = []
     for group in dict.fromkeys(entry.group for entry in registry.entries):
         lines.append(group)
         for entry in (e for e in registry.entries if e.group == group):
-            best = entry.best_peer
-            against = "" if best is None else f"{entry.ratio:8.4g} x {best.name:.22s}"
+            # Where the gate only says right or wrong, there is no error to show.
+            error = f"{entry.errors.worst_db:.1e} dB" if entry.errors.worst_db else "right"
             lines.append(
                 f"  {entry.name:24.24s}{entry.seconds / entry.batch * 1e3:12.3f} ms {entry.peak_mb:7.0f} MiB "
-                f"{entry.errors.worst_db:9.1e} dB {against}".rstrip()
+                f"{error:>12s}   {_beside(registry, entry)}".rstrip()
             )
     return lines
 
@@ -186,8 +196,9 @@ def draw(groups: Mapping[str, list[tuple[str, float, str]]], title: str, path: P
         y += 1
         for name, seconds, beside in group:
             milliseconds = seconds * 1e3
+            time_shown = f"{milliseconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
             axes.barh(y, milliseconds, color="tab:blue" if name.startswith("risfast") else "0.75", height=0.8)
-            axes.text(milliseconds, y, f" {milliseconds:.3g} ms   {beside}", va="center", fontsize=8)
+            axes.text(milliseconds, y, f" {time_shown}" + f"   {beside} x" * bool(beside), va="center", fontsize=8)
             ticks.append(y)
             labels.append(name)
             y += 1
@@ -206,6 +217,6 @@ def picture(registry: Registry, title: str, path: Path) -> None:
     """The closing table as a chart."""
     groups: dict[str, list[tuple[str, float, str]]] = {}
     for entry in registry.entries:
-        beside = "" if entry.best_peer is None else f"{entry.ratio:.3g} x"
-        groups.setdefault(entry.group, []).append((entry.name, entry.seconds / entry.batch, beside))
+        bar = (entry.name, entry.seconds / entry.batch, _beside(registry, entry).partition(" x")[0])
+        groups.setdefault(entry.group, []).append(bar)
     draw(groups, title, path)

@@ -274,7 +274,14 @@ def measure_row(row: Row, rounds_scale: float, trees: Mapping[str, Path]) -> dic
         for name, other in summary.items()
         if name != OWN
     }
-    result = {"work": row.work, "contestants": summary, "ratios": ratios, **_verdict(row.target, base, ratios)}
+    batch = problem_of_row(row).batch
+    result = {
+        "work": row.work,
+        "batch": batch,
+        "contestants": summary,
+        "ratios": ratios,
+        **_verdict(row.target, base, ratios),
+    }
     problem_of_row.cache_clear()
     return result
 
