@@ -274,16 +274,9 @@ def measure_row(row: Row, rounds_scale: float, trees: Mapping[str, Path]) -> dic
         for name, other in summary.items()
         if name != OWN
     }
-    batch = problem_of_row(row).batch
-    result = {
-        "work": row.work,
-        "batch": batch,
-        "contestants": summary,
-        "ratios": ratios,
-        **_verdict(row.target, base, ratios),
-    }
+    measured = {"work": row.work, "batch": problem_of_row(row).batch, "contestants": summary, "ratios": ratios}
     problem_of_row.cache_clear()
-    return result
+    return {**measured, **_verdict(row.target, base, ratios)}
 
 
 def _verdict(target: Target | None, base: Mapping[str, float], ratios: Mapping[str, Any]) -> dict[str, Any]:

@@ -285,7 +285,7 @@ def test_an_error_that_is_no_number_is_refused():
 
 
 def test_every_operator_method_grid_and_batch_is_timed_and_each_work_has_a_peer():
-    found = {(c.values[0], c.values[1].name) for c in bench_spectra.cases()}
+    found = {(scenario, contestant.name) for scenario, contestant in bench_spectra.cases()}
     for operation in peers.OPERATIONS:
         for wavefront, methods in scenarios.METHODS.items():
             for grid in ("training", "reference"):
