@@ -113,30 +113,32 @@ def timed(call: Callable[[], Any]) -> dict[str, float]:
     return {"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall}
 
 
+class _LaunchedError(Exception):
+    """The call has reached a launch."""
+
+
 def _files_to_a_launch(call: Callable[[], Any]) -> list[str]:
     """Source files that Python passes through between a call and its first launch, in order (Triton's interpreter)."""
     from triton.runtime.interpreter import GridExecutor
 
     passed: dict[str, None] = {}
-    launched = False
 
     def look(frame: Any, event: str, argument: Any) -> None:
-        nonlocal launched
-        launched = launched or frame.f_code is GridExecutor.__call__.__code__
+        if frame.f_code is GridExecutor.__call__.__code__:
+            raise _LaunchedError
         path = Path(frame.f_code.co_filename)
-        within = [folder for folder in ("risfast", "kernels") if folder in path.parts]
-        if event == "call" and within and not launched and frame.f_code.co_name != "<module>":
-            passed["/".join(path.parts[path.parts.index(within[0]) :])] = None
+        folder = next((name for name in ("risfast", "kernels") if name in path.parts), None)
+        if event == "call" and folder is not None:
+            passed["/".join(path.parts[path.parts.index(folder) :])] = None
 
-    call()  # imports, plans
     sys.setprofile(look)
     try:
         call()
+    except _LaunchedError:
+        return list(passed)
     finally:
         sys.setprofile(None)
-    if not launched:
-        raise RuntimeError("the call launched no kernel; TRITON_INTERPRET=1 and RISFAST_TRITON=interpret make it")
-    return list(passed)
+    raise RuntimeError("the call launched no kernel; TRITON_INTERPRET=1 and RISFAST_TRITON=interpret make it")
 
 
 def main() -> None:
