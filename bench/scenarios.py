@@ -107,10 +107,10 @@ def sampled_problem(
 ) -> Problem:
     """A sample covariance, or its factor, of five sources and noise of 20 dB less, on the reference grid.
 
-    By default of as many snapshots as there are elements: it has full rank and no structure that a plan could use.
+    By default of twice as many snapshots as elements: it has full rank and no structure that a plan could use.
     """
     grid, wavelength_m = SearchGrid.reference(), PlanarArray.rectangular().wavelength_m
-    snapshots = snapshots or len(positions_m)
+    snapshots = snapshots or 2 * len(positions_m)
     generator = torch.Generator().manual_seed(SEED)
     position = true_scenes(SOURCES, wavefront, batch).position.double()  # [B, K, 3]
     phases = peers.phase(peers.direction(position), position[..., 2], positions_m, wavelength_m, wavefront)
