@@ -9,12 +9,13 @@ import torch
 from bench.gpu_scenarios import SCENARIOS, reference_setting
 from bench.measure import synchronised
 
+if not torch.cuda.is_available():
+    pytest.skip("there is no CUDA device; the CPU has benchmarks of its own", allow_module_level=True)
+
 
 @pytest.mark.parametrize("batch", [1, 32, 256])
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_scenario(benchmark, name, batch):
-    if not torch.cuda.is_available():
-        pytest.skip("there is no CUDA device; the CPU has benchmarks of its own")
     setting = reference_setting(torch.device("cuda", 0))
     work = SCENARIOS[name].make(setting, batch)
     error = work.error_db(work.call(*work.inputs))

@@ -98,7 +98,8 @@ def prepared(contestant, scenes):
 
 def check(found, scenes):
     """No error where F1 is as it must be, an infinite one where it is not."""
-    return Errors(0.0, 0.0 if f1_of(found, scenes.position.double()) >= LEAST_F1 else math.inf)
+    f1 = f1_of([sources.position for sources in found], scenes.position.double())
+    return Errors(0.0, 0.0 if f1 >= LEAST_F1 else math.inf)
 
 
 @pytest.mark.parametrize("n_snapshots", [16, 64])

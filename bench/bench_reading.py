@@ -1,6 +1,6 @@
 """Reading recordings in blocks, from the page cache; the peers are the sigmf package and h5py on the same files.
 
-    python -m pytest bench/bench_reading.py --benchmark-only
+    python -m pytest bench/bench_reading.py --benchmark-only -m full
 
 ``extra_info`` holds megabytes per second and the growth of the peak memory of the process in megabytes, which for the
 peers is the size of the file. RISFAST_BENCH_READING_MB sets the size of each file (default 512).
@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import time
 from pathlib import Path
 
 import h5py
@@ -19,8 +20,7 @@ import pytest
 
 from risfast.simulate import read
 
-pytest.importorskip("pytest_benchmark")
-
+pytestmark = pytest.mark.full
 CHANNELS = 16
 SIZE_BYTES = int(os.environ.get("RISFAST_BENCH_READING_MB", "512")) << 20
 POSITIONS = np.random.default_rng(0).normal(size=(CHANNELS, 3))
@@ -94,7 +94,7 @@ def recorded(request, tmp_path_factory):
         item.unlink()
 
 
-@pytest.mark.benchmark(group="reading")
+@pytest.mark.benchmark(group="reading", timer=time.perf_counter)
 @pytest.mark.parametrize("reader", [in_blocks, covariance, whole_by_peer], ids=lambda call: call.__name__)
 def test_reading(benchmark, recorded, reader):
     data = recorded.with_suffix(".sigmf-data") if recorded.suffix == ".sigmf-meta" else recorded

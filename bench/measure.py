@@ -1,11 +1,7 @@
-"""Clocks and memory: interleaved timing, peak resident memory of a call, and what the run was made on.
-
-``python -m bench.measure '<json>'`` measures the peak memory of one operator call in a process of its own.
-"""
+"""Clocks and memory: interleaved timing, peak resident memory of a call, and what the run was made on."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import importlib.metadata
 import importlib.util
@@ -16,13 +12,14 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
-import time
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from bench.worker import release_free_memory, reset_high_water_mark, resident_bytes, timed
 
 ROOT = Path(__file__).resolve().parents[1]
 THREAD_VARIABLES = (
@@ -32,7 +29,6 @@ THREAD_VARIABLES = (
     "NUMBA_NUM_THREADS",
     "TORCHINDUCTOR_COMPILE_THREADS",
 )
-_SAMPLE_SECONDS = 1e-3
 
 
 def limit_threads(count: int) -> None:
@@ -62,14 +58,94 @@ class Times:
         }
 
 
-def interleaved(calls: Mapping[str, tuple[Callable[[], Any], int]], rounds: int) -> dict[str, Times]:
+def risfast_tree() -> Path:
+    """The folder that the risfast of this process was imported from."""
+    import risfast
+
+    return Path(risfast.__file__).resolve().parents[1]
+
+
+@contextmanager
+def saved(job: dict[str, Any]) -> Iterator[Path]:
+    """The file of a job, alone in a folder that goes with it."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        torch.save(job, Path(folder) / "job.pt")
+        yield Path(folder) / "job.pt"
+
+
+class Worker:
+    """A job of risfast in a process of its own, in a tree of its own: see :mod:`bench.worker`.
+
+    Attributes
+    ----------
+    first : dict
+        Processor seconds and MiB of the first call, imports included.
+    """
+
+    def __init__(self, job: Path, tree: Path, threads: int = 1, **environment: str) -> None:
+        names = {name: str(threads) for name in THREAD_VARIABLES}
+        self._place = job.with_name("result.pt")
+        # The folder of the script stays off the path: it is of this tree, and its files have plain names.
+        command = [sys.executable, "-P", str(ROOT / "bench" / "worker.py"), str(job), str(threads)]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=job.parent,
+            env={**os.environ, **names, "PYTHONPATH": str(tree), **environment},
+        )
+        self.first: dict[str, Any] = self._answer()
+        imported = Path(self.first["package"]).parents[1]
+        if imported != tree.resolve():
+            self.close()
+            raise RuntimeError(f"the worker of {tree} imported risfast from {imported}")
+
+    def _answer(self) -> Any:
+        line = self._process.stdout.readline() if self._process.stdout else ""
+        if not line:
+            raise RuntimeError(f"a worker ended with status {self._process.wait()}; its message stands above")
+        return json.loads(line)
+
+    def order(self, text: str) -> Any:
+        """Send an order and wait for the answer."""
+        assert self._process.stdin is not None
+        print(text, file=self._process.stdin, flush=True)
+        return self._answer()
+
+    def result(self) -> Any:
+        """What the job gives, as tensors alone."""
+        import torch
+
+        self.order(f"result {self._place}")
+        return torch.load(self._place)
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+
+def interleaved(calls: Mapping[str, tuple[Callable[[], Any] | Worker, int]], rounds: int) -> dict[str, Times]:
     """Time several calls in turn, each of them so many times a round, after one call of each that is not counted.
 
-    The garbage collector runs between rounds, not within calls.
+    Workers time themselves. The garbage collector runs between rounds, not within calls.
     """
     times = {name: Times() for name in calls}
+
+    def turn(call: Callable[[], Any] | Worker) -> dict[str, float]:
+        sample: dict[str, float] = call.order("time") if isinstance(call, Worker) else timed(call)
+        return sample
+
     for call, _ in calls.values():
-        call()
+        turn(call)
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -77,10 +153,9 @@ def interleaved(calls: Mapping[str, tuple[Callable[[], Any], int]], rounds: int)
             gc.collect()
             for name, (call, repeats) in calls.items():
                 for _ in range(repeats):
-                    wall, cpu = time.perf_counter(), time.process_time()
-                    call()
-                    times[name].cpu.append(time.process_time() - cpu)
-                    times[name].wall.append(time.perf_counter() - wall)
+                    sample = turn(call)
+                    times[name].cpu.append(sample["cpu"])
+                    times[name].wall.append(sample["wall"])
     finally:
         if was_enabled:
             gc.enable()
@@ -89,10 +164,9 @@ def interleaved(calls: Mapping[str, tuple[Callable[[], Any], int]], rounds: int)
 
 @dataclass
 class Peak:
-    """Peak of resident memory above what was resident before, in bytes; ``method`` says how it was seen."""
+    """Peak of resident memory above what was resident before, in bytes; NaN where the system does not tell."""
 
     bytes: float = math.nan
-    method: str = "not measured: neither a high-water mark that can be reset nor psutil"
 
 
 def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -110,115 +184,18 @@ def synchronised(call: Callable[[], Any]) -> Callable[[], Any]:
     return finished
 
 
-def _status_bytes(key: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {key}")
-
-
-def _reset_high_water_mark() -> bool:
-    """Linux: set the high-water mark of resident memory back to what is resident now."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-        _status_bytes("VmHWM")
-    except OSError:
-        return False
-    return True
-
-
-def _release_free_memory() -> None:
-    """Return freed memory to the system, so that a call cannot hide in what an earlier one left to the allocator."""
-    gc.collect()
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None)
-        if hasattr(libc, "malloc_trim"):
-            libc.malloc_trim(0)
-
-
 @contextmanager
 def peak_memory() -> Iterator[Peak]:
-    """Measure the peak resident memory of a block above what was resident when it began.
+    """Measure the peak resident memory of a block above what was resident when it began (Linux's high-water mark).
 
-    On Linux by the kernel's high-water mark; elsewhere, with psutil, by sampling every millisecond, which misses
-    shorter peaks. It leaves out pages that were resident before and are used again, and memory of other processes.
+    It leaves out pages that were resident before and are used again, and memory of other processes.
     """
     peak = Peak()
-    _release_free_memory()
-    if _reset_high_water_mark():
-        before = _status_bytes("VmRSS")
-        yield peak
-        peak.bytes, peak.method = max(0, _status_bytes("VmHWM") - before), "high-water mark"
-    elif importlib.util.find_spec("psutil") is None:
-        yield peak
-    else:
-        with _sampled(peak):
-            yield peak
-
-
-@contextmanager
-def _sampled(peak: Peak) -> Iterator[None]:
-    """The highest resident memory that a thread saw while the block ran."""
-    import psutil
-
-    process, stop = psutil.Process(), threading.Event()
-    before = seen = process.memory_info().rss
-
-    def sample() -> None:
-        nonlocal seen
-        while not stop.wait(_SAMPLE_SECONDS):
-            seen = max(seen, process.memory_info().rss)
-
-    sampler = threading.Thread(target=sample, daemon=True)
-    sampler.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        sampler.join()
-    peak.bytes, peak.method = seen - before, "sampled"
-
-
-def probe(operation: str, wavefront: str, grid: str, batch: int, method: str, budget_mb: int | None) -> dict[str, Any]:
-    """Memory and time of the first call of an operator in this process, plans and tables included."""
-    from bench.scenarios import Scenario, operator_call, problem_of
-
-    # A small call at another size loads the libraries, whose code is not the call's memory.
-    operator_call(problem_of(Scenario(operation, wavefront, "training", 1)), method)()
-    problem = problem_of(Scenario(operation, wavefront, grid, batch))
-    call = operator_call(problem, method, None if budget_mb is None else budget_mb << 20)
-    with peak_memory() as peak:
-        start = time.perf_counter()
-        result = call()
-        seconds = time.perf_counter() - start
-    parts = result if isinstance(result, tuple) else (result,)
-    return {
-        "operation": operation,
-        "wavefront": wavefront,
-        "grid": grid,
-        "batch": batch,
-        "method": method,
-        "budget_mb": budget_mb,
-        "peak_mb": peak.bytes / 2**20,
-        "outputs_mb": sum(part.untyped_storage().nbytes() for part in parts) / 2**20,
-        "first_call_s": seconds,
-        "seen_by": peak.method,
-    }
-
-
-def probe_in_process(**request: Any) -> dict[str, Any]:
-    """:func:`probe` in a fresh process, whose allocator holds nothing back."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.measure", json.dumps(request)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
-    if done.returncode != 0:
-        raise RuntimeError(f"the memory probe failed:\n{done.stderr}")
-    return dict(json.loads(done.stdout))
+    release_free_memory()
+    before = resident_bytes("VmRSS") if reset_high_water_mark() else None
+    yield peak
+    if before is not None:
+        peak.bytes = max(0, resident_bytes("VmHWM") - before)
 
 
 def cpu_model() -> str:
@@ -234,7 +211,7 @@ def cpu_model() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that take part."""
     found = {"python": platform.python_version(), "system": platform.system()}
-    for name in ("risfast", "torch", "numpy", "scipy", "acoular", "numba", "scikit-image"):
+    for name in ("risfast", "torch", "numpy", "scipy", "acoular", "numba"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
@@ -244,8 +221,3 @@ def versions() -> dict[str, str]:
 
         found["risfast"] = risfast.__version__
     return found
-
-
-if __name__ == "__main__":
-    limit_threads(1)
-    print(json.dumps(probe(**json.loads(sys.argv[1]))))

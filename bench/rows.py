@@ -3,260 +3,311 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from bench import bench_peaks, peers, search
-from bench.accuracy import measure_errors, require_accuracy
-from bench.measure import interleaved, probe_in_process
-from bench.peers import Call, Problem
+from bench import peers, search, worker
+from bench.accuracy import Errors, measure_errors, require_accuracy
+from bench.measure import Worker, interleaved, saved
+from bench.peers import Map, Problem
 from bench.scenarios import (
     ACOULAR,
     CACHED_GEMM,
-    DENSE_COMPILED,
-    DENSE_EAGER,
     MATERIALISED,
+    SOURCES,
     Contestant,
     Scenario,
     float32_bound_db,
-    operator_call,
     our_bound_db,
-    ours,
     problem_of,
+    sampled_problem,
     true_scenes,
 )
-from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import mvdr_spectrum, plan
+from risfast.geometry import PlanarArray
+from risfast.ops import mvdr_spectrum
 from risfast.ops.peaks_reference import local_maxima_3d_reference
-from risfast.ops.refinement import refine_peaks
 
-_MIB = 2**20
+OWN = "risfast auto"
+EARLIER = "the earlier commit"  # what --against names
+SECONDS = "processor seconds"
+LEAST_F1 = 0.95
+
+
+class Task(NamedTuple):
+    """What is asked of a problem: the job of a worker, and the errors of its result (tensors alone)."""
+
+    job: Callable[[Problem], dict[str, Any]]
+    check: Callable[[Problem, Any], Errors]
+
+
+class Target(NamedTuple):
+    """A ratio to a contestant, or the processor seconds of a call: at least, and aimed at."""
+
+    against: str
+    least: float
+    aim: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """One work, the peers it is timed against, and what has to be reached against the first of them.
+    """One work, the peers it is timed against, and what has to be reached.
 
-    ``make`` gives the calls, risfast's first, each after its result has passed the gate. ``repeats`` is how many calls
-    of risfast stand between two of a peer.
+    ``repeats`` is how many calls of risfast stand between two of a peer. A row of ``full`` is left out of the short
+    picture; one that is not of the ``table`` is left out of the table of the README.
     """
 
     work: str
-    target: float | None
-    make: Callable[[], dict[str, Call]]
-    rounds: int
-    repeats: int
+    task: Task
+    problem: Callable[[], Problem]
+    peers: tuple[Contestant, ...] = ()
+    target: Target | None = None
+    rounds: int = 5
+    repeats: int = 7
+    full: bool = False
+    table: bool = True
 
 
-def _admitted(contestant: Contestant, problem: Problem) -> Call | None:
-    """The call of a contestant whose result is right, or None where it cannot run here."""
-    if contestant.unavailable(problem) is not None:
-        return None
-    call = contestant.prepare(problem)
-    require_accuracy(contestant.name, measure_errors(problem, call()), contestant.bound_db(problem))
-    return call
+@lru_cache(maxsize=1)
+def problem_of_row(row: Row) -> Problem:
+    """The problem, kept while the contestants of one row take their turns."""
+    return row.problem()
 
 
-def _spectrum(scenario: Scenario, *field: Contestant) -> Callable[[], dict[str, Call]]:
-    def make() -> dict[str, Call]:
-        problem = problem_of(scenario)
-        calls = {c.name: _admitted(c, problem) for c in (ours(), *field)}
-        return {name: call for name, call in calls.items() if call is not None}
-
-    return make
+def job_of(problem: Problem, operation: str | None = None, **more: Any) -> dict[str, Any]:
+    """What a worker needs to know of a problem."""
+    names = ("matrix", "positions_m", "wavelength_m", "wavefront", "azimuth_rad", "elevation_rad", "range_m", "loading")
+    return {"operation": operation or problem.operation, **{n: getattr(problem, n) for n in names}, **more}
 
 
-def _kept(points: torch.Tensor, found: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Grid indices [20, 3] that suppression leaves."""
-    kept = bench_peaks.suppress(points, *found)
-    return found[0][kept.index[: int(kept.count)].numpy()]
+MAP = Task(job_of, lambda problem, found: measure_errors(problem, Map(*found)))
 
 
-def _by_definition(volume: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Maxima by the plain statement of what one is."""
-    index, value, _ = local_maxima_3d_reference(volume, bench_peaks.WINDOW, bench_peaks.PEAKS, None)
-    return index[0].numpy(), value[0].numpy()
+@lru_cache(maxsize=1)
+def _boxes(problem: Problem, kind: Callable[[Problem], search.Boxes]) -> search.Boxes:
+    return kind(problem)
 
 
-def _peaks() -> dict[str, Call]:
-    """Maxima and suppression on the Capon volume of five sources; scipy in the memory order that suits it.
+@lru_cache(maxsize=1)
+def _highest(problem: Problem, kind: Callable[[Problem], search.Boxes]) -> torch.Tensor:
+    return search.highest_on_fine_grids(problem, _boxes(problem, kind), 1)
 
-    Where neighbours tie, a peer lists each of them and risfast the first: what must be equal is the 20 that are left.
+
+def refinement(kind: Callable[[Problem], search.Boxes]) -> Task:
+    """20 boxes of one scene; each is held against its own fine grid."""
+
+    def job(problem: Problem) -> dict[str, Any]:
+        boxes = _boxes(problem, kind)
+        factored = problem.operation == "mvdr_lowrank"
+        return job_of(problem, "refine", low=boxes.low, high=boxes.high, factored=factored, points=search.FINE_POINTS)
+
+    def check(problem: Problem, found: Any) -> Errors:
+        return search.refinement_errors(problem, search.Refined(*found), _highest(problem, kind))
+
+    return Task(job, check)
+
+
+def _boxes_row(
+    work: str,
+    kind: Callable[[Problem], search.Boxes],
+    problem: Callable[[], Problem],
+    target: Target | None = None,
+) -> Row:
+    def loop(problem: Problem) -> peers.Call:
+        return search.refine_by_loop(problem, _boxes(problem, kind), peers.dense_eager)
+
+    peer = Contestant("loop over the boxes", True, loop, float32_bound_db)
+    return Row(work, refinement(kind), problem, (peer,), target, 3)
+
+
+def _detection_errors(problem: Problem, found: Any) -> Errors:
+    """Of the powers at the positions that are named; infinite where too few sources are hit."""
+    worst = max(search.power_error_db(problem, b, position, power) for b, (position, power) in enumerate(found))
+    truth = true_scenes(SOURCES, problem.wavefront, problem.batch).position.double()
+    enough = search.f1_of([position for position, _ in found], truth) >= LEAST_F1
+    return Errors(worst, 0.0 if enough else math.inf)
+
+
+DETECTION = Task(
+    lambda problem: job_of(problem, "detect" if problem.operation == "mvdr" else "detect_lowrank"), _detection_errors
+)
+PLAIN_PARTS = Contestant("plain parts", True, search.detect_by_plain_parts, float32_bound_db)
+
+
+def _detection_row(work: str, problem: Callable[[], Problem], target: Target | None = None) -> Row:
+    # The peer takes R of one scene.
+    return Row(work, DETECTION, problem, () if target is None else (PLAIN_PARTS,), target, 3)
+
+
+@lru_cache(maxsize=1)
+def _volume(problem: Problem) -> tuple[torch.Tensor, torch.Tensor]:
+    array, grid = search.geometry_of(problem)
+    return mvdr_spectrum(problem.matrix, array, grid, loading=problem.loading, reduce="none"), grid.points()
+
+
+def _peaks_job(problem: Problem) -> dict[str, Any]:
+    volume, points = _volume(problem)
+    options = {"window": search.WINDOW, "candidates": search.PEAKS, "separation": search.SEPARATION}
+    return {"operation": "peaks", "volume": volume, "grid_points": points, "kept": search.KEPT, **options}
+
+
+def _peaks_errors(problem: Problem, found: Any) -> Errors:
+    """None where the 20 that are left are those of the plain statement of what a maximum is.
+
+    Where neighbours tie, a peer lists each of them and risfast the first.
     """
-    scenes = true_scenes(5, "spherical", 1)
-    array, grid = PlanarArray.rectangular(), SearchGrid.reference()
-    volume = mvdr_spectrum(scenes.true_covariance().to(torch.complex64), array, grid, reduce="none")
-    packed, points = volume.contiguous(), grid.points()
-    expected = _kept(points, _by_definition(packed))
-    calls: dict[str, Call] = {}
-    for name, find, layout in (
-        ("risfast auto", bench_peaks.maxima_risfast, volume),
-        ("scipy maximum_filter, packed volume", bench_peaks.maxima_scipy, packed),
-        ("scipy maximum_filter, volume by planes", bench_peaks.maxima_scipy, volume),
-        ("scikit-image peak_local_max", bench_peaks.maxima_skimage, packed),
-    ):
-        np.testing.assert_array_equal(_kept(points, find(layout)), expected, err_msg=name)
-        calls[name] = lambda find=find, layout=layout: bench_peaks.suppress(points, *find(layout))
-    return calls
+    volume, points = _volume(problem)
+    index, value, _ = local_maxima_3d_reference(volume.contiguous(), search.WINDOW, search.PEAKS, None)
+    same = torch.equal(found, search.suppress(points, index[0], value[0]))
+    return Errors(0.0, 0.0 if same else math.inf)
 
 
-def _refinement(kind: Callable[[Problem], search.Boxes]) -> Callable[[], dict[str, Call]]:
-    def make() -> dict[str, Call]:
-        problem = problem_of(Scenario("mvdr", "spherical", "reference", 1, snapped=False))
-        array, _ = search.geometry_of(problem)
-        boxes = kind(problem)
-        highest = search.highest_on_fine_grids(problem, boxes, 1)
-        calls: dict[str, Call] = {
-            "risfast auto": lambda: refine_peaks(
-                problem.matrix, array, boxes.low, boxes.high, loading=problem.loading, points=search.FINE_POINTS
-            ),
-            "loop, steering rebuilt": search.refine_by_loop(problem, boxes, peers.materialised),
-            "loop, real sines and GEMM": search.refine_by_loop(problem, boxes, peers.dense_eager),
-        }
-        for i, (name, call) in enumerate(calls.items()):
-            bound = float32_bound_db(problem) if i else our_bound_db(problem)
-            require_accuracy(name, search.refinement_errors(problem, call(), highest), bound)
-        return calls
-
-    return make
+def _scipy_peaks(problem: Problem) -> peers.Call:
+    volume, points = _volume(problem)
+    packed = volume[0].contiguous().numpy()  # the memory order that suits it
+    return lambda: search.suppress(points, *search.maxima_by_scipy(packed))
 
 
-def rows() -> list[Row]:
-    """The rows of times. Peers after the first are there for comparison; the target is against the first."""
-    fresnel = Scenario("mvdr", "fresnel", "reference", 1)
-    spherical = Scenario("mvdr", "spherical", "reference", 1)
-    low_rank = Scenario("mvdr_lowrank", "spherical", "reference", 1)
-    torch_peers = (CACHED_GEMM, DENSE_EAGER, DENSE_COMPILED)
-    return [
-        Row("Capon, full rank, fresnel", 1000, _spectrum(fresnel, MATERIALISED, *torch_peers), 7, 9),
-        Row("Capon, full rank, spherical", 80, _spectrum(spherical, ACOULAR, MATERIALISED, *torch_peers), 5, 7),
-        Row("Capon, low rank K = 10, spherical", 400, _spectrum(low_rank, ACOULAR, *torch_peers), 5, 9),
-        Row("3D maxima and suppression, 20 best", 1, _peaks, 30, 1),
-        Row("refinement of 20 candidates, 41 x 41 x 41", 300, _refinement(search.detection_boxes), 3, 7),
-        Row("refinement of 20 wide boxes, 41 x 41 x 41", None, _refinement(search.wide_boxes), 3, 7),
+PEAKS = Task(_peaks_job, _peaks_errors)
+SCIPY_PEAKS = Contestant("scipy maximum_filter", True, _scipy_peaks, float32_bound_db)
+
+
+def _surface(n: int, wavefront: str, **options: Any) -> Callable[[], Problem]:
+    """n x n elements at half a wavelength."""
+    return lambda: sampled_problem(PlanarArray.rectangular(n, n).positions_m, wavefront, **options)
+
+
+def _scattered() -> Problem:
+    """144 elements anywhere in the square that the reference surface fills."""
+    surface = PlanarArray.rectangular().positions_m
+    place = torch.rand(len(surface), 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    positions = torch.zeros_like(surface)
+    positions[:, :2] = surface[:, :2].amin(0) + place * (surface[:, :2].amax(0) - surface[:, :2].amin(0))
+    return sampled_problem(positions, "spherical")
+
+
+def _of(operation: str, wavefront: str, batch: int = 1, **options: Any) -> Callable[[], Problem]:
+    return lambda: problem_of(Scenario(operation, wavefront, "reference", batch, **options))
+
+
+@lru_cache(maxsize=1)
+def rows() -> tuple[Row, ...]:
+    """Every row, with its own name."""
+    wide, narrow = search.wide_boxes, search.detection_boxes
+    plain, known = (MATERIALISED, CACHED_GEMM), (ACOULAR, CACHED_GEMM)
+    low_rank = _of("mvdr_lowrank", "spherical")
+    few, factor = (_surface(32, "spherical", snapshots=64, factor=given) for given in (False, True))
+    clear = {"rank": SOURCES, "snapped": False}
+    timed = [
+        Row("Capon, full rank, fresnel", MAP, _surface(12, "fresnel"), plain, Target(MATERIALISED.name, 1350, 2400)),
+        Row("Capon, full rank, spherical", MAP, _surface(12, "spherical"), known, Target(ACOULAR.name, 330, 600)),
+        Row("Capon, low rank K = 10, spherical", MAP, low_rank, known, Target(ACOULAR.name, 1000, 1500)),
+        Row("Capon, full rank, fresnel, B = 32", MAP, _surface(12, "fresnel", batch=32), (), Target(EARLIER, 1.7, 2.5)),
+        Row("Capon, random planar array, spherical", MAP, _scattered, (CACHED_GEMM,), Target(EARLIER, 1.8, 4)),
+        Row("3D maxima and suppression, 20 best", PEAKS, _surface(12, "spherical"), (SCIPY_PEAKS,), None, 30, 1),
+        _boxes_row("20 wide boxes, 41 x 41 x 41, fresnel", wide, _surface(12, "fresnel"), Target(EARLIER, 5, 12)),
+        _detection_row("detection from R, spherical", _of("mvdr", "spherical", **clear), Target(EARLIER, 3, 7)),
     ]
+    # A call takes seconds; that of 64 x 64 elements ten of them, most for the inverse.
+    large = [
+        Row("32 x 32, full rank, spherical", MAP, _surface(32, "spherical"), (), Target(EARLIER, 2, 10), 3, 1),
+        Row("32 x 32, R of 64 snapshots, spherical", MAP, few, (), Target(SECONDS, 1.2, 0.5), 3, 1),
+        Row("32 x 32, factor of 64 snapshots, spherical", MAP, factor, (), Target(SECONDS, 0.5, 0.1), 3, 1),
+    ]
+    few = _surface(64, "fresnel", snapshots=64)
+    largest = [
+        Row("64 x 64, full rank, fresnel", MAP, _surface(64, "fresnel"), (), Target(SECONDS, 7, 6), 2, 1),
+        Row("64 x 64, R of 64 snapshots, fresnel", MAP, few, (), Target(SECONDS, 1, 0.3), 2, 1),
+    ]
+    left_out = [
+        _boxes_row("20 boxes of detection, spherical", narrow, _of("mvdr", "spherical", snapped=False)),
+        _boxes_row("20 boxes of detection, factor, fresnel", narrow, _of("mvdr_lowrank", "fresnel", snapped=False)),
+        _detection_row("detection from F, spherical", _of("mvdr_lowrank", "spherical", **clear)),
+        _detection_row("detection from R, spherical, B = 32", _of("mvdr", "spherical", 32, **clear)),
+    ]
+    return (
+        *timed,
+        *large,
+        *(replace(row, full=True) for row in largest),
+        *(replace(row, full=True, table=False) for row in left_out),
+    )
 
 
-def measure_row(row: Row, rounds_scale: float) -> dict[str, Any]:
-    """Times of a row, interleaved, and risfast's ratio to each peer."""
-    calls = row.make()
-    own, *others = calls
-    rounds = max(1, round(row.rounds * rounds_scale))
-    times = interleaved({name: (call, row.repeats if name == own else 1) for name, call in calls.items()}, rounds)
-    summary = {name: t.summary() for name, t in times.items()}
-    base = summary[own]
+def _admitted(row: Row, workers: Mapping[str, Worker]) -> tuple[dict[str, tuple[Any, int]], dict[str, float]]:
+    """Calls of the contestants whose result is right, with their number a round, and their errors in dB."""
+    problem = problem_of_row(row)
+    calls: dict[str, tuple[Any, int]] = {}
+    errors = {}
+
+    def admit(name: str, call: Any, repeats: int, found: Any, bound_db: float) -> None:
+        calls[name], error = (call, repeats), row.task.check(problem, found)
+        errors[name] = error.worst_db
+        require_accuracy(name, error, bound_db)
+
+    for name, own in workers.items():
+        # The earlier commit is timed whatever its error is; the error stands beside its time.
+        admit(name, own, row.repeats, own.result(), our_bound_db(problem) if name == OWN else math.inf)
+    for peer in row.peers:
+        if peer.unavailable(problem) is None:
+            call = peer.prepare(problem)
+            admit(peer.name, call, 1, worker.plain(call()), peer.bound_db(problem))
+    return calls, errors
+
+
+def measure_row(row: Row, rounds_scale: float, trees: Mapping[str, Path]) -> dict[str, Any]:
+    """Times of a row, taking turns: risfast of every tree in a process of its own, the peers in this one."""
+    with saved(row.task.job(problem_of_row(row))) as job, ExitStack() as stack:
+        workers = {name: stack.enter_context(Worker(job, tree)) for name, tree in trees.items()}
+        calls, errors = _admitted(row, workers)
+        times = interleaved(calls, max(1, round(row.rounds * rounds_scale)))
+    summary = {name: {**t.summary(), "error_db": errors[name]} for name, t in times.items()}
+    base = summary[OWN]
+    clocks = ("cpu_median", "cpu_min", "wall_median", "wall_min")
     ratios = {
-        name: {
-            clock: summary[name][f"{clock}_s"] / base[f"{clock}_s"]
-            for clock in ("cpu_median", "cpu_min", "wall_median", "wall_min")
-        }
-        for name in others
+        name: {clock: other[f"{clock}_s"] / base[f"{clock}_s"] for clock in clocks}
+        for name, other in summary.items()
+        if name != OWN
     }
-    reached = ratios[others[0]]["cpu_median"]
-    return {
-        "work": row.work,
-        "against": others[0],
-        "target": row.target,
-        "ratio": reached,
-        "met": None if row.target is None else reached >= row.target,
-        "contestants": summary,
-        "ratios": ratios,
-    }
+    measured = {"work": row.work, "batch": problem_of_row(row).batch, "contestants": summary, "ratios": ratios}
+    problem_of_row.cache_clear()
+    return {**measured, **_verdict(row.target, base, ratios)}
 
 
-def measure_memory() -> Iterator[dict[str, Any]]:
-    """Peak memory of 2.5D calls of 32 scenes, each the first call of its own process.
-
-    By default below 400 MB above the inputs; with a budget, working memory (without the two output maps, as the budget
-    is documented) within the budget.
-    """
-    limit_mb = 400.0
-    for operation in ("mvdr", "mvdr_lowrank"):
-        for wavefront, method in (("spherical", "auto"), ("fresnel", "auto"), ("spherical", "dense")):
-            for budget in (None, 64, 128):
-                if method == "dense" and budget == 128:
-                    continue
-                # Dense works through the training grid: its memory follows the tile, not the grid.
-                grid = "training" if method == "dense" else "reference"
-                found = probe_in_process(
-                    operation=operation, wavefront=wavefront, grid=grid, batch=32, method=method, budget_mb=budget
-                )
-                above = found["peak_mb"] - (found["outputs_mb"] if budget else 0.0)
-                allowed = budget or limit_mb / 1.048576
-                yield {**found, "counted_mb": above, "allowed_mb": allowed, "met": above <= allowed}
-
-
-def measure_accuracy() -> Iterator[dict[str, Any]]:
-    """Errors at loading 1e-2 of what ``auto`` chooses on the reference grid, and what the plan expects."""
-    bounds = {
-        ("mvdr", torch.complex64): 1e-3,
-        ("mvdr_lowrank", torch.complex64): 1e-2,
-        ("mvdr", torch.complex128): 1e-6,
-        ("mvdr_lowrank", torch.complex128): 1e-6,
-    }
-    for (operation, dtype), bound in bounds.items():
-        for wavefront in ("spherical", "fresnel"):
-            scenario = Scenario(operation, wavefront, "reference", 4, dtype)
-            problem = problem_of(scenario)
-            errors = measure_errors(problem, operator_call(problem)())
-            made = plan(
-                PlanarArray.rectangular(),
-                SearchGrid.reference(),
-                operation=operation,
-                batch=4,
-                rank=problem.matrix.shape[-1] if operation == "mvdr_lowrank" else None,
-                wavefront=wavefront,
-                dtype=dtype,
-            )
-            yield {
-                "operation": operation,
-                "wavefront": wavefront,
-                "dtype": str(dtype).removeprefix("torch."),
-                "method": made.method,
-                "peaks_db": errors.peaks_db,
-                "random_db": errors.random_db,
-                "bound_db": bound,
-                "met": errors.worst_db <= bound,
-            }
+def _verdict(target: Target | None, base: Mapping[str, float], ratios: Mapping[str, Any]) -> dict[str, Any]:
+    """Against whom, what was asked for, what was reached; nothing is met where the one to compare with is not there."""
+    against = next(iter(ratios), None) if target is None or target.against not in ratios else target.against
+    ratio = None if against is None else ratios[against]["cpu_median"]
+    asked = {} if target is None else target._asdict()
+    met = None
+    if target is not None and target.against == SECONDS:
+        met = base["cpu_median_s"] <= target.least
+    elif target is not None and target.against == against:
+        met = ratio >= target.least
+    return {"against": against, "ratio": ratio, "target": asked or None, "met": met}
 
 
 def times_table(results: list[dict[str, Any]]) -> str:
-    """Times and ratios as text, one line a contestant."""
+    """Times, ratios and errors as text of at most 100 columns, one line a contestant."""
     lines = []
     for result in results:
-        target = "no target" if result["target"] is None else f"at least {result['target']:g} x"
-        verdict = {True: "met", False: "MISSED", None: ""}[result["met"]]
-        lines.append(f"{result['work']}: {target} {result['against']}, measured {result['ratio']:.4g} x  {verdict}")
+        asked = ""
+        if result["target"] is not None:
+            target = Target(**result["target"])
+            asked = f": {target.least:g} s, aim {target.aim:g} s"
+            if target.against != SECONDS:
+                asked = f": {target.least:g} x {target.against}, aim {target.aim:g} x"
+        lines.append(result["work"] + asked + {True: "  met", False: "  MISSED", None: ""}[result["met"]])
         for name, t in result["contestants"].items():
             ratio = result["ratios"].get(name)
-            against = "" if ratio is None else f"  {ratio['cpu_median']:8.4g} x (wall {ratio['wall_median']:.4g} x)"
+            against = "" if ratio is None else f"{ratio['cpu_median']:8.4g} x (wall {ratio['wall_median']:.4g} x)"
             median, least = t["cpu_median_s"] * 1e3, t["cpu_min_s"] * 1e3
-            lines.append(f"    {name:40s} {median:11.3f} ms median {least:11.3f} ms least{against}")
-    return "\n".join(lines)
-
-
-def checks_table(memory: list[dict[str, Any]], accuracy: list[dict[str, Any]]) -> str:
-    """Memory and errors as text."""
-    lines = ["peak memory, B = 32"]
-    for m in memory:
-        asked = "default budget" if m["budget_mb"] is None else f"budget {m['budget_mb']} MB"
-        lines.append(
-            f"    {m['operation']:13s} {m['wavefront']:10s} {m['method']:6s} {m['grid']:10s} {asked:15s} "
-            f"{m['peak_mb']:6.1f} MiB above inputs, {m['outputs_mb']:5.1f} MiB of it outputs  "
-            f"{'met' if m['met'] else 'MISSED'}"
-        )
-    lines.append("error against float64, loading 1e-2, B = 4, reference grid")
-    for a in accuracy:
-        worst = max(a["peaks_db"], a["random_db"])
-        shown = f"{worst:.1e}" if math.isfinite(worst) else "not finite"
-        lines.append(
-            f"    {a['operation']:13s} {a['wavefront']:10s} {a['dtype']:10s} {a['method']:10s} {shown} dB, "
-            f"bound {a['bound_db']:g} dB  {'met' if a['met'] else 'MISSED'}"
-        )
+            lines.append(f"  {name:24s}{median:10.2f} ms, least{least:10.2f} ms  {t['error_db']:7.1e} dB {against}")
     return "\n".join(lines)
 
 

@@ -1,8 +1,8 @@
-"""Refinement and detection as plain loops, the boxes they search, and the truth they are held to."""
+"""Maxima by scipy, refinement and detection as plain loops, the boxes they search, and the truth they are held to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +22,25 @@ from risfast.ops.refinement import Refined, walk_peaks
 CANDIDATES = 20
 FINE_POINTS = (41, 41, 41)
 WIDE_ANGLE_RAD = float(np.radians(3.0))
+# Of 3D maxima and suppression: the window, how many maxima, how many are kept, and how far apart.
+WINDOW, PEAKS, KEPT = (7, 7, 3), 64, 20
+SEPARATION = (float(np.radians(5.0)), float(np.radians(5.0)), 1.0)
 HIT = torch.tensor([np.radians(5.0), np.radians(5.0), 1.0], dtype=torch.float64)
+
+
+def suppress(grid_points: Tensor, index: Tensor, value: Tensor) -> Tensor:
+    """Grid indices [20, 3] that suppression leaves of maxima at ``index`` [K, 3]."""
+    kept = nms_3d(grid_points[tuple(index.T)], value, separation=SEPARATION, k=KEPT)
+    return index[kept.index[: int(kept.count)]]
+
+
+def maxima_by_scipy(volume: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Index [K, 3] and value [K] of the highest points that are the maximum of their window."""
+    flat = np.flatnonzero(ndimage.maximum_filter(volume, size=WINDOW, mode="nearest") == volume)
+    value = volume.reshape(-1)[flat]
+    order = np.argsort(-value, kind="stable")[:PEAKS]
+    index = np.stack(np.unravel_index(flat[order], volume.shape), -1)
+    return torch.from_numpy(index), torch.from_numpy(value[order])
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +176,7 @@ def detect_by_plain_parts(problem: Problem, options: DetectionOptions | None = N
             flat = np.flatnonzero(ndimage.maximum_filter(values, size=options.window, mode="nearest") == values)
             top = flat[np.argsort(-values.reshape(-1)[flat], kind="stable")[: options.candidates]]
             part = replace(problem, matrix=problem.matrix[scene : scene + 1])
-            refined = refine_by_loop(part, wide_boxes(part, part.points[top][None]), peers.materialised)()
+            refined = refine_by_loop(part, wide_boxes(part, part.points[top][None]), peers.dense_eager)()
             found.append(_threshold(refined, geometry_of(problem)[0], options))
         return found
 
@@ -180,11 +198,11 @@ def _threshold(refined: Refined, array: SensorArray, options: DetectionOptions) 
     return Sources(azimuth, elevation, r, refined.power[0, chosen], torch.ones_like(r))
 
 
-def f1_of(found: list[Sources], truth: Tensor) -> float:
-    """F1 of detections against true positions [B, K, 3]; a hit is a Hungarian match within 5 deg, 5 deg and 1 m."""
+def f1_of(found: Sequence[Tensor], truth: Tensor) -> float:
+    """F1 of positions [K, 3] against true ones [B, K, 3]; a hit is a Hungarian match within 5 deg, 5 deg and 1 m."""
     hits = 0
-    for sources, actual in zip(found, truth, strict=True):
-        offset = ((sources.position[:, None] - actual).abs() / HIT).amax(-1)  # [found, K]
+    for position, actual in zip(found, truth, strict=True):
+        offset = ((position[:, None] - actual).abs() / HIT).amax(-1)  # [found, K]
         rows, columns = linear_sum_assignment(offset.clamp_max(1e3).numpy())
         hits += int((offset[rows, columns] <= 1).sum())
-    return 2 * hits / (sum(len(s) for s in found) + truth.shape[0] * truth.shape[1])
+    return 2 * hits / (sum(len(position) for position in found) + truth.shape[0] * truth.shape[1])

@@ -51,19 +51,22 @@ def accuracy_table() -> str:
             f"{row['peaks_db']:.1e}",
             f"{row['random_db']:.1e}",
             f"{row['bound_db']:.0e}",
+            f"{row['loading']:g}",
         ]
         for row in _recorded()["accuracy"]
     ]
-    head = ["operator", "wavefront", "type", "method", "error at peaks, dB", "at random points, dB", "bound, dB"]
+    head = ["operator", "wavefront", "type", "method", "dB at peaks", "dB at random points", "bound, dB", "loading"]
     return _table(head, rows)
 
 
 def speed_table() -> str:
-    """Times of risfast and of the peers that it is measured against."""
+    """Times of risfast and of the peers that it is measured against, where there is one."""
     rows = []
     for work in _recorded()["times"]:
         times = {name: 1e3 * entry["cpu_median_s"] for name, entry in work["contestants"].items()}
         peer = work["against"]
+        if peer is None:
+            continue
         rows.append(
             [
                 work["work"],

@@ -187,8 +187,9 @@ def test_the_tables_hold_what_was_recorded(hooks):
         assert float(cells[4]) == pytest.approx(entry["peaks_db"], rel=0.05)
         assert float(cells[6]) == entry["bound_db"]
     rows = hooks.speed_table().splitlines()[2:]
-    assert len(rows) == len(recorded["times"]) > 0
-    for row, entry in zip(rows, recorded["times"], strict=True):
+    with_a_peer = [entry for entry in recorded["times"] if entry["against"] is not None]
+    assert len(rows) == len(with_a_peer) > 0
+    for row, entry in zip(rows, with_a_peer, strict=True):
         assert float(row.strip("|").split("|")[-1].strip().removesuffix("x")) == pytest.approx(entry["ratio"], rel=5e-3)
 
 
