@@ -265,6 +265,8 @@ def refined_peaks(
     if asked is not None and wavefront not in (None, asked.wavefront):
         raise ValueError(f"wavefront is {wavefront!r}, and that of the setup is {asked.wavefront!r}: give one of them")
     wavefront = asked.wavefront if asked is not None else wavefront or "spherical"
+    checks.check_array(array)
+    checks.check_matrix(matrix, "F" if factored else "R", array.n_elements, square=not factored)
     corners = _bounds(grid, asked, chosen)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))

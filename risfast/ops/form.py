@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, spectra
 from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
@@ -77,6 +78,15 @@ def evaluated(
     return power if volume else Spectrum(power, plane)
 
 
+def _batch(given: Any, name: str) -> Tensor:
+    """R or F as a batch of matrices."""
+    matrix = checks.as_complex(given, name)
+    if matrix.ndim != 3:
+        raise ShapeError(f"{name} must have shape (B, N, {'N' if name == 'R' else 'K'}), got {tuple(matrix.shape)}")
+    checks.check_matrix(matrix, name, matrix.shape[1], square=name == "R")
+    return matrix
+
+
 @dataclass(frozen=True, eq=False)
 class QuadraticForm:
     """q = a^H Q a of steering vectors a, for B scenes, and the power that it stands for.
@@ -134,8 +144,7 @@ class QuadraticForm:
         ShapeError, TypeError, ValueError
             As :func:`risfast.ops.mvdr_spectrum`.
         """
-        covariance, delta = checks.as_complex(R, "R"), checks.as_loading(loading, minimum_open=False)
-        checks.check_matrix(covariance, "R", covariance.shape[-1], square=True)
+        covariance, delta = _batch(R, "R"), checks.as_loading(loading, minimum_open=False)
         mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
         inverse = torch.ops.risfast.loaded_inverse(covariance, delta) * mean[:, None, None]
         single = covariance.dtype == torch.complex64
@@ -161,8 +170,7 @@ class QuadraticForm:
         ShapeError, TypeError, ValueError
             As :func:`risfast.ops.mvdr_spectrum_lowrank`.
         """
-        factor, wanted = checks.as_complex(F, "F"), checks.as_loading(loading, minimum_open=True)
-        checks.check_matrix(factor, "F", factor.shape[-2], square=False)
+        factor, wanted = _batch(F, "F"), checks.as_loading(loading, minimum_open=True)
         if checks_values(factor.device) and not torch.compiler.is_compiling():
             checks.check_factor_values(factor, "F")
         delta = spectra.lowrank_delta(factor, wanted)
@@ -190,9 +198,8 @@ class QuadraticForm:
         ShapeError, TypeError, ValueError
             As :func:`risfast.ops.music_spectrum`.
         """
-        covariance = checks.as_complex(R, "R")
+        covariance = _batch(R, "R")
         n = covariance.shape[-1]
-        checks.check_matrix(covariance, "R", n, square=True)
         if not isinstance(n_sources, int) or not 1 <= n_sources < n:
             raise ValueError(f"n_sources must be an integer in 1 .. N - 1 = {n - 1}, got {n_sources!r}")
         basis = spectra.signal_subspace(covariance, n_sources)
@@ -217,9 +224,8 @@ class QuadraticForm:
         ShapeError, TypeError, ValueError
             As :func:`risfast.ops.bartlett_spectrum`.
         """
-        covariance = checks.as_complex(R, "R")
+        covariance = _batch(R, "R")
         n = covariance.shape[-1]
-        checks.check_matrix(covariance, "R", n, square=True)
         scale = covariance.new_full((covariance.shape[0],), n**-2.0, dtype=torch.float64)
         return cls(covariance, False, "linear", scale, "bartlett", None, covariance.dtype == torch.complex64)
 
