@@ -1,4 +1,4 @@
-"""Newton steps down a quadratic form for all candidates of all scenes on a GPU, as in :mod:`risfast.ops.refinement`.
+"""Newton steps down a quadratic form for all candidates of all scenes on a GPU.
 
 Each iteration evaluates the form on a stencil of 19 points around every candidate, fits a quadratic model, moves to its
 minimum (downhill along directions of negative curvature too), and keeps the lowest point seen. Candidates and models
@@ -14,8 +14,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-
-from risfast.ops import refinement as definition
 
 from .forms import FormGeometry, forms
 from .launch import check_operands, launch
@@ -206,10 +204,23 @@ def choose_kernel(  # type: ignore[no-untyped-def]
         tl.store(point_ptr + at, tl.where(on_stencil, around, to), mask=better)
 
 
+def _stencil() -> Tensor:
+    """Centre, 6 faces and 12 edges of a cube, [19, 3]."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
+    return grid[grid.abs().sum(1) <= 2].double()
+
+
+def _quadratic_fit() -> Tensor:
+    """Pseudo-inverse [10, 19] of the quadratic model (1, x, x^2 / 2, cross terms) on the stencil."""
+    x, y, z = _stencil().unbind(1)
+    model = torch.stack([torch.ones_like(x), x, y, z, x * x / 2, y * y / 2, z * z / 2, x * y, x * z, y * z], 1)
+    return torch.linalg.pinv(model)
+
+
 @lru_cache(maxsize=8)
 def _tables(device: torch.device) -> tuple[Tensor, Tensor]:
     """Stencil [19, 3] and quadratic fit [10, 19]."""
-    tables = definition._stencil(torch.float64), definition._quadratic_fit(torch.float64)
+    tables = _stencil(), _quadratic_fit()
     return tables[0].contiguous().to(device), tables[1].contiguous().to(device)
 
 

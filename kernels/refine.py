@@ -1,7 +1,7 @@
 """Local refinement on a GPU: all candidates of all scenes at once, nothing waits for the host.
 
-As :mod:`risfast.ops.refinement` on the CPU: the form on Chebyshev nodes of every box, interpolated onto a fine grid;
-from its smallest point, two Newton steps in float64 below the grid. How many nodes a box needs follows from its size,
+The form on Chebyshev nodes of every box, interpolated onto a fine grid; from its smallest point, two Newton steps in
+float64 below the grid. How many nodes a box needs follows from its size,
 which on a GPU only the device knows; asking it would make the host wait. So a plan is made for the widest box that will
 come, which the caller knows beforehand: the boxes that a walk leaves behind are as wide as two steps of it.
 """
@@ -27,6 +27,11 @@ from .launch import check_operands, dot_precision, launch
 
 _NODE_BYTES = 256 << 20  # coordinates of nodes held at once
 _NO_KEY = (1 << 63) - 1
+# Interpolation error of a phase difference, rms over pairs. The fine grid only has to find the right valley of the
+# form; the last step below the grid is exact.
+_NODE_TOLERANCE = 1e-5
+_MOST_NODES = 41
+_STEPS_BELOW_GRID = 2
 
 
 @triton.jit
@@ -105,6 +110,18 @@ def widest_half(low: Tensor, high: Tensor) -> tuple[float, float, float]:
     return azimuth, elevation, inverse_range
 
 
+def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Phase that pairs of elements turn through over half of the widest box, along each axis, seen from afar."""
+    half = ((high - low) / 2).amax((0, 1)).tolist()
+    index = torch.triu_indices(len(positions), len(positions), 0)
+    separation = positions[index[0]] - positions[index[1]]
+    path = definition.bending(positions)
+    bend = path[index[0]] - path[index[1]]
+    k = wavenumber
+    length = separation.norm(dim=1)
+    return k * half[0] * length, k * half[1] * length, k * half[2] * bend / 2
+
+
 @dataclass(frozen=True, eq=False)
 class RefinePlan:
     """What refinement needs of the array, the fine grid and the widest box; made once, in float64 on the host."""
@@ -132,9 +149,10 @@ class RefinePlan:
         if len(widest) != 3 or not all(0 <= half < math.inf for half in widest):
             raise ValueError(f"widest must be three finite half sizes >= 0, got {tuple(widest)}")
         half = torch.tensor([[list(widest)]], dtype=torch.float64)
-        phases = definition._half_phases(positions_m.double().cpu(), -half, half, wavenumber)
-        tolerance, most = definition._NODE_TOLERANCE, definition._MOST_NODES
-        counts = [bessel_node_count(p, tolerance, min(n, most)) for p, n in zip(phases, points, strict=True)]
+        phases = _half_phases(positions_m.double().cpu(), -half, half, wavenumber)
+        counts = [
+            bessel_node_count(p, _NODE_TOLERANCE, min(n, _MOST_NODES)) for p, n in zip(phases, points, strict=True)
+        ]
         nodes = [chebyshev_nodes(-1.0, 1.0, count) for count in counts]
         matrices = [
             interpolation_matrix(axis, -1.0, 1.0, torch.linspace(-1, 1, n, dtype=torch.float64)).float().to(device)
@@ -207,9 +225,17 @@ def refine(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, plan: Refi
     start = _fine_grid_minimum(matrix, factored, low, high, plan)
     # Divided by a number on each axis, because a tensor of them would have to be copied to the device.
     spacing = torch.stack([(high - low)[..., axis] / max(n - 1, 1) for axis, n in enumerate(plan.points)], -1)
-    steps = definition._STEPS_BELOW_GRID
     found, value = descend(
-        start, spacing, low, high, matrix, factored, plan.geometry, torch.float64, iterations=steps, shrink=0.125
+        start,
+        spacing,
+        low,
+        high,
+        matrix,
+        factored,
+        plan.geometry,
+        torch.float64,
+        iterations=_STEPS_BELOW_GRID,
+        shrink=0.125,
     )
     return torch.cat([found[..., :2], 1 / found[..., 2:]], -1), value
 

@@ -1,4 +1,4 @@
-"""Local refinement of spectrum peaks: a fine grid around every candidate of every scene, then below the grid."""
+"""Newton search for spectrum peaks: around every candidate of every scene at once, with analytic derivatives."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from risfast.ops import checks
 from risfast.ops.cache import constant_on
 from risfast.ops.devices import checks_values, on_host
 from risfast.ops.form import QuadraticForm
-from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
+from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
 from risfast.steering import WAVEFRONTS, steering_phase
 
 
@@ -26,30 +26,14 @@ def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
 
 SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
 
-_LONGEST_MOVE = 2.0  # steps of the stencil: beyond, its quadratic model says little
+_LONGEST_MOVE = 2.0  # steps: beyond, a quadratic model says little
+_SPRING = 1e-6  # least curvature that a step reckons with, of the largest
+_NEAREST = 1e-3  # of the range: as close to an element as derivatives are taken
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
-
-
-def steering(coordinates: Tensor, positions: Tensor, wavenumber: float, wavefront: str) -> Tensor:
-    """Steering vectors at (azimuth, elevation, 1/range), in the precision of coordinates and positions.
-
-    coordinates (..., 3), positions (N, 3) -> (..., N)
-    """
-    direction = direction_cosines(coordinates[..., 0], coordinates[..., 1])
-    phase = steering_phase(positions, direction, 1 / coordinates[..., 2], wavenumber, wavefront)
-    return torch.complex(phase.cos(), phase.sin())
-
-
-def form(a: Tensor, matrix: Tensor, factored: bool) -> Tensor:
-    """The quadratic form a^H Q a, or N - ||W^H a||^2.
-
-    a (g, N), matrix (N, N) or (N, K) -> (g,)
-    """
-    if factored:
-        product = torch.view_as_real(a.conj().resolve_conj() @ matrix)
-        return a.shape[1] - product.square().sum((-2, -1))
-    product = torch.view_as_real(a @ matrix.mT)
-    return (product * torch.view_as_real(a)).sum((-2, -1))
+_WALK_STEPS = 8
+_VALLEYS = 3  # of a box that are descended
+_COARSE_STEPS, _FINE_STEPS = 3, 2  # in float32 and in float64
+_TILE_VALUES = 1 << 15  # steering vector entries made at once
 
 
 def bending(positions: Tensor) -> Tensor:
@@ -78,29 +62,160 @@ def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
     return _WALK_PHASE_RAD / (wavenumber * spread).clamp_min(1e-6)
 
 
-@lru_cache(maxsize=2)
-def _stencil(dtype: torch.dtype) -> Tensor:
-    """Centre, 6 faces and 12 edges of a cube, [19, 3]."""
-    grid = torch.stack(torch.meshgrid(*[torch.arange(-1, 2)] * 3, indexing="ij"), -1).reshape(-1, 3)
-    return grid[grid.abs().sum(1) <= 2].to(dtype)
+def _flat_paths(projection: Tensor, curvature: Tensor, inverse_range: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Path differences u.p - c / r and their derivatives; c = |p|^2 / 2 of Fresnel waves, 0 of planar ones."""
+    along, d_az, d_el, d_az_az, d_el_el, d_az_el = projection.unbind(-2)
+    zero = torch.zeros_like(along)
+    first = torch.stack([d_az, d_el, -curvature.expand_as(along)], -2)
+    return along - curvature * inverse_range, first, torch.stack([d_az_az, d_el_el, zero, d_az_el, zero, zero], -2)
 
 
-@lru_cache(maxsize=2)
-def _quadratic_fit(dtype: torch.dtype) -> Tensor:
-    """Pseudo-inverse [10, 19] of the quadratic model (1, x, x^2 / 2, cross terms) on the stencil."""
-    x, y, z = _stencil(torch.float64).unbind(1)
-    model = torch.stack([torch.ones_like(x), x, y, z, x * x / 2, y * y / 2, z * z / 2, x * y, x * z, y * z], 1)
-    return torch.linalg.pinv(model).to(dtype)
+def _spherical_paths(projection: Tensor, squared: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Path differences r - |r u - p| = m / (1 + q) and their derivatives."""
+    # With s = 1/r, m = 2 u.p - s |p|^2 and q = |u - s p| = sqrt(1 - s m): nothing is divided by s, so that s = 0 is the
+    # far field.
+    along, d_az, d_el, d_az_az, d_el_el, d_az_el = projection.unbind(-2)
+    beyond = along - s * squared
+    m = along + beyond
+    q = (1 - s * m).clamp_min(_NEAREST**2).sqrt()  # at an element the path has a corner
+    one = 1 + q
+    bend = m * beyond / q - squared * one
+    d_s = bend / one.square()
+    cube = s / q**3
+    second = torch.stack(
+        [
+            d_az_az / q + cube * d_az.square(),
+            d_el_el / q + cube * d_el.square(),
+            (m * ((beyond / q).square() - squared) + 2 * bend * beyond / one) / (q * one.square()),
+            d_az_el / q + cube * d_az * d_el,
+            d_az * beyond / q**3,
+            d_el * beyond / q**3,
+        ],
+        -2,
+    )
+    return m / one, torch.stack([d_az / q, d_el / q, d_s], -2), second
 
 
-def _newton_move(c: Tensor) -> Tensor:
-    """Step [C, 3] to the minimum of the models c [C, 10], downhill along directions of negative curvature too."""
-    hessian = c[:, [4, 7, 8, 7, 5, 9, 8, 9, 6]].reshape(-1, 3, 3)
+_PATHS = {
+    "planar": lambda projection, squared, s: _flat_paths(projection, torch.zeros_like(squared), s),
+    "fresnel": lambda projection, squared, s: _flat_paths(projection, squared / 2, s),
+    "spherical": _spherical_paths,
+}
+_PAIRS = [0, 3, 4, 3, 1, 5, 4, 5, 2]  # of (aa, ee, ss, ae, as, es) in a symmetric 3 x 3 matrix
+
+
+def phase_derivatives(
+    coordinates: Tensor, positions: Tensor, wavenumber: float, wavefront: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Phase at (azimuth, elevation, 1/range), its gradient and its second derivatives aa, ee, ss, ae, as, es.
+
+    coordinates (..., 3), positions (N, 3) -> (..., N), (..., 3, N), (..., 6, N)
+    """
+    sin_az, sin_el = coordinates[..., :2].sin().unbind(-1)
+    cos_az, cos_el = coordinates[..., :2].cos().unbind(-1)
+    zero = torch.zeros_like(sin_az)
+    u = sin_az * cos_el, sin_el, cos_az * cos_el
+    d_az = u[2], zero, -u[0]
+    d_el = -sin_az * sin_el, cos_el, -cos_az * sin_el
+    rows = [*u, *d_az, *d_el, -u[0], zero, -u[2], -u[0], -u[1], -u[2], d_el[2], zero, -d_el[0]]
+    projection = torch.stack(rows, -1).unflatten(-1, (6, 3)) @ positions.mT  # [..., 6, N]
+    squared = positions.square().sum(-1)
+    phase, first, second = _PATHS[wavefront](projection, squared, coordinates[..., 2:])
+    return wavenumber * phase, wavenumber * first, wavenumber * second
+
+
+def real_matrix(matrix: Tensor) -> Tensor:
+    """[[Re, -Im], [Im, Re]] of complex matrices: a quadratic form of (cos, sin) needs no complex numbers.
+
+    (B, N, K) -> (B, 2 N, 2 K)
+    """
+    re, im = matrix.real, matrix.imag
+    return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
+
+
+def _applied(columns: Tensor, matrix: Tensor, factored: bool) -> Tensor:
+    """Q x, or (I - W W^H) x, of real rows [B, M, 2 N] by the real matrix of Q or W."""
+    if factored:
+        return columns - (columns @ matrix) @ matrix.mT
+    return columns @ matrix.mT
+
+
+def form(phase: Tensor, matrix: Tensor, factored: bool) -> Tensor:
+    """The quadratic form a^H Q a, or N - ||W^H a||^2, by the real matrix of Q or W.
+
+    phase (B, M, N), matrix (B, 2 N, 2 N) or (B, 2 N, 2 K) -> (B, M)
+    """
+    a = torch.cat([phase.cos(), phase.sin()], -1)
+    return (a * _applied(a, matrix, factored)).sum(-1)
+
+
+class QuadraticModel(NamedTuple):
+    """The form about a point to second order, float64."""
+
+    value: Tensor  # (B, M)
+    gradient: Tensor  # (B, M, 3)
+    hessian: Tensor  # (B, M, 3, 3)
+
+
+def quadratic_model(coordinates: Tensor, matrix: Tensor, factored: bool, geometry: SearchGeometry) -> QuadraticModel:
+    """Value and derivatives of the form at (azimuth, elevation, 1/range) [B, M, 3], in the precision of the matrix."""
+    positions, wavenumber, wavefront = geometry
+    dtype = matrix.dtype
+    phase, first, second = phase_derivatives(coordinates.to(dtype), positions.to(dtype), wavenumber, wavefront)
+    cos, sin = phase.cos(), phase.sin()
+    # Derivatives of a are j g a and (j h - g g) a; here without the j.
+    weight = torch.cat([torch.ones_like(phase)[:, :, None], first], 2)
+    columns = torch.cat([weight * cos[:, :, None], weight * sin[:, :, None]], -1)  # (a, g a)  [B, M, 4, 2 N]
+    image = _applied(columns.flatten(1, 2), matrix, factored).unflatten(1, columns.shape[1:3])
+    gram = columns @ image.mT  # [B, M, 4, 4]
+    re, im = image[:, :, 0].chunk(2, -1)
+    re, im = cos * re + sin * im, cos * im - sin * re  # of conj(a) Q a  [B, M, N]
+    slopes = (torch.cat([first, second], 2) @ im[..., None])[..., 0]  # [B, M, 9]
+    inner = gram[:, :, 1:, 1:] - (first * re[:, :, None]) @ first.mT
+    hessian = 2 * (inner + slopes[..., 3:][..., _PAIRS].unflatten(-1, (3, 3)))
+    return QuadraticModel(gram[:, :, 0, 0].double(), 2 * slopes[..., :3].double(), hessian.double())
+
+
+def _smallest_eigenvalue(m: Tensor) -> Tensor:
+    """Of symmetric matrices [..., 3, 3], by Cardano's formula."""
+    mean = m.diagonal(dim1=-2, dim2=-1).mean(-1)
+    rest = m - mean[..., None, None] * torch.eye(3, dtype=m.dtype, device=m.device)
+    spread = (rest.square().sum((-2, -1)) / 6).sqrt()
+    determinant = (rest[..., 0, :] * torch.linalg.cross(rest[..., 1, :], rest[..., 2, :])).sum(-1)
+    angle = (determinant / (2 * spread**3).clamp_min(torch.finfo(m.dtype).tiny)).clamp(-1, 1).acos() / 3
+    return mean + 2 * spread * (angle + 2 * math.pi / 3).cos()
+
+
+def _newton_move(gradient: Tensor, hessian: Tensor, held: Tensor) -> Tensor:
+    """Step [..., 3] to the minimum of quadratic models along the axes that are not ``held`` (bool [..., 3]).
+
+    Where a model has no minimum, the Hessian is lifted until it has.
+    """
+    free = (~held).double()
+    gradient = gradient * free
+    hessian = hessian * free[..., None] * free[..., None, :]
     # A flat direction (an axis of one point, a single element) gets a stiff spring instead of a division by zero.
-    spring = hessian.abs().amax((1, 2)).clamp_min(torch.finfo(c.dtype).tiny) * 1e-6
-    values, vectors = torch.linalg.eigh(hessian)
-    values = torch.maximum(values.abs(), spring[:, None])
-    return -(vectors @ ((vectors.mT @ c[:, 1:4, None]) / values[..., None]))[..., 0]
+    largest = hessian.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    hessian = hessian / largest + torch.diag_embed(held.double())
+    smallest = _smallest_eigenvalue(hessian)
+    lift = torch.where(smallest < _SPRING, _SPRING + 2 * smallest.abs(), 0.0)
+    hessian = hessian + torch.diag_embed(lift[..., None].expand_as(gradient))
+    cofactors = torch.linalg.cross(hessian[..., [1, 2, 0], :], hessian[..., [2, 0, 1], :])
+    determinant = (hessian[..., 0, :] * cofactors[..., 0, :]).sum(-1)
+    return -(cofactors.mT @ (gradient / largest[..., 0])[..., None])[..., 0] / determinant[..., None]
+
+
+def _bounded_move(gradient: Tensor, hessian: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Newton step [..., 3] between bounds [..., 3] that hold 0."""
+    # An axis whose wall the slope pushes against is held there. One whose step would go through a wall is taken to the
+    # wall, and the others to the minimum that is left.
+    held = ((low >= 0) & (gradient >= 0)) | ((high <= 0) & (gradient <= 0))
+    move = _newton_move(gradient, hessian, held)
+    bounded = torch.maximum(torch.minimum(move, high), low)
+    stopped = move != bounded
+    to_wall = torch.where(stopped, bounded, 0.0)
+    rest = _newton_move(gradient + (hessian @ to_wall[..., None])[..., 0], hessian, held | stopped)
+    return torch.maximum(torch.minimum(to_wall + rest, high), low)
 
 
 def newton_descend(
@@ -111,98 +226,31 @@ def newton_descend(
     matrix: Tensor,
     factored: bool,
     geometry: SearchGeometry,
-    *,
     iterations: int,
-    shrink: float,
 ) -> tuple[Tensor, Tensor]:
-    """Newton steps on local quadratic models of the form; never uphill, never out of the box.
+    """Newton steps on the form, each of at most two ``step``; never uphill, never out of the box.
 
-    point (C, 3), step (C, 3), low, high (C, 3) or (1, 3) -> point (C, 3), value (C,)
+    point, step, low, high (B, M, 3) -> point (B, M, 3), value (B, M)
     """
     # The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
-    positions, wavenumber, wavefront = geometry
-
-    def at(coordinates: Tensor) -> Tensor:
-        a = steering(coordinates.reshape(-1, 3), positions, wavenumber, wavefront)
-        return form(a, matrix, factored).reshape(coordinates.shape[:-1])
-
-    with on_host(point.device):  # kept between calls, so not made on the device that comes first
-        stencil, fit = _stencil(point.dtype), _quadratic_fit(point.dtype)
-    stencil, fit = stencil.to(point.device), fit.to(point.device)
-    value = at(point)
+    model = quadratic_model(point, matrix, factored, geometry)
+    reach = torch.full_like(point[..., :1], _LONGEST_MOVE)
     for _ in range(iterations):
-        # At a wall the stencil moves inwards as a whole, so that its model stays regular.
-        centre = torch.maximum(torch.minimum(point, high - step), low + step)
-        around = centre[:, None] + step[:, None] * stencil
-        heights = at(around)
-        move = _newton_move(heights @ fit.mT).clamp(-_LONGEST_MOVE, _LONGEST_MOVE)
-        # Full and half a step: where the model overshoots, the shorter one still descends, or a point of the stencil.
-        moved = torch.stack([centre + step * move, centre + step * move / 2], 1)
-        moved = torch.cat([moved, around], 1)
-        moved = torch.maximum(torch.minimum(moved, high[:, None]), low[:, None])
-        values = torch.cat([at(moved[:, :2]), heights], 1)
-        best = values.argmin(1, keepdim=True)
-        lowest = values.gather(1, best)[:, 0]
-        better = lowest < value
-        point = torch.where(better[:, None], moved.gather(1, best[..., None].expand(-1, 1, 3))[:, 0], point)
-        value = torch.where(better, lowest, value)
-        step = step * shrink
-    return point, value
-
-
-_TILE_VALUES = 1 << 17  # steering vector entries made at once
-
-
-@lru_cache(maxsize=32)
-def _axis(count: int, points: int) -> tuple[Tensor, Tensor]:
-    """Chebyshev nodes on [-1, 1] and the matrix from them to ``points`` uniform points."""
-    nodes = chebyshev_nodes(-1.0, 1.0, count)
-    return nodes, interpolation_matrix(nodes, -1.0, 1.0, torch.linspace(-1, 1, points, dtype=torch.float64)).float()
-
-
-def fine_grid_minimum(
-    low: Tensor,
-    high: Tensor,
-    matrix: Tensor,
-    factored: bool,
-    points: list[int],
-    counts: list[int],
-    geometry: SearchGeometry,
-) -> Tensor:
-    """Point of the fine grid with the smallest form in each of C boxes, in float32.
-
-    low, high (C, 3) -> (C, 3)
-    """
-    positions, wavenumber, wavefront = geometry
-    positions = positions.float()
-    with on_host(low.device):  # kept between calls, so not made on the device that comes first
-        axes = [_axis(count, n) for count, n in zip(counts, points, strict=True)]
-    axes = [(nodes.to(low.device), matrix.to(low.device)) for nodes, matrix in axes]
-    offsets = torch.stack(torch.meshgrid(*[nodes for nodes, _ in axes], indexing="ij"), -1).reshape(-1, 3)
-    to_az, to_el, to_r = (m for _, m in axes)
-    single = matrix.to(torch.complex64)
-    best = torch.empty(low.shape[0], dtype=torch.long)
-    step = max(1, _TILE_VALUES // (offsets.shape[0] * positions.shape[0]))
-    for start in range(0, low.shape[0], step):
-        stop = min(start + step, low.shape[0])
-        centre, half = (high + low)[start:stop, None] / 2, (high - low)[start:stop, None] / 2
-        nodes = (centre + half * offsets).float().reshape(-1, 3)
-        q = form(steering(nodes, positions, wavenumber, wavefront), single, factored)
-        q = to_az @ q.reshape(stop - start, counts[0], -1)
-        q = to_el @ q.reshape(-1, counts[1], counts[2])
-        q = q.reshape(-1, counts[2]) @ to_r.mT
-        best[start:stop] = q.reshape(stop - start, -1).argmin(1)
-    index = torch.stack(torch.unravel_index(best, tuple(points)), -1)
-    last = torch.tensor(points, dtype=torch.float64).sub(1).clamp_min(1)
-    return low + (high - low) * torch.where(torch.tensor(points) > 1, index / last, torch.full((3,), 0.5))
-
-
-# Interpolation error of a phase difference, rms over pairs. The fine grid only has to find the right valley of the
-# denominator; the last step below the grid is exact.
-_NODE_TOLERANCE = 1e-5
-_MOST_NODES = 41
-_STEPS_BELOW_GRID = 2
-_WALK_STEPS = 8
+        gradient = model.gradient * step
+        hessian = model.hessian * step[..., None] * step[..., None, :]
+        walls = ((side - point) / step.clamp_min(torch.finfo(torch.float64).tiny) for side in (low, high))
+        move = _bounded_move(gradient, hessian, *(wall.clamp(-reach, reach) for wall in walls))
+        trial = torch.maximum(torch.minimum(point + step * move, high), low)
+        there = quadratic_model(trial, matrix, factored, geometry)
+        better = there.value < model.value
+        point = torch.where(better[..., None], trial, point)
+        reach = torch.where(better[..., None], reach, reach / 4)
+        model = QuadraticModel(
+            torch.where(better, there.value, model.value),
+            torch.where(better[..., None], there.gradient, model.gradient),
+            torch.where(better[..., None, None], there.hessian, model.hessian),
+        )
+    return point, model.value
 
 
 class Refined(NamedTuple):
@@ -212,16 +260,64 @@ class Refined(NamedTuple):
     power: Tensor  # (B, C) Capon power there
 
 
-def _half_phases(positions: Tensor, low: Tensor, high: Tensor, wavenumber: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Phase that pairs of elements turn through over half of the widest box, along each axis, seen from afar."""
-    half = ((high - low) / 2).amax((0, 1)).tolist()
-    index = torch.triu_indices(len(positions), len(positions), 0)
-    separation = positions[index[0]] - positions[index[1]]
-    path = bending(positions)
-    bend = path[index[0]] - path[index[1]]
-    k = wavenumber
-    length = separation.norm(dim=1)
-    return k * half[0] * length, k * half[1] * length, k * half[2] * bend / 2
+@lru_cache(maxsize=32)
+def _axis(count: int, points: int) -> tuple[Tensor, Tensor]:
+    """Chebyshev nodes on [-1, 1] and the matrix from them to ``points`` uniform points."""
+    nodes = chebyshev_nodes(-1.0, 1.0, count)
+    return nodes, interpolation_matrix(nodes, -1.0, 1.0, torch.linspace(-1, 1, points, dtype=torch.float64)).float()
+
+
+def _node_counts(half: Tensor, positions: Tensor, wavenumber: float, points: Sequence[int]) -> list[int]:
+    """Chebyshev nodes that interpolate the form in a box of half sizes [3] to a few percent."""
+    # Between two elements the phase turns by sqrt(2) times as much as at one of them. Each node beyond half of the
+    # turn divides the error of interpolation by more than two.
+    turn = math.sqrt(2) * _WALK_PHASE_RAD * half / walk_spacing(positions, wavenumber)
+    return [min(math.ceil(2.5 + 2 * t), n) if t > 0 else 1 for t, n in zip(turn.tolist(), points, strict=True)]
+
+
+def _lower_than_neighbours(q: Tensor) -> Tensor:
+    """Whether a point of grids [C, n, n, n] is no higher than its neighbours along each axis."""
+    found = torch.ones_like(q, dtype=torch.bool)
+    for axis in (1, 2, 3):
+        falls = q.diff(dim=axis) < 0
+        count = falls.shape[axis]
+        found.narrow(axis, 0, count).logical_and_(~falls)
+        found.narrow(axis, 1, count).logical_and_(falls)
+    return found
+
+
+def _valleys(
+    low: Tensor, high: Tensor, points: Sequence[int], matrix: Tensor, factored: bool, geometry: SearchGeometry
+) -> tuple[Tensor, Tensor]:
+    """The lowest valleys of the interpolated form on a grid in each box, and the spacing of the grid; in float32.
+
+    low, high (B, C, 3) -> point (B, C, S, 3), spacing (B, C, 3)
+    """
+    positions, wavenumber, wavefront = geometry
+    centre, half = (high + low)[:, :, None] / 2, (high - low)[:, :, None] / 2
+    counts = _node_counts(half.amax((0, 1, 2)), positions, wavenumber, points)
+    fine = [min(2 * n - 1, most) for n, most in zip(counts, points, strict=True)]
+    with on_host(low.device):  # kept between calls, so not made on the device that comes first
+        axes = [_axis(n, m) for n, m in zip(counts, fine, strict=True)]
+    offsets = torch.cartesian_prod(*[nodes for nodes, _ in axes]).to(low.device)
+    to_az, to_el, to_s = (weights.to(low.device) for _, weights in axes)
+    at = (centre + half * offsets).float().flatten(1, 2)
+    positions = positions.float()
+    values = []
+    for part in at.split(max(1, _TILE_VALUES // (len(at) * len(positions))), 1):
+        direction = direction_cosines(part[..., 0], part[..., 1])
+        phase = steering_phase(positions, direction, 1 / part[..., 2], wavenumber, wavefront)
+        values.append(form(phase, matrix, factored))
+    q = to_az @ torch.cat(values, 1).reshape(-1, counts[0], counts[1] * counts[2])
+    q = to_el @ q.reshape(-1, counts[1], counts[2]) @ to_s.mT
+    q = q.reshape(-1, *fine)
+    valley = _lower_than_neighbours(q)
+    number = min(_VALLEYS, max(1, int(valley.sum((1, 2, 3)).max())))
+    q = torch.where(valley, q, math.inf).reshape(*low.shape[:2], -1)
+    index = torch.stack(torch.unravel_index(q.topk(number, largest=False).indices, tuple(fine)), -1)
+    gaps = low.new_tensor([max(n - 1, 1) for n in fine])
+    share = torch.where(low.new_tensor(fine) > 1, index / gaps, 0.5)
+    return low[:, :, None] + (high - low)[:, :, None] * share, (high - low) / gaps
 
 
 def refine_torch(
@@ -240,25 +336,24 @@ def refine_torch(
     matrix (B, N, N) or (B, N, K), low, high (B, C, 3), positions (N, 3) -> point (B, C, 3), value (B, C)
     """
     b, c = low.shape[:2]
-    point, value = torch.empty(b, c, 3, dtype=torch.float64), torch.empty(b, c, dtype=torch.float64)
     if b * c == 0:
-        return point, value
-    geometry = (positions.to(low.device), wavenumber, wavefront)
-    with on_host(low.device):
-        half = _half_phases(positions, low, high, wavenumber)
-        counts = [bessel_node_count(p, _NODE_TOLERANCE, min(n, _MOST_NODES)) for p, n in zip(half, points, strict=True)]
-    spacing = (high - low) / torch.tensor(points, dtype=torch.float64).sub(1).clamp_min(1)
-    for scene in range(b):
-        m = matrix[scene].to(torch.complex128)
-        box = (low[scene], high[scene])
-        start = fine_grid_minimum(*box, m, factored, points, counts, geometry)
-        # The model of each next step is so much more exact.
-        found, value[scene] = newton_descend(
-            start, spacing[scene], *box, m, factored, geometry, iterations=_STEPS_BELOW_GRID, shrink=0.125
-        )
-        point[scene, :, :2] = found[:, :2]
-        point[scene, :, 2] = 1 / found[:, 2]
-    return point, value
+        return torch.empty_like(low), low.new_empty(b, c)
+    geometry = (positions, wavenumber, wavefront)
+    double = real_matrix(matrix.to(torch.complex128))
+    single = double.float()
+    start, step = _valleys(low, high, points, single, factored, geometry)  # [B, C, S, 3]
+    starts = start.shape[2]
+    corners = [side[:, :, None].expand_as(start).flatten(1, 2) for side in (step, low, high)]
+    found, _ = newton_descend(
+        start.flatten(1, 2), corners[0], corners[1], corners[2], single, factored, geometry, _COARSE_STEPS
+    )
+    if starts > 1:
+        phase = phase_derivatives(found, *geometry)[0]
+        value = form(phase, double, factored).reshape(b, c, starts)
+        best = value.argmin(2)[..., None, None].expand(-1, -1, 1, 3)
+        found = found.reshape(start.shape).gather(2, best)[:, :, 0]
+    found, value = newton_descend(found, step, low, high, double, factored, geometry, _FINE_STEPS)
+    return torch.cat([found[..., :2], 1 / found[..., 2:]], -1), value
 
 
 def walk_torch(
@@ -272,21 +367,16 @@ def walk_torch(
     wavenumber: float,
     wavefront: str,
 ) -> Tensor:
-    """Descend from each of C points a scene, in float32, without leaving the bounds beyond rounding.
+    """Descend from each of C points a scene, the form in float32.
 
     start (B, C, 3), low, high (3,) -> (B, C, 3)
     """
-    point = torch.empty_like(start, memory_format=torch.contiguous_format)
-    low, high = low.to(start.device), high.to(start.device)
-    geometry = (positions.float().to(start.device), wavenumber, wavefront)
-    step = torch.tensor(spacing, dtype=torch.float32).expand(start.shape[1], 3)
-    for scene in range(start.shape[0]):
-        m = matrix[scene].to(torch.complex64)
-        box = (low.float()[None], high.float()[None])
-        point[scene], _ = newton_descend(
-            start[scene].float(), step, *box, m, factored, geometry, iterations=_WALK_STEPS, shrink=1.0
-        )
-    return point
+    geometry = (positions.to(start.device), wavenumber, wavefront)
+    step = torch.tensor(spacing, dtype=torch.float64, device=start.device).expand_as(start)
+    low, high = low.to(start.device).expand_as(start), high.to(start.device).expand_as(start)
+    single = real_matrix(matrix.to(torch.complex64))
+    ended, _ = newton_descend(start, step, low, high, single, factored, geometry, _WALK_STEPS)
+    return ended
 
 
 def walk_peaks(

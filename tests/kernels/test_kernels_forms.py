@@ -11,8 +11,6 @@ import torch
 from test_kernels_interpreter import DEVICE, kernel_module, poisoned, tl, triton  # noqa: F401 - poisoned: a fixture
 from test_refinement import ARRAYS, WAVELENGTH, random_positions
 
-from risfast.ops import refinement as definition
-
 descent = kernel_module("descent")
 forms = kernel_module("forms")
 refine = kernel_module("refine")
@@ -218,19 +216,33 @@ def test_descending_never_goes_uphill_nor_out_of_its_box(iterations, shrink):
     assert torch.equal(given[0].cpu(), torch.as_tensor(start))  # the starts are not overwritten
 
 
-def test_each_iteration_is_that_of_the_cpu():
+def iteration(brute, start, step, low, high):
+    """One iteration by the formulas: the lowest of the point, its stencil, and a full and a half Newton step."""
+    stencil = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), -1).reshape(-1, 3)
+    stencil = stencil[np.abs(stencil).sum(1) <= 2]
+    x, y, z = stencil.T.astype(float)
+    model = np.stack([x**0, x, y, z, x * x / 2, y * y / 2, z * z / 2, x * y, x * z, y * z], 1)
+    centre = np.maximum(np.minimum(start, high - step), low + step)
+    around = centre[:, None] + step[:, None] * stencil
+    fit = np.linalg.lstsq(model, brute(around).T, rcond=None)[0]
+    values, vectors = np.linalg.eigh(fit[[4, 7, 8, 7, 5, 9, 8, 9, 6]].T.reshape(-1, 3, 3))
+    move = -np.einsum("cij,cj,ckj,kc->ci", vectors, 1 / np.abs(values), vectors, fit[1:4]).clip(-2, 2)
+    newton = centre[:, None] + step[:, None] * move[:, None] * [[1.0], [0.5]]
+    points = np.clip(np.concatenate([start[:, None], newton, around], 1), low[:, None], high[:, None])
+    heights = brute(points)
+    each = np.arange(len(start))
+    return points[each, heights.argmin(1)], heights.min(1)
+
+
+def test_each_iteration_is_that_of_the_formulas():
     positions, Q, start, step, low, high = downhill_problem(37)
-    ours = descent.descend(
-        *(on(x) for x in (start, step, low, high, Q)),
-        False,
-        geometry_of(positions),
-        torch.float64,
-        iterations=1,
-        shrink=1.0,
-    )
+    given = [on(x) for x in (start, step, low, high, Q)]
+    ours = descent.descend(*given, False, geometry_of(positions), torch.float64, iterations=1, shrink=1.0)
     for scene in range(2):
-        one = [torch.as_tensor(x[scene]) for x in (start, step, low, high, Q)]
-        geometry = (torch.as_tensor(positions), WAVENUMBER, "spherical")
-        point, value = definition.newton_descend(*one, False, geometry, iterations=1, shrink=1.0)
-        np.testing.assert_allclose(ours[1][scene].cpu().numpy(), value.numpy(), atol=1e-9)
-        np.testing.assert_allclose(ours[0][scene].cpu().numpy(), point.numpy(), atol=1e-8)
+
+        def brute(coordinates, scene=scene):
+            return brute_form(Q[scene], False, positions, coordinates.reshape(-1, 3)).reshape(coordinates.shape[:-1])
+
+        point, value = iteration(brute, *(x[scene] for x in (start, step, low, high)))
+        np.testing.assert_allclose(ours[1][scene].cpu().numpy(), value, atol=1e-9)
+        np.testing.assert_allclose(ours[0][scene].cpu().numpy(), point, atol=1e-8)

@@ -10,7 +10,15 @@ import torch
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.ops import nms_3d
-from risfast.ops.refinement import form, newton_descend, refine_peaks, steering, walk_peaks
+from risfast.ops.refinement import (
+    form,
+    newton_descend,
+    phase_derivatives,
+    quadratic_model,
+    real_matrix,
+    refine_peaks,
+    walk_peaks,
+)
 
 WAVELENGTH = 0.3
 ARRAYS = {
@@ -413,9 +421,8 @@ def test_away_from_the_seam_a_circle_changes_nothing():
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
-@pytest.mark.parametrize("shrink", [1.0, 0.125])
 @pytest.mark.parametrize("iterations", [0, 1, 8])
-def test_descending_never_goes_uphill_nor_out_of_its_box(iterations, shrink):
+def test_descending_never_goes_uphill_nor_out_of_its_box(iterations):
     rng = np.random.default_rng(31)
     positions = ARRAYS["volumetric"]
     n, count = len(positions), 50
@@ -426,10 +433,9 @@ def test_descending_never_goes_uphill_nor_out_of_its_box(iterations, shrink):
     low, high = start - margin * [1, 1, 0.3], start + rng.uniform(0.01, 0.3, (count, 3)) * [1, 1, 0.3]
     step = rng.uniform(0.001, 0.4, (count, 3)) * (high - low)
     geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
-    point, value = newton_descend(
-        *as_tensors(start, step, low, high, Q), False, geometry, iterations=iterations, shrink=shrink
-    )
-    point = point.numpy()
+    given = [t[None] for t in as_tensors(start, step, low, high)]
+    point, value = newton_descend(*given, real_matrix(torch.from_numpy(Q[None])), False, geometry, iterations)
+    point, value = point[0].numpy(), value[0]
 
     def brute(coordinates):
         points = np.concatenate([coordinates[:, :2], 1 / coordinates[:, 2:]], 1)
@@ -449,9 +455,9 @@ def test_a_short_step_from_the_middle_of_a_slope_descends():
     # 4e-3 rad, or 4e-3 / m, turn the phase by less than 0.05 rad: the model of the stencil is good there.
     step = np.full_like(start, 4e-3)
     geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
-    _, value = newton_descend(
-        *as_tensors(start, step, start - 0.2, start + 0.2, Q), False, geometry, iterations=1, shrink=1.0
-    )
+    given = [t[None] for t in as_tensors(start, step, start - 0.2, start + 0.2)]
+    _, value = newton_descend(*given, real_matrix(torch.from_numpy(Q[None])), False, geometry, 1)
+    value = value[0]
 
     def brute(coordinates):
         points = np.concatenate([coordinates[..., :2], 1 / coordinates[..., 2:]], -1)
@@ -463,16 +469,49 @@ def test_a_short_step_from_the_middle_of_a_slope_descends():
     assert (value.numpy() < brute(start) - slope / 4).all()
 
 
+def far_and_near(rng, count):
+    """Coordinates (azimuth, elevation, 1/range) [1, count, 3], the first in the far field."""
+    coordinates = rng.uniform([-1.0, -0.5, 0.15], [1.0, 0.5, 1.6], (1, count, 3))
+    coordinates[0, 0, 2] = 0.0
+    return coordinates
+
+
 @pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
-def test_forms_and_steering_vectors_agree_with_the_formulas(wavefront):
+def test_forms_and_phases_agree_with_the_formulas(wavefront):
     rng = np.random.default_rng(37)
     positions = ARRAYS["irregular"]
-    points = random_positions(rng, 20)
-    a = oracles.steering(positions, WAVELENGTH, points, wavefront)
-    coordinates = torch.from_numpy(np.concatenate([points[:, :2], 1 / points[:, 2:]], 1))
-    ours = steering(coordinates, torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, wavefront)
-    np.testing.assert_allclose(ours.numpy(), a, atol=1e-10)
-    Q, W = oracles.hermitian(rng, 13), oracles.complex_normal(rng, 13, 3)
-    np.testing.assert_allclose(form(ours, torch.from_numpy(Q), False).numpy(), oracles.analysis(Q[None], a)[0])
-    complement = 13 - oracles.analysis_factored(W[None], a)[0]
-    np.testing.assert_allclose(form(ours, torch.from_numpy(W), True).numpy(), complement, rtol=1e-9)
+    coordinates = far_and_near(rng, 20)
+    with np.errstate(divide="ignore"):
+        points = np.concatenate([coordinates[..., :2], 1 / coordinates[..., 2:]], -1)
+    a = oracles.steering(positions, WAVELENGTH, points, wavefront)[0]
+    wavenumber = 2 * math.pi / WAVELENGTH
+    phase = phase_derivatives(*as_tensors(coordinates, positions), wavenumber, wavefront)[0]
+    np.testing.assert_allclose(np.exp(1j * phase[0].numpy()), a, atol=1e-10)
+    Q, W = oracles.hermitian(rng, 13)[None], oracles.complex_normal(rng, 1, 13, 3)
+    ours = form(phase, real_matrix(torch.from_numpy(Q)), False)
+    np.testing.assert_allclose(ours[0].numpy(), oracles.analysis(Q, a)[0])
+    ours = form(phase, real_matrix(torch.from_numpy(W)), True)
+    np.testing.assert_allclose(ours[0].numpy(), 13 - oracles.analysis_factored(W, a)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
+@pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
+def test_derivatives_are_those_of_central_differences(wavefront, factored):
+    rng = np.random.default_rng(43)
+    positions = ARRAYS["volumetric"]
+    n = len(positions)
+    matrix = oracles.complex_normal(rng, 1, n, 3) if factored else oracles.hermitian(rng, n)[None]
+    given = real_matrix(torch.from_numpy(matrix)), factored
+    geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, wavefront)
+    at = torch.from_numpy(far_and_near(rng, 20))
+    at[0, 0, 2] = 1e-3  # the differences step to both sides of it
+    model = quadratic_model(at, *given, geometry)
+    for axis in range(3):
+        step = torch.zeros(3, dtype=torch.float64)
+        step[axis] = 1e-5
+        ahead, behind = (quadratic_model(at + sign * step, *given, geometry) for sign in (1, -1))
+        for ours, one, other in (
+            (model.gradient[..., axis], ahead.value, behind.value),
+            (model.hessian[..., axis], ahead.gradient, behind.gradient),
+        ):
+            np.testing.assert_allclose(ours, (one - other) / 2e-5, atol=1e-6 * float(ours.abs().max()) + 1e-9)
