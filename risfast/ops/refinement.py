@@ -483,8 +483,9 @@ def refine_peaks(
     checks.check_array(array)
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_loading(loading, minimum_open=factored)
-    matrix = checks.as_complex(matrix, "matrix")
-    checks.check_matrix(matrix, "matrix", array.n_elements, square=not factored)
+    name = "F" if factored else "R"
+    matrix = checks.as_complex(matrix, name)
+    checks.check_matrix(matrix, name, array.n_elements, square=not factored)
     for name, corner in (("low", low), ("high", high)):
         if corner.ndim != 3 or corner.shape[2] != 3 or corner.shape[0] != matrix.shape[0]:
             raise ShapeError(f"{name} must have shape (B, C, 3) with B = {matrix.shape[0]}, got {tuple(corner.shape)}")

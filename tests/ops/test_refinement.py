@@ -217,11 +217,11 @@ def not_finite(call):
 
 
 BAD = {
-    "real matrix": (lambda c: c.update(matrix=c["matrix"].real), TypeError, "matrix must be complex64 or complex128"),
-    "wrong N": (lambda c: c.update(matrix=c["matrix"][:, :5, :5]), ShapeError, "matrix must have N = 7 rows"),
-    "not Hermitian": (not_hermitian, ValueError, r"matrix must be Hermitian; matrix\[1\]"),
-    "not finite": (not_finite, ValueError, r"matrix must be finite; matrix\[1\]"),
-    "zero trace": (lambda c: c["matrix"].zero_(), ValueError, "matrix must have a positive trace"),
+    "real matrix": (lambda c: c.update(matrix=c["matrix"].real), TypeError, "R must be complex64 or complex128"),
+    "wrong N": (lambda c: c.update(matrix=c["matrix"][:, :5, :5]), ShapeError, "R must have N = 7 rows"),
+    "not Hermitian": (not_hermitian, ValueError, r"R must be Hermitian; R\[1\]"),
+    "not finite": (not_finite, ValueError, r"R must be finite; R\[1\]"),
+    "zero trace": (lambda c: c["matrix"].zero_(), ValueError, "R must have a positive trace"),
     "array": (lambda c: c.update(array=ARRAYS["linear"]), TypeError, "array must be a risfast.geometry.SensorArray"),
     "wavefront": (lambda c: c.update(wavefront="plane"), ValueError, "wavefront must be one of spherical"),
     "loading": (lambda c: c.update(loading=-1.0), ValueError, "loading must be finite"),
