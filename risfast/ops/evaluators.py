@@ -136,7 +136,7 @@ class DenseBox:
 
 
 class ChebyshevBox:
-    """Dense evaluation on Chebyshev nodes, and two small real matrix products to interpolate."""
+    """Dense evaluation on a few nodes, and two small real matrix products to interpolate."""
 
     def __init__(self, domain: Domain, nodes: BoxNodes, dtype: torch.dtype, slab_values: int, keep: bool) -> None:
         self.domain, self.layout = domain, nodes
