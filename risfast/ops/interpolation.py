@@ -16,10 +16,10 @@ from risfast.ops.domain import Domain, antisymmetric
 
 _CHECK_POINTS = 32  # random points at which a plan is checked when it is built
 _BANDWIDTH_BINS = 256
-_CHECK_PAIRS = 512  # random pairs of elements over which its error is averaged
+_CHECK_PLANES = 8
+_CHECK_FORMS = 32  # random forms over which its error is averaged
 _FEWEST = 0.55  # nodes that are tried first, as a fraction of those that polynomials of the angle would take
-_GROWTH = 1.04  # factor by which an axis that fails its check grows, at first
-_GROWTH_STEP = 0.003  # and what each further failure adds to it
+_GROWTH = 0.06  # part by which an axis that fails its check grows, for each decade of its error
 
 
 def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> int:
@@ -148,7 +148,7 @@ class BoxNodes:
 
     azimuth: AxisNodes  # Along each axis
     elevation: AxisNodes  # Along each axis
-    checked_error: float  # of a phase difference at random points, relative to its amplitude
+    checked_error: float  # at random points; see _Check
 
 
 def _half_bandwidths(domain: Domain) -> tuple[Tensor, Tensor]:
@@ -214,41 +214,59 @@ class _Axis:
         return nearest(self.values, close[:, along]), nearest(self.across, close[:, across])
 
 
-def _measured_error(axis: _Axis, interpolation: AxisNodes, tolerance: float) -> float:
-    """Interpolation error at random and at hard points of the planes, rms over pairs of elements.
+class _Check:
+    """Interpolation error along an axis, at random and at hard points of a few planes."""
 
-    Beyond the tolerance it is that of the first plane that fails.
-    """
-    if interpolation.matrix is None:
-        return 0.0
-    domain, generator = axis.domain, torch.Generator().manual_seed(0)  # a plan must be the same every time
-    n = domain.n_elements
-    first = torch.arange(n).repeat(-(-_CHECK_PAIRS // n))  # every element takes part
-    second = torch.randint(n, (len(first),), generator=generator)
-    hard, hard_across = axis.hard()
-    pick = torch.cat([torch.randint(axis.values.numel(), (_CHECK_POINTS,), generator=generator), hard])
-    cross = torch.cat([torch.randint(axis.across.numel(), (3,), generator=generator), hard_across])
-    cross = axis.across[torch.cat([cross, torch.tensor([0, axis.across.numel() - 1])])][:, None]
-    error = 0.0
-    for r in domain.range:
+    # Of two kinds, and the larger counts: of random forms x^H a conj(y^H a) of unit power, which is the rms error of
+    # the phase differences of all pairs; and of |s^H a|^2 / N^1.5 at the source s itself, where all pairs can err in
+    # phase: this is what the peak of a Capon map sees.
 
-        def field(values: Tensor, r: Tensor = r) -> Tensor:
-            a = domain.steering(*axis.direction(values, cross), r)
-            return a[..., first].conj() * a[..., second]
+    def __init__(self, axis: _Axis) -> None:
+        domain, generator = axis.domain, torch.Generator().manual_seed(0)  # a plan must be the same every time
+        self.axis, self.steered, n = axis, {}, domain.n_elements
+        self.forms = torch.randn(2, n, _CHECK_FORMS, generator=generator, dtype=torch.complex128) / math.sqrt(n)
+        hard, hard_across = axis.hard()
+        middle = torch.tensor([axis.values.numel() // 2])
+        self.pick = torch.cat([torch.randint(axis.values.numel(), (_CHECK_POINTS,), generator=generator), hard, middle])
+        across = [torch.randint(axis.across.numel(), (3,), generator=generator), hard_across]
+        ends = torch.tensor([0, axis.across.numel() // 2, axis.across.numel() - 1])
+        self.across = axis.across[torch.cat([*across, ends])][:, None]
+        gap = (domain.range - domain.positions.norm(dim=1)[:, None]).abs().amin(0)
+        spread = torch.linspace(0, domain.range.numel() - 1, min(domain.range.numel(), _CHECK_PLANES)).round().long()
+        self.planes = torch.cat([gap.argmin()[None], spread]).unique().tolist()
 
-        exact = field(axis.values[pick])
-        guess = interpolation.matrix[pick].to(exact.dtype) @ field(interpolation.nodes)
-        error = max(error, float((guess - exact).abs().square().mean(-1).max().sqrt()))
-        if error > tolerance:
-            break
-    return error
+    def _steering(self, values: Tensor, plane: int) -> tuple[Tensor, Tensor]:
+        """Steering vectors, and the random forms there."""
+        a = self.axis.domain.steering(*self.axis.direction(values, self.across), self.axis.domain.range[plane])
+        u, v = (a @ form.conj() for form in self.forms)
+        return a, u.conj() * v
+
+    def error(self, interpolation: AxisNodes, tolerance: float) -> float:
+        """Beyond the tolerance it is that of the first plane that fails."""
+        if interpolation.matrix is None:
+            return 0.0
+        matrix, n = interpolation.matrix[self.pick], self.axis.domain.n_elements
+        error = 0.0
+        for plane in self.planes:
+            if plane not in self.steered:
+                self.steered[plane] = self._steering(self.axis.values[self.pick], plane)
+            (sources, exact), (a, forms) = self.steered[plane], self._steering(interpolation.nodes, plane)
+            random = (matrix.to(exact.dtype) @ forms - exact).abs().square().mean(-1).max().sqrt()
+            beams = torch.view_as_real(sources.conj() @ a.mT).square().sum(-1)  # [across, pick, nodes]
+            at_source = ((beams * matrix).sum(-1) - n**2).abs().max() / n**1.5
+            error = max(error, float(random), float(at_source))
+            if error > tolerance:
+                self.planes.remove(plane)
+                self.planes.insert(0, plane)  # the next attempt looks there first
+                break
+        return error
 
 
 def _axis_nodes(axis: _Axis, half_bandwidths: Tensor, tolerance: float) -> tuple[AxisNodes, float]:
     """As few nodes as the check allows, and the error that it finds."""
     most = axis.values.numel()
     count = math.ceil(_FEWEST * bessel_node_count(half_bandwidths, tolerance, 2 * most))
-    growth = _GROWTH
+    check = _Check(axis)
     while True:
         if axis.domain.mirror.flips[int(axis.is_elevation)] and count > 1:
             count += count % 2  # the middle node of an odd number is its own mirror image
@@ -256,11 +274,10 @@ def _axis_nodes(axis: _Axis, half_bandwidths: Tensor, tolerance: float) -> tuple
             return AxisNodes(axis.values, None), 0.0
         mapped = axis.map(count, tolerance)
         found = AxisNodes(mapped.nodes, mapped.interpolation(axis.values))
-        error = _measured_error(axis, found, tolerance)
+        error = check.error(found, tolerance)
         if error <= tolerance:
             return found, error
-        count = max(count + 1, int(count * growth))
-        growth += _GROWTH_STEP  # what starts far off is reached in a few steps
+        count = max(count + 1, int(count * (1 + _GROWTH * math.log10(error / tolerance))))
 
 
 @lru_cache(maxsize=64)

@@ -138,7 +138,7 @@ def _box_evaluator(
         if method == "lag":
             return LagBox(where, keep)
         if nodes is not None:
-            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep)
+            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep, tolerance)
         return DenseBox(where, dtype, values_per_slab)
 
 
