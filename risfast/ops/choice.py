@@ -63,7 +63,7 @@ class Request:
     def tolerance(self) -> float:
         """Interpolation error that the operation can bear, as :class:`BoxNodes` has it checked."""
         # Capon: beside a lone source s the inverse is (I - s s^H / N) / delta, delta = loading (traces of N): where the
-        # form is 1, an error of |s^H a|^2 / N is divided by the loading. Nodes are checked for it; see interpolation.py.
+        # form is 1, an error of |s^H a|^2 / N is divided by the loading. Nodes are checked for it.
         if self.operation in ("mvdr", "mvdr_lowrank"):
             looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
             relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1

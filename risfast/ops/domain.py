@@ -265,9 +265,9 @@ class PointSet:
 
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
         self.domain, self.dtype = domain, dtype
-        self.offsets = (0, domain.n_elements, domain.n_elements, domain.n_elements, domain.n_elements)
+        self.offsets: tuple[int, ...] = (0, *[domain.n_elements] * 4)
         self.images = 1
-        self.classes = (0,)
+        self.classes: tuple[int, ...] = (0,)
         self.count = domain.azimuth.numel()
 
     def steering(self, low: int, high: int) -> Tensor:

@@ -223,7 +223,8 @@ class _Check:
 
     def __init__(self, axis: _Axis) -> None:
         domain, generator = axis.domain, torch.Generator().manual_seed(0)  # a plan must be the same every time
-        self.axis, self.steered, n = axis, {}, domain.n_elements
+        self.axis, n = axis, domain.n_elements
+        self.steered: dict[int, tuple[Tensor, Tensor]] = {}
         self.forms = torch.randn(2, n, _CHECK_FORMS, generator=generator, dtype=torch.complex128) / math.sqrt(n)
         hard, hard_across = axis.hard()
         middle = torch.tensor([axis.values.numel() // 2])

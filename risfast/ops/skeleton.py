@@ -32,10 +32,10 @@ def _random_forms(nodes: NodeSet, count: int) -> Tensor:
     for plane in planes:
         a = d.mirror.transform(d.steering(azimuth, elevation, d.range[plane])).flatten(0, 1)
         x, y = torch.randn(2, n, each, generator=generator, dtype=torch.complex128) * 2**0.25 * n**-0.5
-        where = [axis[torch.randint(axis.numel(), (each,), generator=generator)] for axis in (d.azimuth, d.elevation)]
-        for values, axis in zip(where, (d.azimuth, d.elevation), strict=True):
-            values[0] = axis[axis.numel() // 2]  # where errors are most in phase
-        source = d.mirror.transform(d.steering(*where, d.range[plane])).mH * n**-0.75
+        at = [torch.randint(axis.numel(), (each,), generator=generator) for axis in (d.azimuth, d.elevation)]
+        for index, axis in zip(at, (d.azimuth, d.elevation), strict=True):
+            index[0] = axis.numel() // 2  # where errors are most in phase
+        source = d.mirror.transform(d.steering(d.azimuth[at[0]], d.elevation[at[1]], d.range[plane])).mH * n**-0.75
         x, y = torch.cat([x, source], 1), torch.cat([y, source], 1)
         # The part of class s xor t takes the vectors of class s from one side and of class t from the other.
         u, v = ([torch.view_as_real(a[:, o[c] : o[c + 1]] @ w[o[c] : o[c + 1]]) for c in range(4)] for w in (x, y))
