@@ -1,4 +1,4 @@
-"""Chebyshev interpolation on a GPU: two small matrix products, epilogue and best plane in one kernel.
+"""Interpolation from nodes on a GPU: two small matrix products, epilogue and best plane in one kernel.
 
 The nodes hold q on a small grid of every plane (the dense kernel makes them, as a volume with the linear epilogue);
 q on the whole grid is P_az nodes P_el^T, with the interpolation matrices of :mod:`risfast.ops.interpolation`.

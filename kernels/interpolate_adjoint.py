@@ -1,4 +1,4 @@
-"""Adjoint of Chebyshev interpolation on a GPU: from weights of the grid to weights of the nodes.
+"""Adjoint of interpolation from nodes on a GPU: from weights of the grid to weights of the nodes.
 
     V_r = P_az^T W_r P_el    for every plane r
 

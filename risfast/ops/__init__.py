@@ -7,7 +7,7 @@ All are batched, take complex64 or complex128 with any strides, and choose a met
 method      works for                               how
 =========== ======================================= ============================================================
 dense       any array, wavefront, grid or points    steering vectors made on the fly, in tiles
-chebyshev   any array and wavefront, box grids      dense on Chebyshev nodes of angle, then two small products
+chebyshev   any array and wavefront, box grids      dense on a few nodes of angle, then two small products
 lag         uniform planar array, fresnel or planar a trigonometric polynomial in the block-Toeplitz lags of Q
 =========== ======================================= ============================================================
 

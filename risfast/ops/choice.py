@@ -61,15 +61,15 @@ class Request:
 
     @property
     def tolerance(self) -> float:
-        """Interpolation error of a phase difference, rms over pairs, that the operation can bear."""
-        # Capon: beside a lone source (I - a a^H / N) / delta has off-diagonals of 1 / (N delta), all in phase; with
-        # delta = loading (traces of N), N^2 pairs turn an error e of each into N e / loading where the form is 1.
+        """Interpolation error that the operation can bear, as :class:`BoxNodes` has it checked."""
+        # Capon: beside a lone source s the inverse is (I - s s^H / N) / delta, delta = loading (traces of N): where the
+        # form is 1, an error of |s^H a|^2 / N is divided by the loading. Nodes are checked for it.
         if self.operation in ("mvdr", "mvdr_lowrank"):
             looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
             relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
-            wanted = max(relative * self.loading / self.n_elements, _SMALLEST_TOLERANCE)
-            # In half decades, so that a loading that varies finds the nodes of the one before.
-            return 10 ** (math.floor(2 * math.log10(wanted)) / 2)
+            wanted = max(relative * self.loading / math.sqrt(self.n_elements), _SMALLEST_TOLERANCE)
+            # In quarter decades, so that a loading that varies finds the nodes of the one before.
+            return 10 ** (math.floor(4 * math.log10(wanted)) / 4)
         target = _TARGET_RELATIVE[self.dtype]
         if self.operation == "music":
             target = min(target, 1e-9)  # the null at a source has no floor
@@ -187,7 +187,7 @@ def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> 
     scale = 1.0
     if request.operation.startswith("mvdr"):
         # Without loading nothing is known of the condition of R: assume what float64 can still invert.
-        scale = request.n_elements / max(request.loading, 1e-12)
+        scale = math.sqrt(request.n_elements) / max(request.loading, 1e-12)
     return rounding + 10 / math.log(10) * nodes.checked_error * scale
 
 

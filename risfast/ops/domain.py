@@ -146,14 +146,16 @@ class MirrorBasis:
         if self.trivial:
             empty = vectors[..., :0]
             return [vectors, empty, empty, empty]
-        v0, vx, vy, vxy = (vectors[..., self.orbits[:, i]] for i in range(4))
+        images = vectors.index_select(-1, self.orbits.mT.flatten().to(vectors.device))
+        v0, vx, vy, vxy = images.unflatten(-1, (4, -1)).unbind(-2)
         plus_x, minus_x, plus_y, minus_y = v0 + vx, v0 - vx, vy + vxy, vy - vxy
         whole = (plus_x + plus_y, minus_x + minus_y, plus_x - plus_y, minus_x - minus_y)
         real = vectors.real.dtype
         parts = []
         for part, scale in zip(whole, self.scale, strict=True):
             kept = scale > 0  # on the CPU: indexing by it then waits for no device
-            parts.append(part[..., kept] * scale[kept].to(vectors.device, real))
+            held = part if bool(kept.all()) else part[..., kept]
+            parts.append(held * scale[kept].to(vectors.device, real))
         return parts
 
     def transform(self, vectors: Tensor) -> Tensor:
@@ -263,8 +265,9 @@ class PointSet:
 
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
         self.domain, self.dtype = domain, dtype
-        self.offsets = (0, domain.n_elements, domain.n_elements, domain.n_elements, domain.n_elements)
+        self.offsets: tuple[int, ...] = (0, *[domain.n_elements] * 4)
         self.images = 1
+        self.classes: tuple[int, ...] = (0,)
         self.count = domain.azimuth.numel()
 
     def steering(self, low: int, high: int) -> Tensor:
@@ -285,6 +288,7 @@ class NodeSet:
         self.azimuth, self.elevation = HalfAxis(azimuth, flips[0]), HalfAxis(elevation, flips[1])
         self.offsets = domain.mirror.offsets
         self.images = 4 if any(flips) else 1
+        self.classes = tuple(c for c in range(4) if (flips[0] or c % 2 == 0) and (flips[1] or c < 2))
         self.columns = domain.range.numel() * self.elevation.half  # nodes per azimuth
         self.count = self.azimuth.half * self.columns
         self._kept = self._table() if keep else None
@@ -305,11 +309,14 @@ class NodeSet:
         """All steering vectors, made a tile at a time: the temporaries of one pass would be ten times the table."""
         table = torch.empty(self.count, self.domain.n_elements, dtype=self.dtype)
         for low, high in tiles(0, self.count, table.element_size() * self.domain.n_elements):
-            table[low:high] = self._make(low, high)
+            table[low:high] = self.steering_at(torch.arange(low, high))
         return table
 
-    def _make(self, low: int, high: int) -> Tensor:
-        index = torch.arange(low, high)
+    def steering_at(self, index: Tensor) -> Tensor:
+        """Steering vectors of nodes by their index, in the mirror basis.
+
+        index (n,) -> (n, N)
+        """
         azimuth, rest = index // self.columns, index % self.columns
         plane, elevation = rest // self.elevation.half, rest % self.elevation.half
         d = self.domain
@@ -321,7 +328,7 @@ class NodeSet:
 
         -> (high - low, N)
         """
-        return self._make(low, high) if self._kept is None else self._kept[low:high]
+        return self.steering_at(torch.arange(low, high)) if self._kept is None else self._kept[low:high]
 
     def to_box(self, images: Tensor, azimuth_low: int, azimuth_high: int) -> tuple[Tensor, Tensor]:
         """Values at some azimuths of the half axis as part of the box: there, and at their mirror images.
@@ -329,7 +336,13 @@ class NodeSet:
         images (images, b, g) -> upper, lower (b, R, azimuth_high - azimuth_low, G_el)
         """
         shape = (*images.shape[:2], azimuth_high - azimuth_low, self.domain.range.numel(), self.elevation.half)
-        v = images.reshape(shape).transpose(2, 3)
+        return self.unfold(images.reshape(shape).transpose(2, 3))
+
+    def unfold(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from values plane by plane.
+
+        v (images, b, R, azimuths, half G_el) -> upper, lower (b, R, azimuths, G_el)
+        """
         if self.images == 1:
             return v[0], v[0, :, :, :0]
         upper = self.elevation.unfold(v[0], v[2], -1)
@@ -341,9 +354,15 @@ class NodeSet:
 
         values (b, R, n_azimuth, n_elevation) -> (images, b, count)
         """
+        return self.fold(values).transpose(2, 3).reshape(self.images, values.shape[0], self.count)
+
+    def fold(self, values: Tensor) -> Tensor:
+        """Adjoint of :meth:`unfold` over all azimuths.
+
+        values (b, R, n_azimuth, n_elevation) -> (images, b, R, half G_az, half G_el)
+        """
         if self.images == 1:
-            return values.transpose(1, 2).reshape(1, values.shape[0], self.count)
+            return values[None]
         upper, lower = self.azimuth.fold(values, 2)
         (at, below), (beside, opposite) = self.elevation.fold(upper, 3), self.elevation.fold(lower, 3)
-        images = (at, beside, below, opposite)
-        return torch.stack([v.transpose(1, 2).reshape(v.shape[0], self.count) for v in images])
+        return torch.stack([at, beside, below, opposite])

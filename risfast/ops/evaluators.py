@@ -9,9 +9,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from risfast.ops.dense import hermitian_form, outer_products, sum_of_squares
+from risfast.ops.dense import Points, hermitian_form, outer_products, sum_of_squares, to_classes, to_images
 from risfast.ops.domain import Domain, NodeSet, PointSet, adjoint_of
 from risfast.ops.interpolation import BoxNodes
+from risfast.ops.skeleton import Skeleton
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,8 @@ class Evaluator(Protocol):
         ...
 
 
-def _values(points: NodeSet | PointSet, operand: Operand, low: int, high: int) -> Tensor:
-    """Q [images, b, high - low] of a prepared operand."""
+def _values(points: Points, operand: Operand, low: int, high: int) -> Tensor:
+    """Q [classes, b, high - low] of a prepared operand."""
     if operand.kind == "hermitian":
         return hermitian_form(points, operand.matrix, low, high)
     return sum_of_squares(points, operand.matrix, low, high)
@@ -120,8 +121,8 @@ class DenseBox:
         first = axis.count - axis.half
         for low in range(0, axis.half, step):
             high = min(low + step, axis.half)
-            images = _values(nodes, operand, low * nodes.columns, high * nodes.columns)
-            upper, lower = nodes.to_box(images, low, high)
+            by_class = _values(nodes, operand, low * nodes.columns, high * nodes.columns)
+            upper, lower = nodes.to_box(to_images(nodes, by_class), low, high)
             yield Tile(upper, (Place(slice(first + low, first + high), slice(None)),))
             if axis.mirrored:
                 yield Tile(lower, (Place(slice(axis.half - high, axis.half - low), slice(None)),))
@@ -132,15 +133,20 @@ class DenseBox:
         weights (b, G_az, G_el, R) -> (b, N, N)
         """
         images = self.nodes.from_box(weights.permute(0, 3, 1, 2).to(self.nodes.dtype.to_real()))
-        return self.domain.mirror.restore_matrix(outer_products(self.nodes, images))
+        return self.domain.mirror.restore_matrix(outer_products(self.nodes, to_classes(self.nodes, images)))
 
 
 class ChebyshevBox:
-    """Dense evaluation on Chebyshev nodes, and two small real matrix products to interpolate."""
+    """Dense evaluation on a skeleton of a few nodes, and small real matrix products to interpolate."""
 
-    def __init__(self, domain: Domain, nodes: BoxNodes, dtype: torch.dtype, slab_values: int, keep: bool) -> None:
-        self.domain, self.layout = domain, nodes
-        self.nodes = NodeSet(domain, nodes.azimuth.nodes, nodes.elevation.nodes, dtype, keep)
+    def __init__(
+        self, domain: Domain, nodes: BoxNodes, dtype: torch.dtype, slab_values: int, keep: bool, tolerance: float
+    ) -> None:
+        self.domain = domain
+        bare = NodeSet(domain, nodes.azimuth.nodes, nodes.elevation.nodes, dtype, keep=False)
+        self.skeleton = Skeleton.find(bare, tolerance, keep)
+        whole = self.skeleton is None and keep
+        self.nodes = NodeSet(domain, nodes.azimuth.nodes, nodes.elevation.nodes, dtype, keep=True) if whole else bare
         self.slab_values = slab_values
         real = dtype.to_real()
         self.azimuth = None if nodes.azimuth.matrix is None else nodes.azimuth.matrix.to(real)
@@ -149,13 +155,18 @@ class ChebyshevBox:
     @property
     def cached_bytes(self) -> int:
         """Bytes of its tables."""
-        return self.nodes.cached_bytes
+        return self.nodes.cached_bytes if self.skeleton is None else self.skeleton.cached_bytes
 
     def tiles(self, operand: Operand) -> Iterator[Tile]:
         """Slabs of azimuths."""
         nodes = self.nodes
         operand = operand.prepared(self.domain, nodes.dtype)
-        upper, lower = nodes.to_box(_values(nodes, operand, 0, nodes.count), 0, nodes.azimuth.half)
+        if self.skeleton is None:
+            by_class = _values(nodes, operand, 0, nodes.count)
+            upper, lower = nodes.to_box(to_images(nodes, by_class), 0, nodes.azimuth.half)
+        else:
+            on_skeleton = _values(self.skeleton, operand, 0, self.skeleton.count)
+            upper, lower = nodes.unfold(self.skeleton.to_nodes(on_skeleton))
         if nodes.azimuth.mirrored:
             at_nodes = torch.cat([lower[:, :, : nodes.azimuth.count - nodes.azimuth.half], upper], 2)
         else:
@@ -178,4 +189,8 @@ class ChebyshevBox:
             p = p @ self.elevation.mT
         if self.azimuth is not None:
             p = self.azimuth.mT @ p
-        return self.domain.mirror.restore_matrix(outer_products(self.nodes, self.nodes.from_box(p)))
+        if self.skeleton is None:
+            outer = outer_products(self.nodes, to_classes(self.nodes, self.nodes.from_box(p)))
+        else:
+            outer = outer_products(self.skeleton, self.skeleton.from_nodes(self.nodes.fold(p)))
+        return self.domain.mirror.restore_matrix(outer)

@@ -1,4 +1,4 @@
-"""Chebyshev interpolation of fields that the aperture band-limits in angle."""
+"""Interpolation of fields that the aperture band-limits in angle."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from risfast.ops.domain import Domain, antisymmetric
 
 _CHECK_POINTS = 32  # random points at which a plan is checked when it is built
 _BANDWIDTH_BINS = 256
-_CHECK_PAIRS = 512  # random pairs of elements over which its error is averaged
-_GROWTH = 1.2  # factor by which an axis that fails its check grows
+_CHECK_PLANES = 8
+_CHECK_FORMS = 32  # random forms over which its error is averaged
+_FEWEST = 0.55  # nodes that are tried first, as a fraction of those that polynomials of the angle would take
+_GROWTH = 0.06  # part by which an axis that fails its check grows, for each decade of its error
 
 
 def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> int:
@@ -86,14 +88,58 @@ class AxisNodes:
         return self.nodes.numel()
 
 
-def _axis_nodes(axis: Tensor, count: int) -> AxisNodes:
-    if count >= axis.numel():
-        return AxisNodes(axis, None)
-    low, high = float(axis[0]), float(axis[-1])
-    if antisymmetric(axis):
-        high = -low  # keep the antisymmetry exact
-    nodes = chebyshev_nodes(low, high, count)
-    return AxisNodes(nodes, interpolation_matrix(nodes, low, high, axis))
+@dataclass(frozen=True)
+class NodeMap:
+    """A change of variable between an interval and [-1, 1] in which nodes are Chebyshev's."""
+
+    # Chebyshev nodes crowd at the ends and need pi / 2 times as many as evenly spaced ones would, which are unstable.
+    # The map y -> asin(alpha y) / asin(alpha) undoes the crowding as far as the tolerance allows, with
+    # alpha = sech(|ln tolerance| / count): D. Kosloff, H. Tal-Ezer, "A modified Chebyshev pseudospectral method with
+    # an O(N^-1) time step restriction", J. Comput. Phys. 104, 1993.
+
+    low: float
+    high: float
+    count: int
+    tolerance: float  # relative error
+    circle: bool = False  # Whether the interval is a period: nodes are then evenly spaced
+
+    @property
+    def alpha(self) -> float:
+        """Parameter of the map: 0 leaves Chebyshev nodes, 1 makes evenly spaced ones."""
+        return 1 / math.cosh(min(abs(math.log(self.tolerance)) / self.count, 10.0))
+
+    @property
+    def nodes(self) -> Tensor:
+        """In ascending order.
+
+        -> (count,)
+        """
+        mapped = (self.alpha * chebyshev_nodes(-1.0, 1.0, self.count)).asin() / math.asin(self.alpha)
+        unit = self._even if self.circle else mapped
+        return (self.high + self.low) / 2 + (self.high - self.low) / 2 * unit
+
+    @property
+    def _even(self) -> Tensor:
+        return (torch.arange(self.count, dtype=torch.float64) * 2 + 1 - self.count) / self.count
+
+    def interpolation(self, points: Tensor) -> Tensor:
+        """Matrix from values at the nodes to values at points.
+
+        points (G,) -> (G, count)
+        """
+        unit = (points * 2 - self.high - self.low) / (self.high - self.low)
+        if not self.circle:
+            mapped = (math.asin(self.alpha) * unit).sin() / self.alpha
+            return interpolation_matrix(chebyshev_nodes(-1.0, 1.0, self.count), -1.0, 1.0, mapped)
+        # Harmonics, as many as nodes, which are orthogonal on them.
+        order = torch.arange(self.count, dtype=torch.float64)[:, None]
+
+        def harmonics(x: Tensor) -> Tensor:
+            phase = math.pi * ((order + 1) / 2).floor() * x
+            return torch.where(order % 2 == 0, phase.cos(), phase.sin())
+
+        at_nodes = harmonics(self._even)
+        return harmonics(unit).mT @ (at_nodes / at_nodes.square().sum(1, keepdim=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +148,7 @@ class BoxNodes:
 
     azimuth: AxisNodes  # Along each axis
     elevation: AxisNodes  # Along each axis
-    checked_error: float  # of a phase difference at random points, relative to its amplitude
+    checked_error: float  # at random points; see _Check
 
 
 def _half_bandwidths(domain: Domain) -> tuple[Tensor, Tensor]:
@@ -121,68 +167,124 @@ def _half_bandwidths(domain: Domain) -> tuple[Tensor, Tensor]:
     return k * half_az * flat, k * half_el * torch.hypot(separation[:, 1], tilt * flat)
 
 
-def _hard_directions(domain: Domain) -> tuple[Tensor, Tensor]:
-    """Grid indices (azimuth, elevation) nearest to the elements that come closest to a range plane."""
-    # A phase bends hardest where the source passes close to an element.
-    spherical = cartesian_to_spherical(domain.positions)
-    inside = torch.ones(len(spherical), dtype=torch.bool)
-    for axis, angle in ((domain.azimuth, spherical[:, 0]), (domain.elevation, spherical[:, 1])):
-        inside &= (angle >= axis[0]) & (angle <= axis[-1])
-    gap = (spherical[:, 2:] - domain.range).abs().amin(1).masked_fill(~inside, math.inf)
-    close = spherical[gap.topk(min(4, len(gap)), largest=False).indices]
+@dataclass(frozen=True, eq=False)
+class _Axis:
+    """One angular axis of a domain, and the other across it."""
 
-    def nearest(axis: Tensor, values: Tensor) -> Tensor:
-        return (axis[:, None] - values).abs().argmin(0)
+    domain: Domain
+    is_elevation: bool
 
-    return nearest(domain.azimuth, close[:, 0]), nearest(domain.elevation, close[:, 1])
+    @property
+    def values(self) -> Tensor:
+        """Of the axis itself."""
+        return self.domain.elevation if self.is_elevation else self.domain.azimuth
+
+    @property
+    def across(self) -> Tensor:
+        """Values of the other axis."""
+        return self.domain.azimuth if self.is_elevation else self.domain.elevation
+
+    def direction(self, values: Tensor, across: Tensor) -> tuple[Tensor, Tensor]:
+        """(azimuth, elevation) of points given along and across the axis."""
+        return (across, values) if self.is_elevation else (values, across)
+
+    def map(self, count: int, tolerance: float) -> NodeMap:
+        """Where so many nodes lie."""
+        low, high = float(self.values[0]), float(self.values[-1])
+        if antisymmetric(self.values):
+            high = -low  # keep the antisymmetry exact
+        step = (high - low) / max(self.values.numel() - 1, 1)
+        circle = not self.is_elevation and high - low >= 2 * math.pi - 1.01 * step  # open or closed
+        return NodeMap(low, low + 2 * math.pi if circle else high, count, tolerance, circle)
+
+    def hard(self) -> tuple[Tensor, Tensor]:
+        """Grid indices, along and across the axis, nearest to the elements that come closest to a range plane."""
+        # A phase bends hardest where the source passes close to an element.
+        spherical = cartesian_to_spherical(self.domain.positions)
+        inside = torch.ones(len(spherical), dtype=torch.bool)
+        for axis, angle in ((self.domain.azimuth, spherical[:, 0]), (self.domain.elevation, spherical[:, 1])):
+            inside &= (angle >= axis[0]) & (angle <= axis[-1])
+        gap = (spherical[:, 2:] - self.domain.range).abs().amin(1).masked_fill(~inside, math.inf)
+        close = spherical[gap.topk(min(4, len(gap)), largest=False).indices]
+
+        def nearest(axis: Tensor, angle: Tensor) -> Tensor:
+            return (axis[:, None] - angle).abs().argmin(0)
+
+        along, across = int(self.is_elevation), 1 - int(self.is_elevation)
+        return nearest(self.values, close[:, along]), nearest(self.across, close[:, across])
 
 
-def _measured_errors(domain: Domain, azimuth: AxisNodes, elevation: AxisNodes) -> tuple[float, float]:
-    """Interpolation error along each axis at random and at hard points of the planes, rms over pairs."""
-    generator = torch.Generator().manual_seed(0)  # a plan must be the same every time
-    n = domain.n_elements
-    first = torch.arange(n).repeat(-(-_CHECK_PAIRS // n))  # every element takes part
-    second = torch.randint(n, (len(first),), generator=generator)
-    hard = _hard_directions(domain)
+class _Check:
+    """Interpolation error along an axis, at random and at hard points of a few planes."""
 
-    def pairs(az: Tensor, el: Tensor, r: Tensor) -> Tensor:
-        a = domain.steering(az, el, r)
-        return a[..., first].conj() * a[..., second]
+    # Of two kinds, and the larger counts: of random forms x^H a conj(y^H a) of unit power, which is the rms error of
+    # the phase differences of all pairs; and of |s^H a|^2 / N^1.5 at the source s itself, where all pairs can err in
+    # phase: this is what the peak of a Capon map sees.
 
-    def worst(along: Tensor, interpolation: AxisNodes, other: Tensor, swap: bool) -> float:
+    def __init__(self, axis: _Axis) -> None:
+        domain, generator = axis.domain, torch.Generator().manual_seed(0)  # a plan must be the same every time
+        self.axis, n = axis, domain.n_elements
+        self.steered: dict[int, tuple[Tensor, Tensor]] = {}
+        self.forms = torch.randn(2, n, _CHECK_FORMS, generator=generator, dtype=torch.complex128) / math.sqrt(n)
+        hard, hard_across = axis.hard()
+        middle = torch.tensor([axis.values.numel() // 2])
+        self.pick = torch.cat([torch.randint(axis.values.numel(), (_CHECK_POINTS,), generator=generator), hard, middle])
+        across = [torch.randint(axis.across.numel(), (3,), generator=generator), hard_across]
+        ends = torch.tensor([0, axis.across.numel() // 2, axis.across.numel() - 1])
+        self.across = axis.across[torch.cat([*across, ends])][:, None]
+        gap = (domain.range - domain.positions.norm(dim=1)[:, None]).abs().amin(0)
+        spread = torch.linspace(0, domain.range.numel() - 1, min(domain.range.numel(), _CHECK_PLANES)).round().long()
+        self.planes = torch.cat([gap.argmin()[None], spread]).unique().tolist()
+
+    def _steering(self, values: Tensor, plane: int) -> tuple[Tensor, Tensor]:
+        """Steering vectors, and the random forms there."""
+        a = self.axis.domain.steering(*self.axis.direction(values, self.across), self.axis.domain.range[plane])
+        u, v = (a @ form.conj() for form in self.forms)
+        return a, u.conj() * v
+
+    def error(self, interpolation: AxisNodes, tolerance: float) -> float:
+        """Beyond the tolerance it is that of the first plane that fails."""
         if interpolation.matrix is None:
             return 0.0
-        pick = torch.cat([torch.randint(along.numel(), (_CHECK_POINTS,), generator=generator), hard[int(swap)]])
-        cross = torch.cat([torch.randint(other.numel(), (3,), generator=generator), hard[1 - int(swap)]])
-        cross = other[torch.cat([cross, torch.tensor([0, other.numel() - 1])])][:, None]
+        matrix, n = interpolation.matrix[self.pick], self.axis.domain.n_elements
         error = 0.0
-        for r in domain.range:
-
-            def field(values: Tensor, r: Tensor = r) -> Tensor:
-                return pairs(cross, values, r) if swap else pairs(values, cross, r)
-
-            exact = field(along[pick])
-            guess = interpolation.matrix[pick].to(exact.dtype) @ field(interpolation.nodes)
-            error = max(error, float((guess - exact).abs().square().mean(-1).max().sqrt()))
+        for plane in self.planes:
+            if plane not in self.steered:
+                self.steered[plane] = self._steering(self.axis.values[self.pick], plane)
+            (sources, exact), (a, forms) = self.steered[plane], self._steering(interpolation.nodes, plane)
+            random = (matrix.to(exact.dtype) @ forms - exact).abs().square().mean(-1).max().sqrt()
+            beams = torch.view_as_real(sources.conj() @ a.mT).square().sum(-1)  # [across, pick, nodes]
+            at_source = ((beams * matrix).sum(-1) - n**2).abs().max() / n**1.5
+            error = max(error, float(random), float(at_source))
+            if error > tolerance:
+                self.planes.remove(plane)
+                self.planes.insert(0, plane)  # the next attempt looks there first
+                break
         return error
 
-    return (
-        worst(domain.azimuth, azimuth, domain.elevation, swap=False),
-        worst(domain.elevation, elevation, domain.azimuth, swap=True),
-    )
+
+def _axis_nodes(axis: _Axis, half_bandwidths: Tensor, tolerance: float) -> tuple[AxisNodes, float]:
+    """As few nodes as the check allows, and the error that it finds."""
+    most = axis.values.numel()
+    count = math.ceil(_FEWEST * bessel_node_count(half_bandwidths, tolerance, 2 * most))
+    check = _Check(axis)
+    while True:
+        if axis.domain.mirror.flips[int(axis.is_elevation)] and count > 1:
+            count += count % 2  # the middle node of an odd number is its own mirror image
+        if count >= most:
+            return AxisNodes(axis.values, None), 0.0
+        mapped = axis.map(count, tolerance)
+        found = AxisNodes(mapped.nodes, mapped.interpolation(axis.values))
+        error = check.error(found, tolerance)
+        if error <= tolerance:
+            return found, error
+        count = max(count + 1, int(count * (1 + _GROWTH * math.log10(error / tolerance))))
 
 
 @lru_cache(maxsize=64)
 def box_nodes(domain: Domain, tolerance: float) -> BoxNodes:
-    """Choose nodes by the a-priori rule, then check them at random points and grow an axis that fails."""
+    """The fewest nodes that pass a check, from a number that is seldom enough upwards."""
     c_az, c_el = _half_bandwidths(domain)
-    count_az = bessel_node_count(c_az, tolerance, domain.azimuth.numel())
-    count_el = bessel_node_count(c_el, tolerance, domain.elevation.numel())
-    while True:
-        azimuth, elevation = _axis_nodes(domain.azimuth, count_az), _axis_nodes(domain.elevation, count_el)
-        error_az, error_el = _measured_errors(domain, azimuth, elevation)
-        if max(error_az, error_el) <= tolerance:
-            return BoxNodes(azimuth, elevation, max(error_az, error_el))
-        # The rule is for exponentials of constant frequency; close to the array phases bend.
-        count_az = math.ceil(count_az * _GROWTH) if error_az > tolerance else count_az
-        count_el = math.ceil(count_el * _GROWTH) if error_el > tolerance else count_el
+    azimuth, error_az = _axis_nodes(_Axis(domain, is_elevation=False), c_az, tolerance)
+    elevation, error_el = _axis_nodes(_Axis(domain, is_elevation=True), c_el, tolerance)
+    return BoxNodes(azimuth, elevation, max(error_az, error_el))

@@ -38,7 +38,7 @@ class Plan:
     dtype : torch.complex64 or torch.complex128
         Of the matrix.
     nodes : (int, int) or None
-        Chebyshev nodes in azimuth and elevation; None for other methods.
+        Nodes of the chebyshev method in azimuth and elevation; None for other methods.
     mirrors : (bool, bool)
         Mirror symmetries in azimuth and elevation that are used.
     scenes_per_pass, values_per_slab : int
@@ -138,7 +138,7 @@ def _box_evaluator(
         if method == "lag":
             return LagBox(where, keep)
         if nodes is not None:
-            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep)
+            return ChebyshevBox(where, _nodes_on_device(nodes, device), dtype, values_per_slab, keep, tolerance)
         return DenseBox(where, dtype, values_per_slab)
 
 
