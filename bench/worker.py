@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib
 import json
 import sys
 import time
@@ -43,26 +44,29 @@ def release_free_memory() -> None:
             libc.malloc_trim(0)
 
 
+FUNCTIONS = {
+    "mvdr": ("risfast.ops", "mvdr_spectrum"),
+    "mvdr_lowrank": ("risfast.ops", "mvdr_spectrum_lowrank"),
+    "refine": ("risfast.ops.refinement", "refine_peaks"),
+    "detect": ("risfast", "detect_sources"),
+    "detect_lowrank": ("risfast", "detect_sources_lowrank"),
+}
+
+
 def call_of(job: dict[str, Any]) -> Callable[[], Any]:
-    """The public function of risfast that a job names, on its tensors."""
+    """The public function of risfast that a job names, on its tensors; nothing else is imported."""
     if job["operation"] == "peaks":
         return _peaks(job)
-    from risfast import PlanarArray, SearchGrid, detect_sources, detect_sources_lowrank
-    from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank
-    from risfast.ops.refinement import refine_peaks
+    from risfast.geometry import PlanarArray, SearchGrid
 
+    module, name = FUNCTIONS[job["operation"]]
+    function = getattr(importlib.import_module(module), name)
     array, matrix = PlanarArray(job["positions_m"], job["wavelength_m"]), job["matrix"]
-    grid = SearchGrid(job["azimuth_rad"], job["elevation_rad"], job["range_m"])
     options = {"loading": job["loading"], "wavefront": job["wavefront"], **job.get("options", {})}
     if job["operation"] == "refine":
         low, high, factored = job["low"], job["high"], job["factored"]
-        return lambda: refine_peaks(matrix, array, low, high, factored=factored, points=job["points"], **options)
-    function = {
-        "mvdr": mvdr_spectrum,
-        "mvdr_lowrank": mvdr_spectrum_lowrank,
-        "detect": detect_sources,
-        "detect_lowrank": detect_sources_lowrank,
-    }[job["operation"]]
+        return lambda: function(matrix, array, low, high, factored=factored, points=job["points"], **options)
+    grid = SearchGrid(job["azimuth_rad"], job["elevation_rad"], job["range_m"])
     return lambda: function(matrix, array, grid, **options)
 
 
