@@ -176,46 +176,30 @@ def quadratic_model(coordinates: Tensor, matrix: Tensor, factored: bool, geometr
     return QuadraticModel(gram[:, :, 0, 0].double(), 2 * slopes[..., :3].double(), hessian.double())
 
 
-def _smallest_eigenvalue(m: Tensor) -> Tensor:
-    """Of symmetric matrices [..., 3, 3], by Cardano's formula."""
-    mean = m.diagonal(dim1=-2, dim2=-1).mean(-1)
-    rest = m - mean[..., None, None] * torch.eye(3, dtype=m.dtype, device=m.device)
-    spread = (rest.square().sum((-2, -1)) / 6).sqrt()
-    determinant = (rest[..., 0, :] * torch.linalg.cross(rest[..., 1, :], rest[..., 2, :])).sum(-1)
-    angle = (determinant / (2 * spread**3).clamp_min(torch.finfo(m.dtype).tiny)).clamp(-1, 1).acos() / 3
-    return mean + 2 * spread * (angle + 2 * math.pi / 3).cos()
-
-
-def _newton_move(gradient: Tensor, hessian: Tensor, held: Tensor) -> Tensor:
+def _newton_move(gradient: Tensor, hessian: Tensor, held: Tensor, reach: Tensor) -> Tensor:
     """Step [..., 3] to the minimum of quadratic models along the axes that are not ``held`` (bool [..., 3]).
 
-    Where a model has no minimum, the Hessian is lifted until it has.
+    Downhill along directions of negative curvature too, and along none of them farther than ``reach`` [..., 1].
     """
     free = (~held).double()
-    gradient = gradient * free
-    hessian = hessian * free[..., None] * free[..., None, :]
+    values, vectors = torch.linalg.eigh(hessian * free[..., None] * free[..., None, :])
+    slopes = (vectors.mT @ (gradient * free)[..., None])[..., 0]
     # A flat direction (an axis of one point, a single element) gets a stiff spring instead of a division by zero.
-    largest = hessian.abs().amax((-2, -1), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-    hessian = hessian / largest + torch.diag_embed(held.double())
-    smallest = _smallest_eigenvalue(hessian)
-    lift = torch.where(smallest < _SPRING, _SPRING + 2 * smallest.abs(), 0.0)
-    hessian = hessian + torch.diag_embed(lift[..., None].expand_as(gradient))
-    cofactors = torch.linalg.cross(hessian[..., [1, 2, 0], :], hessian[..., [2, 0, 1], :])
-    determinant = (hessian[..., 0, :] * cofactors[..., 0, :]).sum(-1)
-    return -(cofactors.mT @ (gradient / largest[..., 0])[..., None])[..., 0] / determinant[..., None]
+    spring = _SPRING * values.abs().amax(-1, keepdim=True).clamp_min(1e-300)
+    stiffness = torch.maximum(torch.maximum(values.abs(), spring), slopes.abs() / reach)
+    return -(vectors @ (slopes / stiffness)[..., None])[..., 0]
 
 
-def _bounded_move(gradient: Tensor, hessian: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Newton step [..., 3] between bounds [..., 3] that hold 0."""
+def _bounded_move(gradient: Tensor, hessian: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Tensor:
+    """Newton step [..., 3] between walls [..., 3] that hold 0."""
     # An axis whose wall the slope pushes against is held there. One whose step would go through a wall is taken to the
     # wall, and the others to the minimum that is left.
     held = ((low >= 0) & (gradient >= 0)) | ((high <= 0) & (gradient <= 0))
-    move = _newton_move(gradient, hessian, held)
+    move = _newton_move(gradient, hessian, held, reach)
     bounded = torch.maximum(torch.minimum(move, high), low)
     stopped = move != bounded
     to_wall = torch.where(stopped, bounded, 0.0)
-    rest = _newton_move(gradient + (hessian @ to_wall[..., None])[..., 0], hessian, held | stopped)
-    return torch.maximum(torch.minimum(to_wall + rest, high), low)
+    return to_wall + _newton_move(gradient + (hessian @ to_wall[..., None])[..., 0], hessian, held | stopped, reach)
 
 
 def newton_descend(
@@ -238,8 +222,8 @@ def newton_descend(
     for _ in range(iterations):
         gradient = model.gradient * step
         hessian = model.hessian * step[..., None] * step[..., None, :]
-        walls = ((side - point) / step.clamp_min(torch.finfo(torch.float64).tiny) for side in (low, high))
-        move = _bounded_move(gradient, hessian, *(wall.clamp(-reach, reach) for wall in walls))
+        walls = [(side - point) / step.clamp_min(1e-300) for side in (low, high)]
+        move = _bounded_move(gradient, hessian, walls[0], walls[1], reach)
         trial = torch.maximum(torch.minimum(point + step * move, high), low)
         there = quadratic_model(trial, matrix, factored, geometry)
         better = there.value < model.value
@@ -478,8 +462,8 @@ def refine_peaks(
     matrix (B, N, N) or (B, N, K), low, high (B, C, 3)
     """
     # The denominator of the Capon power is evaluated on Chebyshev nodes of each box, as many as the bandwidth of the
-    # array over the widest box asks for, and interpolated onto the fine grid; from its minimum, two Newton steps on a
-    # 19-point quadratic model in float64 go below the grid.
+    # array over the widest box asks for, and interpolated onto a grid of at most ``points``; from its deepest valleys,
+    # Newton steps go down to the minimum.
     checks.check_array(array)
     checks.check_option(wavefront, "wavefront", WAVEFRONTS)
     checks.check_loading(loading, minimum_open=factored)

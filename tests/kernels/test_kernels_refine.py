@@ -123,7 +123,7 @@ def assert_same_place(position, expected):
 def test_refined_positions_are_those_of_the_cpu(name, factored):
     matrix, _, *corners = problem(name, "spherical", factored, seed=1)
     form, _ = denominators(matrix, factored)
-    given = form, factored, *boxes_of(*corners), ARRAYS[name], "spherical", (13, 11, 9)
+    given = form, factored, *boxes_of(*corners), ARRAYS[name], "spherical", (25, 21, 17)
     position, value = refined(*given)
     expected, expected_value = refined_by_the_cpu(*given)
     assert_same_place(position, expected)

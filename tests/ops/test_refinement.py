@@ -325,10 +325,10 @@ def test_boxes_may_reach_to_infinity_or_lie_there(name, wavefront, factored):
     np.testing.assert_allclose(found.position[..., :2], truth[..., :2], atol=1e-6)
     if wavefront != "planar":
         np.testing.assert_allclose(1 / found.position[..., 2], 1 / truth[..., 2], atol=1e-5)
+    # The brute force subtracts ranges, which leaves no phase of a source a billion metres away.
+    near = torch.where(found.position > 1e9, math.inf, found.position).numpy()
     for scene in range(3):
-        there = brute_power(
-            matrix[scene].numpy(), ARRAYS[name], found.position[scene].numpy(), wavefront, factored, 1e-2
-        )
+        there = brute_power(matrix[scene].numpy(), ARRAYS[name], near[scene], wavefront, factored, 1e-2)
         np.testing.assert_allclose(found.power[scene], there, rtol=1e-7)
     low[..., 2] = math.inf  # nothing but the far field
     there = refine_peaks(matrix[:1], array, low[:1], high[:1], **options)
@@ -452,7 +452,7 @@ def test_a_short_step_from_the_middle_of_a_slope_descends():
     positions = ARRAYS["volumetric"]
     Q = oracles.hermitian(rng, len(positions))
     start = rng.uniform([-1.0, -0.5, 0.3], [1.0, 0.5, 1.5], (60, 3))
-    # 4e-3 rad, or 4e-3 / m, turn the phase by less than 0.05 rad: the model of the stencil is good there.
+    # 4e-3 rad, or 4e-3 / m, turn the phase by less than 0.05 rad: a quadratic model is good there.
     step = np.full_like(start, 4e-3)
     geometry = (torch.from_numpy(positions), 2 * math.pi / WAVELENGTH, "spherical")
     given = [t[None] for t in as_tensors(start, step, start - 0.2, start + 0.2)]
