@@ -30,7 +30,7 @@ _LONGEST_MOVE = 2.0  # steps: beyond, a quadratic model says little
 _SPRING = 1e-6  # least curvature that a step reckons with, of the largest
 _NEAREST = 1e-3  # of the range: as close to an element as derivatives are taken
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
-_WALK_STEPS = 8
+_WALK_STEPS = 16
 _VALLEYS = 3  # of a box that are descended
 _COARSE_STEPS, _FINE_STEPS = 3, 2  # in float32 and in float64
 _TILE_VALUES = 1 << 15  # steering vector entries made at once
@@ -228,7 +228,7 @@ def newton_descend(
         there = quadratic_model(trial, matrix, factored, geometry)
         better = there.value < model.value
         point = torch.where(better[..., None], trial, point)
-        reach = torch.where(better[..., None], reach, reach / 4)
+        reach = torch.where(better[..., None], (2 * reach).clamp_max(_LONGEST_MOVE), reach / 4)
         model = QuadraticModel(
             torch.where(better, there.value, model.value),
             torch.where(better[..., None], there.gradient, model.gradient),
