@@ -1,6 +1,6 @@
 """Local refinement on a GPU: all candidates of all scenes at once, nothing waits for the host.
 
-The form on Chebyshev nodes of every box, interpolated onto a fine grid; from its smallest point, two Newton steps in
+The form on Chebyshev nodes of every box, interpolated onto a fine grid; from its smallest point, three Newton steps in
 float64 below the grid. How many nodes a box needs follows from its size,
 which on a GPU only the device knows; asking it would make the host wait. So a plan is made for the widest box that will
 come, which the caller knows beforehand: the boxes that a walk leaves behind are as wide as two steps of it.
@@ -31,7 +31,8 @@ _NO_KEY = (1 << 63) - 1
 # form; the last step below the grid is exact.
 _NODE_TOLERANCE = 1e-5
 _MOST_NODES = 41
-_STEPS_BELOW_GRID = 2
+_STEPS_BELOW_GRID = 3
+_WALK_STEPS = 8
 
 
 @triton.jit
@@ -223,8 +224,9 @@ def refine(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, plan: Refi
         return torch.empty_like(low), low.new_empty(low.shape[:2])
     matrix = _ready(matrix)
     start = _fine_grid_minimum(matrix, factored, low, high, plan)
-    # Divided by a number on each axis, because a tensor of them would have to be copied to the device.
-    spacing = torch.stack([(high - low)[..., axis] / max(n - 1, 1) for axis, n in enumerate(plan.points)], -1)
+    # Divided by a number on each axis, because a tensor of them would have to be copied to the device. No stencil is
+    # wider than its box.
+    spacing = torch.stack([(high - low)[..., axis] / max(n - 1, 2) for axis, n in enumerate(plan.points)], -1)
     found, value = descend(
         start,
         spacing,
@@ -257,15 +259,8 @@ def walk(
     _check_boxes(matrix, start=start)
     step = torch.stack([torch.full_like(start[..., 0], arm) for arm in spacing], -1)
     box = low.expand_as(start), high.expand_as(start)
-    ended, _ = descend(
-        start,
-        step,
-        *box,
-        _ready(matrix),
-        factored,
-        geometry,
-        torch.float32,
-        iterations=definition._WALK_STEPS,
-        shrink=1.0,
-    )
+    ready, real = _ready(matrix), torch.float32
+    ended, _ = descend(start, step, *box, ready, factored, geometry, real, iterations=_WALK_STEPS, shrink=1.0)
+    # A stencil as wide as a step has its own minimum beside that of the form.
+    ended, _ = descend(ended, step / 16, *box, ready, factored, geometry, real, iterations=2, shrink=1.0)
     return ended

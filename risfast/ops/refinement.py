@@ -256,7 +256,7 @@ def _node_counts(half: Tensor, positions: Tensor, wavenumber: float, points: Seq
     # Between two elements the phase turns by sqrt(2) times as much as at one of them. Each node beyond half of the
     # turn divides the error of interpolation by more than two.
     turn = math.sqrt(2) * _WALK_PHASE_RAD * half / walk_spacing(positions, wavenumber)
-    return [min(math.ceil(2.5 + 2 * t), n) if t > 0 else 1 for t, n in zip(turn.tolist(), points, strict=True)]
+    return [math.ceil(2.5 + 2 * t) if t > 0 and n > 1 else 1 for t, n in zip(turn.tolist(), points, strict=True)]
 
 
 def _lower_than_neighbours(q: Tensor) -> Tensor:

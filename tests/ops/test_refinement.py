@@ -250,6 +250,41 @@ def test_bad_input_is_refused_by_name(fault):
         refine_peaks(**call)
 
 
+def wide_boxes(rng, wavefront, scenes, candidates):
+    """Covariances on 12 x 12 elements, and boxes 6 degrees and two range planes wide: a third of them hold two sources,
+    a third one, the others none.
+    """
+    positions, planes = oracles.rectangular(12, 12), 1 / np.array(oracles.REFERENCE_RANGES_M)
+    centre = rng.uniform([-1.0, -0.5, 0.11], [1.0, 0.5, 1.8], (scenes, candidates, 3))
+    plane = np.abs(centre[..., 2:] - planes).argmin(-1)
+    low, high = centre - math.radians(3), centre + math.radians(3)
+    low[..., 2], high[..., 2] = planes[(plane + 1).clip(max=len(planes) - 1)], planes[(plane - 1).clip(min=0)]
+    third = candidates // 3
+    holder = np.concatenate([np.arange(third), np.arange(2 * third)])  # the box of each source
+    source = rng.uniform(low[:, holder], high[:, holder])
+    power = 10 ** rng.uniform(-1, 1, source.shape[:2])
+    a = oracles.steering(positions, WAVELENGTH, np.concatenate([source[..., :2], 1 / source[..., 2:]], -1), wavefront)
+    R = np.stack([oracles.source_covariance(x, p, 10 ** rng.uniform(-4, -1)) for x, p in zip(a, power, strict=True)])
+    return positions, R, low, high
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wavefront", ["spherical", "fresnel"])
+def test_the_deepest_valley_of_a_wide_box_is_found(wavefront):
+    rng = np.random.default_rng(71)
+    positions, R, low, high = wide_boxes(rng, wavefront, scenes=25, candidates=20)
+    near = np.concatenate([low[..., :2], 1 / high[..., 2:]], -1)
+    far = np.concatenate([high[..., :2], 1 / low[..., 2:]], -1)
+    array = PlanarArray(positions, WAVELENGTH)
+    found = refine_peaks(torch.from_numpy(R), array, *as_tensors(near, far), wavefront=wavefront)
+    loss_db = []
+    for scene, candidate in np.ndindex(25, 20):
+        grid = fine_grid(near[scene, candidate], far[scene, candidate], (17, 17, 29))
+        best = brute_power(R[scene], positions, grid, wavefront, False, 1e-2).max()
+        loss_db.append(10 * math.log10(best / float(found.power[scene, candidate])))
+    assert max(loss_db) < 1e-3
+
+
 @pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
 @pytest.mark.parametrize("wavefront", oracles.WAVEFRONTS)
 @pytest.mark.parametrize("name", ARRAYS)
