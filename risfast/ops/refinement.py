@@ -31,9 +31,10 @@ _SPRING = 1e-6  # least curvature that a step reckons with, of the largest
 _NEAREST = 1e-3  # of the range: as close to an element as derivatives are taken
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
 _WALK_STEPS = 16
-_VALLEYS = 3  # of a box that are descended
-_COARSE_STEPS, _FINE_STEPS = 3, 2  # in float32 and in float64
-_TILE_VALUES = 1 << 15  # steering vector entries made at once
+_VALLEYS = 4  # of a box that are descended
+_COARSE_STEPS, _FINE_STEPS = 4, 2  # in float32 and in float64
+_TILE_VALUES = 1 << 15  # steering vector entries made at once, which stay in the caches
+_SCENE_VALUES = 1 << 14  # entries of the steering vectors of the candidates of scenes that are refined at once
 
 
 def bending(positions: Tensor) -> Tensor:
@@ -256,7 +257,7 @@ def _node_counts(half: Tensor, positions: Tensor, wavenumber: float, points: Seq
     # Between two elements the phase turns by sqrt(2) times as much as at one of them. Each node beyond half of the
     # turn divides the error of interpolation by more than two.
     turn = math.sqrt(2) * _WALK_PHASE_RAD * half / walk_spacing(positions, wavenumber)
-    return [math.ceil(2.5 + 2 * t) if t > 0 and n > 1 else 1 for t, n in zip(turn.tolist(), points, strict=True)]
+    return [math.ceil(3.5 + 2 * t) if t > 0 and n > 1 else 1 for t, n in zip(turn.tolist(), points, strict=True)]
 
 
 def _lower_than_neighbours(q: Tensor) -> Tensor:
@@ -323,21 +324,29 @@ def refine_torch(
     if b * c == 0:
         return torch.empty_like(low), low.new_empty(b, c)
     geometry = (positions, wavenumber, wavefront)
+    scenes = max(1, _SCENE_VALUES // (c * len(positions)))
+    parts = zip(*(t.split(scenes) for t in (matrix, low, high)), strict=True)
+    found = [_refine_scenes(part[0], factored, part[1], part[2], points, geometry) for part in parts]
+    point, value = (torch.cat(field) for field in zip(*found, strict=True))
+    return torch.cat([point[..., :2], 1 / point[..., 2:]], -1), value
+
+
+def _refine_scenes(
+    matrix: Tensor, factored: bool, low: Tensor, high: Tensor, points: list[int], geometry: SearchGeometry
+) -> tuple[Tensor, Tensor]:
+    """Point in (azimuth, elevation, 1/range) and value of :func:`refine_torch`, of a few scenes at once."""
     double = real_matrix(matrix.to(torch.complex128))
     single = double.float()
     start, step = _valleys(low, high, points, single, factored, geometry)  # [B, C, S, 3]
-    starts = start.shape[2]
     corners = [side[:, :, None].expand_as(start).flatten(1, 2) for side in (step, low, high)]
     found, _ = newton_descend(
         start.flatten(1, 2), corners[0], corners[1], corners[2], single, factored, geometry, _COARSE_STEPS
     )
-    if starts > 1:
-        phase = phase_derivatives(found, *geometry)[0]
-        value = form(phase, double, factored).reshape(b, c, starts)
+    if start.shape[2] > 1:
+        value = form(phase_derivatives(found, *geometry)[0], double, factored).reshape(start.shape[:3])
         best = value.argmin(2)[..., None, None].expand(-1, -1, 1, 3)
         found = found.reshape(start.shape).gather(2, best)[:, :, 0]
-    found, value = newton_descend(found, step, low, high, double, factored, geometry, _FINE_STEPS)
-    return torch.cat([found[..., :2], 1 / found[..., 2:]], -1), value
+    return newton_descend(found, step, low, high, double, factored, geometry, _FINE_STEPS)
 
 
 def walk_torch(
