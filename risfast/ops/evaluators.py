@@ -144,7 +144,8 @@ class ChebyshevBox:
     ) -> None:
         self.domain = domain
         bare = NodeSet(domain, nodes.azimuth.nodes, nodes.elevation.nodes, dtype, keep=False)
-        self.skeleton = Skeleton.find(bare, tolerance, keep)
+        # It is found on the host, by numbers that have to be the same every time.
+        self.skeleton = Skeleton.find(bare, tolerance, keep) if domain.positions.device.type == "cpu" else None
         whole = self.skeleton is None and keep
         self.nodes = NodeSet(domain, nodes.azimuth.nodes, nodes.elevation.nodes, dtype, keep=True) if whole else bare
         self.slab_values = slab_values
