@@ -418,7 +418,7 @@ def detect_sources(
     What the array cannot tell apart comes back as several sources: a linear array needs a grid of one elevation, a
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
     """
-    R = checks.as_complex(R, "R")
+    R = checks.complex_tensor(R, "R")
     matrix = R if R.ndim != 2 else R[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
@@ -454,7 +454,7 @@ def detect_sources_lowrank(
     ShapeError, TypeError, ValueError
         As :func:`risfast.ops.mvdr_spectrum_lowrank`.
     """
-    F = checks.as_complex(F, "F")
+    F = checks.complex_tensor(F, "F")
     matrix = F if F.ndim != 2 else F[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}

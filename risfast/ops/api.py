@@ -225,7 +225,7 @@ def _of_form(
 ) -> Any:
     """Spectrum of the form that is made of R, with the batch axis or without."""
     checks.check_array(array)
-    covariance = checks.as_complex(R, "R")
+    covariance = checks.complex_tensor(R, "R")
     checks.check_matrix(covariance, "R", array.n_elements, square=True)
     how: dict[str, Any] = {"wavefront": wavefront, "method": method, "reduce": reduce}
     how |= {"byte_budget": byte_budget, "precision": precision}
@@ -311,7 +311,7 @@ def analysis(
     """
     checks.check_array(array)
     budget = byte_budget_of(wavefront, method, byte_budget, precision)
-    matrix = checks.as_complex(W_or_Q, "W_or_Q")
+    matrix = checks.complex_tensor(W_or_Q, "W_or_Q")
     is_factor = matrix.shape[-1] != matrix.shape[-2] if factored is None and matrix.ndim >= 2 else bool(factored)
     checks.check_matrix(matrix, "W_or_Q", array.n_elements, square=not is_factor)
     box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)

@@ -64,7 +64,7 @@ def as_tensor(value: Any) -> Any:
     return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
 
 
-def as_complex(value: Any, name: str) -> Tensor:
+def complex_tensor(value: Any, name: str) -> Tensor:
     """``value`` as a complex64 or complex128 tensor on a device that the operators compute on; numpy's are taken."""
     tensor = as_tensor(value)
     if not isinstance(tensor, Tensor):

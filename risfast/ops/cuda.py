@@ -374,11 +374,11 @@ def local_maxima_3d_cuda(
 
 
 def nms_3d_cuda(
-    position: Tensor, score: Tensor, separation: Sequence[float], k: int, wrap_azimuth: bool
+    position: Tensor, score: Tensor, separation: Sequence[float], k: int, on_sphere: bool
 ) -> tuple[Tensor, Tensor]:
     """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing."""
     check = checks_values(score.device)
-    return kernel_module("nms").nms(position, score, separation, k, wrap_azimuth, check=check)[:2]
+    return kernel_module("nms").nms(position, score, separation, k, on_sphere, check=check)[:2]
 
 
 def refine_cuda(

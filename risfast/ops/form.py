@@ -68,7 +68,7 @@ def evaluated(
     budget = byte_budget_of(wavefront, method, byte_budget, precision)
     if method == "lag":
         require_lag(array.lattice, wavefront)
-    matrix = checks.as_complex(given, name)
+    matrix = checks.complex_tensor(given, name)
     checks.check_matrix(matrix, name, array.n_elements, square=name == "R")
     batched, volume = matrix.ndim == 3, reduce == "none"
     geometry = (array.positions_m, *axes_of(grid), array.wavenumber, wavefront, method, budget, precision)
@@ -80,7 +80,7 @@ def evaluated(
 
 def _batch(given: Any, name: str) -> Tensor:
     """R or F as a batch of matrices."""
-    matrix = checks.as_complex(given, name)
+    matrix = checks.complex_tensor(given, name)
     if matrix.ndim != 3:
         raise ShapeError(f"{name} must have shape (B, N, {'N' if name == 'R' else 'K'}), got {tuple(matrix.shape)}")
     checks.check_matrix(matrix, name, matrix.shape[1], square=name == "R")

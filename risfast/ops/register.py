@@ -232,7 +232,7 @@ def _fake_maxima(volume: Tensor, window: Sequence[int], k: int, threshold: float
     return index, volume.new_empty((batch, k)), count
 
 
-def _fake_nms(position: Tensor, score: Tensor, separation: Any, k: int, wrap_azimuth: bool) -> tuple[Tensor, ...]:
+def _fake_nms(position: Tensor, score: Tensor, separation: Any, k: int, on_sphere: bool) -> tuple[Tensor, ...]:
     batch, integer = score.shape[0], torch.int64
     return score.new_empty((batch, k), dtype=integer), score.new_empty((batch,), dtype=integer)
 

@@ -13,12 +13,12 @@ from risfast.ops import nms_3d
 from risfast.ops.refinement import (
     form,
     newton_descend,
-    phase_derivatives,
     quadratic_model,
     real_matrix,
     refine_peaks,
     walk_peaks,
 )
+from risfast.steering import phase_derivatives
 
 WAVELENGTH = 0.3
 ARRAYS = {
