@@ -24,6 +24,8 @@ _TARGET_DB = {torch.complex64: 5e-4, torch.complex128: 5e-7}
 _LOWRANK_LOOSER = 10.0
 # The same relative to ||Q||_F for operations whose result is not the reciprocal of a nearly singular form.
 _TARGET_RELATIVE = {torch.complex64: 3e-8, torch.complex128: 1e-14}
+# Error of a field in float32 as a fraction of its largest value.
+SINGLE_ERROR = 1e-6
 _SMALLEST_TOLERANCE = 2e-14  # what float64 can resolve
 # Floating-point operations that cost as much time as one element of a steering vector (square root, sine, cosine).
 _STEERING_FLOPS = 700.0
@@ -60,14 +62,23 @@ class Request:
         return self.dtype if self.operation in ("analysis", "synthesis") else torch.complex128
 
     @property
+    def single(self) -> bool:
+        """Whether a field may be in float32 where it is not weak."""
+        return self.dtype == torch.complex64 and self.operation in ("mvdr", "mvdr_lowrank", "music")
+
+    @property
+    def relative_error(self) -> float:
+        """Error of a power that is aimed at."""
+        looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
+        return 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
+
+    @property
     def tolerance(self) -> float:
         """Interpolation error that the operation can bear, as :class:`BoxNodes` has it checked."""
         # Capon: beside a lone source s the inverse is (I - s s^H / N) / delta, delta = loading (traces of N): where the
         # form is 1, an error of |s^H a|^2 / N is divided by the loading. Nodes are checked for it.
         if self.operation in ("mvdr", "mvdr_lowrank"):
-            looser = _LOWRANK_LOOSER if self.operation == "mvdr_lowrank" and self.dtype == torch.complex64 else 1.0
-            relative = 10 ** (looser * _TARGET_DB[self.dtype] / 10) - 1
-            wanted = max(relative * self.loading / math.sqrt(self.n_elements), _SMALLEST_TOLERANCE)
+            wanted = max(self.relative_error * self.loading / math.sqrt(self.n_elements), _SMALLEST_TOLERANCE)
             # In quarter decades, so that a loading that varies finds the nodes of the one before.
             return 10 ** (math.floor(4 * math.log10(wanted)) / 4)
         target = _TARGET_RELATIVE[self.dtype]

@@ -242,6 +242,11 @@ class HalfAxis:
         self.half = (self.count + 1) // 2 if mirrored else self.count
         self.values = axis[self.count - self.half :]
 
+    def place(self, low: int, high: int, image: bool) -> slice:
+        """Where some values of the half lie on the axis, or their mirror images, which run backwards."""
+        first = self.count - self.half
+        return slice(self.half - high, self.half - low) if image else slice(first + low, first + high)
+
     def unfold(self, upper: Tensor, lower: Tensor, dim: int) -> Tensor:
         """The whole axis from values at the half and at its mirror image; the centre is taken from the half."""
         if not self.mirrored:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,27 +18,22 @@ from risfast.ops.skeleton import Skeleton
 
 @dataclass(frozen=True)
 class Place:
-    """Where a tile belongs in the box, and how its last two axes run."""
-
-    # The lag method makes elevation the outer axis (``elevation_first``) and, in mirror images, lets it run backwards
-    # (``reverse``); turning the map after a reduction is cheaper than turning the volume.
+    """Where a tile belongs in the box, and how it runs there."""
 
     azimuth: slice  # Of the box
     elevation: slice  # Of the box
-    elevation_first: bool = False  # Whether the tile's last two axes are (elevation, azimuth)
-    reverse: bool = False  # Whether its elevations run backwards
+    backwards: tuple[int, ...] = ()  # Which of the tile's last two axes run backwards, as mirror images do
 
     def oriented(self, values: Tensor) -> Tensor:
-        """Values of a tile as they belong into the box."""
-        turned = values.mT if self.elevation_first else values
-        return turned.flip(-1) if self.reverse else turned
+        """Values of a tile as they run in the box."""
+        return values.flip(self.backwards) if self.backwards else values
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Values of part of a box, one mirror image after the other."""
+    """Values of part of a box, one mirror image after the other; the next tile may overwrite them."""
 
-    q: Tensor  # (images * b, R, ...) a^H Q a on R range planes
+    q: Tensor  # (images * b, R, ...) a^H Q a on R range planes; the last two axes are those of the evaluator
     places: tuple[Place, ...]  # One for each image
 
 
@@ -47,13 +43,17 @@ class Operand:
 
     matrix: Tensor  # (b, r, N) Rows X of Q = X^H X, or Q itself
     kind: str  # Which of the two
+    residual: int = 0  # N, where N - a^H Q a is what matters
 
     def prepared(self, domain: Domain, dtype: torch.dtype) -> Operand:
         """The same in the mirror basis of a domain and in another dtype."""
         matrix, mirror = self.matrix.to(dtype), domain.mirror
-        return Operand(
-            mirror.transform_matrix(matrix) if self.kind == "hermitian" else mirror.transform(matrix), self.kind
-        )
+        transform = mirror.transform_matrix if self.kind == "hermitian" else mirror.transform
+        return Operand(transform(matrix), self.kind, self.residual)
+
+    def of_form(self, q: Tensor) -> Tensor:
+        """What matters, of a form q that is overwritten."""
+        return torch.sub(self.residual, q, out=q) if self.residual else q
 
     def hermitian(self) -> Tensor:
         """Q [b, N, N] as complex128, in the order of the elements."""
@@ -61,13 +61,26 @@ class Operand:
         return matrix if self.kind == "hermitian" else adjoint_of(matrix) @ matrix
 
 
+class Field(NamedTuple):
+    """A form over a box, for one batch of operands.
+
+    ``tiles`` yields tiles that cover the box (or the list, as one azimuth axis), in float32 where it is told that this
+    is enough. ``at`` gives float64 values [n, R] at directions given by scene, azimuth and elevation index [n] each; it
+    is None where float32 would gain nothing.
+    """
+
+    tiles: Callable[[bool], Iterator[Tile]]
+    at: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+
+
 class Evaluator(Protocol):
     """What a method offers."""
 
     domain: Domain
+    elevation_first: bool  # Whether the last two axes of a tile are (elevation, azimuth), or the other way round
 
-    def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Yield q = a^H Q a for tiles that cover the box (or the list, as one azimuth axis)."""
+    def field(self, operand: Operand) -> Field:
+        """Analysis: q = a^H Q a, or N less it."""
         ...
 
     def adjoint(self, weights: Tensor) -> Tensor:
@@ -88,14 +101,17 @@ def _values(points: Points, operand: Operand, low: int, high: int) -> Tensor:
 class DensePointList:
     """Dense evaluation of a list of points, in tiles."""
 
+    elevation_first = False
+
     def __init__(self, domain: Domain, dtype: torch.dtype) -> None:
         self.domain = domain
         self.points = PointSet(domain, dtype)
 
-    def tiles(self, operand: Operand) -> Iterator[Tile]:
+    def field(self, operand: Operand) -> Field:
         """One tile: all points, as an azimuth axis."""
         q = _values(self.points, operand.prepared(self.domain, self.points.dtype), 0, self.points.count)[0]  # [b, G]
-        yield Tile(q[:, None, :, None], (Place(slice(None), slice(None)),))
+        tile = Tile(operand.of_form(q)[:, None, :, None], (Place(slice(None), slice(None)),))
+        return Field(lambda single: iter([tile]))
 
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
@@ -108,24 +124,27 @@ class DensePointList:
 class DenseBox:
     """Dense evaluation of a box: steering vectors made on the fly, a slab of azimuths at a time."""
 
+    elevation_first = False
+
     def __init__(self, domain: Domain, dtype: torch.dtype, slab_values: int) -> None:
         self.domain = domain
         self.nodes = NodeSet(domain, domain.azimuth, domain.elevation, dtype, keep=False)
         self.slab_values = slab_values
 
-    def tiles(self, operand: Operand) -> Iterator[Tile]:
+    def field(self, operand: Operand) -> Field:
         """Slabs of azimuths, and of their mirror images."""
+        prepared = operand.prepared(self.domain, self.nodes.dtype)
+        return Field(lambda single: self._slabs(prepared))
+
+    def _slabs(self, operand: Operand) -> Iterator[Tile]:
         nodes, axis = self.nodes, self.nodes.azimuth
-        operand = operand.prepared(self.domain, nodes.dtype)
         step = max(1, self.slab_values // max(4 * operand.matrix.shape[0] * nodes.columns, 1))
-        first = axis.count - axis.half
         for low in range(0, axis.half, step):
             high = min(low + step, axis.half)
             by_class = _values(nodes, operand, low * nodes.columns, high * nodes.columns)
             upper, lower = nodes.to_box(to_images(nodes, by_class), low, high)
-            yield Tile(upper, (Place(slice(first + low, first + high), slice(None)),))
-            if axis.mirrored:
-                yield Tile(lower, (Place(slice(axis.half - high, axis.half - low), slice(None)),))
+            for image, values in enumerate((upper, lower)[: 1 + axis.mirrored]):
+                yield Tile(operand.of_form(values), (Place(axis.place(low, high, image == 1), slice(None)),))
 
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.
@@ -138,6 +157,8 @@ class DenseBox:
 
 class ChebyshevBox:
     """Dense evaluation on a skeleton of a few nodes, and small real matrix products to interpolate."""
+
+    elevation_first = False
 
     def __init__(
         self, domain: Domain, nodes: BoxNodes, dtype: torch.dtype, slab_values: int, keep: bool, tolerance: float
@@ -158,27 +179,48 @@ class ChebyshevBox:
         """Bytes of its tables."""
         return self.nodes.cached_bytes if self.skeleton is None else self.skeleton.cached_bytes
 
-    def tiles(self, operand: Operand) -> Iterator[Tile]:
-        """Slabs of azimuths."""
+    def field(self, operand: Operand) -> Field:
+        """Slabs of azimuths, interpolated from the nodes."""
+        at_nodes = operand.of_form(self._at_nodes(operand.prepared(self.domain, self.nodes.dtype)))
+        return Field(partial(self._slabs, at_nodes), partial(self._at, at_nodes))
+
+    def _at_nodes(self, operand: Operand) -> Tensor:
+        """The form at all nodes, [b, R, n_azimuth, n_elevation]."""
         nodes = self.nodes
-        operand = operand.prepared(self.domain, nodes.dtype)
         if self.skeleton is None:
             by_class = _values(nodes, operand, 0, nodes.count)
             upper, lower = nodes.to_box(to_images(nodes, by_class), 0, nodes.azimuth.half)
         else:
             on_skeleton = _values(self.skeleton, operand, 0, self.skeleton.count)
             upper, lower = nodes.unfold(self.skeleton.to_nodes(on_skeleton))
-        if nodes.azimuth.mirrored:
-            at_nodes = torch.cat([lower[:, :, : nodes.azimuth.count - nodes.azimuth.half], upper], 2)
-        else:
-            at_nodes = upper
+        if not nodes.azimuth.mirrored:
+            return upper
+        return torch.cat([lower[:, :, : nodes.azimuth.count - nodes.azimuth.half], upper], 2)
+
+    def _slabs(self, at_nodes: Tensor, single: bool) -> Iterator[Tile]:
+        real = torch.float32 if single else at_nodes.dtype
+        values = at_nodes.to(real)
+        azimuth = None if self.azimuth is None else self.azimuth.to(real)
+        elevation = None if self.elevation is None else self.elevation.to(real)
         n_azimuth, n_elevation, n_range = self.domain.shape
-        step = max(1, self.slab_values // max(at_nodes.shape[0] * n_range * n_elevation, 1))
+        step = max(1, self.slab_values // max(values.shape[0] * n_range * n_elevation, 1))
         for low in range(0, n_azimuth, step):
             high = min(low + step, n_azimuth)
-            slab = at_nodes[:, :, low:high] if self.azimuth is None else self.azimuth[low:high] @ at_nodes
-            slab = slab if self.elevation is None else slab @ self.elevation
+            slab = values[:, :, low:high] if azimuth is None else azimuth[low:high] @ values
+            slab = slab if elevation is None else slab @ elevation
             yield Tile(slab, (Place(slice(low, high), slice(None)),))
+
+    def _at(self, at_nodes: Tensor, scene: Tensor, azimuth: Tensor, elevation: Tensor) -> Tensor:
+        values = at_nodes.new_empty(len(scene), at_nodes.shape[1])
+        planes, columns, rows = at_nodes.shape[1:]
+        by_azimuth = torch.eye(columns) if self.azimuth is None else self.azimuth
+        by_elevation = torch.eye(rows) if self.elevation is None else self.elevation
+        for b, nodes in enumerate(at_nodes):
+            here = scene == b
+            rows_of = by_azimuth[azimuth[here]].to(nodes.dtype) @ nodes.transpose(0, 1).flatten(1)
+            weights = by_elevation[:, elevation[here]].mT[:, None].to(nodes.dtype)
+            values[here] = (rows_of.unflatten(1, (planes, rows)) * weights).sum(-1)
+        return values
 
     def adjoint(self, weights: Tensor) -> Tensor:
         """Synthesis; see :class:`Evaluator`.

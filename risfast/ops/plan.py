@@ -13,7 +13,7 @@ from torch import Tensor
 from risfast.geometry import PlanarArray, SearchGrid, find_lattice
 from risfast.ops import checks
 from risfast.ops.cache import ByteCache, device_tables
-from risfast.ops.choice import DEFAULT_BYTE_BUDGET, Request, choose, expected_error_db, table_budget
+from risfast.ops.choice import DEFAULT_BYTE_BUDGET, SINGLE_ERROR, Request, choose, expected_error_db, table_budget
 from risfast.ops.domain import TILE_BYTES, Domain, MirrorBasis, NodeSet, domain_of
 from risfast.ops.evaluators import ChebyshevBox, DenseBox, DensePointList, Evaluator
 from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes
@@ -53,6 +53,8 @@ class Plan:
         Floating-point operations of a call.
     expected_error_db : float
         Error of the result against exact arithmetic, at loading as given, for the strongest possible peak.
+    weak : float
+        Fraction of its largest value below which the form is computed in float64; 0 where all of it is.
     """
 
     operation: str
@@ -72,6 +74,7 @@ class Plan:
     bytes_working: int
     flops: float
     expected_error_db: float
+    weak: float
 
     def __str__(self) -> str:
         """One line a fact."""
@@ -94,6 +97,7 @@ class Plan:
         )
 
 
+_SCENES = 4  # a pass, on a grid of any size
 _CPU = torch.device("cpu")
 _evaluators = ByteCache(on_gpu=False)
 
@@ -173,7 +177,9 @@ def _new_plan(domain: Domain, request: Request) -> Plan:
     budget = request.byte_budget
     n, points = domain.n_elements, math.prod(domain.shape)
     values_per_slab = min(1 << 17, budget // 64)
-    scenes = max(1, min(request.batch, 32, values_per_slab // max(points, 1), budget // (128 * n * n)))
+    # A few scenes share the cost of calls; many would leave the caches.
+    fitting = max(_SCENES, min(32, values_per_slab // max(points, 1)))
+    scenes = max(1, min(request.batch, fitting, budget // (128 * n * n + 64 * points)))
     held, working = 0, 4 * 8 * values_per_slab + 8 * TILE_BYTES + scenes * 16 * n * n * 6
     if not domain.box:
         working += 8 * points * scenes
@@ -205,6 +211,7 @@ def _new_plan(domain: Domain, request: Request) -> Plan:
         bytes_working=working,
         flops=flops,
         expected_error_db=expected_error_db(method, nodes, request),
+        weak=SINGLE_ERROR / request.relative_error if request.single else 0.0,
     )
 
 

@@ -78,16 +78,19 @@ class Skeleton:
         order = torch.arange(n)
         for i, pivot in enumerate((pivots - 1).tolist()):
             order[[i, pivot]] = order[[pivot, i]]
+        # One QR factorisation of the ordered forms holds the least-squares fits of all numbers of nodes. A class may have
+        # a smaller rank than the even one: rows of a tenth of the tolerance keep its matrix small.
+        ridge = (0.1 * tolerance * torch.eye(n, dtype=samples.dtype)).expand(len(samples), -1, -1)
+        r = torch.linalg.qr(torch.cat([samples[:, order].mT, ridge], 1), mode="r").R
         count = int((factor.diagonal().abs() > tolerance).sum() * 0.9)
         while 0 < count < _WORTHWHILE * n:
-            chosen = order[:count]
-            fitted = samples[..., : count + _SURPLUS]
-            # A class may have a smaller rank than the even one: rows of a tenth of the tolerance keep its matrix small.
-            ridge = (0.1 * tolerance * torch.eye(count, dtype=fitted.dtype)).expand(len(fitted), -1, -1)
-            q, r = torch.linalg.qr(torch.cat([fitted[:, chosen].mT, ridge], 1))
-            matrices = torch.linalg.solve_triangular(r, q[:, : fitted.shape[2]].mT @ fitted.mT, upper=True)
-            if float((matrices.mT @ tests[:, chosen] - tests).abs().max()) <= tolerance:
-                return cls(nodes, chosen, matrices, keep)
+            fit = torch.linalg.solve_triangular(r[:, :count, :count], r[:, :count, count:], upper=True)
+            rest = tests[:, order[count:]] - fit.mT @ tests[:, order[:count]]
+            if float(rest.abs().max()) <= tolerance:
+                matrices = torch.zeros(len(r), count, n, dtype=r.dtype)
+                matrices[:, :, order[:count]] = torch.eye(count, dtype=r.dtype)
+                matrices[:, :, order[count:]] = fit
+                return cls(nodes, order[:count], matrices, keep)
             count = math.ceil(1.04 * count)
         return None
 

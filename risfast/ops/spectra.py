@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.ops.devices import serves_kernels
 from risfast.ops.domain import adjoint_of
-from risfast.ops.evaluators import Evaluator, Operand
+from risfast.ops.evaluators import Evaluator, Field, Operand
 from risfast.ops.plan import Plan
 
 EPILOGUES = ("linear", "reciprocal", "complement")
 _SLICE_BYTES = 1 << 22  # of covariances that are checked at once
+_MOST_WEAK = 1 / 16  # of a map in float32 that is computed again in float64
+_MOST_BITS = 4  # of a float32 number that may be given up
 
 
 def _hermitian(covariance: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -46,7 +49,7 @@ def check_definite(covariance: Tensor) -> None:
     for first in range(0, covariance.shape[0], step):
         r, diagonal, mean, rounding = _hermitian(covariance[first : first + step])
         diagonal.add_(rounding * mean)
-        _refuse_indefinite(r, rounding, first)
+        _refuse_indefinite(r.to(covariance.dtype), rounding, first)
 
 
 def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tensor:
@@ -68,7 +71,8 @@ def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tenso
             )
         return factor
     diagonal.add_(rounding * mean)
-    _refuse_indefinite(r, rounding, first)
+    # Its own precision decides what its rounding does.
+    _refuse_indefinite(r.to(covariance.dtype), rounding, first)
     diagonal.add_((loading - rounding) * mean)
     return torch.linalg.cholesky_ex(r).L
 
@@ -164,22 +168,37 @@ def scene_groups(plan: Plan) -> Iterator[tuple[int, int]]:
         yield start, min(start + plan.scenes_per_pass, plan.batch)
 
 
-def reduce_planes(q: Tensor, largest: bool) -> tuple[Tensor, Tensor]:
-    """Extreme of the form over range planes, and the first plane that reaches it.
+class _PlaneNumbers:
+    """Numbers of range planes in the last bits of a form: one vectorised extreme then finds both.
 
-    q (b, R, ...) -> best (b, ...), plane (b, ...)
+    They take a few units of the 15th digit, or of the 7th in float32.
     """
-    best = q[:, 0].clone()
-    # Arithmetic on the comparison, in its own bytes, is several times faster on the CPU than masked assignment.
-    small = q.shape[1] <= 255
-    plane = torch.zeros_like(best, dtype=torch.uint8 if small else torch.int32)
-    for i in range(1, q.shape[1]):
-        value = q[:, i]
-        better = value > best if largest else value < best
-        step = better.view(torch.uint8) if small else better.to(torch.int32)
-        torch.maximum(plane, step.mul_(i), out=plane)
-        (torch.maximum if largest else torch.minimum)(best, value, out=best)
-    return best, plane.to(torch.int32)
+
+    def __init__(self, dtype: torch.dtype, planes: int, largest: bool) -> None:
+        self.bits = (planes - 1).bit_length()
+        # Planes too many for float32 widen it.
+        self.dtype = torch.float64 if self.bits > _MOST_BITS else dtype
+        self.integers = torch.int64 if self.dtype == torch.float64 else torch.int32
+        self.largest, self.last = largest, planes - 1
+        numbers = torch.arange(planes, dtype=self.integers)
+        self.numbers = numbers.flip(0) if largest else numbers
+
+    def extreme(self, q: Tensor) -> Tensor:
+        """Extreme over planes with the number of the first that reaches it; q is overwritten.
+
+        q (b, R, ...) -> (b, ...)
+        """
+        q = q.to(self.dtype)
+        numbers = self.numbers.reshape(-1, *[1] * (q.ndim - 2))
+        q.view(self.integers).bitwise_and_(-1 << self.bits).bitwise_or_(numbers)
+        return q.amax(1) if self.largest else q.amin(1)
+
+    def split(self, best: Tensor) -> tuple[Tensor, Tensor]:
+        """Value, in the place of ``best``, and number of the plane."""
+        integers = best.view(self.integers)
+        plane = integers.bitwise_and((1 << self.bits) - 1).to(torch.int32)
+        integers.bitwise_and_(-1 << self.bits)
+        return best, self.last - plane if self.largest else plane
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,18 +218,20 @@ class Epilogue:
 
     @property
     def largest(self) -> bool:
-        """Whether the strongest power is at the largest q."""
-        return self.form != "reciprocal"
+        """Whether the strongest power is at the largest value of a field."""
+        return self.form == "linear"
 
-    def power(self, q: Tensor, start: int, stop: int) -> Tensor:
-        """Power from q [b, ...] of scenes start..stop."""
-        scale = self.scale[start:stop].reshape(-1, *[1] * (q.ndim - 1))
+    def field(self, evaluator: Evaluator, operand: Operand) -> Field:
+        """What power is made of: q, or the residual offset - q."""
+        residual = self.offset if self.form == "complement" else 0
+        return evaluator.field(dataclasses.replace(operand, residual=residual))
+
+    def power(self, value: Tensor, scale: Tensor) -> Tensor:
+        """Power from values of a field and the scale of their scenes, which are broadcast."""
         if self.form == "linear":
-            return q * scale
-        if self.form == "reciprocal":
-            return scale / q
-        # At an exact null rounding may pass it; the floor is what float64 resolves.
-        return scale / (self.offset - q).clamp_min_(self.offset * 1e-15)
+            return value * scale
+        # At an exact null rounding may pass a residual; the floor is what float64 resolves.
+        return scale / (value.clamp_min(self.offset * 1e-15) if self.form == "complement" else value)
 
     def scale_on(self, batch: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """Scale on a device in the dtype of q."""
@@ -224,18 +245,43 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Ep
 
     -> power (B, G_az, G_el), plane (B, G_az, G_el)
     """
-    n_az, n_el = plan.shape[:2]
-    best = torch.empty(plan.batch, n_az, n_el, dtype=plan.dtype.to_real())
+    n_az, n_el, _ = plan.shape
+    power = torch.empty(plan.batch, n_az, n_el, dtype=plan.dtype.to_real())
     plane = torch.empty(plan.batch, n_az, n_el, dtype=torch.int32)
     for start, stop in scene_groups(plan):
-        for tile in evaluator.tiles(operand_of(start, stop)):
-            values, indices = reduce_planes(tile.q, epilogue.largest)
-            images = len(tile.places)
-            for place, value, index in zip(tile.places, values.chunk(images), indices.chunk(images), strict=True):
-                region = (slice(start, stop), place.azimuth, place.elevation)
-                best[region] = place.oriented(epilogue.power(value, start, stop))
-                plane[region] = place.oriented(index)
-    return best, plane
+        field, scale = epilogue.field(evaluator, operand_of(start, stop)), epilogue.scale[start:stop]
+        single = field.at is not None and plan.weak > 0
+        best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single)
+        weak = None
+        if single:
+            weak = (best < (best.amax((1, 2)) * plan.weak)[:, None, None]).nonzero(as_tuple=True)
+            if len(weak[0]) > _MOST_WEAK * best.numel():
+                best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single=False)
+                weak = None
+        power[start:stop] = epilogue.power(best, scale[:, None, None])
+        if weak is not None and field.at is not None:
+            value, number = field.at(*weak).min(1)
+            power[start:stop][weak] = epilogue.power(value, scale[weak[0]]).to(power.dtype)
+            plane[start:stop][weak] = number.to(torch.int32)
+    return power, plane
+
+
+def _extreme(field: Field, plan: Plan, evaluator: Evaluator, largest: bool, single: bool) -> tuple[Tensor, Tensor]:
+    """Extreme of a field over range planes, and its plane.
+
+    -> (b, G_az, G_el), (b, G_az, G_el)
+    """
+    n_az, n_el, n_r = plan.shape
+    tiles = field.tiles(single)
+    first = next(tiles)
+    numbers = _PlaneNumbers(first.q.dtype, n_r, largest)
+    shape = (first.q.shape[0] // len(first.places), *((n_el, n_az) if evaluator.elevation_first else (n_az, n_el)))
+    box = torch.empty(shape, dtype=numbers.dtype)
+    for tile in itertools.chain([first], tiles):
+        for place, best in zip(tile.places, numbers.extreme(tile.q).chunk(len(tile.places)), strict=True):
+            axes = (place.azimuth, place.elevation)
+            box[:, *(axes[::-1] if evaluator.elevation_first else axes)] = place.oriented(best)
+    return numbers.split(box.mT if evaluator.elevation_first else box)
 
 
 def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Epilogue) -> Tensor:
@@ -246,9 +292,12 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue:
     shape = plan.shape if len(plan.shape) == 3 else (plan.shape[0], 1, 1)
     planes = torch.empty(plan.batch, shape[2], shape[0], shape[1], dtype=plan.dtype.to_real())
     for start, stop in scene_groups(plan):
-        for tile in evaluator.tiles(operand_of(start, stop)):
+        scale = epilogue.scale[start:stop, None, None, None]
+        for tile in epilogue.field(evaluator, operand_of(start, stop)).tiles(False):
             for place, q in zip(tile.places, tile.q.chunk(len(tile.places)), strict=True):
-                planes[start:stop, :, place.azimuth, place.elevation] = place.oriented(epilogue.power(q, start, stop))
+                region = planes[start:stop, :, place.azimuth, place.elevation]
+                values = place.oriented(epilogue.power(q, scale))
+                (region.mT if evaluator.elevation_first else region).copy_(values)
     return planes.permute(0, 2, 3, 1) if len(plan.shape) == 3 else planes.reshape(plan.batch, -1)
 
 
