@@ -116,16 +116,26 @@ def check_finite(values: Tensor, name: str) -> None:
         raise ValueError(f"{name} must be finite; {name}[{scene}] holds NaN or infinite values")
 
 
+def _largest(matrix: Tensor) -> Tensor:
+    """Largest real or imaginary part of each scene, (b,)."""
+    return torch.view_as_real(matrix.resolve_conj()).abs().flatten(1).amax(1)
+
+
 def check_hermitian(matrix: Tensor, name: str, mend: str = "") -> None:
     """Hermitian to rounding.
 
     matrix (B, N, N)
     """
-    step = max(1, _SLICE_BYTES // max(matrix[:1].numel() * matrix.element_size(), 1))
+    row = max(matrix.shape[-1] * matrix.element_size(), 1)
+    step, rows = max(1, _SLICE_BYTES // (row * max(matrix.shape[-1], 1))), max(1, _SLICE_BYTES // row)
     for first in range(0, matrix.shape[0], step):
         part = matrix[first : first + step]
-        largest = torch.view_as_real(part.resolve_conj()).abs().flatten(1).amax(1)
-        difference = torch.view_as_real(part - adjoint_of(part)).abs().flatten(1).amax(1)
+        largest, difference = torch.zeros(2, len(part), dtype=matrix.real.dtype, device=matrix.device)
+        for low in range(0, matrix.shape[-1], rows):  # in blocks that stay in the cache, of the upper triangle
+            upper = part[:, low : low + rows, low:]
+            lower = adjoint_of(part[:, low:, low : low + rows])
+            largest = torch.maximum(largest, _largest(upper))
+            difference = torch.maximum(difference, _largest(upper - lower))
         bad = difference > _HERMITIAN_TOLERANCE[matrix.dtype] * largest
         if bool(bad.any()):
             scene = int(bad.nonzero()[0, 0])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -44,16 +44,18 @@ class Operand:
     matrix: Tensor  # (b, r, N) Rows X of Q = X^H X, or Q itself
     kind: str  # Which of the two
     residual: int = 0  # N, where N - a^H Q a is what matters
+    unit: Tensor | None = None  # (b,) Multiplies what matters
 
     def prepared(self, domain: Domain, dtype: torch.dtype) -> Operand:
         """The same in the mirror basis of a domain and in another dtype."""
         matrix, mirror = self.matrix.to(dtype), domain.mirror
         transform = mirror.transform_matrix if self.kind == "hermitian" else mirror.transform
-        return Operand(transform(matrix), self.kind, self.residual)
+        return replace(self, matrix=transform(matrix))
 
-    def of_form(self, q: Tensor) -> Tensor:
-        """What matters, of a form q that is overwritten."""
-        return torch.sub(self.residual, q, out=q) if self.residual else q
+    def of_form(self, q: Tensor, one: Tensor | float = 1.0) -> Tensor:
+        """What matters, of a form q [b, ...] that is overwritten; ``one`` stands for 1 where q is a transform of it."""
+        value = q.neg_().add_(one, alpha=self.residual) if self.residual else q
+        return value if self.unit is None else value.mul_(self.unit.to(q.dtype).reshape(-1, *[1] * (q.ndim - 1)))
 
     def hermitian(self) -> Tensor:
         """Q [b, N, N] as complex128, in the order of the elements."""

@@ -134,6 +134,25 @@ class LagBox:
         parts = [self._some_coefficients(q, slice(low, low + planes)) for low in range(0, count, planes)]
         return torch.cat(parts, 1)
 
+    def _of_rows(self, rows: Tensor) -> Tensor:
+        """The same of Q = X^H X: sums of the autocorrelations of the rows of X, by the Wiener-Khinchin theorem.
+
+        rows (b, r, N) -> (b, R, n_h, 2 n_v - 1)
+        """
+        n_h, n_v = self.lattice.n_h, self.lattice.n_v
+        x = rows.to(torch.complex128)[..., self.order].unflatten(-1, (n_h, n_v))
+        planes = []
+        for w_h, w_v in zip(self.weights_h, self.weights_v, strict=True):
+            size = (2 * n_h, 2 * n_v)
+            power = torch.zeros(len(x), *size, dtype=torch.float64)
+            for some in x.split(max(1, COEFFICIENT_BYTES // (64 * len(x) * n_h * n_v)), 1):
+                transform = torch.view_as_real(torch.fft.fft2(some * (w_h[:, None] * w_v), s=size))
+                power += transform.square_().sum(1).sum(-1)
+            planes.append(torch.fft.ifft2(power)[:, :n_h].roll(n_v - 1, -1)[..., : 2 * n_v - 1])
+        c = torch.stack(planes, 1)
+        c[:, :, 1:] *= 2
+        return c
+
     def _some_coefficients(self, q: Tensor, planes: slice) -> Tensor:
         """Coefficients of some planes."""
         n_h, n_v = self.lattice.n_h, self.lattice.n_v
@@ -153,10 +172,11 @@ class LagBox:
 
     def field(self, operand: Operand) -> Field:
         """Slabs of elevations; where elevation is mirrored, the second image holds the negative ones, outwards."""
-        c = self.coefficients(operand.hermitian())
-        if operand.residual:
-            c = -c
-            c[:, :, 0, self.lattice.n_v - 1] += operand.residual
+        few = operand.kind == "rows" and 4 * operand.matrix.shape[1] <= self.domain.n_elements
+        c = self._of_rows(operand.matrix) if few else self.coefficients(operand.hermitian())
+        origin = torch.zeros_like(c[0, 0])
+        origin[0, self.lattice.n_v - 1] = 1
+        c = operand.of_form(c, origin)
         images = [c @ self.vertical]  # [b, R, n_h, half G_el]
         if self.elevation.mirrored:
             images.append(c @ self.vertical.conj())

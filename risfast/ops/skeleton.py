@@ -78,8 +78,8 @@ class Skeleton:
         order = torch.arange(n)
         for i, pivot in enumerate((pivots - 1).tolist()):
             order[[i, pivot]] = order[[pivot, i]]
-        # One QR factorisation of the ordered forms holds the least-squares fits of all numbers of nodes. A class may have
-        # a smaller rank than the even one: rows of a tenth of the tolerance keep its matrix small.
+        # One QR factorisation of the ordered forms holds the least-squares fits of all numbers of nodes. A class may
+        # have a smaller rank than the even one: rows of a tenth of the tolerance keep its matrix small.
         ridge = (0.1 * tolerance * torch.eye(n, dtype=samples.dtype)).expand(len(samples), -1, -1)
         r = torch.linalg.qr(torch.cat([samples[:, order].mT, ridge], 1), mode="r").R
         count = int((factor.diagonal().abs() > tolerance).sum() * 0.9)

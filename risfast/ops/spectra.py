@@ -17,6 +17,9 @@ from risfast.ops.plan import Plan
 
 EPILOGUES = ("linear", "reciprocal", "complement")
 _SLICE_BYTES = 1 << 22  # of covariances that are checked at once
+_SKETCHED = 512  # elements from which on it is asked whether a few snapshots span a covariance
+_SKETCH = 144  # more than these
+_TESTS = 8  # random vectors that check it
 _MOST_WEAK = 1 / 16  # of a map in float32 that is computed again in float64
 _MOST_BITS = 4  # of a float32 number that may be given up
 
@@ -77,8 +80,45 @@ def loaded_cholesky(covariance: Tensor, loading: float, first: int = 0) -> Tenso
     return torch.linalg.cholesky_ex(r).L
 
 
+def sampled_factor(covariance: Tensor) -> Tensor | None:
+    """F with R = F F^H to the rounding of R, where R is large and a few snapshots span it; else None.
+
+    covariance (b, N, N) -> (b, N, K)
+    """
+    # R = Y (Omega^H Y)^+ Y^H with Y = R Omega for random Omega of more columns than the rank: the Nystrom method, J. A.
+    # Tropp et al., "Practical sketching algorithms for low-rank matrix approximation", SIAM J. Matrix Anal. Appl. 38,
+    # 2017. Columns beyond check it.
+    n = covariance.shape[-1]
+    if n < _SKETCHED:
+        return None
+    size = torch.linalg.matrix_norm(covariance).double().square()
+    trace = covariance.diagonal(dim1=-2, dim2=-1).real.double().sum(-1)
+    if bool((trace.square() > _SKETCH * size).any()):  # the rank is at least tr(R)^2 / ||R||^2
+        return None
+    generator = torch.Generator().manual_seed(0)
+    omega = torch.randn(n, _SKETCH + _TESTS, generator=generator, dtype=torch.complex128)
+    step = max(1, _SLICE_BYTES // (16 * n))
+    y = torch.cat([part.to(torch.complex128) @ omega for part in covariance.split(step, 1)], 1)
+    tests, seen = y.split([_TESTS, _SKETCH], -1)
+    eps = torch.finfo(covariance.dtype).eps
+    values, vectors = torch.linalg.eigh(adjoint_of(omega[:, _TESTS:]) @ seen)
+    kept = values > 16 * eps * values[:, -1:]
+    scale = torch.where(kept, values.clamp_min(0), 1.0).rsqrt() * kept
+    factor = seen @ (vectors * scale[:, None])
+    rest = tests - factor @ (adjoint_of(factor) @ omega[:, :_TESTS])
+    error = rest.abs().square().sum((-2, -1)) / _TESTS
+    few = int(kept.sum(-1).max())
+    return factor[..., -few:] if bool((error <= (4 * eps) ** 2 * size).all()) and few < _SKETCH else None
+
+
 def capon_operand(covariance: Tensor, loading: float, first: int = 0) -> Operand:
     """Operand with q = a^H (R + delta I)^-1 a."""
+    factor = sampled_factor(covariance) if loading > 0 else None
+    if factor is not None:
+        # (R + delta I)^-1 = (I - W W^H) / delta
+        delta = loading * covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+        rows = adjoint_of(woodbury_factor(factor, delta))
+        return Operand(rows, "rows", residual=covariance.shape[-1], unit=1 / delta)
     # The inverse is complex128 whatever R is: in float64 the form loses nothing that matters, in complex64 the inverse
     # alone costs 0.014 dB.
     return Operand(torch.cholesky_inverse(loaded_cholesky(covariance, loading, first)), "hermitian")
@@ -223,8 +263,9 @@ class Epilogue:
 
     def field(self, evaluator: Evaluator, operand: Operand) -> Field:
         """What power is made of: q, or the residual offset - q."""
-        residual = self.offset if self.form == "complement" else 0
-        return evaluator.field(dataclasses.replace(operand, residual=residual))
+        if self.form == "complement":
+            operand = dataclasses.replace(operand, residual=self.offset)
+        return evaluator.field(operand)
 
     def power(self, value: Tensor, scale: Tensor) -> Tensor:
         """Power from values of a field and the scale of their scenes, which are broadcast."""
@@ -251,7 +292,7 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Ep
     for start, stop in scene_groups(plan):
         field, scale = epilogue.field(evaluator, operand_of(start, stop)), epilogue.scale[start:stop]
         single = field.at is not None and plan.weak > 0
-        best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single)
+        best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single=single)
         weak = None
         if single:
             weak = (best < (best.amax((1, 2)) * plan.weak)[:, None, None]).nonzero(as_tuple=True)
