@@ -38,10 +38,9 @@ def _random_forms(nodes: NodeSet, count: int) -> Tensor:
         source = d.mirror.transform(d.steering(d.azimuth[at[0]], d.elevation[at[1]], d.range[plane])).mH * n**-0.75
         x, y = torch.cat([x, source], 1), torch.cat([y, source], 1)
         # The part of class s xor t takes the vectors of class s from one side and of class t from the other.
-        u, v = ([torch.view_as_real(a[:, o[c] : o[c + 1]] @ w[o[c] : o[c + 1]]) for c in range(4)] for w in (x, y))
-        forms.append(
-            torch.stack([torch.stack([(u[s] * v[s ^ c]).sum(-1) for s in range(4)]).sum(0) for c in nodes.classes])
-        )
+        u, v = ([a[:, o[c] : o[c + 1]] @ w[o[c] : o[c + 1]] for c in range(4)] for w in (x, y))
+        products = [torch.stack([(u[s].conj() * v[s ^ c]).real for s in range(4)]).sum(0) for c in nodes.classes]
+        forms.append(torch.stack(products))
     shuffled = torch.randperm(2 * each * len(planes), generator=generator)
     return torch.cat(forms, -1)[..., shuffled]
 
