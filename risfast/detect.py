@@ -233,7 +233,8 @@ def _peaks(
     index, count = _coarse_peaks(volume, grid, options)
     start = _grid_positions(grid, index)
     circle = float(corners[0][0]) if _goes_round(grid) else None
-    _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
+    centred = math.prod(options.refine_points) == 1
+    _, low, high = walk_from(form, array, start, *corners, wavefront, circle, centred)
     widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < count[:, None]

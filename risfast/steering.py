@@ -47,7 +47,7 @@ class Paths(NamedTuple):
     path: Tensor  # (..., N)
     stretch: Tensor  # (..., N)
     along_range: Tensor  # (..., N)
-    bend: Tensor | None  # (..., N), None for 0
+    bend: Tensor  # (..., N) or (..., 1)
 
 
 def _planar_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
@@ -102,7 +102,7 @@ def _spherical_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> 
 
 def _fresnel_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> Paths:
     path = torch.addcmul(twice, s, squared, value=-1) / 2
-    return Paths(path, torch.full_like(path, 0.5), (-squared / 2).expand_as(path), None)
+    return Paths(path, torch.full_like(path, 0.5), (-squared / 2).expand_as(path), torch.zeros_like(s))
 
 
 def _planar_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> Paths:

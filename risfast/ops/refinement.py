@@ -11,30 +11,27 @@ import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray, direction_cosines
+from risfast.geometry import PlanarArray
 from risfast.ops import checks
 from risfast.ops.cache import constant_on
+from risfast.ops.descent import chosen_by, newton_descend, put, take
 from risfast.ops.devices import checks_values, on_host
 from risfast.ops.form import QuadraticForm
 from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
-from risfast.steering import WAVEFRONTS, search_paths
+from risfast.ops.landscape import Landscape, SearchGeometry
+from risfast.steering import WAVEFRONTS
 
 
 def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
     return (QuadraticForm.capon_lowrank if factored else QuadraticForm.capon)(matrix, loading)
 
 
-SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
-
-_LONGEST_MOVE = 2.0  # steps: beyond, a quadratic model says little
-_SPRING = 1e-6  # least curvature that a step reckons with, of the largest
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
 # After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen none.
 _WALK_STEPS = 16
 _VALLEYS = 4  # of a box that are descended
 _COARSE_STEPS, _FINE_STEPS = 4, 2  # in float32 and in float64
 _COARSE_SETTLED, _FINE_SETTLED = 0.02, 1e-3  # steps: below, the next Newton move is shorter than rounding
-_TILE_VALUES = 1 << 15  # steering vector entries made at once, which stay in the caches
 _SCENE_VALUES = 1 << 14  # entries of the steering vectors of the candidates of scenes that are refined at once
 
 
@@ -62,154 +59,6 @@ def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
     )
     # An array without extent along an axis cannot resolve it; callers cap the step by the size of their box.
     return _WALK_PHASE_RAD / (wavenumber * spread).clamp_min(1e-6)
-
-
-def real_matrix(matrix: Tensor) -> Tensor:
-    """[[Re, -Im], [Im, Re]] of complex matrices: a quadratic form of (cos, sin) needs no complex numbers.
-
-    (B, N, K) -> (B, 2 N, 2 K)
-    """
-    re, im = matrix.real, matrix.imag
-    return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
-
-
-class Landscape:
-    """The form over (azimuth, elevation, 1/range) for scenes of one array, in the precision of the matrix."""
-
-    def __init__(self, matrix: Tensor, factored: bool, geometry: SearchGeometry) -> None:
-        """By the real matrix of Q (B, 2 N, 2 N), or of W (B, 2 N, 2 K)."""
-        positions, wavenumber, wavefront = geometry
-        scaled = (wavenumber * positions.double()).to(matrix.dtype)
-        self.matrix, self.factored = matrix, factored
-        self.twice, self.squared = 2 * scaled.mT, (scaled.square() / wavenumber).sum(1)
-        self.unit, self.paths = 1 / wavenumber, search_paths(wavefront)
-
-    def _applied(self, columns: Tensor) -> Tensor:
-        """Q x, or (I - W W^H) x, of real rows [B, M, 2 N]."""
-        image = columns @ self.matrix
-        return torch.baddbmm(columns, image, self.matrix.mT, alpha=-1) if self.factored else image
-
-    def value(self, at: Tensor) -> Tensor:
-        """The form a^H Q a, or N - ||W^H a||^2.
-
-        at (B, M, 3) -> (B, M), in the precision of the matrix
-        """
-        direction = direction_cosines(at[..., 0], at[..., 1]).to(self.twice.dtype)
-        s = at[..., 2:].to(self.twice.dtype)
-        phase = self.paths(direction @ self.twice, self.squared, s, self.unit).path
-        a = torch.cat([phase.cos(), phase.sin()], -1)
-        return torch.linalg.vecdot(a, self._applied(a))
-
-    def model(self, at: Tensor) -> Tensor:
-        """Value, gradient and, row by row, Hessian of the form, float64.
-
-        at (B, M, 3) -> (B, M, 13)
-        """
-        at = at.to(self.twice.dtype)
-        (sin_az, sin_el, _), (cos_az, cos_el, s) = at.sin().unbind(-1), at.cos().unbind(-1)
-        x, z, zero = sin_az * cos_el, cos_az * cos_el, torch.zeros_like(sin_az)
-        x_el, z_el, s = -sin_az * sin_el, -cos_az * sin_el, at[..., 2:]
-        # Of the direction u: du/daz, du/del, u, and the second derivatives by az az, az el, el az, el el.
-        turned = [z, zero, -x, x_el, cos_el, z_el, x, sin_el, z]
-        twice_turned = [-x, zero, -z, z_el, zero, -x_el, z_el, zero, -x_el, -x, -sin_el, -z]
-        rows = torch.stack(turned + twice_turned, -1).unflatten(-1, (7, 3))
-        first = rows[..., :3, :] @ self.twice  # [B, M, 3, N]
-        path, stretch, along_range, bend = self.paths(first[..., 2, :], self.squared, s, self.unit)
-        first[..., :2, :] *= stretch[..., None, :]
-        first[..., 2, :] = along_range
-        # Derivatives of a are j g a and (j h - g g) a; here without the j.
-        cos, sin = path.cos(), path.sin()
-        a = torch.cat([cos, sin], -1)[..., None, :]
-        columns = torch.cat([a, first.repeat(1, 1, 1, 2) * a], -2)  # (a, g a)  [B, M, 4, 2 N]
-        image = self._applied(columns.flatten(1, 2)).unflatten(1, columns.shape[1:3])
-        gram = columns @ image.mT  # [B, M, 4, 4]
-        re, im = image[..., 0, :].chunk(2, -1)
-        re, im = cos * re + sin * im, cos * im - sin * re  # of conj(a) Q a  [B, M, N]
-        hessian = gram[..., 1:, 1:]
-        if bend is None:
-            weights = torch.cat([im[..., None, :], -re[..., None, :] * first], -2)
-        else:
-            weight = (bend * s * im - re)[..., None, :]
-            weights = torch.cat([im[..., None, :], weight * first, (bend * path * im)[..., None, :]], -2)
-        sums = weights @ first.mT  # gradient, and what second derivatives have of products of the first
-        hessian += sums[..., 1:4, :]
-        if bend is not None:
-            hessian[..., 2] += sums[..., 4, :]
-            hessian[..., 2, :] += sums[..., 4, :]
-        turning = (stretch * im) @ self.twice.mT  # [B, M, 3]
-        hessian[..., :2, :2] += (rows[..., 3:, :] @ turning[..., None]).unflatten(-2, (2, 2))[..., 0]
-        return torch.cat([gram[..., :1, 0], 2 * sums[..., 0, :], 2 * hessian.flatten(-2)], -1).double()
-
-
-def _newton_move(gradient: Tensor, hessian: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Tensor:
-    """Step [..., 3] towards the minimum of quadratic models, between walls [..., 3] that hold 0.
-
-    Downhill along directions of negative curvature too, and along none of them farther than ``reach`` [..., 1].
-    """
-    # An axis whose wall the slope pushes against is held there.
-    free = (torch.minimum(torch.maximum(-gradient, low), high) != 0).double()
-    values, vectors = torch.linalg.eigh(hessian * free[..., None] * free[..., None, :])
-    slopes = (vectors.mT @ (gradient * free)[..., None])[..., 0]
-    # A flat direction (an axis of one point, a single element) gets a stiff spring instead of a division by zero.
-    values = values.abs()
-    spring = _SPRING * values.amax(-1, keepdim=True).clamp_min(1e-300)
-    stiffness = torch.maximum(torch.maximum(values, spring), slopes.abs() / reach)
-    move = (vectors @ (slopes / stiffness)[..., None])[..., 0]
-    return torch.minimum(torch.maximum(-move, low), high)
-
-
-def _take(rows: Tensor, place: Tensor) -> Tensor:
-    """Rows ``place`` (B, P) of each scene of (B, M, n)."""
-    return rows.gather(1, place[..., None].expand(-1, -1, rows.shape[-1]))
-
-
-def _put(rows: Tensor, place: Tensor, values: Tensor) -> Tensor:
-    """The rows (B, M, n) with others (B, P, n) at ``place`` (B, P)."""
-    return rows.scatter(1, place[..., None].expand_as(values), values)
-
-
-def _chosen(mask: Tensor) -> Tensor:
-    """Indices [B, P] of those that a mask (B, M) chooses, padded by others to the number of the fullest scene."""
-    return mask.byte().topk(int(mask.sum(1).max()), 1).indices
-
-
-def newton_descend(
-    landscape: Landscape, point: Tensor, step: Tensor, low: Tensor, high: Tensor, iterations: int, settled: float
-) -> tuple[Tensor, Tensor]:
-    """Newton steps on the form, each of at most two ``step``; never uphill, never out of the box.
-
-    A point whose move is below ``settled`` steps makes no more.
-    point, step, low, high (B, M, 3) -> point (B, M, 3), value (B, M)
-    """
-    # The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
-    reach = torch.full_like(point[..., :1], _LONGEST_MOVE)
-    state = torch.cat([point, landscape.model(point)], -1)  # [B, M, 16]
-    box = torch.cat([step, low, high], -1)
-    ended, place = state, torch.arange(point.shape[1], device=point.device).expand(point.shape[:2])
-    for _ in range(iterations):
-        point, value, gradient, hessian = state.split([3, 1, 3, 9], -1)
-        step, low, high = box.split(3, -1)
-        hessian = hessian.unflatten(-1, (3, 3)) * (step[..., None] * step[..., None, :])
-        inverse = 1 / step.clamp_min(1e-300)
-        move = _newton_move(gradient * step, hessian, (low - point) * inverse, (high - point) * inverse, reach)
-        trial = torch.maximum(torch.minimum(point + step * move, high), low)
-        there = torch.cat([trial, landscape.model(trial)], -1)
-        better = there[..., 3:4] < value
-        state = torch.where(better, there, state)
-        reach = torch.where(better, (2 * reach).clamp_max(_LONGEST_MOVE), reach / 4)
-        moving = _chosen(move.abs().amax(-1) > settled)
-        if 2 * moving.shape[1] <= place.shape[1]:  # those that still move go on alone
-            ended = _put(ended, place, state)
-            place, state, box, reach = (
-                place.gather(1, moving),
-                _take(state, moving),
-                _take(box, moving),
-                _take(reach, moving),
-            )
-        if moving.shape[1] == 0:
-            break
-    ended = _put(ended, place, state)
-    return ended[..., :3], ended[..., 3]
 
 
 class Refined(NamedTuple):
@@ -245,25 +94,19 @@ def _lower_than_neighbours(q: Tensor) -> Tensor:
     return found
 
 
-def _valleys(
-    low: Tensor, high: Tensor, points: Sequence[int], landscape: Landscape, geometry: SearchGeometry
-) -> tuple[Tensor, Tensor, Tensor]:
+def _valleys(low: Tensor, high: Tensor, points: Sequence[int], landscape: Landscape) -> tuple[Tensor, Tensor, Tensor]:
     """The lowest valleys of the interpolated form in each box, which of them are there, and the spacing of the grid.
 
     low, high (B, C, 3) -> point (B, C, S, 3), present (B, C, S), spacing (B, C, 3)
     """
-    positions, wavenumber, _ = geometry
-    centre, half = (high + low)[:, :, None] / 2, (high - low)[:, :, None] / 2
-    counts = _node_counts(half.amax((0, 1, 2)), positions, wavenumber, points)
+    centre, half = (high + low) / 2, (high - low) / 2
+    counts = _node_counts(half.amax((0, 1)), *landscape.geometry[:2], points)
     fine = [min(2 * n - 1, most) for n, most in zip(counts, points, strict=True)]
     with on_host(low.device):  # kept between calls, so not made on the device that comes first
-        axes = [_axis(n, m) for n, m in zip(counts, fine, strict=True)]
-    offsets = torch.cartesian_prod(*[nodes for nodes, _ in axes]).to(low.device)
-    to_az, to_el, to_s = (weights.to(low.device) for _, weights in axes)
-    at = (centre + half * offsets).float().flatten(1, 2)
-    tile = max(1, _TILE_VALUES // (len(at) * len(positions)))
-    values = [landscape.value(part) for part in at.split(tile, 1)]
-    q = to_az @ torch.cat(values, 1).reshape(-1, counts[0], counts[1] * counts[2])
+        tables = [_axis(n, m) for n, m in zip(counts, fine, strict=True)]
+    axes = [centre[..., i, None] + half[..., i, None] * nodes.to(low.device) for i, (nodes, _) in enumerate(tables)]
+    to_az, to_el, to_s = (weights.to(low.device) for _, weights in tables)
+    q = to_az @ landscape.on_grids(axes).reshape(-1, counts[0], counts[1] * counts[2])
     q = to_el @ q.reshape(-1, counts[1], counts[2]) @ to_s.mT
     q = q.reshape(-1, *fine)
     q = torch.where(_lower_than_neighbours(q), q, math.inf).reshape(*low.shape[:2], -1)
@@ -304,17 +147,21 @@ def _refine_scenes(
     matrix: Tensor, factored: bool, low: Tensor, high: Tensor, points: list[int], geometry: SearchGeometry
 ) -> tuple[Tensor, Tensor]:
     """Point in (azimuth, elevation, 1/range) and value of :func:`refine_torch`, of a few scenes at once."""
-    double = real_matrix(matrix.to(torch.complex128))
-    single, exact = (Landscape(m, factored, geometry) for m in (double.float(), double))
-    start, present, step = _valleys(low, high, points, single, geometry)  # [B, C, S, 3]
-    valleys, place = start.flatten(1, 2), _chosen(present.flatten(1))
+    exact = Landscape(matrix.to(torch.complex128), factored, geometry)
+    if math.prod(points) == 1:
+        middle = (low + high) / 2
+        return newton_descend(exact, middle, high - low, low, high, _COARSE_STEPS + _FINE_STEPS, _FINE_SETTLED)
+    single = Landscape(matrix.to(torch.complex64), factored, geometry)
+    start, present, step = _valleys(low, high, points, single)  # [B, C, S, 3]
+    valleys = start.flatten(1, 2)
+    place = chosen_by(present.flatten(1))
     owner = place // start.shape[2]
-    corners = [_take(side, owner) for side in (step, low, high)]
-    found, _ = newton_descend(single, _take(valleys, place), *corners, _COARSE_STEPS, _COARSE_SETTLED)
+    corners = [take(side, owner) for side in (step, low, high)]
+    found, _ = newton_descend(single, take(valleys, place), *corners, _COARSE_STEPS, _COARSE_SETTLED)
     value = torch.full_like(valleys[..., :1], math.inf)
-    value = _put(value, place, exact.value(found)[..., None]).reshape(present.shape)
+    value = put(value, place, exact.value(found)[..., None]).reshape(present.shape)
     best = torch.arange(low.shape[1], device=low.device) * start.shape[2] + value.argmin(2)
-    found = _take(_put(valleys, place, found), best)
+    found = take(put(valleys, place, found), best)
     return newton_descend(exact, found, step, low, high, _FINE_STEPS, _FINE_SETTLED)
 
 
@@ -333,12 +180,13 @@ def walk_torch(
 
     start (B, C, 3), low, high (3,) -> (B, C, 3)
     """
+    if start.numel() == 0:
+        return start.clone()
     geometry = (positions.to(start.device), wavenumber, wavefront)
     step = torch.tensor(spacing, dtype=torch.float64, device=start.device).expand_as(start)
     low, high = low.to(start.device).expand_as(start), high.to(start.device).expand_as(start)
-    single = Landscape(real_matrix(matrix.to(torch.complex64)), factored, geometry)
-    ended, _ = newton_descend(single, start, step, low, high, _WALK_STEPS, _COARSE_SETTLED)
-    return ended
+    single = Landscape(matrix.to(torch.complex64), factored, geometry)
+    return newton_descend(single, start, step, low, high, _WALK_STEPS, _COARSE_SETTLED)[0]
 
 
 def walk_peaks(
@@ -371,8 +219,9 @@ def walk_from(
     high: Tensor,
     wavefront: str,
     circle_from: float | None = None,
+    centred: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`walk_peaks` on a denominator that is there already.
+    """:func:`walk_peaks` on a denominator that is there already; boxes that end at a bound are ``centred`` by cutting.
 
     position (B, C, 3), low, high (3,) -> position, low, high (B, C, 3)
     """
@@ -386,6 +235,8 @@ def walk_from(
     lowest, highest, arms = (constant_on(t, ended.device) for t in (lowest, highest, arms))
     # The walk runs in float32, which may end a rounding outside.
     ended = _wrapped(torch.maximum(torch.minimum(ended, highest), lowest), circle_from)
+    if centred:
+        arms = torch.minimum(arms, torch.minimum(ended - lowest, highest - ended))
     near = torch.maximum(ended - arms, lowest)
     far = torch.minimum(ended + arms, highest)
     corner_low = torch.cat([near[..., :2], 1 / far[..., 2:]], -1)
