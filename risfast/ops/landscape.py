@@ -86,8 +86,8 @@ class Landscape:
         rows = torch.stack(turned + twice_turned, -1).unflatten(-1, (7, 3))
         first = rows[..., :3, :] @ self.twice  # [B, M, 3, N]
         path, stretch, along_range, bend = self.paths(first[..., 2, :], self.squared, s, self.unit)
-        first[..., :2, :] *= stretch[..., None, :]
-        first[..., 2, :] = along_range
+        first[..., :2, :].mul_(stretch[..., None, :])
+        first[..., 2, :].copy_(along_range)
         # Derivatives of a are j g a and (j h - g g) a; here without the j.
         cos, sin = path.cos(), path.sin()
         a = torch.cat([cos, sin], -1)[..., None, :]
@@ -101,8 +101,8 @@ class Landscape:
         weights = torch.cat([im[..., None, :], weight * first, (bend * path * im)[..., None, :]], -2)
         sums = weights @ first.mT  # gradient, and what second derivatives have of products of the first
         hessian = gram[..., 1:, 1:] + sums[..., 1:4, :]
-        hessian[..., 2] += sums[..., 4, :]
-        hessian[..., 2, :] += sums[..., 4, :]
+        hessian[..., 2].add_(sums[..., 4, :])
+        hessian[..., 2, :].add_(sums[..., 4, :])
         turning = (stretch * im) @ self.twice.mT  # [B, M, 3]
-        hessian[..., :2, :2] += (rows[..., 3:, :] @ turning[..., None]).unflatten(-2, (2, 2))[..., 0]
+        hessian[..., :2, :2].add_((rows[..., 3:, :] @ turning[..., None]).unflatten(-2, (2, 2))[..., 0])
         return torch.cat([gram[..., :1, 0], 2 * sums[..., 0, :], 2 * hessian.flatten(-2)], -1).double()
