@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,38 +45,60 @@ def chosen_by(mask: Tensor) -> Tensor:
     return mask.byte().topk(int(mask.sum(1).max()), 1).indices
 
 
+def _promised(gradient: Tensor, hessian: Tensor, move: Tensor) -> Tensor:
+    """Twice the change of quadratic models over a move, (B, M)."""
+    return ((2 * gradient + (hessian @ move[..., None])[..., 0]) * move).sum(-1)
+
+
 def newton_descend(
-    landscape: Landscape, point: Tensor, step: Tensor, low: Tensor, high: Tensor, iterations: int, settled: float
+    landscape: Landscape,
+    point: Tensor,
+    step: Tensor,
+    low: Tensor,
+    high: Tensor,
+    iterations: int,
+    settled: float,
+    box: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Newton steps on the form, each of at most two ``step``; never uphill, never out of the box.
 
-    A point whose move is below ``settled`` steps makes no more.
+    A point whose move is below ``settled`` steps makes no more; of points with one number ``box`` (B, M), less than M,
+    only the lowest matters.
     point, step, low, high (B, M, 3) -> point (B, M, 3), value (B, M)
     """
     # The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
     state = torch.cat([point, landscape.model(point)], -1)  # [B, M, 16]
-    box = torch.cat([step, low, high], -1)
+    fixed = torch.cat([step, low, high], -1)
     reach, moving = torch.full_like(point[..., :1], _LONGEST_MOVE), torch.ones_like(point[..., 0], dtype=torch.bool)
-    ended, place = state, torch.arange(point.shape[1], device=point.device).expand(point.shape[:2])
-    for _ in range(iterations):
+    ended, lowest = state[..., :4], torch.full_like(point[..., 0], math.inf)
+    place = torch.arange(point.shape[1], device=point.device).expand(point.shape[:2])
+    for left in reversed(range(iterations)):
         point, value, gradient, hessian = state.split([3, 1, 3, 9], -1)
-        step, low, high = box.split(3, -1)
-        hessian = hessian.unflatten(-1, (3, 3)) * (step[..., None] * step[..., None, :])
+        step, low, high = fixed.split(3, -1)
+        gradient, hessian = gradient * step, hessian.unflatten(-1, (3, 3)) * (step[..., None] * step[..., None, :])
         inverse = 1 / step.clamp_min(1e-300)
-        move = _newton_move(gradient * step, hessian, (low - point) * inverse, (high - point) * inverse, reach)
+        move = _newton_move(gradient, hessian, (low - point) * inverse, (high - point) * inverse, reach)
         trial = torch.maximum(torch.minimum(point + step * move, high), low)
-        there = torch.cat([trial, landscape.model(trial)], -1)
-        # Whether a point still moves is its own affair, so that no result depends on what else is in the batch.
-        better = (there[..., 3:4] < value) & moving[..., None]
-        state = torch.where(better, there, state)
-        reach = torch.where(better, (2 * reach).clamp_max(_LONGEST_MOVE), reach / 4)
-        moving = moving & (move.abs().amax(-1) > settled)
+        if box is not None:
+            # A point that twice the fall which its move promises would not make the lowest of its box is given up.
+            there, floor = box.gather(1, place), value[..., 0] + _promised(gradient, hessian, move)
+            lowest = lowest.scatter_reduce(1, there, value[..., 0], "amin")
+            moving = moving & (floor <= lowest.gather(1, there))
         chosen = chosen_by(moving)
-        if 2 * chosen.shape[1] <= moving.shape[1]:  # those that still move go on alone
-            ended = put(ended, place, state)
+        if 4 * chosen.shape[1] <= 3 * moving.shape[1]:  # those that still move go on alone
+            ended = put(ended, place, state[..., :4])
             place, moving = place.gather(1, chosen), moving.gather(1, chosen)
-            state, box, reach = (take(rows, chosen) for rows in (state, box, reach))
-        if chosen.shape[1] == 0:
+            state, fixed, reach, move, trial = (take(rows, chosen) for rows in (state, fixed, reach, move, trial))
+        # Whether a point still moves is its own affair, so that no result depends on what else is in the batch.
+        going = moving & (move.abs().amax(-1) > settled)
+        last = left == 0 or not bool(going.any())
+        there = landscape.value(trial)[..., None].double() if last else landscape.model(trial)
+        better = (there[..., :1] < state[..., 3:4]) & moving[..., None]
+        there = torch.cat([trial, there], -1)
+        state = torch.where(better, there, state[..., : there.shape[-1]])
+        if last:
             break
-    ended = put(ended, place, state)
+        reach = torch.where(better, (2 * reach).clamp_max(_LONGEST_MOVE), reach / 4)
+        moving = going
+    ended = put(ended, place, state[..., :4])
     return ended[..., :3], ended[..., 3]

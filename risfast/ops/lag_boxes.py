@@ -7,10 +7,12 @@ alone. They are band-limited in 1/range: made on a few nodes for all boxes, and 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from risfast.geometry import find_lattice
 from risfast.ops.domain import Domain
 from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
 from risfast.ops.lag import LagBox
@@ -22,6 +24,31 @@ def _unit(phase: Tensor) -> Tensor:
     return torch.complex(phase.cos(), phase.sin()).to(torch.complex64)
 
 
+@lru_cache(maxsize=8)
+def _is_lattice(positions: bytes) -> bool:
+    return find_lattice(_positions(positions)) is not None
+
+
+def _positions(kept: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(kept), dtype=torch.float64).reshape(-1, 3)
+
+
+def is_lattice(positions: Tensor) -> bool:
+    """Whether elements (N, 3) form a lattice that the lag method takes; remembered."""
+    return _is_lattice(positions.numpy().tobytes())
+
+
+@lru_cache(maxsize=2)
+def _between(kept: bytes, wavenumber: float, wavefront: str, far: float, near: float) -> tuple[Tensor, LagBox]:
+    """Nodes between two ends of 1/range, and the lag method on them."""
+    positions = _positions(kept)
+    spread = positions.square().sum(1).aminmax()
+    turn = wavenumber * float(spread.max - spread.min) * (near - far) / 4 if wavefront == "fresnel" else 0.0
+    nodes = chebyshev_nodes(far, near, math.ceil(turn) + _SPARE_NODES if turn > 0 else 1)
+    ahead = torch.zeros(1, dtype=torch.float64)
+    return nodes, LagBox(Domain(positions, wavenumber, wavefront, ahead, ahead, 1 / nodes, box=False), keep=False)
+
+
 def lag_values(
     matrix: Tensor, positions: Tensor, wavenumber: float, wavefront: str, axes: tuple[Tensor, Tensor, Tensor]
 ) -> Tensor:
@@ -31,11 +58,7 @@ def lag_values(
     """
     azimuth, elevation, s = axes
     far, near = float(s.min()), float(s.max())
-    spread = positions.square().sum(1).aminmax()
-    turn = wavenumber * float(spread.max - spread.min) * (near - far) / 4 if wavefront == "fresnel" else 0.0
-    nodes = chebyshev_nodes(far, near, math.ceil(turn) + _SPARE_NODES if turn > 0 else 1)
-    ahead = torch.zeros(1, dtype=torch.float64)
-    box = LagBox(Domain(positions, wavenumber, wavefront, ahead, ahead, 1 / nodes, box=False), keep=False)
+    nodes, box = _between(positions.numpy().tobytes(), wavenumber, wavefront, far, near)
     lattice, coefficients = (
         box.lattice,
         box.coefficients(matrix.to(torch.complex128)).to(torch.complex64),

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from risfast.geometry import direction_cosines, find_lattice
-from risfast.ops.lag_boxes import lag_values
+from risfast.geometry import direction_cosines
+from risfast.ops.lag_boxes import is_lattice, lag_values
 from risfast.steering import LAG_WAVEFRONTS, search_paths
 
 SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
@@ -62,7 +62,7 @@ class Landscape:
         positions, wavenumber, wavefront = self.geometry
         shape = (*axes[0].shape, axes[1].shape[2], axes[2].shape[2])
         on_cpu = self.given.device.type == "cpu" and not self.factored and wavefront in LAG_WAVEFRONTS
-        if on_cpu and math.prod(shape[1:]) > _LAG_FROM and find_lattice(positions) is not None:
+        if on_cpu and math.prod(shape[1:]) > _LAG_FROM and is_lattice(positions):
             return lag_values(self.given, positions, wavenumber, wavefront, (axes[0], axes[1], axes[2]))
         grids = torch.broadcast_tensors(
             axes[0][..., None, None], axes[1][..., None, :, None], axes[2][..., None, None, :]

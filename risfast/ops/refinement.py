@@ -30,8 +30,8 @@ _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns
 # After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen none.
 _WALK_STEPS = 16
 _VALLEYS = 4  # of a box that are descended
-_COARSE_STEPS, _FINE_STEPS = 4, 2  # in float32 and in float64
-_COARSE_SETTLED, _FINE_SETTLED = 0.02, 1e-3  # steps: below, the next Newton move is shorter than rounding
+_COARSE_STEPS, _FINE_STEPS = 6, 2  # in float32 and in float64
+_COARSE_SETTLED, _FINE_SETTLED = 0.02, 5e-3  # steps: below, what the next Newton move would change does not matter
 _SCENE_VALUES = 1 << 14  # entries of the steering vectors of the candidates of scenes that are refined at once
 
 
@@ -114,7 +114,9 @@ def _valleys(low: Tensor, high: Tensor, points: Sequence[int], landscape: Landsc
     index = torch.stack(torch.unravel_index(index, tuple(fine)), -1)
     gaps = low.new_tensor([max(n - 1, 1) for n in fine])
     share = torch.where(low.new_tensor(fine) > 1, index / gaps, 0.5)
-    return low[:, :, None] + (high - low)[:, :, None] * share, q < math.inf, (high - low) / gaps
+    present = q < math.inf
+    present[..., 0] = True  # of forms that are NaN too
+    return low[:, :, None] + (high - low)[:, :, None] * share, present, (high - low) / gaps
 
 
 def refine_torch(
@@ -150,14 +152,14 @@ def _refine_scenes(
     exact = Landscape(matrix.to(torch.complex128), factored, geometry)
     if math.prod(points) == 1:
         middle = (low + high) / 2
-        return newton_descend(exact, middle, high - low, low, high, _COARSE_STEPS + _FINE_STEPS, _FINE_SETTLED)
+        return newton_descend(exact, middle, (high - low) / 4, low, high, _COARSE_STEPS + _FINE_STEPS, _FINE_SETTLED)
     single = Landscape(matrix.to(torch.complex64), factored, geometry)
     start, present, step = _valleys(low, high, points, single)  # [B, C, S, 3]
     valleys = start.flatten(1, 2)
     place = chosen_by(present.flatten(1))
     owner = place // start.shape[2]
-    corners = [take(side, owner) for side in (step, low, high)]
-    found, _ = newton_descend(single, take(valleys, place), *corners, _COARSE_STEPS, _COARSE_SETTLED)
+    sides = take(step, owner), take(low, owner), take(high, owner)
+    found, _ = newton_descend(single, take(valleys, place), *sides, _COARSE_STEPS, _COARSE_SETTLED, owner)
     value = torch.full_like(valleys[..., :1], math.inf)
     value = put(value, place, exact.value(found)[..., None]).reshape(present.shape)
     best = torch.arange(low.shape[1], device=low.device) * start.shape[2] + value.argmin(2)
