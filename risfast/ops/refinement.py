@@ -27,8 +27,8 @@ def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
 
 
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
-# After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen none.
-_WALK_STEPS = 16
+# After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen one in 1000.
+_WALK_STEPS = 32
 _VALLEYS = 4  # of a box that are descended
 _COARSE_STEPS, _FINE_STEPS = 6, 2  # in float32 and in float64
 _COARSE_SETTLED, _FINE_SETTLED = 0.02, 5e-3  # steps: below, what the next Newton move would change does not matter
