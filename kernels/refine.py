@@ -225,8 +225,9 @@ def refine(matrix: Tensor, factored: bool, low: Tensor, high: Tensor, plan: Refi
     matrix = _ready(matrix)
     start = _fine_grid_minimum(matrix, factored, low, high, plan)
     # Divided by a number on each axis, because a tensor of them would have to be copied to the device. No stencil is
-    # wider than its box.
-    spacing = torch.stack([(high - low)[..., axis] / max(n - 1, 2) for axis, n in enumerate(plan.points)], -1)
+    # wider than its box; the middle of a box of one point is where a walk ended, near its minimum.
+    parts = [max(n - 1, 2) if n > 1 else 8 for n in plan.points]
+    spacing = torch.stack([(high - low)[..., axis] / part for axis, part in enumerate(parts)], -1)
     found, value = descend(
         start,
         spacing,

@@ -44,7 +44,8 @@ class DetectionOptions:
         Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source; None is
         half the tolerance of the setup in range.
     refine_points : (int, int, int)
-        Fine grid around each candidate, after its walk between the range planes.
+        Grid in a box around where the walk of a candidate ended, from whose deepest valleys the search goes on; of one
+        point, where the walk ended.
     range_margin : float
         How far beyond the outermost planes of a grid a source may lie, as a factor >= 1, where no setup says it.
 
@@ -67,7 +68,7 @@ class DetectionOptions:
     window: tuple[int, int, int] = (7, 7, 3)
     separation_rad: float = math.radians(1.0)
     separation_m: float | None = None
-    refine_points: tuple[int, int, int] = (41, 41, 41)
+    refine_points: tuple[int, int, int] = (1, 1, 1)
     range_margin: float = 1.1
 
     def __post_init__(self) -> None:
@@ -232,7 +233,8 @@ def _peaks(
     index, count = _coarse_peaks(volume, grid, options)
     start = _grid_positions(grid, index)
     circle = float(corners[0][0]) if _goes_round(grid) else None
-    _, low, high = walk_from(form, array, start, *corners, wavefront, circle)
+    centred = math.prod(options.refine_points) == 1
+    _, low, high = walk_from(form, array, start, *corners, wavefront, circle, centred)
     widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < count[:, None]
@@ -412,8 +414,8 @@ def detect_sources(
     Notes
     -----
     Capon power on the coarse grid; its 3D maxima; for all of them at once, a walk towards the source between the range
-    planes, a fine grid around its end and Newton steps below that; then thresholds on the refined powers and
-    suppression of peaks that met.
+    planes and Newton steps in float64 around its end; then thresholds on the refined powers and suppression of peaks
+    that met.
 
     What the array cannot tell apart comes back as several sources: a linear array needs a grid of one elevation, a
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.

@@ -33,8 +33,21 @@ def farthest(dtype: torch.dtype) -> float:
 #   phase(u.p, |p|^2, r, k) -> [..., N]
 #   slopes(u.p, |p|^2, r)   -> what d(u.p) is stretched by in a derivative along an angle, and the path along 1/r
 #   amplitude(u.p, |p|^2, r) -> [..., N], relative to the origin
-# and, for a search whose far field is 1/r = 0, of u.p and its derivatives along the angles [..., 6, N]:
-#   paths(u.p, |p|^2, 1/r)  -> path, its gradient and its second derivatives
+# and, for a search whose far field is 1/r = 0, of 2 u.p, |p|^2 and s = 1/r in any unit of length:
+#   paths(2 u.p, |p|^2, s, unit) -> Paths, where s times a length is the number that ``unit`` makes of it
+
+
+class Paths(NamedTuple):
+    """Path t of each element, and what its derivatives along (azimuth, elevation, 1/range) are made of.
+
+    With m = 2 u.p - s |p|^2 the gradient is g = (stretch m_az, stretch m_el, along_range), and
+    t_ij = stretch m_ij + bend (s g_i g_j + t (g_i [j = s] + g_j [i = s])).
+    """
+
+    path: Tensor  # (..., N)
+    stretch: Tensor  # (..., N)
+    along_range: Tensor  # (..., N)
+    bend: Tensor  # (..., N) or (..., 1)
 
 
 def _planar_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
@@ -77,46 +90,23 @@ def _spherical_amplitude(projection: Tensor, squared: Tensor, r: Tensor) -> Tens
     return r / (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
 
 
-def _flat_paths(projection: Tensor, curvature: Tensor, inverse_range: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Path differences u.p - c / r and their derivatives; c = |p|^2 / 2 of Fresnel waves, 0 of planar ones."""
-    along, d_az, d_el, d_az_az, d_el_el, d_az_el = projection.unbind(-2)
-    zero = torch.zeros_like(along)
-    first = torch.stack([d_az, d_el, -curvature.expand_as(along)], -2)
-    return along - curvature * inverse_range, first, torch.stack([d_az_az, d_el_el, zero, d_az_el, zero, zero], -2)
+def _spherical_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> Paths:
+    # With s = 1/r, m = 2 u.p - s |p|^2 and q = |u - s p| = sqrt(1 - s m), the path r - |r u - p| is m / (1 + q), where
+    # nothing is divided by s, so that s = 0 is the far field. Its derivatives are those of (1 - q) / s.
+    m = torch.addcmul(twice, s, squared, value=-1)
+    q = (1 - (unit * s) * m).clamp_min_(_NEAREST**2).sqrt_()  # at an element the path has a corner
+    path, stretch = m / (1 + q), 0.5 / q
+    along_range = stretch * torch.addcmul(-squared, path, path, value=unit)
+    return Paths(path, stretch, along_range, 2 * unit * stretch)
 
 
-def _spherical_paths(projection: Tensor, squared: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Path differences r - |r u - p| = m / (1 + q) and their derivatives."""
-    # With s = 1/r, m = 2 u.p - s |p|^2 and q = |u - s p| = sqrt(1 - s m): nothing is divided by s, so that s = 0 is the
-    # far field.
-    along, d_az, d_el, d_az_az, d_el_el, d_az_el = projection.unbind(-2)
-    beyond = along - s * squared
-    m = along + beyond
-    q = (1 - s * m).clamp_min(_NEAREST**2).sqrt()  # at an element the path has a corner
-    one = 1 + q
-    bend = m * beyond / q - squared * one
-    d_s = bend / one.square()
-    cube = s / q**3
-    second = torch.stack(
-        [
-            d_az_az / q + cube * d_az.square(),
-            d_el_el / q + cube * d_el.square(),
-            (m * ((beyond / q).square() - squared) + 2 * bend * beyond / one) / (q * one.square()),
-            d_az_el / q + cube * d_az * d_el,
-            d_az * beyond / q**3,
-            d_el * beyond / q**3,
-        ],
-        -2,
-    )
-    return m / one, torch.stack([d_az / q, d_el / q, d_s], -2), second
+def _fresnel_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> Paths:
+    path = torch.addcmul(twice, s, squared, value=-1) / 2
+    return Paths(path, torch.full_like(path, 0.5), (-squared / 2).expand_as(path), torch.zeros_like(s))
 
 
-def _planar_paths(projection: Tensor, squared: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _flat_paths(projection, torch.zeros_like(squared), s)
-
-
-def _fresnel_paths(projection: Tensor, squared: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return _flat_paths(projection, squared / 2, s)
+def _planar_paths(twice: Tensor, squared: Tensor, s: Tensor, unit: float) -> Paths:
+    return _fresnel_paths(twice, torch.zeros_like(squared), s, unit)
 
 
 class _Functions(NamedTuple):
@@ -124,7 +114,7 @@ class _Functions(NamedTuple):
 
     phase: Callable[[Tensor, Tensor, Tensor, float], Tensor]
     slopes: Callable[[Tensor, Tensor, Tensor], tuple[Tensor | float, Tensor]]
-    paths: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    paths: Callable[[Tensor, Tensor, Tensor, float], Paths]
     amplitude: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
 
@@ -173,24 +163,9 @@ def steering_phase_gradient(
     return functions.phase(*place, wavenumber), wavenumber * gradient
 
 
-def phase_derivatives(
-    coordinates: Tensor, positions: Tensor, wavenumber: float, wavefront: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Phase at (azimuth, elevation, 1/range), its gradient and its second derivatives aa, ee, ss, ae, as, es.
-
-    coordinates (..., 3), positions (N, 3) -> (..., N), (..., 3, N), (..., 6, N)
-    """
-    sin_az, sin_el = coordinates[..., :2].sin().unbind(-1)
-    cos_az, cos_el = coordinates[..., :2].cos().unbind(-1)
-    zero = torch.zeros_like(sin_az)
-    u = sin_az * cos_el, sin_el, cos_az * cos_el
-    d_az = u[2], zero, -u[0]
-    d_el = -sin_az * sin_el, cos_el, -cos_az * sin_el
-    rows = [*u, *d_az, *d_el, -u[0], zero, -u[2], -u[0], -u[1], -u[2], d_el[2], zero, -d_el[0]]
-    projection = torch.stack(rows, -1).unflatten(-1, (6, 3)) @ positions.mT  # [..., 6, N]
-    squared = positions.square().sum(-1)
-    phase, first, second = _functions(wavefront).paths(projection, squared, coordinates[..., 2:])
-    return wavenumber * phase, wavenumber * first, wavenumber * second
+def search_paths(wavefront: str) -> Callable[[Tensor, Tensor, Tensor, float], Paths]:
+    """The paths of a wavefront, as functions of 2 u.p (..., N), |p|^2 (N), s (..., 1) and the unit of length."""
+    return _functions(wavefront).paths
 
 
 def steering_vectors(

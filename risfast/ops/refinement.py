@@ -11,30 +11,27 @@ import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray, direction_cosines
+from risfast.geometry import PlanarArray
 from risfast.ops import checks
 from risfast.ops.cache import constant_on
+from risfast.ops.descent import chosen_by, newton_descend, put, take
 from risfast.ops.devices import checks_values, on_host
 from risfast.ops.form import QuadraticForm
 from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
-from risfast.steering import WAVEFRONTS, phase_derivatives, steering_phase
+from risfast.ops.landscape import Landscape, SearchGeometry
+from risfast.steering import WAVEFRONTS
 
 
 def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
     return (QuadraticForm.capon_lowrank if factored else QuadraticForm.capon)(matrix, loading)
 
 
-SearchGeometry = tuple[Tensor, float, str]  # positions [N, 3], wavenumber, wavefront
-_PAIRS = [0, 3, 4, 3, 1, 5, 4, 5, 2]  # of (aa, ee, ss, ae, as, es) in a symmetric 3 x 3 matrix
-
-_LONGEST_MOVE = 2.0  # steps: beyond, a quadratic model says little
-_SPRING = 1e-6  # least curvature that a step reckons with, of the largest
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
-# After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen none.
-_WALK_STEPS = 16
+# After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen one in 1000.
+_WALK_STEPS = 32
 _VALLEYS = 4  # of a box that are descended
-_COARSE_STEPS, _FINE_STEPS = 4, 2  # in float32 and in float64
-_TILE_VALUES = 1 << 15  # steering vector entries made at once, which stay in the caches
+_COARSE_STEPS, _FINE_STEPS = 6, 2  # in float32 and in float64
+_COARSE_SETTLED, _FINE_SETTLED = 0.02, 5e-3  # steps: below, what the next Newton move would change does not matter
 _SCENE_VALUES = 1 << 14  # entries of the steering vectors of the candidates of scenes that are refined at once
 
 
@@ -62,119 +59,6 @@ def walk_spacing(positions: Tensor, wavenumber: float) -> Tensor:
     )
     # An array without extent along an axis cannot resolve it; callers cap the step by the size of their box.
     return _WALK_PHASE_RAD / (wavenumber * spread).clamp_min(1e-6)
-
-
-def real_matrix(matrix: Tensor) -> Tensor:
-    """[[Re, -Im], [Im, Re]] of complex matrices: a quadratic form of (cos, sin) needs no complex numbers.
-
-    (B, N, K) -> (B, 2 N, 2 K)
-    """
-    re, im = matrix.real, matrix.imag
-    return torch.cat([torch.cat([re, -im], -1), torch.cat([im, re], -1)], -2)
-
-
-def _applied(columns: Tensor, matrix: Tensor, factored: bool) -> Tensor:
-    """Q x, or (I - W W^H) x, of real rows [B, M, 2 N] by the real matrix of Q or W."""
-    if factored:
-        return columns - (columns @ matrix) @ matrix.mT
-    return columns @ matrix.mT
-
-
-def form(phase: Tensor, matrix: Tensor, factored: bool) -> Tensor:
-    """The quadratic form a^H Q a, or N - ||W^H a||^2, by the real matrix of Q or W.
-
-    phase (B, M, N), matrix (B, 2 N, 2 N) or (B, 2 N, 2 K) -> (B, M)
-    """
-    a = torch.cat([phase.cos(), phase.sin()], -1)
-    return (a * _applied(a, matrix, factored)).sum(-1)
-
-
-class QuadraticModel(NamedTuple):
-    """The form about a point to second order, float64."""
-
-    value: Tensor  # (B, M)
-    gradient: Tensor  # (B, M, 3)
-    hessian: Tensor  # (B, M, 3, 3)
-
-
-def quadratic_model(coordinates: Tensor, matrix: Tensor, factored: bool, geometry: SearchGeometry) -> QuadraticModel:
-    """Value and derivatives of the form at (azimuth, elevation, 1/range) [B, M, 3], in the precision of the matrix."""
-    positions, wavenumber, wavefront = geometry
-    dtype = matrix.dtype
-    phase, first, second = phase_derivatives(coordinates.to(dtype), positions.to(dtype), wavenumber, wavefront)
-    cos, sin = phase.cos(), phase.sin()
-    # Derivatives of a are j g a and (j h - g g) a; here without the j.
-    weight = torch.cat([torch.ones_like(phase)[:, :, None], first], 2)
-    columns = torch.cat([weight * cos[:, :, None], weight * sin[:, :, None]], -1)  # (a, g a)  [B, M, 4, 2 N]
-    image = _applied(columns.flatten(1, 2), matrix, factored).unflatten(1, columns.shape[1:3])
-    gram = columns @ image.mT  # [B, M, 4, 4]
-    re, im = image[:, :, 0].chunk(2, -1)
-    re, im = cos * re + sin * im, cos * im - sin * re  # of conj(a) Q a  [B, M, N]
-    slopes = (torch.cat([first, second], 2) @ im[..., None])[..., 0]  # [B, M, 9]
-    inner = gram[:, :, 1:, 1:] - (first * re[:, :, None]) @ first.mT
-    hessian = 2 * (inner + slopes[..., 3:][..., _PAIRS].unflatten(-1, (3, 3)))
-    return QuadraticModel(gram[:, :, 0, 0].double(), 2 * slopes[..., :3].double(), hessian.double())
-
-
-def _newton_move(gradient: Tensor, hessian: Tensor, held: Tensor, reach: Tensor) -> Tensor:
-    """Step [..., 3] to the minimum of quadratic models along the axes that are not ``held`` (bool [..., 3]).
-
-    Downhill along directions of negative curvature too, and along none of them farther than ``reach`` [..., 1].
-    """
-    free = (~held).double()
-    values, vectors = torch.linalg.eigh(hessian * free[..., None] * free[..., None, :])
-    slopes = (vectors.mT @ (gradient * free)[..., None])[..., 0]
-    # A flat direction (an axis of one point, a single element) gets a stiff spring instead of a division by zero.
-    spring = _SPRING * values.abs().amax(-1, keepdim=True).clamp_min(1e-300)
-    stiffness = torch.maximum(torch.maximum(values.abs(), spring), slopes.abs() / reach)
-    return -(vectors @ (slopes / stiffness)[..., None])[..., 0]
-
-
-def _bounded_move(gradient: Tensor, hessian: Tensor, low: Tensor, high: Tensor, reach: Tensor) -> Tensor:
-    """Newton step [..., 3] between walls [..., 3] that hold 0."""
-    # An axis whose wall the slope pushes against is held there. One whose step would go through a wall is taken to the
-    # wall, and the others to the minimum that is left.
-    held = ((low >= 0) & (gradient >= 0)) | ((high <= 0) & (gradient <= 0))
-    move = _newton_move(gradient, hessian, held, reach)
-    bounded = torch.maximum(torch.minimum(move, high), low)
-    stopped = move != bounded
-    to_wall = torch.where(stopped, bounded, 0.0)
-    return to_wall + _newton_move(gradient + (hessian @ to_wall[..., None])[..., 0], hessian, held | stopped, reach)
-
-
-def newton_descend(
-    point: Tensor,
-    step: Tensor,
-    low: Tensor,
-    high: Tensor,
-    matrix: Tensor,
-    factored: bool,
-    geometry: SearchGeometry,
-    iterations: int,
-) -> tuple[Tensor, Tensor]:
-    """Newton steps on the form, each of at most two ``step``; never uphill, never out of the box.
-
-    point, step, low, high (B, M, 3) -> point (B, M, 3), value (B, M)
-    """
-    # The form is the denominator of the Capon power: close to quadratic where its reciprocal is a needle.
-    model = quadratic_model(point, matrix, factored, geometry)
-    reach = torch.full_like(point[..., :1], _LONGEST_MOVE)
-    for _ in range(iterations):
-        gradient = model.gradient * step
-        hessian = model.hessian * step[..., None] * step[..., None, :]
-        walls = [(side - point) / step.clamp_min(1e-300) for side in (low, high)]
-        move = _bounded_move(gradient, hessian, walls[0], walls[1], reach)
-        trial = torch.maximum(torch.minimum(point + step * move, high), low)
-        there = quadratic_model(trial, matrix, factored, geometry)
-        better = there.value < model.value
-        point = torch.where(better[..., None], trial, point)
-        reach = torch.where(better[..., None], (2 * reach).clamp_max(_LONGEST_MOVE), reach / 4)
-        model = QuadraticModel(
-            torch.where(better, there.value, model.value),
-            torch.where(better[..., None], there.gradient, model.gradient),
-            torch.where(better[..., None, None], there.hessian, model.hessian),
-        )
-    return point, model.value
 
 
 class Refined(NamedTuple):
@@ -210,38 +94,29 @@ def _lower_than_neighbours(q: Tensor) -> Tensor:
     return found
 
 
-def _valleys(
-    low: Tensor, high: Tensor, points: Sequence[int], matrix: Tensor, factored: bool, geometry: SearchGeometry
-) -> tuple[Tensor, Tensor]:
-    """The lowest valleys of the interpolated form on a grid in each box, and the spacing of the grid; in float32.
+def _valleys(low: Tensor, high: Tensor, points: Sequence[int], landscape: Landscape) -> tuple[Tensor, Tensor, Tensor]:
+    """The lowest valleys of the interpolated form in each box, which of them are there, and the spacing of the grid.
 
-    low, high (B, C, 3) -> point (B, C, S, 3), spacing (B, C, 3)
+    low, high (B, C, 3) -> point (B, C, S, 3), present (B, C, S), spacing (B, C, 3)
     """
-    positions, wavenumber, wavefront = geometry
-    centre, half = (high + low)[:, :, None] / 2, (high - low)[:, :, None] / 2
-    counts = _node_counts(half.amax((0, 1, 2)), positions, wavenumber, points)
+    centre, half = (high + low) / 2, (high - low) / 2
+    counts = _node_counts(half.amax((0, 1)), *landscape.geometry[:2], points)
     fine = [min(2 * n - 1, most) for n, most in zip(counts, points, strict=True)]
     with on_host(low.device):  # kept between calls, so not made on the device that comes first
-        axes = [_axis(n, m) for n, m in zip(counts, fine, strict=True)]
-    offsets = torch.cartesian_prod(*[nodes for nodes, _ in axes]).to(low.device)
-    to_az, to_el, to_s = (weights.to(low.device) for _, weights in axes)
-    at = (centre + half * offsets).float().flatten(1, 2)
-    positions = positions.float()
-    values = []
-    for part in at.split(max(1, _TILE_VALUES // (len(at) * len(positions))), 1):
-        direction = direction_cosines(part[..., 0], part[..., 1])
-        phase = steering_phase(positions, direction, 1 / part[..., 2], wavenumber, wavefront)
-        values.append(form(phase, matrix, factored))
-    q = to_az @ torch.cat(values, 1).reshape(-1, counts[0], counts[1] * counts[2])
+        tables = [_axis(n, m) for n, m in zip(counts, fine, strict=True)]
+    axes = [centre[..., i, None] + half[..., i, None] * nodes.to(low.device) for i, (nodes, _) in enumerate(tables)]
+    to_az, to_el, to_s = (weights.to(low.device) for _, weights in tables)
+    q = to_az @ landscape.on_grids(axes).reshape(-1, counts[0], counts[1] * counts[2])
     q = to_el @ q.reshape(-1, counts[1], counts[2]) @ to_s.mT
     q = q.reshape(-1, *fine)
-    valley = _lower_than_neighbours(q)
-    number = min(_VALLEYS, max(1, int(valley.sum((1, 2, 3)).max())))
-    q = torch.where(valley, q, math.inf).reshape(*low.shape[:2], -1)
-    index = torch.stack(torch.unravel_index(q.topk(number, largest=False).indices, tuple(fine)), -1)
+    q = torch.where(_lower_than_neighbours(q), q, math.inf).reshape(*low.shape[:2], -1)
+    q, index = q.topk(min(_VALLEYS, q.shape[2]), largest=False)
+    index = torch.stack(torch.unravel_index(index, tuple(fine)), -1)
     gaps = low.new_tensor([max(n - 1, 1) for n in fine])
     share = torch.where(low.new_tensor(fine) > 1, index / gaps, 0.5)
-    return low[:, :, None] + (high - low)[:, :, None] * share, (high - low) / gaps
+    present = q < math.inf
+    present[..., 0] = True  # of forms that are NaN too
+    return low[:, :, None] + (high - low)[:, :, None] * share, present, (high - low) / gaps
 
 
 def refine_torch(
@@ -274,18 +149,22 @@ def _refine_scenes(
     matrix: Tensor, factored: bool, low: Tensor, high: Tensor, points: list[int], geometry: SearchGeometry
 ) -> tuple[Tensor, Tensor]:
     """Point in (azimuth, elevation, 1/range) and value of :func:`refine_torch`, of a few scenes at once."""
-    double = real_matrix(matrix.to(torch.complex128))
-    single = double.float()
-    start, step = _valleys(low, high, points, single, factored, geometry)  # [B, C, S, 3]
-    corners = [side[:, :, None].expand_as(start).flatten(1, 2) for side in (step, low, high)]
-    found, _ = newton_descend(
-        start.flatten(1, 2), corners[0], corners[1], corners[2], single, factored, geometry, _COARSE_STEPS
-    )
-    if start.shape[2] > 1:
-        value = form(phase_derivatives(found, *geometry)[0], double, factored).reshape(start.shape[:3])
-        best = value.argmin(2)[..., None, None].expand(-1, -1, 1, 3)
-        found = found.reshape(start.shape).gather(2, best)[:, :, 0]
-    return newton_descend(found, step, low, high, double, factored, geometry, _FINE_STEPS)
+    exact = Landscape(matrix.to(torch.complex128), factored, geometry)
+    if math.prod(points) == 1:
+        middle = (low + high) / 2
+        return newton_descend(exact, middle, (high - low) / 4, low, high, _COARSE_STEPS + _FINE_STEPS, _FINE_SETTLED)
+    single = Landscape(matrix.to(torch.complex64), factored, geometry)
+    start, present, step = _valleys(low, high, points, single)  # [B, C, S, 3]
+    valleys = start.flatten(1, 2)
+    place = chosen_by(present.flatten(1))
+    owner = place // start.shape[2]
+    sides = take(step, owner), take(low, owner), take(high, owner)
+    found, _ = newton_descend(single, take(valleys, place), *sides, _COARSE_STEPS, _COARSE_SETTLED, owner)
+    value = torch.full_like(valleys[..., :1], math.inf)
+    value = put(value, place, exact.value(found)[..., None]).reshape(present.shape)
+    best = torch.arange(low.shape[1], device=low.device) * start.shape[2] + value.argmin(2)
+    found = take(put(valleys, place, found), best)
+    return newton_descend(exact, found, step, low, high, _FINE_STEPS, _FINE_SETTLED)
 
 
 def walk_torch(
@@ -303,12 +182,13 @@ def walk_torch(
 
     start (B, C, 3), low, high (3,) -> (B, C, 3)
     """
+    if start.numel() == 0:
+        return start.clone()
     geometry = (positions.to(start.device), wavenumber, wavefront)
     step = torch.tensor(spacing, dtype=torch.float64, device=start.device).expand_as(start)
     low, high = low.to(start.device).expand_as(start), high.to(start.device).expand_as(start)
-    single = real_matrix(matrix.to(torch.complex64))
-    ended, _ = newton_descend(start, step, low, high, single, factored, geometry, _WALK_STEPS)
-    return ended
+    single = Landscape(matrix.to(torch.complex64), factored, geometry)
+    return newton_descend(single, start, step, low, high, _WALK_STEPS, _COARSE_SETTLED)[0]
 
 
 def walk_peaks(
@@ -341,8 +221,9 @@ def walk_from(
     high: Tensor,
     wavefront: str,
     circle_from: float | None = None,
+    centred: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`walk_peaks` on a denominator that is there already.
+    """:func:`walk_peaks` on a denominator that is there already; boxes that end at a bound are ``centred`` by cutting.
 
     position (B, C, 3), low, high (3,) -> position, low, high (B, C, 3)
     """
@@ -356,6 +237,8 @@ def walk_from(
     lowest, highest, arms = (constant_on(t, ended.device) for t in (lowest, highest, arms))
     # The walk runs in float32, which may end a rounding outside.
     ended = _wrapped(torch.maximum(torch.minimum(ended, highest), lowest), circle_from)
+    if centred:
+        arms = torch.minimum(arms, torch.minimum(ended - lowest, highest - ended))
     near = torch.maximum(ended - arms, lowest)
     far = torch.minimum(ended + arms, highest)
     corner_low = torch.cat([near[..., :2], 1 / far[..., 2:]], -1)

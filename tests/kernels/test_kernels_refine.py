@@ -261,7 +261,8 @@ def test_a_walk_goes_downhill_inside_its_bounds(name, wavefront, factored):
 
 @pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize("factored", [False, True], ids=["full", "factored"])
-def test_walks_and_refinements_end_where_those_of_the_cpu_do(factored):
+@pytest.mark.parametrize("points", [(11, 11, 11), (1, 1, 1)])
+def test_walks_and_refinements_end_where_those_of_the_cpu_do(factored, points):
     positions = oracles.rectangular(8, 8)
     rng = np.random.default_rng(7)
     truth = random_positions(rng, 2, 2)
@@ -277,8 +278,8 @@ def test_walks_and_refinements_end_where_those_of_the_cpu_do(factored):
     np.testing.assert_allclose(ended.numpy(), theirs.numpy(), atol=1e-3 * max(spacing))
     found = []
     for by, at in ((refined, ended), (refined_by_the_cpu, theirs)):
-        box = np.maximum(at.numpy() - spacing, low), np.minimum(at.numpy() + spacing, high)
-        found.append(by(form, factored, *box, positions, points=(11, 11, 11))[0])
+        reach = np.minimum(spacing, np.minimum(at.numpy() - low, high - at.numpy()))
+        found.append(by(form, factored, at.numpy() - reach, at.numpy() + reach, positions, points=points)[0])
     assert_same_place(*found)
 
 
