@@ -88,7 +88,7 @@ def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
         )
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError("noise_power must be positive and finite: it is linear (sigma^2), not in dB")
-    received = measurement.y.abs().double().square().mean((1, 2))
+    received = measurement.received
     loud = (noise > 3 * received).nonzero()[:, 0]
     if len(loud):
         # What is received holds the noise too: three times as much noise does not happen.

@@ -308,8 +308,7 @@ def effective(found: CovarianceEstimate, measurement: Measurement | None, option
             sample = ls_covariance(measurement.y, measurement.codes, measurement.channel, noise_power=noise)
             sample = sample.to(matrix.dtype)
         if options.map.shrinkage and noise is not None:
-            received = measurement.y.abs().double().square().mean((1, 2))
-            snr_db = 10 * (received / noise.double() - 1).clamp_min(1e-6).log10()
+            snr_db = 10 * (measurement.received / noise.double() - 1).clamp_min(1e-6).log10()
     elif options.map.blend or options.map.shrinkage:
         raise ValueError("map.blend and map.shrinkage need the measurement that the estimate is of")
     return effective_covariance(matrix, sample=sample, beta=options.map.blend, snr_db=snr_db)
@@ -453,7 +452,7 @@ def _calibrated(
     if parts.calibration is None or found.sources is None:
         return polished
     cells = parts.backbone.range_cells
-    features = hit_features(polished, found.sources, cells, parts.setup, measurement.y.shape[1])  # type: ignore[arg-type]
+    features = hit_features(polished, found.sources, cells, parts.setup, measurement.n_snapshots)  # type: ignore[arg-type]
     return parts.calibration.decide(polished, features, least)
 
 

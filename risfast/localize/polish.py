@@ -199,7 +199,7 @@ def _start(
 ) -> tuple[SourceState, Box]:
     device = measurement.y.device
     b, k = len(measurement), options.max_sources
-    received = measurement.y.abs().double().square().mean((1, 2)).clamp_min(1e-300)
+    received = measurement.received.clamp_min(1e-300)
     gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
     farthest = atoms.setup.region.inverse_range[0]
     position = torch.zeros(b, k, 3, dtype=torch.float64)
@@ -334,15 +334,16 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> 
     # Times sigma^2, which it is divided by in the end, so that 32 bits hold it whatever the units.
     root = state.noise.sqrt()[:, None, None, None]
     v = root * likelihood.correction(state)
-    y = likelihood.y[..., None] / root
+    y = likelihood.y / root
     u = y - v @ (v.mH @ y)
     # Phi_l^H x = conj(c_l) * (H^H x), for all l at once.
     columns = (likelihood.channel.mH[:, None] @ torch.cat([u, v], -1).to(dtype)) * likelihood.codes.conj()[..., None]
-    rows = atoms.transform(columns.mH.contiguous())  # [B, L, 1 + K, N]
-    matched, taken = rows[:, :, 0], rows[:, :, 1:].flatten(1, 2)
+    rows = atoms.transform(columns.mH.contiguous())  # [B, G, R + K, N]
+    matched, taken = (part.flatten(1, 2) for part in rows.tensor_split([u.shape[-1]], 2))
     gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
     gram = atoms.transform(atoms.transform(gram).mH.contiguous())
-    both = atoms.analysis(torch.cat([matched.mH @ matched, gram - taken.mH @ taken]).to(torch.complex64)).double()
+    seen = likelihood.weight * (gram - taken.mH @ taken)
+    both = atoms.analysis(torch.cat([matched.mH @ matched, seen]).to(torch.complex64)).double()
     b = len(v)
     return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
 
