@@ -237,6 +237,7 @@ class Likelihood:
         self.codes, self.channel = codes.to(dtype), measurement.channel.to(dtype)
         self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, G, M, N]
         self.array, self.wavefront = array, wavefront
+        self.whitened = self.pooled and measurement.whitened
         self._positions = array.positions_m.to(self.y.device)
 
     def __getitem__(self, index: Tensor) -> Likelihood:
@@ -247,7 +248,7 @@ class Likelihood:
         part.y, part.phi = self.y[index], self.phi[index]
         part.codes, part.channel = self.codes[index], self.channel[index]
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
-        part.weight, part.pooled = self.weight, self.pooled
+        part.weight, part.pooled, part.whitened = self.weight, self.pooled, self.whitened
         return part
 
     @property

@@ -26,8 +26,9 @@ from risfast.localize.likelihood import (
     coordinate_covariance,
     squared_magnitude,
 )
-from risfast.models.atoms import AtomGrid
+from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
+from risfast.models.direct import SteeredAtoms, condensed
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -44,6 +45,14 @@ _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
+
+
+Atoms = AtomGrid | SteeredAtoms
+
+
+def atoms_of(setup: Setup, axes: AtomAxes | None = None) -> Atoms:
+    """The grid that new sources of a setup are looked for on."""
+    return SteeredAtoms(setup, axes) if setup.sampling == "direct" else AtomGrid(setup, axes)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class Polished(NamedTuple):
 def polish_sources(
     measurement: Measurement,
     candidates: Sequence[Sources] | None,
-    atoms: AtomGrid,
+    atoms: Atoms,
     options: PolishOptions | None = None,
     *,
     noise_power: Tensor | None = None,
@@ -153,7 +162,7 @@ def polish_sources(
         Of B scenes. Its noise power is a start; the noise is estimated with the sources.
     candidates : sequence of B Sources, or None
         Starting points with their powers; None starts from noise alone.
-    atoms : AtomGrid
+    atoms : AtomGrid, or SteeredAtoms for pooled snapshots
         The setup, and the grid that new sources are looked for on.
     options : PolishOptions, optional
     noise_power : real tensor, shape (B,), optional
@@ -193,7 +202,7 @@ def polish_sources(
 def _start(
     measurement: Measurement,
     candidates: Sequence[Sources] | None,
-    atoms: AtomGrid,
+    atoms: Atoms,
     options: PolishOptions,
     noise_power: Tensor | None,
 ) -> tuple[SourceState, Box]:
@@ -283,7 +292,7 @@ def _without_weakest(likelihood: Likelihood, state: SourceState, penalty: float)
 
 
 def _with_best_atom(
-    likelihood: Likelihood, state: SourceState, atoms: AtomGrid, penalty: float
+    likelihood: Likelihood, state: SourceState, atoms: Atoms, penalty: float
 ) -> tuple[Tensor, SourceState]:
     """The sources, and one more where the likelihood gains most over the grid."""
     room = (~state.mask.all(1)).nonzero()[:, 0]
@@ -309,7 +318,7 @@ def _fewer(likelihood: Likelihood, point: Point, box: Box, penalty: float, itera
     return _changed(likelihood, point, box, -penalty, most, iterations, without)
 
 
-def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
+def _best_atom(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
     state = state.columns(state.mask.any(0).nonzero()[:, 0])
     n, d = _statistics(likelihood, state, atoms)
@@ -326,8 +335,10 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
     return most, position[index, first], power[index, first]
 
 
-def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor]:
+def _statistics(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64."""
+    if isinstance(atoms, SteeredAtoms):
+        return _pooled_statistics(likelihood, state, atoms)
     # With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of sum_l Phi_l^H
     # R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
     dtype = likelihood.phi.dtype
@@ -346,6 +357,18 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> 
     both = atoms.analysis(torch.cat([matched.mH @ matched, seen]).to(torch.complex64)).double()
     b = len(v)
     return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
+
+
+def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: SteeredAtoms) -> tuple[Tensor, Tensor]:
+    """The same of snapshots that share one covariance."""
+    noise = state.noise[:, None]
+    v = state.noise.sqrt()[:, None, None] * likelihood.correction(state)[:, 0]
+    y = likelihood.y[:, 0] / noise[..., None].sqrt()
+    channel = likelihood.channel.mH  # whitens, and is an identity where noise is white
+    lead = condensed(y - v @ (v.mH @ y))
+    whole = atoms.power(channel) if likelihood.whitened else y.new_tensor(float(atoms.array.n_elements)).real
+    matched = atoms.power(channel @ (lead.basis * lead.value.sqrt()[:, None])) + lead.floor[:, None] * whole
+    return matched.double() / noise, likelihood.weight * (whole - atoms.power(channel @ v)).double() / noise
 
 
 def _report(

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from risfast.covariance import check_measurements
+from risfast.covariance import check_measurements, ls_covariance
 
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
@@ -112,9 +112,35 @@ class Measurement:
         return self.y.shape[1] if self.pooled is None else self.pooled
 
     @property
+    def whitened(self) -> bool:
+        """Whether it takes more than an identity from the elements to the rows."""
+        eye = torch.eye(self.channel.shape[-1], dtype=self.channel.dtype, device=self.channel.device)
+        return not torch.equal(self.channel, eye.expand_as(self.channel))
+
+    @property
     def received(self) -> Tensor:
         """Mean power |y|^2 over snapshots and antennas, float64 (B,)."""
         return self.y.abs().double().square().mean((1, 2)) * (self.y.shape[1] / max(self.n_snapshots, 1))
+
+    @property
+    def fields(self) -> Tensor:
+        """Of pooled snapshots those of the elements, before their noise was made white, complex128 (B, R, N)."""
+        return torch.linalg.solve(self.channel, self.y.mT).mT if self.whitened else self.y
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of what falls on the array, (B, N, N): the sample covariance of pooled snapshots, else by least squares."""
+        if self.pooled is None:
+            return ls_covariance(self.y, self.codes, self.channel, noise_power=self.noise_power)
+        return self.fields.mT @ self.fields.conj() / self.pooled
+
+    def one_by_one(self) -> Measurement:
+        """As many rows as there are snapshots, for what counts them: those that are missing are zero."""
+        if self.pooled is None:
+            return self
+        rows = (0, 0, 0, self.pooled - self.y.shape[1])
+        y, codes = nn.functional.pad(self.y, rows), self.codes[:, :1].expand(-1, self.pooled, -1)
+        return Measurement(y, codes, self.channel, self.noise_power)
 
     def __getitem__(self, index: slice | Tensor) -> Measurement:
         """Some of the scenes."""
