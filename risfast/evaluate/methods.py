@@ -86,6 +86,7 @@ METHOD_TITLES = {
     "ls_capon": "LS + Capon",
     "als_capon": "ALS + Capon",
     "ls_music": "LS + MUSIC",
+    "bartlett": "Bartlett",
     "decoupled_music": "decoupled MUSIC",
     "separable_music": "decoupled MUSIC, angles apart",
     "range_music": "range MUSIC",

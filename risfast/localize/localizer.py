@@ -45,7 +45,7 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
     if ranks["y"] == 2:
         tensors = {name: t[None] for name, t in tensors.items()}
     _check_rows(tensors["y"], "y")
-    return _with_noise(Measurement(**tensors), noise_power)
+    return _with_noise(Measurement(tensors["y"], tensors["codes"], tensors["channel"]), noise_power)
 
 
 def _check_rows(y: Tensor, name: str) -> None:
@@ -522,8 +522,9 @@ def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, 
         raise ValueError("a recording brings its own codes and channel: give it alone")
     if recording.snapshots is None:
         raise ValueError(
-            "this recording holds a covariance and no snapshots; risfast.detect_sources finds the sources of a "
-            "covariance (on the command line, `risfast detect FILE`)"
+            "this recording holds a covariance and no snapshots: give recording.covariance and snapshots=, how many it "
+            "is the mean of, or take risfast.detect_sources, which needs no number (on the command line, `risfast "
+            "detect FILE`)"
         )
     y, codes, channel = recording.scene_batch()
     if not y.is_complex():

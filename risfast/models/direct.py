@@ -30,7 +30,8 @@ _LEAST_LEFT = 1e-5  # of a steering vector's N: what single precision leaves
 class SteeredAtoms(nn.Module):
     """A grid of atoms over (sin azimuth, sin elevation, 1/range) with their steering vectors, single precision."""
 
-    steering: Tensor
+    positions: Tensor  # (G_az, G_el, G_r, 3)
+    steering: Tensor  # (G, N)
 
     def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
