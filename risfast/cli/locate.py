@@ -161,7 +161,7 @@ class LocateCommand(_SourceCommand):
     fields: Annotated[tuple[str, ...], arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")] = ()
     # Options of the localisation, as risfast hpo writes them.
     options: Annotated[Opt[Path], arg(metavar="TOML")] = None
-    # How many independent snapshots a covariance is the mean of: its likelihood is maximised then, as that of snapshots.
+    # How many independent snapshots a covariance is the mean of: it is localised as they would be, not only mapped.
     snapshots: Annotated[Opt[int], arg(metavar="L")] = None
     sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources there are, if that is known.
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
