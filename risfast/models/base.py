@@ -135,7 +135,13 @@ class Measurement:
         return self.fields.mT @ self.fields.conj() / self.pooled
 
     def one_by_one(self) -> Measurement:
-        """As many rows as there are snapshots, for what counts them: those that are missing are zero."""
+        """As many rows as there are snapshots, for what counts them: those that are missing are zero.
+
+        Returns
+        -------
+        Measurement
+            Of the same products.
+        """
         if self.pooled is None:
             return self
         rows = (0, 0, 0, self.pooled - self.y.shape[1])
