@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, detect_sources
-from risfast.models.atoms import AtomAxes
+from risfast.models.atoms import MOST_ATOMS, AtomAxes
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import local_maxima_3d
 from risfast.setup import Setup
@@ -35,7 +35,7 @@ class SteeredAtoms(nn.Module):
 
     def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
-        self.setup, self.axes = setup, axes or AtomAxes.of(setup)
+        self.setup, self.axes = setup, axes or AtomAxes.of(setup, MOST_ATOMS)
         self.array, self.wavefront = setup.array, setup.wavefront
         azimuth, elevation = self.axes.angles(self.axes.coordinates)
         places = torch.meshgrid(azimuth, elevation, 1 / self.axes.inverse_range, indexing="ij")
