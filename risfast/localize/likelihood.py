@@ -293,6 +293,8 @@ class Likelihood:
 
     def _products(self, vectors: Tensor) -> Tensor:
         """Phi_l v [B, L, M, K] of vectors [B, K, N], in the working precision."""
+        if self.pooled and not self.whitened:  # through an identity
+            return vectors.mT[:, None]
         response = self.phi.flatten(1, 2) @ vectors.mT.to(self.phi.dtype)
         return response.unflatten(1, (-1, self.shape[2]))
 

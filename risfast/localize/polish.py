@@ -173,6 +173,11 @@ def polish_sources(
     Polished
         Its penalised likelihood is never below that of the candidates.
 
+    Raises
+    ------
+    ValueError
+        Snapshots that are not pooled, for an array that is sampled directly.
+
     Notes
     -----
     Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
@@ -181,6 +186,8 @@ def polish_sources(
     best by this are compared by their exact gains.
     """
     options = options or PolishOptions()
+    if isinstance(atoms, SteeredAtoms) and measurement.pooled is None:
+        raise ValueError("an array that is sampled directly takes pooled snapshots: see Measurement.direct")
     likelihood = Likelihood(measurement, atoms.array, atoms.wavefront, dtype=torch.complex64)
     b, snapshots, m = likelihood.shape
     penalty = options.penalty * math.log(max(snapshots * m, 2))

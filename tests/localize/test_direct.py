@@ -12,6 +12,7 @@ import torch
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.localize import Localizer
+from risfast.localize.polish import polish_sources
 from risfast.models import Measurement
 from risfast.models.direct import SteeredAtoms, condensed
 from risfast.setup import Setup
@@ -171,3 +172,12 @@ def test_rows_one_by_one_have_the_same_products_and_count():
     rows = pooled.one_by_one()
     assert rows.y.shape == rows.codes.shape == (1, 60, 24)
     np.testing.assert_allclose(rows.y.mT @ rows.y.conj(), pooled.y.mT @ pooled.y.conj())
+
+
+def test_the_polish_takes_pooled_snapshots():
+    x = torch.as_tensor(snapshots(30))
+    raw = Measurement(x, torch.ones_like(x), torch.eye(24, dtype=x.dtype)[None])
+    with pytest.raises(ValueError, match="pooled"):
+        polish_sources(raw, None, SteeredAtoms(SETUP))
+    [sources] = Localizer.classical(SETUP).localize(raw)  # which sees that they are of the elements
+    assert_found(sources)
