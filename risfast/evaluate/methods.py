@@ -135,7 +135,8 @@ class _Localizer(Method):
 
     def __init__(self, parts: Parts, options: PipelineOptions) -> None:
         self.parts, self.options = parts, options
-        self.device = next((p.device for p in parts.backbone.parameters()), torch.device("cpu"))
+        held = (*parts.backbone.parameters(), *parts.backbone.buffers())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         began = time.perf_counter()

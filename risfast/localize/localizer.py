@@ -339,7 +339,8 @@ class Localizer:
     @cached_property
     def _directly(self) -> Localizer:
         """The same for data that are sampled directly, where nothing was said of that."""
-        return Localizer.classical(self.setup.replace(sampling="direct"), options=self.options)
+        made = Localizer.classical(self.setup.replace(sampling="direct"), options=self.options)
+        return made.to(next(self.backbone.buffers()).device)
 
     def unlike(self, array: SensorArray | Setup) -> str | None:
         """Why data of an array cannot be the model's, at any scale and in any order.
@@ -371,6 +372,7 @@ class Localizer:
         Localizer
             This one: its networks move in place.
         """
+        self.__dict__.pop("_directly", None)
         self.parts.backbone.to(device)
         self.parts.atoms.to(device)
         if self.parts.refiner is not None:
