@@ -84,6 +84,12 @@ PLANE_PHASE_RAD = 4.6
 _SKEW = 0.5
 
 
+def check_sampling(sampling: str) -> None:
+    """Refuse what is neither of the two ways."""
+    if sampling not in get_args(Sampling):
+        raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {sampling!r}")
+
+
 _DERIVED: Any = None  # follows from the array
 
 
@@ -121,8 +127,7 @@ class Setup:
     def __post_init__(self) -> None:
         """Check, and fill in what follows from the array."""
         check_wavefront(self.wavefront)
-        if self.sampling not in get_args(Sampling):
-            raise ValueError(f"sampling must be one of {', '.join(get_args(Sampling))}; got {self.sampling!r}")
+        check_sampling(self.sampling)
         speed = self.speed_m_s
         if speed is not None and not (isinstance(speed, int | float) and 0 < speed < math.inf):
             raise ValueError(f"speed_m_s must be a positive number of metres per second, got {self.speed_m_s!r}")

@@ -50,6 +50,9 @@ class Paths(NamedTuple):
     bend: Tensor  # (..., N) or (..., 1)
 
 
+_ON_ELEMENT = 1e-9  # of the range
+
+
 def _planar_phase(projection: Tensor, squared: Tensor, r: Tensor, wavenumber: float) -> Tensor:
     return wavenumber * projection
 
@@ -80,6 +83,7 @@ def _spherical_slopes(projection: Tensor, squared: Tensor, r: Tensor) -> tuple[T
     # with 1/r as -r^2 times that. 1 - (r - u.p) / d is computed as (d^2 - (r - u.p)^2) / (d (d + r - u.p)).
     r = r.clamp_max(farthest(r.dtype))
     distance = (r * r - 2 * r * projection + squared).clamp_min(0).sqrt()
+    distance = torch.maximum(distance, _ON_ELEMENT * r)  # where the path has a kink, its slope is finite
     # d^2 - (r - u.p)^2 = |p|^2 - (u.p)^2 is what bends the wavefront.
     bend = (squared - projection.square()).clamp_min(0) / (distance * (distance + r - projection).clamp_min(1e-300))
     return r / distance, -r * r * bend

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.baselines.base import Baseline, exactly, reported
-from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance, ls_covariance
+from risfast.covariance import als_covariance, covariance_from_factor, effective_covariance
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.geometry import SearchGrid
 from risfast.models import build_backbone
@@ -44,6 +44,8 @@ def peaks_without_threshold(detection: DetectionOptions, count: int) -> Detectio
 class LsCapon(Baseline):
     """Capon spectrum of the ridge least-squares covariance of :func:`risfast.covariance.ls_covariance`.
 
+    Of an array that is sampled directly, of its sample covariance.
+
     The subclasses take other covariances.
     """
 
@@ -57,7 +59,7 @@ class LsCapon(Baseline):
 
         n_sources (B,) -> (B, N, N)
         """
-        return ls_covariance(measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power)
+        return measurement.covariance
 
     def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
         """The peaks of the spectra."""

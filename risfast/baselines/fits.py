@@ -9,10 +9,11 @@ from torch import Tensor
 
 from risfast.baselines.base import Baseline, by_count, completed, exactly, reported
 from risfast.baselines.capon import EVERY_DB
-from risfast.localize.polish import PolishOptions, polish_sources
-from risfast.models.atoms import AtomAxes, AtomGrid
+from risfast.localize.polish import PolishOptions, atoms_of, polish_sources
+from risfast.models.atoms import AtomAxes
 from risfast.models.base import Measurement
 from risfast.models.decode import PowerDetection, sources_of_power
+from risfast.models.direct import SteeredAtoms
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
 from risfast.sources import Sources
@@ -84,7 +85,7 @@ class GreedyMl(Baseline):
 
     def __init__(self, setup: Setup, options: GreedyMlOptions | None = None) -> None:
         super().__init__(setup, options)
-        self.atoms = AtomGrid(setup, self.options.axes)
+        self.atoms = atoms_of(setup, self.options.axes)
 
     def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
         """The sources of the fit."""
@@ -130,6 +131,8 @@ class GreedyMl(Baseline):
 
     def _matched_filter(self, measurement: Measurement) -> Tensor:
         """|Phi^H y|^2 summed over snapshots, at every atom."""
+        if isinstance(self.atoms, SteeredAtoms):
+            return self.atoms.power(measurement.fields.mT).unflatten(1, self.atoms.shape)
         phi = measurement.channel.to(torch.complex64)[:, None] * measurement.codes.to(torch.complex64)[:, :, None]
         v = (self.atoms.transform(phi).mH @ measurement.y.to(torch.complex64)[..., None])[..., 0]
         return self.atoms.analysis(v.mT @ v.conj())

@@ -5,22 +5,23 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from risfast.baselines.base import Baseline, by_count, exactly, reported
 from risfast.baselines.capon import peaks_without_threshold
-from risfast.covariance import ls_covariance
-from risfast.detect import DetectionOptions, detect_sources_lowrank
+from risfast.detect import DetectionOptions, detect_sources, detect_sources_lowrank
 from risfast.geometry import SearchGrid
 from risfast.models.base import Measurement
-from risfast.ops import mvdr_spectrum_lowrank
+from risfast.ops import bartlett_spectrum, mvdr_spectrum_lowrank
 from risfast.setup import Setup
 from risfast.sources import Sources
 from risfast.steering import steering_vectors
 
 CRITERIA = ("mdl", "aic")
+_ABOVE = 1.01  # times the largest eigenvalue
 # Capon of U U^H with this loading is MUSIC: (N - |U^H a|^2 (1 - eps)) with eps below 1e-5 K / N.
 LOADING = 1e-5
 
@@ -124,13 +125,11 @@ class SubspaceBaseline(Baseline):
     def find(self, measurement: Measurement, n_sources: Tensor | None) -> list[Sources]:
         """All scenes of equal count together."""
         array = self.setup.array
-        covariance = ls_covariance(
-            measurement.y, measurement.codes, measurement.channel, noise_power=measurement.noise_power
-        )
+        covariance = measurement.covariance
         counts = n_sources
         if counts is None:
             most = min(self.options.max_sources, self.most_sources)
-            counts = subspace_order(covariance, measurement.y.shape[1], self.options.criterion, most)
+            counts = subspace_order(covariance, measurement.n_snapshots, self.options.criterion, most)
         if int(counts.max()) >= array.n_elements:  # a signal subspace that would leave no noise
             raise ValueError(
                 f"n_sources must be below the {array.n_elements} elements of the array, got {int(counts.max())}"
@@ -171,6 +170,36 @@ class LsMusic(SubspaceBaseline):
         grid = o.grid if o.grid is not None else setup.search_grid()
         found = music_peaks(leading(covariance, count), setup, grid, o.detection, o.detection.separation(setup))
         return reported(found, setup)
+
+
+class Bartlett(SubspaceBaseline):
+    """The strongest peaks of a^H R a, the delay-and-sum beamformer, as many as the criterion says."""
+
+    # The maxima of a^H R a are those of the Capon power N / (a^H (c I - R) a), for any c above all eigenvalues of R:
+    # the matrix whose inverse that is goes through the same search.
+
+    Options = MusicOptions
+
+    def of_covariance(self, covariance: Tensor, count: int) -> list[Sources]:
+        """The strongest peaks of the Bartlett spectra of a batch of covariances.
+
+        covariance (B, N, N)
+        """
+        o, setup = self.options, self.setup
+        grid = o.grid if o.grid is not None else setup.search_grid()
+        value, vector = torch.linalg.eigh(covariance.to(torch.complex128))
+        gap = _ABOVE * value[:, -1:] - value
+        turned = (vector / gap[:, None]) @ vector.mH
+        detection = peaks_without_threshold(o.detection, count)
+        found = detect_sources(turned, setup, grid, loading=0.0, options=detection)
+
+        def volume(scene: int) -> Tensor:
+            how: dict[str, Any] = {"wavefront": setup.wavefront, "reduce": "none"}
+            return bartlett_spectrum(covariance[scene], setup.array, grid, **how)
+
+        axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
+        whole = exactly(found, [count] * len(found), axes, volume, o.detection.separation(setup))
+        return reported(whole, setup)
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,14 @@ from risfast.baselines.base import Baseline
 from risfast.baselines.capon import AlsCapon, LsCapon, TransformerCapon, TrueCapon
 from risfast.baselines.decoupled import DecoupledMusic, SeparableMusic
 from risfast.baselines.fits import GreedyMl, Sbl
-from risfast.baselines.music import LsMusic, RangeMusic
+from risfast.baselines.music import Bartlett, LsMusic, RangeMusic
 from risfast.setup import Setup
 
 BASELINES: dict[str, type[Baseline]] = {
     "ls_capon": LsCapon,
     "als_capon": AlsCapon,
     "ls_music": LsMusic,
+    "bartlett": Bartlett,
     "decoupled_music": DecoupledMusic,
     "separable_music": SeparableMusic,
     "range_music": RangeMusic,

@@ -161,6 +161,8 @@ class LocateCommand(_SourceCommand):
     fields: Annotated[tuple[str, ...], arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")] = ()
     # Options of the localisation, as risfast hpo writes them.
     options: Annotated[Opt[Path], arg(metavar="TOML")] = None
+    # How many independent snapshots a covariance is the mean of: it is localised as they would be, not only mapped.
+    snapshots: Annotated[Opt[int], arg(metavar="L")] = None
     sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources there are, if that is known.
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
     # Report no source that is less probable than this, from 0 to 1; by default as the options or the model say.
@@ -183,10 +185,11 @@ class LocateCommand(_SourceCommand):
             for note in recording.provenance.notes:
                 progress.say(f"{self.file.name}: {note}")
         options = None if self.options is None else read_options(self.options)
-        if recording.covariance is not None:
-            return self._covariance(
-                recording.covariance.to(device), _problem(recording, region), options, picture, progress
-            )
+        matrices = recording.covariance
+        if matrices is None and self.snapshots is not None:
+            raise ValueError(f"--snapshots goes with a covariance, and {self.file} holds the snapshots themselves")
+        if matrices is not None and self.snapshots is None:
+            return self._covariance(matrices.to(device), _problem(recording, region), options, picture, progress)
         localizer = self._localizer(chosen, recording, parts, region, options, progress).to(device)
         typed = {name: getattr(self, name) for name in ("least_confidence", "max_sources")}
         decision = replace(localizer.options.decision, **{k: v for k, v in typed.items() if v is not None})
@@ -194,8 +197,9 @@ class LocateCommand(_SourceCommand):
         self.results.check_scene(recording.scenes)
         progress("localising", 0, recording.scenes, unit="scenes")
         found = localizer.analyse(
-            recording,
+            recording if matrices is None else matrices.to(device),
             n_sources=self.sources,
+            snapshots=self.snapshots,
             report=lambda done, total: progress("localising", done, total, unit="scenes"),
         )
         progress.close()

@@ -86,6 +86,7 @@ METHOD_TITLES = {
     "ls_capon": "LS + Capon",
     "als_capon": "ALS + Capon",
     "ls_music": "LS + MUSIC",
+    "bartlett": "Bartlett",
     "decoupled_music": "decoupled MUSIC",
     "separable_music": "decoupled MUSIC, angles apart",
     "range_music": "range MUSIC",
@@ -134,7 +135,8 @@ class _Localizer(Method):
 
     def __init__(self, parts: Parts, options: PipelineOptions) -> None:
         self.parts, self.options = parts, options
-        self.device = next((p.device for p in parts.backbone.parameters()), torch.device("cpu"))
+        held = (*parts.backbone.parameters(), *parts.backbone.buffers())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         began = time.perf_counter()

@@ -133,7 +133,7 @@ def mismatched_bound(
         if not len(used):
             continue
         factor, state = true_responses(part, seed)
-        measurement = Measurement.of(part)
+        measurement = Measurement.of(part).one_by_one()
         likelihood = Likelihood(measurement, array or scenes.config.array, wavefront or scenes.config.wavefront)
         bound = mismatched_cramer_rao_bound(likelihood, state.columns(used), factor)
         result.found[index] = bound.found

@@ -137,6 +137,8 @@ def _mismatches(nominal: SystemConfig, methods: Sequence[str], scenes: int) -> l
         "close_4_deg": ("two sources within 4° by 4°", _close(nominal, 2.0)),
     }
     sets = []
+    if nominal.sampling == "direct":  # without codes
+        cells = {name: cell for name, cell in cells.items() if not name.startswith("codes_")}
     for name, (title, systems) in cells.items():
         each = max(-(-scenes // len(systems)), 1)
         sets.append(SceneSet(name, title, systems, each, _blind(methods, each)))

@@ -5,6 +5,9 @@
 Everything about it, the Fisher information included, follows from Gram matrices of the b_lk, their derivatives and y_l;
 the metric R_l^-1 comes by the Woodbury identity from a K x K factorisation. Range enters as 1/range, along which phases
 are nearly linear.
+
+Snapshots that share a code share R_l, and form a group: of an array that is sampled directly all L are one, the
+likelihood is -L (log det R + tr(R^-1 S)) of their sample covariance S, and its cost does not depend on L.
 """
 
 from __future__ import annotations
@@ -203,7 +206,8 @@ class Likelihood:
     wavefront : {"spherical", "fresnel", "planar"}
     dtype : torch.complex128 or torch.complex64
         Of the products with the sensing operators, which are most of the work. Everything after them is complex128.
-        complex64 moves the log-likelihood by some 1e-3, far less than a source is worth.
+        complex64 moves the log-likelihood by some 1e-3, far less than a source is worth; pooled snapshots, of which
+        there may be many, are always complex128.
 
     Raises
     ------
@@ -224,10 +228,16 @@ class Likelihood:
         dtype: torch.dtype = torch.complex128,
     ) -> None:
         check_wavefront(wavefront)
-        self.y = measurement.y.to(torch.complex128)
-        self.codes, self.channel = measurement.codes.to(dtype), measurement.channel.to(dtype)
-        self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, L, M, N]
+        y, codes = measurement.y.to(torch.complex128), measurement.codes
+        # G groups of ``weight`` snapshots that share a code, each of R columns whose outer products add up to theirs.
+        self.y, self.weight, self.pooled = y[..., None], 1, measurement.pooled is not None  # [B, G, M, R]
+        if measurement.pooled is not None:
+            self.y, self.weight = y.mT[:, None], measurement.pooled
+            codes, dtype = codes[:, :1], torch.complex128
+        self.codes, self.channel = codes.to(dtype), measurement.channel.to(dtype)
+        self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, G, M, N]
         self.array, self.wavefront = array, wavefront
+        self.whitened = self.pooled and measurement.whitened
         self._positions = array.positions_m.to(self.y.device)
 
     def __getitem__(self, index: Tensor) -> Likelihood:
@@ -238,13 +248,14 @@ class Likelihood:
         part.y, part.phi = self.y[index], self.phi[index]
         part.codes, part.channel = self.codes[index], self.channel[index]
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
+        part.weight, part.pooled, part.whitened = self.weight, self.pooled, self.whitened
         return part
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(B, L, M)."""
-        b, snapshots, m = self.y.shape
-        return b, snapshots, m
+        b, groups, m, _ = self.y.shape
+        return b, groups * self.weight, m
 
     def seen(self, position: Tensor, *, derivatives: bool = False) -> Tensor:
         """Responses b of the antennas to sources of unit power, and their derivatives.
@@ -259,7 +270,8 @@ class Likelihood:
         Returns
         -------
         complex128 tensor, shape (B, L, M, K), or (B, L, M, 4, K) with ``derivatives``
-            The second form stacks b and its derivatives with respect to azimuth, elevation and 1/range.
+            The second form stacks b and its derivatives with respect to azimuth, elevation and 1/range. Pooled
+            snapshots have one response in the place of L.
         """
         if not derivatives:
             return self._products(self._steering(position)).to(torch.complex128)
@@ -281,6 +293,8 @@ class Likelihood:
 
     def _products(self, vectors: Tensor) -> Tensor:
         """Phi_l v [B, L, M, K] of vectors [B, K, N], in the working precision."""
+        if self.pooled and not self.whitened:  # through an identity
+            return vectors.mT[:, None]
         response = self.phi.flatten(1, 2) @ vectors.mT.to(self.phi.dtype)
         return response.unflatten(1, (-1, self.shape[2]))
 
@@ -310,7 +324,7 @@ class Likelihood:
         """
         scaled = self._scaled(self.seen(state.position), state)
         factor = _cholesky(_plus_noise(scaled.mH @ scaled, state.noise))
-        return self._value(factor, scaled.mH @ self.y[..., None], state.noise)
+        return self._value(factor, scaled.mH @ self.y, state.noise)
 
     def losses(self, state: SourceState) -> Tensor:
         """What the log-likelihood loses without each source, everything else as it is.
@@ -333,18 +347,18 @@ class Likelihood:
         scaled = self._scaled(self.seen(state.position), state)
         t = torch.cholesky_inverse(_cholesky(_plus_noise(scaled.mH @ scaled, state.noise)))
         noise = state.noise[:, None, None]
-        own = noise * t.diagonal(dim1=2, dim2=3).real  # [B, L, K], at most 1
-        tz = (t @ (scaled.mH @ self.y[..., None]))[..., 0]
-        lost = (squared_magnitude(tz) / own + own.log()).sum(1)
+        own = noise * t.diagonal(dim1=2, dim2=3).real  # [B, G, K], at most 1
+        tz = t @ (scaled.mH @ self.y)
+        lost = (squared_magnitude(tz).sum(3) / own + self.weight * own.log()).sum(1)
         return torch.where(state.mask, lost, torch.inf)
 
     def _value(self, factor: Tensor, matched: Tensor, noise: Tensor) -> Tensor:
-        """Of the Cholesky factors [B, L, K, K] of sigma^2 I + S^H S, and of S^H y [B, L, K, 1]."""
+        """Of the Cholesky factors [B, G, K, K] of sigma^2 I + S^H S, and of S^H y [B, G, K, R]."""
         _, snapshots, m = self.shape
-        logdet = 2 * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
+        logdet = 2 * self.weight * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
         logdet = logdet + snapshots * (m - factor.shape[-1]) * noise.log()
         explained = squared_magnitude(torch.linalg.solve_triangular(factor, matched, upper=False)).sum((1, 2, 3))
-        return -logdet - (squared_magnitude(self.y).sum((1, 2)) - explained) / noise
+        return -logdet - (squared_magnitude(self.y).sum((1, 2, 3)) - explained) / noise
 
     def correction(self, state: SourceState) -> Tensor:
         """Low-rank part V_l of the inverse covariances, R_l^-1 = I / sigma^2 - V_l V_l^H.
@@ -396,19 +410,20 @@ class Likelihood:
         eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
         factor = self._factor(self.seen(others.position), others)
         inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
-        white_y = inverse_factor @ self.y[..., None]
+        white_y = inverse_factor @ self.y
         # 64 bits: the gain is some L M times the SNR, and the posterior of range looks at differences of order one.
         white = inverse_factor @ self._products(self._steering(path)).to(torch.complex128)  # [B, L, M, J]
-        s = squared_magnitude(white).sum(2)  # [B, L, J]
-        q = squared_magnitude((white_y.mH @ white)[..., 0, :])
+        s = squared_magnitude(white).sum(2)  # [B, G, J]
+        # Sums over the snapshots of a group, in units of their number.
+        q = squared_magnitude(white_y.mH @ white).sum(2) / self.weight
         total = s.sum(1).clamp_min(1e-300)
         rho = (q.sum(1) / total).clamp_min(_LEAST_RATIO)
-        power = (rho - 1 + _LEAST_RATIO) * self.shape[1] / total
+        power = (rho - 1 + _LEAST_RATIO) * s.shape[1] / total
         for _ in range(_POWER_STEPS):
             shrunk = 1 / (1 + power[:, None] * s)
             power = power * (q * shrunk.square()).sum(1) / (s * shrunk).sum(1).clamp_min(1e-300)
         scaled = power[:, None] * s
-        gain = (power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1)
+        gain = self.weight * (power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1)
         return gain.clamp_min(0), torch.where(gain > 0, power, 0.0)
 
     def derivatives(self, state: SourceState) -> Derivatives:
@@ -435,36 +450,38 @@ class Likelihood:
         tr R^-2 = (M - K) / sigma^4 + tr T^2: nothing cancels but what the derivatives share with the sources. With more
         sources than antennas the derivatives lose digits from 50 dB of SNR on.
         """
-        m = self.shape[2]
-        k = state.mask.shape[1]
+        _, snapshots, m = self.shape
+        k, weight = state.mask.shape[1], self.weight
         noise = state.noise[:, None, None, None]
         columns = self._scaled(self.seen(state.position, derivatives=True), state).flatten(3)
-        both = torch.cat([columns, self.y[..., None]], -1)
-        product = both.mH @ both  # [B, L, 4 K + 1, 4 K + 1]
-        gram, matched = product[..., :-1, :-1], product[..., :-1, -1:]
+        both = torch.cat([columns, self.y], -1)
+        # Of pooled snapshots only the trace of their own Gram matrix, R x R, matters.
+        product = (columns if self.pooled else both).mH @ both
+        gram, matched = product[..., : 4 * k, : 4 * k], product[..., : 4 * k, 4 * k :]
         rows, z = gram[..., :k, :], matched[..., :k, :]  # S^H (S, dS) and S^H y
         factor = _cholesky(_plus_noise(rows[..., :k], state.noise))
         t = torch.cholesky_inverse(factor)
         tz, between = t @ z, t @ rows  # S^H R^-1 y and S^H R^-1 (S, dS)
         inner = ((gram[..., k:, k:] - rows[..., k:].mH @ between[..., k:]) / noise).unflatten(3, (3, k))
         u = torch.cat([tz, (matched[..., k:, :] - rows[..., k:].mH @ tz) / noise], 2)  # (S, dS)^H R^-1 y
-        u = u[..., 0].unflatten(2, (4, k))
-        own = between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4)  # [B, L, 4, K]
+        u = u.unflatten(2, (4, k))  # [B, G, 4, K, R]
+        own = weight * between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4)  # [B, G, 4, K]
 
-        slope = 2 * (u[:, :, :1] * u[:, :, 1:].conj() - own[:, :, 1:]).real
-        scale = squared_magnitude(u[:, :, :1]) - own[:, :, :1].real
+        slope = 2 * ((u[:, :, :1] * u[:, :, 1:].conj()).sum(4) - own[:, :, 1:]).real
+        scale = squared_magnitude(u[:, :, :1]).sum(4) - own[:, :, :1].real
         sigma = state.noise
-        absent = self.shape[1] * (m - k)
-        trace = t.diagonal(dim1=2, dim2=3).real.sum((1, 2))
-        left = product[..., -1, -1].real.sum(1) - ((z.conj() * tz).real.sum((1, 2, 3)))
+        absent = snapshots * (m - k)
+        trace = weight * t.diagonal(dim1=2, dim2=3).real.sum((1, 2))
+        received = squared_magnitude(self.y).sum((1, 2, 3)) if self.pooled else product[..., -1, -1].real.sum(1)
+        left = received - (z.conj() * tz).real.sum((1, 2, 3))
         by_noise = (left / sigma - squared_magnitude(tz).sum((1, 2, 3))) - (absent + sigma * trace)
         by_source = torch.cat([slope, scale], 2).sum(1)
         gradient = torch.cat([by_source.flatten(1), by_noise[:, None]], 1)
 
-        information = self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k)))
-        squared = (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
+        information = weight * self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k)))
+        squared = weight * (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
         cross = torch.cat([2 * squared[:, 1:], squared[:, :1]], 1) * sigma[:, None, None]
-        corner = absent + sigma.square() * squared_magnitude(t).sum((1, 2, 3))
+        corner = absent + weight * sigma.square() * squared_magnitude(t).sum((1, 2, 3))
         whole = torch.cat([information, cross.flatten(1)[:, None]], 1)
         last = torch.cat([cross.flatten(1), corner[:, None]], 1)
         whole = torch.cat([whole, last[..., None]], 2)

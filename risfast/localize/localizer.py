@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,6 +20,7 @@ from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.direct import SampleCovariance
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
@@ -42,31 +44,83 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
         )
     if ranks["y"] == 2:
         tensors = {name: t[None] for name, t in tensors.items()}
-    measurement = Measurement(**tensors)
-    if measurement.y.shape[1] == 0:
-        raise ValueError("y holds no snapshot: L must be at least 1")
-    if len(measurement) and not bool((measurement.y.abs().amax((1, 2)) > 0).all()):
-        silent = int((measurement.y.abs().amax((1, 2)) == 0).nonzero()[0, 0])
-        raise ValueError(f"y[{silent}] is zero throughout: there is nothing to localise")
+    _check_rows(tensors["y"], "y")
+    return _with_noise(Measurement(tensors["y"], tensors["codes"], tensors["channel"]), noise_power)
+
+
+def _check_rows(y: Tensor, name: str) -> None:
+    """Refuse no snapshots (B, 0, M), and silence."""
+    if y.shape[1] == 0:
+        raise ValueError(f"{name} holds no snapshot: L must be at least 1")
+    if len(y) and not bool((y.abs().amax((1, 2)) > 0).all()):
+        silent = int((y.abs().amax((1, 2)) == 0).nonzero()[0, 0])
+        raise ValueError(f"{name}[{silent}] is zero throughout: there is nothing to localise")
+
+
+def _with_noise(measurement: Measurement, noise_power: Any) -> Measurement:
+    """The measurement with a noise power, checked, where one is given."""
     if noise_power is None:
         return measurement
     noise = torch.as_tensor(noise_power).to(measurement.y.device).double()
     noise = noise.expand(len(measurement)) if noise.ndim == 0 else noise
-    return Measurement(measurement.y, measurement.codes, measurement.channel, _checked_noise(noise, measurement))
+    return replace(measurement, noise_power=_checked_noise(noise, measurement))
 
 
-def direct_measurement(x: Any, n_elements: int, noise_power: Any) -> Measurement:
-    """Snapshots of the elements themselves, (L, N) or (B, L, N), as a measurement through an identity."""
+def direct_measurement(
+    x: Any, n_elements: int, noise_power: Any, noise_covariance: Any = None, snapshots: int | None = None
+) -> Measurement:
+    """Snapshots of the elements themselves, (L, N) or (B, L, N), or covariances of so many of them, as a measurement.
+
+    noise_covariance (N, N), (B, N, N) or (N,)
+    """
     tensor = _tensor(x, "x")
+    if snapshots is not None:
+        tensor = _rows_of(tensor, n_elements, snapshots)
     if tensor.ndim not in (2, 3) or tensor.shape[-1] != n_elements:
         turned = tensor.ndim in (2, 3) and tensor.shape[-2] == n_elements
         raise ShapeError(
             f"x must have shape (L, {n_elements}) or (B, L, {n_elements}), one row per snapshot, got "
             f"{tuple(tensor.shape)}{'; it looks transposed' if turned else ''}"
         )
-    codes = torch.ones_like(tensor)
-    channel = torch.eye(n_elements, dtype=tensor.dtype, device=tensor.device)
-    return measurement_from(tensor, codes, channel.expand(*tensor.shape[:-2], -1, -1), noise_power)
+    x = tensor if tensor.ndim == 3 else tensor[None]
+    _check_rows(x, "x")
+    whitening = None if noise_covariance is None else _whitening(noise_covariance, len(x), n_elements).to(x.device)
+    return _with_noise(Measurement.direct(x, whitening=whitening, pooled=snapshots), noise_power)
+
+
+def _rows_of(covariance: Tensor, n: int, snapshots: int) -> Tensor:
+    """Rows (.., R, N) whose outer products add up to those of the snapshots of a sample covariance (.., N, N)."""
+    if covariance.ndim not in (2, 3) or covariance.shape[-2:] != (n, n):
+        raise ShapeError(
+            f"with snapshots given, x must be a covariance of shape ({n}, {n}) or (B, {n}, {n}), got "
+            f"{tuple(covariance.shape)}"
+        )
+    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 1:
+        raise ValueError(f"snapshots must be a whole number of at least 1, got {snapshots!r}")
+    r = covariance.to(torch.complex128)
+    if float((r - r.mH).abs().amax()) > _HERMITIAN * float(r.abs().amax()):
+        raise ValueError("x is not Hermitian: with snapshots given, it must be a covariance")
+    value, vector = torch.linalg.eigh((r + r.mH) / 2)
+    if bool((value[..., 0] < -_HERMITIAN * value[..., -1]).any()):
+        raise ValueError("x is not positive semi-definite: with snapshots given, it must be a covariance")
+    # L snapshots have a covariance of rank L at the most.
+    value, vector = value[..., -snapshots:].clamp_min(0), vector[..., -snapshots:]
+    return (vector * (snapshots * value).sqrt()[..., None, :]).mT
+
+
+def _whitening(noise_covariance: Any, scenes: int, n: int) -> Tensor:
+    """W (B, N, N) with W C W^H = I, for C of trace N: the noise that is estimated is a factor of it."""
+    c = torch.as_tensor(noise_covariance).to(torch.complex128)
+    if c.shape == (n,):
+        c = torch.diag(c)
+    if c.shape not in ((n, n), (scenes, n, n)):
+        raise ShapeError(f"noise_covariance must have shape ({n},), ({n}, {n}) or ({scenes}, {n}, {n}), got {c.shape}")
+    trace = c.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    found = torch.linalg.cholesky_ex(c * (n / trace)[..., None, None])
+    if bool((found.info > 0).any()) or not bool(torch.isfinite(torch.view_as_real(found.L)).all()):
+        raise ValueError("noise_covariance must be positive definite (powers of channels must be positive)")
+    eye = torch.eye(n, dtype=c.dtype, device=c.device)
+    return torch.linalg.solve_triangular(found.L, eye, upper=False).expand(scenes, n, n)
 
 
 def _tensor(value: Any, name: str) -> Tensor:
@@ -88,14 +142,14 @@ def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
         )
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError("noise_power must be positive and finite: it is linear (sigma^2), not in dB")
-    received = measurement.y.abs().double().square().mean((1, 2))
+    received = measurement.received
     loud = (noise > 3 * received).nonzero()[:, 0]
     if len(loud):
         # What is received holds the noise too: three times as much noise does not happen.
         warnings.warn(
             f"noise_power of scene {int(loud[0])} is {float(noise[loud[0]]):.3g}, more than three times the mean power "
             f"{float(received[loud[0]]):.3g} of its snapshots; is it in dB?",
-            stacklevel=4,
+            stacklevel=5,
         )
     return noise
 
@@ -103,6 +157,7 @@ def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
 REFINER_FOLDER = "refiner"
 OPTIONS_FILE = "options.toml"
 _SBL_STEPS = 30
+_HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
 _MEND = (
@@ -245,7 +300,10 @@ class Localizer:
         region: Region | None = None,
         options: PipelineOptions | None = None,
     ) -> Localizer:
-        """Without any checkpoint, for any array: the sparse covariance fit, 30 steps.
+        """Without any checkpoint, for any array.
+
+        Behind a surface candidates come from 30 steps of the sparse covariance fit; of an array that is sampled
+        directly, from the Capon map of its sample covariance.
 
         Parameters
         ----------
@@ -269,10 +327,20 @@ class Localizer:
         problem = Setup(setup, region) if isinstance(setup, SensorArray) else setup  # type: ignore[arg-type]
         if region is not None:
             problem = problem.replace(region=region)
-        fit = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
-        made = cls(fit, problem, options)
+        backbone: nn.Module
+        if problem.sampling == "direct":
+            backbone = SampleCovariance(problem)
+        else:
+            backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
+        made = cls(backbone, problem, options)
         made._any_sampling = bare  # nothing was said of it: the data tell
         return made
+
+    @cached_property
+    def _directly(self) -> Localizer:
+        """The same for data that are sampled directly, where nothing was said of that."""
+        made = Localizer.classical(self.setup.replace(sampling="direct"), options=self.options)
+        return made.to(next(self.backbone.buffers()).device)
 
     def unlike(self, array: SensorArray | Setup) -> str | None:
         """Why data of an array cannot be the model's, at any scale and in any order.
@@ -304,6 +372,7 @@ class Localizer:
         Localizer
             This one: its networks move in place.
         """
+        self.__dict__.pop("_directly", None)
         self.parts.backbone.to(device)
         self.parts.atoms.to(device)
         if self.parts.refiner is not None:
@@ -319,6 +388,8 @@ class Localizer:
         array: SensorArray | Setup | None = None,
         n_sources: Any = None,
         noise_power: Any = None,
+        noise_covariance: Any = None,
+        snapshots: int | None = None,
         polish: bool | None = None,
     ) -> list[Sources]:
         """Find the sources of one scene or of a batch.
@@ -339,6 +410,12 @@ class Localizer:
             How many sources there are, where that is known.
         noise_power : float or real array, shape () or (B,), optional
             sigma^2, linear; estimated where it is not given.
+        noise_covariance : array or tensor, shape (N, N), (B, N, N) or (N,), optional
+            Of an array that is sampled directly: the covariance of its noise, or the power of each channel, up to a
+            factor that is estimated. By default all channels have independent noise of one power.
+        snapshots : int, optional
+            L, where ``y`` is the covariance of an array that is sampled directly, shape (N, N) or (B, N, N), the mean
+            of x_l x_l^H over so many independent snapshots.
         polish : bool, optional
             Whether the likelihood sharpens what the backbone found; as the options say by default.
 
@@ -356,7 +433,8 @@ class Localizer:
             sampling of the setup needs.
         """
         given = {"array": array, "n_sources": n_sources, "noise_power": noise_power, "polish": polish}
-        return self.analyse(y, codes, channel, **given).sources
+        own = {"noise_covariance": noise_covariance, "snapshots": snapshots}
+        return self.analyse(y, codes, channel, **given, **own).sources
 
     def analyse(
         self,
@@ -367,6 +445,8 @@ class Localizer:
         array: SensorArray | Setup | None = None,
         n_sources: Any = None,
         noise_power: Any = None,
+        noise_covariance: Any = None,
+        snapshots: int | None = None,
         polish: bool | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> Localisation:
@@ -374,7 +454,7 @@ class Localizer:
 
         Parameters
         ----------
-        y, codes, channel, array, n_sources, noise_power, polish
+        y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish
             As :meth:`localize` takes them.
         report : callable, optional
             Told how many of how many scenes are done.
@@ -388,25 +468,28 @@ class Localizer:
         ShapeError, TypeError, ValueError
             As :meth:`localize`.
         """
-        measurement, found = self._measurement(y, codes, channel, noise_power)
+        measurement, found = self._measurement(y, codes, channel, noise_power, noise_covariance, snapshots)
+        if self._any_sampling and measurement.pooled is not None:
+            given = array if array is not None else found
+            return self._directly.analyse(measurement, array=given, n_sources=n_sources, polish=polish, report=report)
         fit = _fitted(array if array is not None else found, self.setup)
         options = self.options if polish is None else replace(self.options, polished=polish)
         counts = _counts(n_sources, len(measurement))
         result = pipeline.run(self.parts, fit.ordered(measurement), options, counts, report)
-        if self._any_sampling and codes is None and _is_direct(measurement):
-            result = result._replace(setup=self.setup.replace(sampling="direct"))
         return fit.restored(result, result.setup or self.setup)
 
     def _measurement(
-        self, y: Any, codes: Any, channel: Any, noise_power: Any
+        self, y: Any, codes: Any, channel: Any, noise_power: Any, noise_covariance: Any, snapshots: int | None
     ) -> tuple[Measurement, SensorArray | Setup | None]:
         """What was given, checked, and the array or setup that came with it."""
         if isinstance(y, Measurement):
             if codes is not None or channel is not None or noise_power is not None:
                 raise ValueError("a Measurement holds codes, channel and noise power: give it alone")
-            if self.setup.sampling == "direct" and not _is_direct(y):
+            if self.setup.sampling != "direct" or y.pooled is not None:
+                return y if y.pooled is not None else measurement_from(y.y, y.codes, y.channel, y.noise_power), None
+            if not _is_direct(y):
                 raise ValueError(_NOT_DIRECT)
-            return measurement_from(y.y, y.codes, y.channel, y.noise_power), None
+            return direct_measurement(y.y, self.setup.array.n_elements, y.noise_power), None
         array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
             y, codes, channel, array = _of_recording(y, codes, channel)
@@ -416,7 +499,10 @@ class Localizer:
                     "codes and channel are missing: this setup is a surface that antennas look at. For an array that "
                     "is sampled itself take Localizer.classical(Setup(array, sampling='direct'))"
                 )
-            return direct_measurement(y, self.setup.array.n_elements, noise_power), array
+            how = (noise_power, noise_covariance, snapshots)
+            return direct_measurement(y, self.setup.array.n_elements, *how), array
+        if noise_covariance is not None or snapshots is not None:
+            raise ValueError("noise_covariance and snapshots are of an array that is sampled directly, without codes")
         if codes is None or channel is None:
             missing = "codes" if codes is None else "channel"
             raise ValueError(f"{missing} is missing: snapshots behind a surface come with its codes and the channel")
@@ -438,8 +524,9 @@ def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, 
         raise ValueError("a recording brings its own codes and channel: give it alone")
     if recording.snapshots is None:
         raise ValueError(
-            "this recording holds a covariance and no snapshots; risfast.detect_sources finds the sources of a "
-            "covariance (on the command line, `risfast detect FILE`)"
+            "this recording holds a covariance and no snapshots: give recording.covariance and snapshots=, how many it "
+            "is the mean of, or take risfast.detect_sources, which needs no number (on the command line, `risfast "
+            "detect FILE`)"
         )
     y, codes, channel = recording.scene_batch()
     if not y.is_complex():
@@ -476,9 +563,7 @@ class _Fit(NamedTuple):
         if self.order is None:
             return measurement
         order = self.order.to(measurement.y.device)
-        return Measurement(
-            measurement.y, measurement.codes[..., order], measurement.channel[..., order], measurement.noise_power
-        )
+        return replace(measurement, codes=measurement.codes[..., order], channel=measurement.channel[..., order])
 
     def restored(self, result: Localisation, setup: Setup) -> Localisation:
         """As the data have it: lengths in their metres, elements in their order."""

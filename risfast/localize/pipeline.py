@@ -32,13 +32,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.covariance import covariance_from_factor, effective_covariance, ls_covariance
+from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
 from risfast.localize.confidence import HitModel, hit_features
-from risfast.localize.polish import Polished, PolishOptions, polish_sources
+from risfast.localize.polish import Atoms, Polished, PolishOptions, atoms_of, polish_sources
 from risfast.localize.refiner import Refiner, estimate_maps, refined_sources
-from risfast.models.atoms import AtomGrid
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import Spectrum, mvdr_spectrum
 from risfast.setup import MOST_POINTS, POINTS_PER_BEAM, Setup
@@ -246,13 +245,13 @@ class Parts:
     refiner: Refiner | None = None
 
     @cached_property
-    def atoms(self) -> AtomGrid:
+    def atoms(self) -> Atoms:
         """Where the polish looks for new sources: the backbone's atoms, or the setup's."""
         atoms = getattr(self.backbone, "atoms", None)
-        if isinstance(atoms, AtomGrid):
+        if isinstance(atoms, Atoms):
             return atoms
         device = next((p.device for p in self.backbone.parameters()), torch.device("cpu"))
-        return AtomGrid(self.setup).to(device)
+        return atoms_of(self.setup).to(device)
 
 
 class Localisation(NamedTuple):
@@ -305,11 +304,9 @@ def effective(found: CovarianceEstimate, measurement: Measurement | None, option
     if measurement is not None and (options.map.blend or options.map.shrinkage):
         noise = found.noise_power if measurement.noise_power is None else measurement.noise_power
         if options.map.blend:
-            sample = ls_covariance(measurement.y, measurement.codes, measurement.channel, noise_power=noise)
-            sample = sample.to(matrix.dtype)
+            sample = replace(measurement, noise_power=noise).covariance.to(matrix.dtype)
         if options.map.shrinkage and noise is not None:
-            received = measurement.y.abs().double().square().mean((1, 2))
-            snr_db = 10 * (received / noise.double() - 1).clamp_min(1e-6).log10()
+            snr_db = 10 * (measurement.received / noise.double() - 1).clamp_min(1e-6).log10()
     elif options.map.blend or options.map.shrinkage:
         raise ValueError("map.blend and map.shrinkage need the measurement that the estimate is of")
     return effective_covariance(matrix, sample=sample, beta=options.map.blend, snr_db=snr_db)
@@ -351,11 +348,11 @@ def candidates(
     chosen = options.candidates
     refused: tuple[tuple[str, ...], ...] = ()
     if chosen.source == "own":
-        how = chosen.own
+        how, detect = chosen.own, parts.backbone.sources  # every backbone has it
         if options.polished:
             how = {"threshold": chosen.least_count} if found.sources is not None else {}
-            how = {**how, **chosen.polished}
-        sources = list(parts.backbone.sources(found, **how))  # type: ignore[operator]  # every backbone has it
+            how, detect = {**how, **chosen.polished}, getattr(parts.backbone, "candidates", detect)
+        sources = list(detect(found, **how))  # type: ignore[operator]
     elif chosen.source == "capon":
         if peaks is None:
             peaks = map_peaks(effective(found, measurement, options), parts.setup, options)
@@ -453,7 +450,7 @@ def _calibrated(
     if parts.calibration is None or found.sources is None:
         return polished
     cells = parts.backbone.range_cells
-    features = hit_features(polished, found.sources, cells, parts.setup, measurement.y.shape[1])  # type: ignore[arg-type]
+    features = hit_features(polished, found.sources, cells, parts.setup, measurement.n_snapshots)  # type: ignore[arg-type]
     return parts.calibration.decide(polished, features, least)
 
 

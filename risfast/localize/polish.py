@@ -26,8 +26,9 @@ from risfast.localize.likelihood import (
     coordinate_covariance,
     squared_magnitude,
 )
-from risfast.models.atoms import AtomGrid
+from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
+from risfast.models.direct import SteeredAtoms, condensed
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -44,6 +45,14 @@ _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _SHORTLIST = 64  # atoms whose exact gain is computed
+
+
+Atoms = AtomGrid | SteeredAtoms
+
+
+def atoms_of(setup: Setup, axes: AtomAxes | None = None) -> Atoms:
+    """The grid that new sources of a setup are looked for on."""
+    return SteeredAtoms(setup, axes) if setup.sampling == "direct" else AtomGrid(setup, axes)
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ class Polished(NamedTuple):
 def polish_sources(
     measurement: Measurement,
     candidates: Sequence[Sources] | None,
-    atoms: AtomGrid,
+    atoms: Atoms,
     options: PolishOptions | None = None,
     *,
     noise_power: Tensor | None = None,
@@ -153,7 +162,7 @@ def polish_sources(
         Of B scenes. Its noise power is a start; the noise is estimated with the sources.
     candidates : sequence of B Sources, or None
         Starting points with their powers; None starts from noise alone.
-    atoms : AtomGrid
+    atoms : AtomGrid, or SteeredAtoms for pooled snapshots
         The setup, and the grid that new sources are looked for on.
     options : PolishOptions, optional
     noise_power : real tensor, shape (B,), optional
@@ -164,6 +173,11 @@ def polish_sources(
     Polished
         Its penalised likelihood is never below that of the candidates.
 
+    Raises
+    ------
+    ValueError
+        Snapshots that are not pooled, for an array that is sampled directly.
+
     Notes
     -----
     Maximum likelihood by Fisher scoring with Levenberg-Marquardt damping; Bayesian information criterion; for a new
@@ -172,6 +186,8 @@ def polish_sources(
     best by this are compared by their exact gains.
     """
     options = options or PolishOptions()
+    if isinstance(atoms, SteeredAtoms) and measurement.pooled is None:
+        raise ValueError("an array that is sampled directly takes pooled snapshots: see Measurement.direct")
     likelihood = Likelihood(measurement, atoms.array, atoms.wavefront, dtype=torch.complex64)
     b, snapshots, m = likelihood.shape
     penalty = options.penalty * math.log(max(snapshots * m, 2))
@@ -193,13 +209,13 @@ def polish_sources(
 def _start(
     measurement: Measurement,
     candidates: Sequence[Sources] | None,
-    atoms: AtomGrid,
+    atoms: Atoms,
     options: PolishOptions,
     noise_power: Tensor | None,
 ) -> tuple[SourceState, Box]:
     device = measurement.y.device
     b, k = len(measurement), options.max_sources
-    received = measurement.y.abs().double().square().mean((1, 2)).clamp_min(1e-300)
+    received = measurement.received.clamp_min(1e-300)
     gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
     farthest = atoms.setup.region.inverse_range[0]
     position = torch.zeros(b, k, 3, dtype=torch.float64)
@@ -283,7 +299,7 @@ def _without_weakest(likelihood: Likelihood, state: SourceState, penalty: float)
 
 
 def _with_best_atom(
-    likelihood: Likelihood, state: SourceState, atoms: AtomGrid, penalty: float
+    likelihood: Likelihood, state: SourceState, atoms: Atoms, penalty: float
 ) -> tuple[Tensor, SourceState]:
     """The sources, and one more where the likelihood gains most over the grid."""
     room = (~state.mask.all(1)).nonzero()[:, 0]
@@ -309,7 +325,7 @@ def _fewer(likelihood: Likelihood, point: Point, box: Box, penalty: float, itera
     return _changed(likelihood, point, box, -penalty, most, iterations, without)
 
 
-def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor, Tensor]:
+def _best_atom(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
     state = state.columns(state.mask.any(0).nonzero()[:, 0])
     n, d = _statistics(likelihood, state, atoms)
@@ -326,25 +342,40 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> t
     return most, position[index, first], power[index, first]
 
 
-def _statistics(likelihood: Likelihood, state: SourceState, atoms: AtomGrid) -> tuple[Tensor, Tensor]:
+def _statistics(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64."""
+    if isinstance(atoms, SteeredAtoms):
+        return _pooled_statistics(likelihood, state, atoms)
     # With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of sum_l Phi_l^H
     # R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
     dtype = likelihood.phi.dtype
     # Times sigma^2, which it is divided by in the end, so that 32 bits hold it whatever the units.
     root = state.noise.sqrt()[:, None, None, None]
     v = root * likelihood.correction(state)
-    y = likelihood.y[..., None] / root
+    y = likelihood.y / root
     u = y - v @ (v.mH @ y)
     # Phi_l^H x = conj(c_l) * (H^H x), for all l at once.
     columns = (likelihood.channel.mH[:, None] @ torch.cat([u, v], -1).to(dtype)) * likelihood.codes.conj()[..., None]
-    rows = atoms.transform(columns.mH.contiguous())  # [B, L, 1 + K, N]
-    matched, taken = rows[:, :, 0], rows[:, :, 1:].flatten(1, 2)
+    rows = atoms.transform(columns.mH.contiguous())  # [B, G, R + K, N]
+    matched, taken = (part.flatten(1, 2) for part in rows.tensor_split([u.shape[-1]], 2))
     gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
     gram = atoms.transform(atoms.transform(gram).mH.contiguous())
-    both = atoms.analysis(torch.cat([matched.mH @ matched, gram - taken.mH @ taken]).to(torch.complex64)).double()
+    seen = likelihood.weight * (gram - taken.mH @ taken)
+    both = atoms.analysis(torch.cat([matched.mH @ matched, seen]).to(torch.complex64)).double()
     b = len(v)
     return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
+
+
+def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: SteeredAtoms) -> tuple[Tensor, Tensor]:
+    """The same of snapshots that share one covariance."""
+    noise = state.noise[:, None]
+    v = state.noise.sqrt()[:, None, None] * likelihood.correction(state)[:, 0]
+    y = likelihood.y[:, 0] / noise[..., None].sqrt()
+    channel = likelihood.channel.mH  # whitens, and is an identity where noise is white
+    lead = condensed(y - v @ (v.mH @ y))
+    whole = atoms.power(channel) if likelihood.whitened else y.new_tensor(float(atoms.array.n_elements)).real
+    matched = atoms.power(channel @ (lead.basis * lead.value.sqrt()[:, None])) + lead.floor[:, None] * whole
+    return matched.double() / noise, likelihood.weight * (whole - atoms.power(channel @ v)).double() / noise
 
 
 def _report(

@@ -36,7 +36,7 @@ _PART_BYTES = 1 << 19
 _STEP_BEAMS = 0.397
 _STEP_PHASE_RAD = 3.02
 # More atoms than a grid's maps are made for: they would take long, or this much memory.
-_MOST_ATOMS, _LEAST_ATOMS, _TABLE_BYTES = 10_000, 1000, 1 << 29
+MOST_ATOMS, _LEAST_ATOMS, _TABLE_BYTES = 10_000, 1000, 1 << 29
 # Blocks of more atoms are kept whole: finding their significant singular values would take longer than they save.
 _COMPRESSED_ATOMS = 1200
 _STEEPEST_RAD = math.radians(85.0)  # at the poles every azimuth is the same direction
@@ -84,12 +84,14 @@ class AtomAxes:
             object.__setattr__(self, name, getattr(region, name))
 
     @classmethod
-    def of(cls, setup: Setup) -> AtomAxes:
+    def of(cls, setup: Setup, most_atoms: int | None = None) -> AtomAxes:
         """As dense as the reference grid is for its surface: by the aperture in angle, by curvature in range.
 
         Parameters
         ----------
         setup : Setup
+        most_atoms : int, optional
+            By default so many as maps of all pairs of elements have room for.
 
         Returns
         -------
@@ -104,7 +106,7 @@ class AtomAxes:
         ]
         far, near = region.inverse_range
         steps.append((near - far) * setup.curvature_rad_m / _STEP_PHASE_RAD)
-        excess = math.prod(max(step, 1.0) for step in steps) / _most_atoms(setup)
+        excess = math.prod(max(step, 1.0) for step in steps) / (most_atoms or _most_atoms(setup))
         if excess > 1:
             steps = [step / excess ** (1 / max(sum(s > 1 for s in steps), 1)) if step > 1 else step for step in steps]
         n_az, n_el, n_r = (math.ceil(step - 1e-2) + 1 for step in steps)
@@ -194,7 +196,7 @@ def _most_atoms(setup: Setup) -> int:
     flips = (sum(region.azimuth_rad) == 0, sum(region.elevation_rad) == 0)
     images = MirrorBasis.find(setup.array.positions_m, *flips).images
     fitting = _TABLE_BYTES * images // (4 * setup.array.n_elements**2)
-    return min(max(fitting, _LEAST_ATOMS), _MOST_ATOMS)
+    return min(max(fitting, _LEAST_ATOMS), MOST_ATOMS)
 
 
 def _within_front(low: float, high: float) -> bool:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from risfast.covariance import check_measurements
+from risfast.covariance import check_measurements, ls_covariance
 
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
@@ -28,6 +28,9 @@ class Measurement:
         H.
     noise_power : real tensor, shape (B,), or None
         sigma^2, linear; None where it is not known and has to be estimated.
+    pooled : int or None
+        L snapshots that share one code, as those of an array that is sampled directly, in the place of as many rows:
+        ``y`` holds R <= L of them with sum_r y_r y_r^H = sum_l y_l y_l^H, which is all that the likelihood depends on.
 
     Raises
     ------
@@ -39,10 +42,45 @@ class Measurement:
     codes: Tensor
     channel: Tensor
     noise_power: Tensor | None = None
+    pooled: int | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes belong together."""
         check_measurements(self.y, self.codes, self.channel)
+        if self.pooled is not None and self.pooled < self.y.shape[1]:
+            raise ValueError(f"{self.pooled} snapshots have a sample covariance of no more rows, got {self.y.shape[1]}")
+
+    @classmethod
+    def direct(
+        cls, x: Tensor, *, whitening: Tensor | None = None, noise_power: Tensor | None = None, pooled: int | None = None
+    ) -> Measurement:
+        """Snapshots of the elements themselves, as seen through an identity, or through what makes their noise white.
+
+        Parameters
+        ----------
+        x : complex tensor, shape (B, L, N)
+            Snapshots; with ``pooled`` any rows whose outer products add up to those of so many snapshots.
+        whitening : complex tensor, shape (B, N, N), optional
+            W with W C W^H = I for noise of the covariance sigma^2 C; white noise by default.
+        noise_power : real tensor, shape (B,), optional
+            sigma^2.
+        pooled : int, optional
+            L, where that is not the number of rows.
+
+        Returns
+        -------
+        Measurement
+            Of at most N rows, however many snapshots there are; in complex128.
+        """
+        x, n = x.to(torch.complex128), x.shape[-1]
+        snapshots = x.shape[1] if pooled is None else pooled
+        channel = torch.eye(n, dtype=x.dtype, device=x.device) if whitening is None else whitening.to(x)
+        if whitening is not None:
+            x = x @ channel.mT
+        if x.shape[1] > n:
+            x = torch.linalg.qr(x, mode="r").R
+        codes = torch.ones(1, dtype=x.dtype, device=x.device).expand(x.shape)
+        return cls(x, codes, channel.expand(len(x), n, n), noise_power, snapshots)
 
     @classmethod
     def of(cls, scenes: Scenes, *, noise_known: bool = False) -> Measurement:
@@ -59,16 +97,61 @@ class Measurement:
         -------
         Measurement
         """
-        return cls(scenes.y, scenes.codes, scenes.channel, scenes.noise_power if noise_known else None)
+        noise = scenes.noise_power if noise_known else None
+        if scenes.config.sampling == "direct":
+            return cls.direct(scenes.y, noise_power=noise)
+        return cls(scenes.y, scenes.codes, scenes.channel, noise)
 
     def __len__(self) -> int:
         """B."""
         return self.y.shape[0]
 
+    @property
+    def n_snapshots(self) -> int:
+        """L."""
+        return self.y.shape[1] if self.pooled is None else self.pooled
+
+    @property
+    def whitened(self) -> bool:
+        """Whether it takes more than an identity from the elements to the rows."""
+        eye = torch.eye(self.channel.shape[-1], dtype=self.channel.dtype, device=self.channel.device)
+        return not torch.equal(self.channel, eye.expand_as(self.channel))
+
+    @property
+    def received(self) -> Tensor:
+        """Mean power |y|^2 over snapshots and antennas, float64 (B,)."""
+        return self.y.abs().double().square().mean((1, 2)) * (self.y.shape[1] / max(self.n_snapshots, 1))
+
+    @property
+    def fields(self) -> Tensor:
+        """Of pooled snapshots those of the elements, before their noise was made white, complex128 (B, R, N)."""
+        return torch.linalg.solve(self.channel, self.y.mT).mT if self.whitened else self.y
+
+    @property
+    def covariance(self) -> Tensor:
+        """Of what falls on the array, (B, N, N): the sample covariance of pooled snapshots, else by least squares."""
+        if self.pooled is None:
+            return ls_covariance(self.y, self.codes, self.channel, noise_power=self.noise_power)
+        return self.fields.mT @ self.fields.conj() / self.pooled
+
+    def one_by_one(self) -> Measurement:
+        """As many rows as there are snapshots, for what counts them: those that are missing are zero.
+
+        Returns
+        -------
+        Measurement
+            Of the same products.
+        """
+        if self.pooled is None:
+            return self
+        rows = (0, 0, 0, self.pooled - self.y.shape[1])
+        y, codes = nn.functional.pad(self.y, rows), self.codes[:, :1].expand(-1, self.pooled, -1)
+        return Measurement(y, codes, self.channel, self.noise_power)
+
     def __getitem__(self, index: slice | Tensor) -> Measurement:
         """Some of the scenes."""
         noise = None if self.noise_power is None else self.noise_power[index]
-        return Measurement(self.y[index], self.codes[index], self.channel[index], noise)
+        return Measurement(self.y[index], self.codes[index], self.channel[index], noise, self.pooled)
 
     def to(self, device: torch.device | str) -> Measurement:
         """The same on another device.
@@ -83,7 +166,7 @@ class Measurement:
         Measurement
         """
         noise = None if self.noise_power is None else self.noise_power.to(device)
-        return Measurement(self.y.to(device), self.codes.to(device), self.channel.to(device), noise)
+        return Measurement(self.y.to(device), self.codes.to(device), self.channel.to(device), noise, self.pooled)
 
 
 @dataclass(frozen=True)

@@ -376,6 +376,7 @@ class UnrolledBackbone(nn.Module):
         )
 
     def _scaled(self, measurement: Measurement) -> _Scaled:
+        measurement = measurement.one_by_one()
         y = measurement.y.to(torch.complex64)
         codes, channel = measurement.codes.to(torch.complex64), measurement.channel.to(torch.complex64)
         n = channel.shape[-1]

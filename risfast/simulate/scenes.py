@@ -15,7 +15,7 @@ from torch import Tensor
 
 from risfast.covariance import SensingOperator
 from risfast.geometry import REFERENCE_AZIMUTH_RAD, REFERENCE_ELEVATION_RAD, Region, SensorArray, direction_cosines
-from risfast.setup import Setup
+from risfast.setup import Sampling, Setup, check_sampling
 from risfast.simulate.channels import add_noise, rician_channel, source_symbols
 from risfast.simulate.codes import CODE_KINDS, make_codes
 from risfast.simulate.impairments import Impairments, impair_codes, impaired_steering
@@ -68,7 +68,7 @@ class SystemConfig:
     array : SensorArray
         The nominal surface, N elements.
     n_antennas, n_snapshots : int
-        M and L.
+        M and L; an array that is sampled directly has its N elements for antennas.
     azimuth_rad, elevation_rad, range_m : pair of float
         Where sources are, uniform in each coordinate.
     n_sources : pair of int
@@ -93,6 +93,9 @@ class SystemConfig:
         How far the true system is from this nominal one.
     coherence : Coherence
         Coherent sources.
+    sampling : {"surface", "direct"}
+        Whether antennas see the array through codes and a channel, or each element is sampled itself: codes of one and
+        an identity for a channel. Errors of codes are then errors of the elements' gains.
 
     Raises
     ------
@@ -117,10 +120,12 @@ class SystemConfig:
     wavefront: Wavefront = "spherical"
     impairments: Impairments = field(default_factory=Impairments)
     coherence: Coherence = field(default_factory=Coherence)
+    sampling: Sampling = "surface"
 
     def __post_init__(self) -> None:
         """Check every value."""
         check_wavefront(self.wavefront)
+        check_sampling(self.sampling)
         for name in ("n_antennas", "n_snapshots"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
@@ -153,7 +158,7 @@ class SystemConfig:
     def setup(self) -> Setup:
         """The problem that these scenes pose."""
         region = Region(self.azimuth_rad, self.elevation_rad, self.range_m)
-        return Setup(self.array, region, self.wavefront)
+        return Setup(self.array, region, self.wavefront, self.sampling)
 
     @property
     def max_sources(self) -> int:
@@ -302,10 +307,16 @@ def generate_scenes(
         power = power / position[..., 2].square()
     coherent = _coherent_group(config, draws, mask)
 
-    codes = _draw_codes(config, draws)
-    low, high = config.rician_factor
-    factor = low + (high - low) * draws.uniform(Stream.RICIAN_FACTOR)
-    channel = rician_channel(config.array, config.n_antennas, factor, draws, dtype=torch.complex128)
+    if config.sampling == "direct":
+        n = config.array.n_elements
+        eye = torch.eye(n, dtype=torch.complex128, device=draws.device)
+        codes = torch.ones_like(eye[0]).expand(draws.batch, config.n_snapshots, n)
+        channel = eye.expand(draws.batch, n, n)
+    else:
+        codes = _draw_codes(config, draws)
+        low, high = config.rician_factor
+        factor = low + (high - low) * draws.uniform(Stream.RICIAN_FACTOR)
+        channel = rician_channel(config.array, config.n_antennas, factor, draws, dtype=torch.complex128)
 
     symbols = source_symbols(
         config.n_snapshots,

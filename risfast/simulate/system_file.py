@@ -19,15 +19,18 @@ from risfast.steering import Wavefront
 
 
 def system_to_json(config: SystemConfig) -> dict[str, Any]:
-    """Every field of a system as JSON values: numbers, strings, lists and tables."""
+    """A system as JSON values: numbers, strings, lists and tables."""
     parts = {name: asdict(getattr(config, name)) for name in ("impairments", "coherence")}
     values = {**vars(config), **parts, "array": array_to_json(config.array)}
+    if config.sampling == "surface":  # what is older than the field is of a surface, and stays the same
+        del values["sampling"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     """The system that :func:`system_to_json` described."""
     expected = {f.name for f in fields(SystemConfig)}
+    description = {"sampling": "surface", **description}
     if set(description) != expected:
         wrong = sorted(set(description) ^ expected)
         raise ValueError(f"a system has the fields {', '.join(sorted(expected))}; missing or unknown: {wrong}")
@@ -182,8 +185,6 @@ def read_system(path: str | Path) -> SystemConfig:
 
 def system_of(setup: Setup) -> SystemConfig:
     """The reference distribution on the array and in the region of a setup."""
-    if setup.sampling != "surface":
-        raise ValueError(f"scenes are simulated through a surface only; the sampling of the setup is {setup.sampling}")
     region = setup.region
     near, far = region.range_m
     if math.isinf(far):
@@ -194,4 +195,5 @@ def system_of(setup: Setup) -> SystemConfig:
         elevation_rad=region.elevation_rad,
         range_m=(near, far),
         wavefront=setup.wavefront,
+        sampling=setup.sampling,
     )

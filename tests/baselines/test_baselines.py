@@ -48,6 +48,7 @@ OPTIONS = {
     "ls_capon": CaponOptions(grid=GRID),
     "als_capon": AlsCaponOptions(rank=3, capon=CaponOptions(grid=GRID)),
     "ls_music": MusicOptions(grid=GRID),
+    "bartlett": MusicOptions(grid=GRID),
     "decoupled_music": DecoupledMusicOptions(),
     # Sources that the criterion sees in noise lend their angles to the pairs: this one is told that there is one.
     "separable_music": SeparableMusicOptions(max_sources=1),
@@ -104,6 +105,35 @@ def test_a_strong_lone_source_is_found(name):
     assert [len(s) for s in told] == [1] * 4
     assert hits(told, scenes) == [1] * 4
     assert hits(baseline.localize(Measurement.of(scenes)), scenes) == [1] * 4
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("transformer_capon", "true_capon")])
+@pytest.mark.parametrize("length", [12, 80])
+def test_a_lone_source_of_an_array_that_is_sampled_directly_is_found(name, length):
+    scenes = some(0, 3, sampling="direct", n_snapshots=length)
+    baseline = build_baseline(name, SETUP.replace(sampling="direct"), OPTIONS[name])
+    assert hits(baseline.localize(Measurement.of(scenes), scenes.n_sources), scenes) == [1] * 3
+    few = baseline.localize(Measurement.of(scenes), torch.tensor([0, 2, 3]))
+    assert [len(s) for s in few] == [0, 2, 3]
+
+
+def test_bartlett_peaks_are_the_maxima_of_its_spectrum():
+    scenes = some(0, 2, sampling="direct", n_sources=(2, 2))
+    measurement, setup = Measurement.of(scenes), SETUP.replace(sampling="direct")
+    found = build_baseline("bartlett", setup, OPTIONS["bartlett"]).localize(measurement, torch.tensor([1, 1]))
+    for r, sources in zip(measurement.covariance.numpy(), found, strict=True):
+
+        def power(place, r=r):
+            a = oracles.steering(ARRAY.positions_m.numpy(), ARRAY.wavelength_m, np.atleast_2d(place))[0]
+            return (a.conj() @ r @ a).real
+
+        top = power(sources.position.numpy()[0])
+        for step in np.vstack([np.diag([0.01, 0.01, 0.05]), -np.diag([0.01, 0.01, 0.05])]):
+            assert power(sources.position.numpy()[0] + step) < top
+        azimuth, elevation, distance = (axis.numpy() for axis in (GRID.azimuth_rad, GRID.elevation_rad, GRID.range_m))
+        rng = np.random.default_rng(0)
+        points = np.column_stack([rng.choice(axis, 300) for axis in (azimuth, elevation, distance)])
+        assert max(map(power, points)) < top
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,6 +56,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     steering = oracles.steering(own["positions_m"], OWN.wavelength_m, np.array(NEAR)).T
     x = (steering @ oracles.complex_normal(rng, 2, 40)).T + 0.05 * oracles.complex_normal(rng, 40, 30)
     np.savez(folder / "direct.npz", X=x, **own)
+    np.savez(folder / "covariance.npz", covariance=x.T @ x.conj() / len(x), **own)
     return folder
 
 
@@ -184,6 +185,7 @@ def test_a_known_number_and_thresholds_decide_what_is_reported(
         (["R.npz", "--least-confidence", "0.5"], "the peaks of a covariance have no confidence"),
         (["home.npz", "--region", "-1", "1", "-1", "1", "1"], "--region"),
         (["nowhere.npz"], r"nowhere\.npz: there is no such file"),
+        (["direct.npz", *REGION, "--snapshots", "40"], "--snapshots goes with a covariance"),
     ],
 )
 def test_what_cannot_be_done_is_one_line_with_the_mend(
@@ -197,3 +199,11 @@ def test_what_cannot_be_done_is_one_line_with_the_mend(
     assert re.search(words, printed.err.splitlines()[-1])
     assert printed.err.splitlines()[-1].startswith("risfast locate: ")
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_covariance_with_its_snapshots_is_localised_as_they_are(folder: Path) -> None:
+    same = [*REGION, "--model", "none", "--no-picture", "--output"]
+    assert main(["locate", "direct.npz", *same, "one.json"]) == 0
+    assert main(["locate", "covariance.npz", "--snapshots", "40", *same, "other.json"]) == 0
+    np.testing.assert_allclose(found(folder / "one.json"), found(folder / "other.json"), rtol=1e-3)
+    assert_near(folder / "one.json", NEAR)

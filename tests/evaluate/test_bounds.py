@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
@@ -362,3 +363,16 @@ def test_the_reference_system_at_64_snapshots_can_be_solved_for_86_percent_of_it
     error = float(found.std()) / math.sqrt(48)
     assert float(found.mean()) == pytest.approx(0.86, abs=3 * error + 0.005)  # the note rounds
     assert float(implied_recall(bound.covariance, WIDE)[scenes.mask].min()) > 0.999
+
+
+@pytest.mark.parametrize("length", [1, 3, 40])
+def test_the_bound_of_an_array_that_is_sampled_directly_is_that_of_its_snapshots_one_by_one(length):
+    config = SystemConfig(array=ARRAY, n_snapshots=length, n_sources=(1, 2), range_m=(0.5, 2.0), sampling="direct")
+    scenes = generate_scenes(config, 3, range(3), dtype=torch.complex128)
+    bound, state = scene_bound(scenes), true_state(scenes)
+    one_by_one = Likelihood(Measurement(scenes.y, scenes.codes, scenes.channel), ARRAY)
+    exact = cramer_rao_bound(one_by_one, state)
+    np.testing.assert_allclose(bound.covariance, exact.covariance, rtol=1e-6)
+    one = dataclasses.replace(config, n_snapshots=1)
+    alone = scene_bound(dataclasses.replace(scenes, config=one, y=scenes.y[:, :1], codes=scenes.codes[:, :1]))
+    np.testing.assert_allclose(alone.covariance / length, bound.covariance, rtol=1e-6)

@@ -265,6 +265,23 @@ def test_a_system_of_its_own_is_run_and_scored_on_its_own_setup(tmp_path: Path) 
         run_suite(dataclasses.replace(config, setup=OWN.setup), tmp_path / "out")
 
 
+def test_an_array_that_is_sampled_directly_is_run_beside_its_baselines(tmp_path: Path) -> None:
+    system = SystemConfig(
+        array=SensorArray.rectangular(6, 6),
+        range_m=(0.5, 1.5),
+        n_sources=(1, 2),
+        snr_db=(15.0, 20.0),
+        sampling="direct",
+    )
+    names = ("localizer", "greedy_ml", "ls_capon", "ls_music", "bartlett")
+    config = SuiteConfig(suite="main", scenes=8, snapshots=(50,), methods=names, model=None, system=system)
+    results = run_suite(config, tmp_path / "out")
+    outcome = finish(config, results, resamples=10)
+    score = {row["method"]: row["value"] for row in outcome.headline if row["name"] == "f1"}
+    assert score["localizer"] >= max(score["ls_capon"], score["bartlett"])
+    assert min(score["localizer"], score["greedy_ml"]) > 0.9
+
+
 def test_where_no_range_is_determined_directions_are_scored(tmp_path: Path) -> None:
     plane = dataclasses.replace(OWN, wavefront="planar", n_sources=(1, 1), snr_db=(25.0, 25.0))
     config = tiny_config(None, scenes=4, system=plane, methods=("localizer", "ls_capon"))

@@ -245,3 +245,11 @@ def test_more_sources_than_antennas_and_none_at_all(n_antennas, sources):
         ends = [by_formula(scenes, state.moved(sign * shift), b, "spherical") for sign in (1, -1)]
         slope = float(found.gradient[b, [0, 3, 6, 9, 12]].sum())
         assert slope == pytest.approx((ends[0] - ends[1]) / 2e-6, abs=1e-3, rel=1e-5)
+
+
+def test_a_source_on_an_element_has_finite_derivatives():
+    line = torch.tensor([[x * 0.05, 0.0, 0.0] for x in range(-2, 3)], dtype=torch.float64)
+    azimuth, elevation = torch.tensor([-torch.pi / 2, torch.pi / 2], dtype=torch.float64), torch.zeros(2).double()
+    for r in (0.05, 0.1):
+        _, gradient = steering_phase_gradient(line, azimuth, elevation, torch.full_like(azimuth, r), 60.0, "spherical")
+        assert bool(gradient.isfinite().all())

@@ -266,7 +266,10 @@ def test_an_array_that_is_sampled_itself():
         same(localizer.localize(recording_of(x)), localizer.localize(torch.tensor(x)))
     localizer_of_surface = Localizer.classical(Setup(HOME))
     identity = np.broadcast_to(np.eye(25, dtype=complex), (2, 25, 25))
-    same(localizer_of_surface.localize(x, np.ones_like(x), identity), localizer.localize(x))
+    for one, other in zip(
+        localizer_of_surface.localize(x, np.ones_like(x), identity), localizer.localize(x), strict=True
+    ):
+        np.testing.assert_allclose(one.position, other.position, rtol=1e-3)  # from elsewhere to the same maximum
     bare = Localizer.classical(HOME).analyse(x[0])  # nothing is said of a bare array: the data tell
     assert_found(bare.sources[0], TWO)
     assert bare.setup.sampling == "direct"

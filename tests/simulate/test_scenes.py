@@ -427,3 +427,28 @@ def test_a_bad_coherence_names_its_field(change):
 def test_a_real_dtype_is_refused():
     with pytest.raises(ValueError, match="dtype"):
         generate_scenes(SMALL, 0, [0], dtype=torch.float32)
+
+
+# --- direct sampling
+
+
+@pytest.mark.parametrize("config", [SMALL, HARSH])
+def test_scenes_sampled_directly_are_the_fields_at_the_elements(config):
+    direct = dataclasses.replace(config, sampling="direct", n_snapshots=4000, snr_db=(30.0, 30.0), n_sources=(2, 2))
+    scenes = generate_scenes(direct, 1, range(2), dtype=torch.complex128)
+    n = direct.array.n_elements
+    assert scenes.y.shape == (2, 4000, n)
+    assert torch.equal(scenes.channel, torch.eye(n, dtype=torch.complex128).expand(2, n, n))
+    assert bool((scenes.codes == 1).all())
+    assert direct.setup.sampling == "direct"
+    surface = generate_scenes(dataclasses.replace(direct, sampling="surface"), 1, range(2), dtype=torch.complex128)
+    assert torch.equal(scenes.position, surface.position)  # the same sources
+    if config is SMALL:
+        sample = scenes.y.mT @ scenes.y.conj() / 4000
+        exact = scenes.true_covariance() + scenes.noise_power[:, None, None] * torch.eye(n)
+        assert float((sample - exact).abs().max()) < 0.2
+
+
+def test_sampling_is_checked():
+    with pytest.raises(ValueError, match="sampling must be one of"):
+        dataclasses.replace(SMALL, sampling="both")

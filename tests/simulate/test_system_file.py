@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from risfast.geometry import Region, SensorArray
 from risfast.io.setup_file import write_setup
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig
-from risfast.simulate.system_file import read_system, system_of
+from risfast.simulate.system_file import read_system, system_from_json, system_of, system_to_json
 
 
 def written(folder: Path, text: str) -> Path:
@@ -115,5 +116,7 @@ def test_a_setup_alone_is_the_reference_distribution_in_its_region() -> None:
     system = system_of(endless)
     assert system.range_m == (0.05, max(array.fraunhofer_distance_m, 0.1))
     assert system.azimuth_rad == (-0.5, 0.5)
-    with pytest.raises(ValueError, match="direct"):
-        system_of(endless.replace(sampling="direct"))
+    direct = system_of(endless.replace(sampling="direct"))
+    assert direct == dataclasses.replace(system, sampling="direct")
+    assert direct.setup.sampling == "direct"
+    assert system_from_json(json.loads(json.dumps(system_to_json(direct)))) == direct

@@ -1,0 +1,154 @@
+"""For arrays that are sampled directly: the sample covariance, and its Capon map on a grid of atoms.
+
+All snapshots share one covariance, so that every form on the atoms is one of a few vectors, a_g^H W W^H a_g: their
+steering vectors are kept, N numbers an atom, where a surface needs maps between atoms and whole matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, detect_sources
+from risfast.models.atoms import MOST_ATOMS, AtomAxes
+from risfast.models.base import CovarianceEstimate, Measurement
+from risfast.ops import local_maxima_3d
+from risfast.setup import Setup
+from risfast.sources import Sources
+from risfast.steering import steering_vectors
+
+_LOADING = 1e-2  # of trace / N
+_BLOCK = 1 << 17  # products that are made at once: 1 MB, which a processor's cache holds
+_CANDIDATES = 20
+_RANK, _ITERATIONS = 16, 2  # of the leading part of a sample covariance: twice the most sources of a polish
+_LEAST_LEFT = 1e-5  # of a steering vector's N: what single precision leaves
+
+
+class SteeredAtoms(nn.Module):
+    """A grid of atoms over (sin azimuth, sin elevation, 1/range) with their steering vectors, single precision."""
+
+    positions: Tensor  # (G_az, G_el, G_r, 3)
+    steering: Tensor  # (G, N)
+
+    def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
+        super().__init__()
+        self.setup, self.axes = setup, axes or AtomAxes.of(setup, MOST_ATOMS)
+        self.array, self.wavefront = setup.array, setup.wavefront
+        azimuth, elevation = self.axes.angles(self.axes.coordinates)
+        places = torch.meshgrid(azimuth, elevation, 1 / self.axes.inverse_range, indexing="ij")
+        self.register_buffer("positions", torch.stack(places, -1), persistent=False)
+        steering = steering_vectors(self.array, *places, wavefront=self.wavefront, dtype=torch.complex64)
+        self.register_buffer("steering", steering.flatten(0, 2), persistent=False)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(G_az, G_el, G_r)."""
+        return self.axes.shape
+
+    def power(self, vectors: Tensor) -> Tensor:
+        """|W^H a_g|^2 of every atom.
+
+        vectors (B, N, R) -> (B, G)
+        """
+        b, n, r = vectors.shape
+        columns = vectors.conj().to(torch.complex64).transpose(0, 1).reshape(n, b * r)
+        parts = []
+        for rows in self.steering.split(max(_BLOCK // max(b * r, 1), 1)):
+            squares = torch.view_as_real(rows @ columns).square_()
+            parts.append(squares.view(len(rows), b, 2 * r).sum(2))
+        return torch.cat(parts).mT
+
+
+class Condensed(NamedTuple):
+    """A matrix W W^H as its leading part and an even floor, Q diag(value) Q^H + floor I."""
+
+    basis: Tensor  # (B, N, r) Orthonormal columns
+    value: Tensor  # (B, r) What the leading eigenvalues have above the floor
+    floor: Tensor  # (B,) Mean of the other eigenvalues
+
+
+def condensed(vectors: Tensor, rank: int = _RANK) -> Condensed:
+    """The leading part of W W^H, whose sources stand out of the noise, and the mean of the rest.
+
+    vectors (B, N, R)
+    """
+    # Subspace iteration: N. Halko, P.-G. Martinsson, J. A. Tropp, "Finding structure with randomness", SIAM Review 53,
+    # 2011, from columns of a Fourier matrix in the place of random ones.
+    _, n, r = vectors.shape
+    rank = min(rank, n, r)
+    turns = torch.outer(torch.arange(r), torch.arange(rank)) / r
+    basis = vectors @ torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(vectors)
+    for _ in range(_ITERATIONS):
+        basis = torch.linalg.qr(basis).Q
+        basis = vectors @ (vectors.mH @ basis)
+    basis = torch.linalg.qr(basis).Q
+    small = vectors.mH @ basis
+    value, turn = torch.linalg.eigh(small.mH @ small)
+    rest = torch.view_as_real(vectors).square().sum((1, 2, 3)) - value.sum(1)
+    floor = rest.clamp_min(0) / max(n - rank, 1)
+    return Condensed(basis @ turn, (value - floor[:, None]).clamp_min(0), floor)
+
+
+class SampleCovariance(nn.Module):
+    """The backbone of an array that is sampled directly: its sample covariance, whose Capon peaks are its sources."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__()
+        self.setup, self.atoms = setup, SteeredAtoms(setup)
+
+    def forward(self, measurement: Measurement) -> CovarianceEstimate:
+        """The factor of the sample covariance, its Capon map, and a first value of the noise.
+
+        Parameters
+        ----------
+        measurement : Measurement
+            Of pooled snapshots.
+
+        Returns
+        -------
+        CovarianceEstimate
+        """
+        factor = measurement.fields.mT / measurement.n_snapshots**0.5
+        mean = torch.view_as_real(factor).square().sum((1, 2, 3)) / factor.shape[1]
+        lead = condensed(factor)
+        # Woodbury's identity, as for Capon spectra of low rank.
+        level = lead.floor + _LOADING * mean
+        taken = lead.value / (lead.value + level[:, None])
+        left = factor.shape[1] - self.atoms.power(lead.basis * taken.sqrt()[:, None])
+        power = factor.shape[1] * level[:, None] / left.double().clamp_min(_LEAST_LEFT)
+        return CovarianceEstimate(factor, power.unflatten(1, self.atoms.shape), level)
+
+    def sources(self, estimate: CovarianceEstimate, **detection: Any) -> list[Sources]:
+        """Peaks of the Capon spectrum, refined.
+
+        Parameters
+        ----------
+        estimate : CovarianceEstimate
+            Of this backbone.
+        **detection
+            Fields of :class:`risfast.DetectionOptions`.
+
+        Returns
+        -------
+        list of Sources, one a scene
+        """
+        return detect_sources(estimate.covariance(), self.setup, options=DetectionOptions(**detection))
+
+    def candidates(self, estimate: CovarianceEstimate, **detection: Any) -> list[Sources]:
+        """Peaks among the atoms, as near as a polish needs them; of fields of :class:`risfast.DetectionOptions`."""
+        assert estimate.power is not None  # an estimate of this backbone has it
+        power = estimate.power
+        circle = self.atoms.axes.region.full_circle
+        peaks = local_maxima_3d(power, window=(3, 3, 3), k=_CANDIDATES, full_circle=circle)
+        there = torch.arange(_CANDIDATES, device=power.device) < peaks.count[:, None]
+        index = peaks.index.clamp_min(0).unbind(-1)
+        place = self.atoms.positions[index]
+        height = power[torch.arange(len(power), device=power.device)[:, None], *index]
+        level = power.amax(-1).flatten(1).log10() * 10
+        median = level.median(1).values
+        spread = (level - median[:, None]).abs().median(1).values
+        found = RefinedPeaks(place, torch.where(there, height, 0.0), median, spread)
+        return as_lists(choose_peaks(found, self.setup, DetectionOptions(**detection)), self.setup)
