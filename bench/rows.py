@@ -31,8 +31,7 @@ from bench.scenarios import (
     true_scenes,
 )
 from risfast.geometry import PlanarArray
-from risfast.ops import mvdr_spectrum
-from risfast.ops.peaks_reference import local_maxima_3d_reference
+from risfast.ops import mvdr_spectrum, reference
 
 OWN = "risfast auto"
 EARLIER = "the earlier commit"  # what --against names
@@ -163,7 +162,7 @@ def _peaks_errors(problem: Problem, found: Any) -> Errors:
     Where neighbours tie, a peer lists each of them and risfast the first.
     """
     volume, points = _volume(problem)
-    index, value, _ = local_maxima_3d_reference(volume.contiguous(), search.WINDOW, search.PEAKS, None)
+    index, value, _ = reference.local_maxima_3d(volume.contiguous(), search.WINDOW, search.PEAKS, None)
     same = torch.equal(found, search.suppress(points, index[0], value[0]))
     return Errors(0.0, 0.0 if same else math.inf)
 

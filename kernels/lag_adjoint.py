@@ -194,10 +194,9 @@ def _rows(weights: PointWeights, tables: LagTables, planes: int, device: torch.d
     row_blocks, lag_blocks = triton.cdiv(batch * planes, tile["BLOCK_M"]), triton.cdiv(n_h, tile["BLOCK_H"])
     operands = *weights.operands(tables.dtype, azimuth_last=True), tables.cosines, tables.sines, rows
     sizes = batch, planes, n_h, tables.n_azimuth, tables.n_elevation, half_az, half_el, row_blocks, lag_blocks
-    constants = {"MIRROR_AZ": tables.mirror_azimuth, "WINNER": weights.plane is not None}
-    constants |= {"ACC": accumulator(tables.dtype), **tile}
+    constants = {"MIRROR_AZ": tables.mirror_azimuth, "WINNER": weights.plane is not None, **tile}
     programs = tables.n_elevation * row_blocks * lag_blocks
-    launch(weight_rows_kernel, programs, device, *operands, *sizes, **constants)
+    launch(weight_rows_kernel, programs, device, *operands, *sizes, ACC=accumulator(tables.dtype), **constants)
     return rows
 
 

@@ -114,7 +114,11 @@ def test_analysis_and_synthesis_are_adjoint():
     rng = np.random.default_rng(5)
     W = oracles.complex_normal(rng, 2, 17, 3)
     p = rng.standard_normal((2, 7, 5, 3))
-    q = dense.dense_volume(on(W), points, launch.Epilogue("linear", torch.ones(2, device=DEVICE))).cpu().numpy()
+    q = (
+        dense.dense_power(on(W), points, launch.Epilogue("linear", torch.ones(2, device=DEVICE)), volume=True)[0]
+        .cpu()
+        .numpy()
+    )
     S = synthesis.dense_synthesis(given(p), points).cpu().numpy()
     inner = np.einsum("bnk,bnm,bmk->b", W.conj(), S, W).real
     np.testing.assert_allclose(inner, (p * q).sum((1, 2, 3)), atol=1e-6 * np.abs(p * q).sum())
