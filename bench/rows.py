@@ -121,7 +121,7 @@ def _boxes_row(
     def loop(problem: Problem) -> peers.Call:
         return search.refine_by_loop(problem, _boxes(problem, kind), peers.dense_eager)
 
-    peer = Contestant("loop over the boxes", True, loop, float32_bound_db)
+    peer = Contestant("loop over the boxes", True, loop, float32_bound_db, once=True)
     return Row(work, refinement(kind), problem, (peer,), target, 3)
 
 
@@ -136,7 +136,7 @@ def _detection_errors(problem: Problem, found: Any) -> Errors:
 DETECTION = Task(
     lambda problem: job_of(problem, "detect" if problem.operation == "mvdr" else "detect_lowrank"), _detection_errors
 )
-PLAIN_PARTS = Contestant("plain parts", True, search.detect_by_plain_parts, float32_bound_db)
+PLAIN_PARTS = Contestant("plain parts", True, search.detect_by_plain_parts, float32_bound_db, once=True)
 
 
 def _detection_row(work: str, problem: Callable[[], Problem], target: Target | None = None) -> Row:
