@@ -13,8 +13,7 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, direction_cosines
 from risfast.ops import checks
-from risfast.ops.cache import constant_on
-from risfast.ops.devices import checks_values, on_host
+from risfast.ops.devices import checks_values, constant_on, on_host
 from risfast.ops.form import QuadraticForm
 from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
 from risfast.steering import WAVEFRONTS, phase_derivatives, steering_phase
