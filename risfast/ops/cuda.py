@@ -191,15 +191,7 @@ def loaded_factor(covariance: Tensor, loading: Tensor | float, precision: str | 
 
     covariance (B, N, N) -> (B, N, N)
     """
-    return shifted_factor(covariance, _delta(covariance, loading), precision)
-
-
-def shifted_factor(covariance: Tensor, delta: Tensor, precision: str | None = None) -> Tensor:
-    """As :func:`loaded_factor`, for a loading in the unit of R.
-
-    covariance (B, N, N), delta (B,) -> (B, N, N)
-    """
-    kernels, n = kernel_module("inverse"), covariance.shape[-1]
+    kernels, delta, n = kernel_module("inverse"), _delta(covariance, loading), covariance.shape[-1]
     if n <= kernels.LARGEST:
         factor, info = kernels.inverse_factor(covariance, delta, dtype=_inverse_dtype(precision))
     else:  # cuSOLVER and cuBLAS
@@ -289,6 +281,19 @@ def from_factor(
     return from_points(plan, launcher, (factor,), epilogue, volume, triangular=triangular)
 
 
+def _power(
+    plan: DevicePlan, operand: Tensor, epilogue: Epilogue, volume: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As :func:`from_points`, from a Hermitian matrix by the lag method, from a triangular factor by the others.
+
+    operand (B, N, N)
+    """
+    if plan.method != "lag":
+        return from_factor(plan, operand, epilogue, volume)
+    power, plane = kernel_module("lag").lag_power(operand, plan.lag, epilogue, volume)
+    return power.to(dtype.to_real()), plane  # it may have computed in a higher precision
+
+
 # --- The operators ----------------------------------------------------------------------------------------------------
 
 
@@ -300,12 +305,8 @@ def capon_cuda(covariance: Tensor, loading: Tensor, volume: bool, *geometry: Any
     plan, n = device_plan("mvdr", covariance, geometry, loading=loading), covariance.shape[1]
     if checks_values(covariance.device):
         spectra.loaded_cholesky(covariance, float(loading))
-    if plan.method != "lag":
-        factor = loaded_factor(covariance, loading, plan.precision)
-        return from_factor(plan, factor, epilogue_of(factor, "reciprocal", n), volume)
-    inverse = loaded_inverse(covariance, loading, plan.precision)
-    power, plane = kernel_module("lag").lag_power(inverse, plan.lag, epilogue_of(inverse, "reciprocal", n), volume)
-    return power.to(covariance.dtype.to_real()), plane
+    made = (loaded_inverse if plan.method == "lag" else loaded_factor)(covariance, loading, plan.precision)
+    return _power(plan, made, epilogue_of(made, "reciprocal", n), volume, covariance.dtype)
 
 
 def capon_lowrank_cuda(factor: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -316,18 +317,17 @@ def capon_lowrank_cuda(factor: Tensor, loading: Tensor, volume: bool, *geometry:
     n, k = factor.shape[1:]
     plan = device_plan("mvdr_lowrank", factor, geometry, loading=loading, rank=k)
     delta, lowrank = spectra.lowrank_delta(factor, loading), kernel_module("lowrank")
+    if plan.method != "lag" and k <= lowrank.MOST_COLUMNS:
+        # ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a
+        u, v, info = lowrank.residual_factors(factor, delta)
+        u = poisoned(u, info)
+        return from_points(plan, lowrank.residual_power, (u, v), epilogue_of(u, "reciprocal", n * delta), volume)
     if plan.method == "lag":
-        inverse = spectra.woodbury_inverse(factor, delta)
-        power, plane = kernel_module("lag").lag_power(inverse, plan.lag, epilogue_of(inverse, "reciprocal", n), volume)
-        return power.to(factor.dtype.to_real()), plane
-    if k > lowrank.MOST_COLUMNS:  # as a covariance
+        made = spectra.woodbury_inverse(factor, delta)
+    else:  # too many columns for that kernel
         f = factor.to(torch.complex128)
-        whole = shifted_factor(f @ adjoint_of(f), delta, plan.precision)
-        return from_factor(plan, whole, epilogue_of(whole, "reciprocal", n), volume)
-    # ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a
-    u, v, info = lowrank.residual_factors(factor, delta)
-    u = poisoned(u, info)
-    return from_points(plan, lowrank.residual_power, (u, v), epilogue_of(u, "reciprocal", n * delta), volume)
+        made = loaded_factor(f @ adjoint_of(f), loading, plan.precision)
+    return _power(plan, made, epilogue_of(made, "reciprocal", n), volume, factor.dtype)
 
 
 def analysis_cuda(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
@@ -344,8 +344,8 @@ def analysis_cuda(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         double = matrix.to(torch.complex128)
         whole = double @ adjoint_of(double) if factored else (double + adjoint_of(double)) / 2
         if plan.method == "lag":
-            power, plane = kernel_module("lag").lag_power(whole, plan.lag, epilogue_of(whole, form, scale), how.volume)
-            return power.to(torch.float32 if how.single else matrix.dtype.to_real()), plane
+            dtype = torch.complex64 if how.single else matrix.dtype
+            return _power(plan, whole, epilogue_of(whole, form, scale), how.volume, dtype)
         # N - a^H Q a is the form of I - Q
         matrix, factored, form = torch.eye(n, dtype=whole.dtype, device=whole.device) - whole, False, "reciprocal"
     if factored:

@@ -363,6 +363,8 @@ def test_more_elements_than_the_inverse_takes_are_planned_around(wavefront, meth
     R = oracles.source_covariance(A.reshape(-1, 260)[[1, 4]], [1.0, 0.5], 0.02)[None]
     found = mvdr_spectrum(on(R), array_of(positions), small, wavefront=wavefront, method=method)
     assert_spectrum(found, oracles.capon(R, A), 5e-3)
+    inverse = torch.ops.risfast.loaded_inverse(on(R, torch.complex128), torch.tensor(1e-2, dtype=torch.float64))
+    np.testing.assert_allclose(inverse.cpu(), reference.loaded_inverse(torch.as_tensor(R)), atol=1e-9)
 
 
 def test_more_columns_than_the_residual_takes_are_planned_around():
