@@ -167,9 +167,19 @@ def device_plan(operation: str, matrix: Tensor, geometry: tuple[Any, ...], **opt
 # --- Operands: inverses and factors, NaN where a scene has none -------------------------------------------------------
 
 
+def hermitian_part(matrix: Tensor) -> Tensor:
+    """(Q + Q^H) / 2."""
+    return (matrix + adjoint_of(matrix)) / 2
+
+
+def mean_trace(matrix: Tensor) -> Tensor:
+    """tr(Q) / N of each scene, float64 [B]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+
+
 def _delta(covariance: Tensor, loading: Tensor | float) -> Tensor:
     """Loading of each scene, float64 [B]; NaN where the trace is not positive."""
-    mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+    mean = mean_trace(covariance)
     return torch.where(mean > 0, loading * mean, torch.nan)
 
 
@@ -180,7 +190,7 @@ def _inverse_dtype(precision: str | None) -> torch.dtype:
 
 def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
     """Lower factor of (Q + Q^H) / 2 + shift I in complex128, and 0 where there is one."""
-    q = ((matrix + adjoint_of(matrix)) / 2).to(torch.complex128)
+    q = hermitian_part(matrix).to(torch.complex128)
     q.diagonal(dim1=-2, dim2=-1).add_(shift[:, None])
     factor, info = torch.linalg.cholesky_ex(q)
     return factor, info
@@ -342,7 +352,7 @@ def analysis_cuda(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         return _music(plan, matrix, scale, how.volume)
     if plan.method == "lag" or form == "complement":
         double = matrix.to(torch.complex128)
-        whole = double @ adjoint_of(double) if factored else (double + adjoint_of(double)) / 2
+        whole = double @ adjoint_of(double) if factored else hermitian_part(double)
         if plan.method == "lag":
             dtype = torch.complex64 if how.single else matrix.dtype
             return _power(plan, whole, epilogue_of(whole, form, scale), how.volume, dtype)

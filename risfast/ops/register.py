@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from risfast.ops import checks, cuda, reference, spectra
-from risfast.ops.cuda import Form, NoKernelError, requested
+from risfast.ops.cuda import Form, NoKernelError, hermitian_part, mean_trace, requested
 from risfast.ops.devices import checks_values, on_host, serves_kernels, triton_mode
 from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
@@ -191,7 +191,7 @@ def eigenbasis_torch(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
     covariance (B, N, N) -> values (B, N), vectors (B, N, N)
     """
-    values, vectors = torch.linalg.eigh(_hermitian(covariance).to(torch.complex128))
+    values, vectors = torch.linalg.eigh(hermitian_part(covariance).to(torch.complex128))
     return values, vectors.contiguous()
 
 
@@ -205,7 +205,7 @@ def analysis_torch(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
 
     def operand(start: int, stop: int) -> Operand:
         part = matrix[start:stop]
-        return Operand(adjoint_of(part), "rows") if how.factored else Operand(_hermitian(part), "hermitian")
+        return Operand(adjoint_of(part), "rows") if how.factored else Operand(hermitian_part(part), "hermitian")
 
     return _power(planned, operand, how.form, 1.0 if how.scale is None else how.scale, how.volume)
 
@@ -301,15 +301,6 @@ def _check_form(matrix: Tensor, *args: Any) -> None:
 # --- Gradients --------------------------------------------------------------------------------------------------------
 
 
-def _hermitian(matrix: Tensor) -> Tensor:
-    return (matrix + adjoint_of(matrix)) / 2
-
-
-def _trace(matrix: Tensor) -> Tensor:
-    """Real trace of each scene, (B,)."""
-    return matrix.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-
-
 def _winners(plane: Tensor) -> Tensor | None:
     """The planes of a map; a volume has none."""
     return plane if plane.ndim > 1 else None
@@ -319,12 +310,11 @@ def _through_inverse(
     ctx: Any, inverse: Tensor, gradient: Tensor, loading: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor | None]:
     """Gradients with respect to R and the loading, delta = loading tr(R)/N, from that to (R + delta I)^-1."""
-    gradient = _hermitian(-inverse @ gradient @ inverse)
-    trace, n = _trace(gradient), gradient.shape[-1]
-    eye = torch.eye(n, dtype=gradient.dtype, device=gradient.device)
+    gradient = hermitian_part(-inverse @ gradient @ inverse)
+    trace, eye = mean_trace(gradient), torch.eye(gradient.shape[-1], dtype=gradient.dtype, device=gradient.device)
     # A loading on the host would have to wait for its gradient from a GPU.
-    by_loading = (mean * trace).sum().to(loading) if ctx.needs_input_grad[1] else None
-    return gradient + (loading / n * trace)[:, None, None] * eye, by_loading
+    by_loading = (mean * trace).sum().mul(len(eye)).to(loading) if ctx.needs_input_grad[1] else None
+    return gradient + (loading * trace)[:, None, None] * eye, by_loading
 
 
 def _save_spectrum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -343,9 +333,8 @@ def _by_form(ctx: Any, operation: str, gradient: Tensor, power: Tensor, plane: T
 def _capon_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     covariance, power, plane, loading = ctx.saved_tensors
     inverse = loaded_inverse_op(covariance, loading)
-    mean = _trace(covariance).double() / covariance.shape[-1]
     outer = _by_form(ctx, "mvdr", gradient, power, plane, loading)
-    by_covariance, by_loading = _through_inverse(ctx, inverse, outer, loading, mean)
+    by_covariance, by_loading = _through_inverse(ctx, inverse, outer, loading, mean_trace(covariance))
     return by_covariance.to(covariance.dtype), by_loading
 
 
@@ -363,8 +352,7 @@ def _save_inverse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 def _inverse_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     covariance, loading, inverse = ctx.saved_tensors
-    mean = _trace(covariance).double() / covariance.shape[-1]
-    by_covariance, by_loading = _through_inverse(ctx, inverse, gradient, loading, mean)
+    by_covariance, by_loading = _through_inverse(ctx, inverse, gradient, loading, mean_trace(covariance))
     return by_covariance.to(covariance.dtype), by_loading
 
 
@@ -401,7 +389,7 @@ def _synthesis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     plane, loading = ctx.saved_tensors
     operation = "analysis" if ctx.operation in ("synthesis", "bartlett") else ctx.operation
     how = Form(None, False, "linear", True, ctx.box, operation, loading, False)
-    values, _ = analysis_op(_hermitian(gradient).to(ctx.dtype.to_complex()), *how, *ctx.geometry)
+    values, _ = analysis_op(hermitian_part(gradient).to(ctx.dtype.to_complex()), *how, *ctx.geometry)
     return (values if plane is None else values.gather(-1, plane.long()[..., None])[..., 0],)
 
 
