@@ -9,6 +9,7 @@ themselves and of plain products, so that one formula serves every device and ca
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -71,14 +72,12 @@ def _define(
             return on_any(first, *args)
 
     def by_kernels(first: Tensor, *args: Any) -> Any:
-        try:
-            with torch.autocast(first.device.type, enabled=False):
-                if check is not None and checks_values(first.device):
-                    check(first, *args)
-                return kernels(first, *args)
-        except NoKernelError:
-            # With the strides of what the kernels store, which the fake promises.
-            return tree_map(lambda to, made: to.copy_(made), fake(first, *args), on_device(first, *args))
+        with suppress(NoKernelError), torch.autocast(first.device.type, enabled=False):
+            if check is not None and checks_values(first.device):
+                check(first, *args)
+            return kernels(first, *args)
+        # With the strides of what the kernels store, which the fake promises.
+        return tree_map(lambda to, made: to.copy_(made), fake(first, *args), on_device(first, *args))
 
     def on_gpu(first: Tensor, *args: Any) -> Any:
         return (on_device if triton_mode() == "0" else by_kernels)(first, *args)
