@@ -32,13 +32,13 @@ def loaded_inverse(R: Tensor, loading: Tensor | float = 1e-2) -> Tensor:
 
     R (B, N, N) -> (B, N, N)
     """
-    R, n = (R + R.mH).to(torch.complex128) / 2, R.shape[-1]
+    R, n = R.to(torch.complex128), R.shape[-1]
     delta = loading * R.diagonal(dim1=-2, dim2=-1).real.sum(-1) / n
-    return torch.linalg.inv(R + delta[:, None, None] * torch.eye(n))
+    return torch.linalg.inv((R + R.mH) / 2 + delta[:, None, None] * torch.eye(n))
 
 
 def analysis(Q: Tensor, A: Tensor) -> Tensor:
-    """Q = a^H Q a.
+    """Quadratic forms a^H Q a.
 
     Q (B, N, N), A (..., N) -> (B, ...)
     """
@@ -46,7 +46,7 @@ def analysis(Q: Tensor, A: Tensor) -> Tensor:
 
 
 def analysis_factored(W: Tensor, A: Tensor) -> Tensor:
-    """Q = ||W^H a||^2.
+    """Quadratic forms of Q = W W^H, ||W^H a||^2.
 
     W (B, N, K), A (..., N) -> (B, ...)
     """
