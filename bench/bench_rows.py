@@ -40,6 +40,7 @@ def test_row(contest, row, contestant):
         lambda found: row.task.check(problem, worker.plain(found)),
         contestant.bound_db(problem),
         is_peer=contestant.is_peer,
+        once=contestant.once,
     )
 
 
@@ -51,7 +52,7 @@ def seconds_of_children():
 
 @pytest.mark.benchmark(group="a process that makes one map", timer=seconds_of_children)
 def test_first_call(benchmark, registry):
-    """What a process pays for its first map beyond ``import torch``: the median of five processes."""
+    """What a process pays for its first map beyond ``import torch``: the median of three processes."""
     row, firsts = rows()[0], []
     problem = problem_of_row(row)
     with saved(row.task.job(problem)) as job:
@@ -60,7 +61,7 @@ def test_first_call(benchmark, registry):
             with Worker(job, risfast_tree()) as process:
                 firsts.append(process.first)
 
-        benchmark.pedantic(first_call, rounds=5)
+        benchmark.pedantic(first_call, rounds=3)
         with Worker(job, risfast_tree()) as process:
             errors = row.task.check(problem, process.result())
     assert errors.worst_db <= our_bound_db(problem)

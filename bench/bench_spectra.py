@@ -49,4 +49,5 @@ def test_operator(contest, scenario, contestant):
         lambda result: measure_errors(problem, result),
         contestant.bound_db(problem),
         is_peer=contestant.is_peer,
+        once=contestant.once,
     )

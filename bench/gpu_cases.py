@@ -125,9 +125,8 @@ def _lowrank() -> Iterator[Case]:
 
 
 _SOURCES = {
-    "weights": {"FORM": "given", "WINNER": False},
-    "gradient of a map": {"FORM": "reciprocal", "WINNER": True},
-    "gradient of a volume": {"FORM": "complement", "WINNER": False},
+    "weights": {"WINNER": False},
+    "weights of a map": {"WINNER": True},
 }
 _INDICES = {"plane_ptr": "*i32", "order_ptr": "*i32"}
 
@@ -135,8 +134,8 @@ _INDICES = {"plane_ptr": "*i32", "order_ptr": "*i32"}
 def _synthesis() -> Iterator[Case]:
     for wavefront, kind in (
         ("spherical", "weights"),
-        ("spherical", "gradient of a map"),
-        ("fresnel", "gradient of a volume"),
+        ("spherical", "weights of a map"),
+        ("fresnel", "weights of a map"),
         ("planar", "weights"),
     ):
         constants = _SOURCES[kind] | PRODUCTS | {"WAVEFRONT": wavefront}

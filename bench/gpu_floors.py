@@ -185,23 +185,23 @@ def _inverse() -> list[Floor]:
 
 def _adjoints() -> list[Floor]:
     tiles = 15
-    gradient = 12.0 * DIRECTIONS  # gradient, power and plane of a map
+    weights = 8.0 * DIRECTIONS  # a number and its plane in each direction
     nodes = NODES_AZ * NODES_EL * R
     half = 2.0 * 32 * 32 * _up(G_AZ, 16)
     interpolation = R * 2 * math.ceil(G_EL / 32) * (half + 2.0 * 64 * 32 * 32)
     return [
         Floor(
-            "dense synthesis, gradient of a map",
+            "dense synthesis, weights of a map",
             "15 tiles of 32 x 32 complex, 8 flops an entry and direction; 64 steering elements a tile and direction",
             {"tf32x3": 8.0 * 32 * 32 * tiles * DIRECTIONS, "float32": 64.0 * STEERING * tiles * DIRECTIONS},
-            gradient + 4.0 * N * N,
+            weights + 4.0 * N * N,
         ),
         Floor("sum of parts", "one part at B = 256", {"float32": 2.0 * N * N}, 4.0 * N * N + 8.0 * N * N),
         Floor(
-            "adjoint interpolation, gradient of a map",
+            "adjoint interpolation, weights of a map",
             "2 node blocks x 6 elevation blocks, [32 x 368] x [368 x 32] and [64 x 32] x [32 x 32], 7 planes",
             {"tf32x3": interpolation},
-            gradient + 4.0 * nodes,
+            weights + 4.0 * nodes,
         ),
     ]
 
@@ -211,15 +211,15 @@ def _lag_adjoint(dtype: str) -> list[Floor]:
     suffix, size = (", float64", 8.0) if double else ("", 4.0)
     products, how = ("float64 products", "products") if double else (dtype, "fused operations")
     lags = 2 * N_V - 1
-    gradient = (2 * size + 4) * DIRECTIONS  # gradient, power and plane of a map
+    weights = (size + 4) * DIRECTIONS  # a number and its plane in each direction
     written = size * 2 * G_EL * R * N_H
     made = 2 * size * R * N_H * lags
     return [
         Floor(
-            f"weight rows{suffix}, gradient of a map",
+            f"weight rows{suffix}, weights of a map",
             f"2 products of 192 half-azimuths and 16 lags at 181 elevations and 7 planes, {how}",
             {products: 2.0 * 2 * 192 * 16 * G_EL * R},
-            gradient + written,
+            weights + written,
         ),
         Floor(
             f"lags{suffix}",

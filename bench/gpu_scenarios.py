@@ -16,12 +16,17 @@ from bench.gpu_peers import formulation
 from bench.peers import Map, Problem
 from risfast.detect import DetectionOptions, detect_fixed, detect_sources
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import cuda_operands as operands
-from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank
-from risfast.ops.cuda import DevicePlan, device_plan, from_factor, from_matrix, scale_for
+from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank, reference
+from risfast.ops.cuda import (
+    DevicePlan,
+    device_plan,
+    epilogue_of,
+    from_factor,
+    loaded_factor,
+    loaded_inverse,
+)
 from risfast.ops.devices import kernel_module
-from risfast.ops.peaks_reference import local_maxima_3d_reference
-from risfast.ops.spectra import Epilogue, lowrank_delta, woodbury_factor
+from risfast.ops.spectra import lowrank_delta, woodbury_factor
 from risfast.steering import steering_vectors
 
 LOADING = 1e-2
@@ -118,7 +123,7 @@ def _plan(setting: Setting, operation: str, matrix: Tensor, wavefront: str, meth
     axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
     geometry = (array.positions_m, *axes, array.wavenumber, wavefront, method, 1 << 28, "auto")
     rank = matrix.shape[2] if operation == "mvdr_lowrank" else None
-    return device_plan(operation, matrix, geometry, LOADING, rank)
+    return device_plan(operation, matrix, geometry, loading=LOADING, rank=rank)
 
 
 def _problem(setting: Setting, operation: str, matrix: Tensor, wavefront: str) -> Problem:
@@ -164,19 +169,18 @@ def lag_flops(setting: Setting) -> float:
 def lag_map_from_inverse(setting: Setting, batch: int) -> Work:
     """From R^-1 to the map: coefficients, rows, evaluation, best plane."""
     R = covariances(setting, batch, "fresnel")
-    inverse = operands.loaded_inverse(R, LOADING).to(torch.complex64)
+    inverse = loaded_inverse(R, LOADING).to(torch.complex64)
     plan = _plan(setting, "mvdr", R, "fresnel", "lag")
-    scale = scale_for(inverse, setting.array.n_elements)
-    epilogue = Epilogue("reciprocal", scale)
     n = setting.array.n_elements
+    epilogue = epilogue_of(inverse, "reciprocal", n)
     return Work(
-        lambda q: from_matrix(plan, q, epilogue, False),
+        lambda q: kernel_module("lag").lag_power(q, plan.lag, epilogue),
         (inverse,),
         batch * lag_flops(setting),
         batch * (8.0 * n * n + 8.0 * setting.directions),
         _map_error(setting, "mvdr", R, "fresnel"),
         _peers(setting, "fresnel", _reciprocal(setting)),
-        (operands.loaded_factor(R[:1], LOADING),),
+        (loaded_factor(R[:1], LOADING),),
         1,
         lambda: mvdr_spectrum(R[:1].cpu(), setting.array, setting.grid, wavefront="fresnel", method="lag"),
     )
@@ -198,12 +202,12 @@ def _nodes(plan: DevicePlan) -> tuple[int, int]:
 def chebyshev_from_inverse(setting: Setting, batch: int) -> Work:
     """From the triangular factor of R^-1 to the map: nodes, interpolation, best plane; spherical."""
     R = covariances(setting, batch, "spherical")
-    factor = operands.loaded_factor(R, LOADING)
+    factor = loaded_factor(R, LOADING)
     plan = _plan(setting, "mvdr", R, "spherical", "chebyshev")
-    epilogue = Epilogue("reciprocal", scale_for(factor, setting.array.n_elements))
     n = setting.array.n_elements
+    epilogue = epilogue_of(factor, "reciprocal", n)
     return Work(
-        lambda w: from_factor(plan, w, epilogue, False, triangular=True),
+        lambda w: from_factor(plan, w, epilogue, False),
         (factor,),
         batch * chebyshev_flops(setting, _nodes(plan), (n + 1) / 2),
         batch * (8.0 * n * n + 8.0 * setting.directions),
@@ -266,7 +270,7 @@ def inverse(setting: Setting, batch: int) -> Work:
         return 10 * math.log10(1 + float(difference / expected.abs().amax()))
 
     return Work(
-        lambda matrix: operands.loaded_inverse(matrix, LOADING),
+        lambda matrix: loaded_inverse(matrix, LOADING),
         (R,),
         batch * 16.0 / 3.0 * n**3,
         batch * 24.0 * n * n,
@@ -294,7 +298,7 @@ def maxima(setting: Setting, batch: int) -> Work:
         return index, value, kept, count
 
     def error(found: tuple[Tensor, ...]) -> float:
-        expected = local_maxima_3d_reference(volume[:1].cpu(), window, setting.maxima, None)
+        expected = reference.local_maxima_3d(volume[:1].cpu(), window, setting.maxima, None)
         same = torch.equal(found[0][:1].cpu(), expected[0]) and torch.equal(found[1][:1].cpu(), expected[1])
         return 0.0 if same else math.inf
 

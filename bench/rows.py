@@ -31,8 +31,7 @@ from bench.scenarios import (
     true_scenes,
 )
 from risfast.geometry import PlanarArray
-from risfast.ops import mvdr_spectrum
-from risfast.ops.peaks_reference import local_maxima_3d_reference
+from risfast.ops import mvdr_spectrum, reference
 
 OWN = "risfast auto"
 EARLIER = "the earlier commit"  # what --against names
@@ -122,7 +121,7 @@ def _boxes_row(
     def loop(problem: Problem) -> peers.Call:
         return search.refine_by_loop(problem, _boxes(problem, kind), peers.dense_eager)
 
-    peer = Contestant("loop over the boxes", True, loop, float32_bound_db)
+    peer = Contestant("loop over the boxes", True, loop, float32_bound_db, once=True)
     return Row(work, refinement(kind), problem, (peer,), target, 3)
 
 
@@ -137,7 +136,7 @@ def _detection_errors(problem: Problem, found: Any) -> Errors:
 DETECTION = Task(
     lambda problem: job_of(problem, "detect" if problem.operation == "mvdr" else "detect_lowrank"), _detection_errors
 )
-PLAIN_PARTS = Contestant("plain parts", True, search.detect_by_plain_parts, float32_bound_db)
+PLAIN_PARTS = Contestant("plain parts", True, search.detect_by_plain_parts, float32_bound_db, once=True)
 
 
 def _detection_row(work: str, problem: Callable[[], Problem], target: Target | None = None) -> Row:
@@ -163,7 +162,7 @@ def _peaks_errors(problem: Problem, found: Any) -> Errors:
     Where neighbours tie, a peer lists each of them and risfast the first.
     """
     volume, points = _volume(problem)
-    index, value, _ = local_maxima_3d_reference(volume.contiguous(), search.WINDOW, search.PEAKS, None)
+    index, value, _ = reference.local_maxima_3d(volume.contiguous(), search.WINDOW, search.PEAKS, None)
     same = torch.equal(found, search.suppress(points, index[0], value[0]))
     return Errors(0.0, 0.0 if same else math.inf)
 

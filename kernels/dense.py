@@ -40,7 +40,7 @@ from .launch import (
     interleaved,
     launch,
     map_or_volume,
-    volume_last,
+    power_and_plane,
     written,
 )
 
@@ -176,9 +176,19 @@ def dense_configuration(columns: int, batch: int) -> dict[str, int]:
     return {"SCENES": 1, "BLOCK_G": 64, "BLOCK_N": 16, "BLOCK_K": 16, "num_warps": 4}
 
 
-def _analyse(
-    factor: Tensor, points: DensePoints, epilogue: Epilogue, volume: bool, triangular: bool, precision: str | None
-) -> Outputs:
+def dense_power(
+    factor: Tensor,
+    points: DensePoints,
+    epilogue: Epilogue,
+    volume: bool = False,
+    *,
+    triangular: bool = False,
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Power of the best plane and its index, both [B, G_az, G_el]; or on every point, and no index.
+
+    factor (B, N, K) -> power (B, G_az, G_el), (B, G_az, G_el, R) or (B, G), plane
+    """
     device = check_operands(dense_analysis_kernel, factor=factor, points=points.positions)
     n, size = points.positions.shape[1], points.direction.shape[1]
     if factor.ndim != 3 or factor.shape[1] != n or factor.shape[2] < 1:
@@ -200,21 +210,4 @@ def _analyse(
     constants |= {"PRECISION": dot_precision(precision), **configuration}
     programs = blocks * triton.cdiv(batch, configuration["SCENES"]) if points.shape[-1] else 0
     launch(dense_analysis_kernel, programs, device, *operands, *sizes, **constants)
-    return outputs
-
-
-def dense_map(
-    factor: Tensor, points: DensePoints, epilogue: Epilogue, *, triangular: bool = False, precision: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
-
-    factor (B, N, K)
-    """
-    return _analyse(factor, points, epilogue, False, triangular, precision)[:2]
-
-
-def dense_volume(
-    factor: Tensor, points: DensePoints, epilogue: Epilogue, *, triangular: bool = False, precision: str | None = None
-) -> Tensor:
-    """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`dense_map`."""
-    return volume_last(_analyse(factor, points, epilogue, True, triangular, precision))
+    return power_and_plane(outputs)

@@ -15,7 +15,15 @@ from risfast.errors import ShapeError
 from risfast.ops.spectra import Epilogue
 
 from .device import first_best, keep_best, power_of, store_best
-from .launch import Outputs, check_extent, check_operands, dot_precision, launch, map_or_volume, volume_last, written
+from .launch import (
+    check_extent,
+    check_operands,
+    dot_precision,
+    launch,
+    map_or_volume,
+    power_and_plane,
+    written,
+)
 
 
 @triton.jit
@@ -88,9 +96,19 @@ def interpolate_configuration() -> dict[str, int]:
     return {"BLOCK_A": 64, "BLOCK_E": 32, "BLOCK_M": 16, "BLOCK_N": 16, "num_warps": 4}
 
 
-def _interpolate(
-    nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, volume: bool, precision: str | None
-) -> Outputs:
+def interpolated_power(
+    nodes: Tensor,
+    azimuth: Tensor,
+    elevation: Tensor,
+    epilogue: Epilogue,
+    volume: bool = False,
+    *,
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Power of the best plane and its index, both [B, G_az, G_el]; or on every point, and no index.
+
+    nodes (B, R, n_az, n_el), azimuth, elevation (G_az, n_az), (G_el, n_el)
+    """
     device = check_operands(interpolate_kernel, nodes=nodes, azimuth=azimuth, elevation=elevation)
     if nodes.ndim != 4 or azimuth.shape[1:] != nodes.shape[2:3] or elevation.shape[1:] != nodes.shape[3:]:
         raise ShapeError(
@@ -112,21 +130,4 @@ def _interpolate(
     constants = {"EPILOGUE": epilogue.form, "VOLUME": volume, "PRECISION": dot_precision(precision), **configuration}
     programs = batch * azimuth_blocks * elevation_blocks
     launch(interpolate_kernel, programs, device, *operands, *sizes, **constants)
-    return outputs
-
-
-def interpolate_map(
-    nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, *, precision: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
-
-    nodes (B, R, n_az, n_el), azimuth, elevation (G_az, n_az), (G_el, n_el)
-    """
-    return _interpolate(nodes, azimuth, elevation, epilogue, False, precision)[:2]
-
-
-def interpolate_volume(
-    nodes: Tensor, azimuth: Tensor, elevation: Tensor, epilogue: Epilogue, *, precision: str | None = None
-) -> Tensor:
-    """Power on every point, [B, G_az, G_el, R], stored plane by plane; see :func:`interpolate_map`."""
-    return volume_last(_interpolate(nodes, azimuth, elevation, epilogue, True, precision))
+    return power_and_plane(outputs)

@@ -22,9 +22,7 @@ from .weights import PointWeights, load_weight
 @triton.jit
 def interpolate_adjoint_kernel(  # type: ignore[no-untyped-def]
     weight_ptr,  # [B, R, G_az, G_el], or [B, G_az, G_el] with WINNER
-    power_ptr,  # the same
-    plane_ptr,  # [B, G_az, G_el]
-    scale_ptr,  # [B]
+    plane_ptr,  # [B, G_az, G_el] with WINNER
     azimuth_ptr,  # [G_az, n_az]
     elevation_ptr,  # [G_el, n_el]
     nodes_ptr,  # [B, R, n_az, n_el]
@@ -35,7 +33,6 @@ def interpolate_adjoint_kernel(  # type: ignore[no-untyped-def]
     G_el,
     azimuth_blocks,
     elevation_blocks,
-    FORM: tl.constexpr,
     WINNER: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_A: tl.constexpr,
@@ -55,9 +52,6 @@ def interpolate_adjoint_kernel(  # type: ignore[no-untyped-def]
     n = (pid // azimuth_blocks % elevation_blocks).to(tl.int32) * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     r = (pid // azimuth_blocks // elevation_blocks % R).to(tl.int32)
     scene = pid // azimuth_blocks // elevation_blocks // R
-    scale = 1.0
-    if FORM != "given":
-        scale = tl.load(scale_ptr + scene)
     total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     for first_a in range(0, G_az, BLOCK_A):
         a = first_a + tl.arange(0, BLOCK_A)  # [BLOCK_A]
@@ -66,9 +60,8 @@ def interpolate_adjoint_kernel(  # type: ignore[no-untyped-def]
             e = first_e + tl.arange(0, BLOCK_E)  # [BLOCK_E]
             there = (a < G_az)[:, None] & (e < G_el)[None, :]
             g = a[:, None] * G_el + e[None, :]
-            w = load_weight(
-                weight_ptr, power_ptr, plane_ptr, scale, scene, g, r, G_az * G_el, R, there, FORM, WINNER
-            )  # [BLOCK_A, BLOCK_E]
+            # [BLOCK_A, BLOCK_E]
+            w = load_weight(weight_ptr, plane_ptr, scene, g, r, G_az * G_el, R, there, WINNER)
             right_there = (e < G_el)[:, None] & (n < n_el)[None, :]
             right = tl.load(elevation_ptr + e[:, None] * n_el + n[None, :], mask=right_there, other=0.0)
             half = tl.dot(w, right, half, input_precision=PRECISION)
@@ -108,7 +101,7 @@ def interpolate_adjoint(
     elevation_blocks = triton.cdiv(n_el, configuration["BLOCK_N"])
     operands = *weights.operands(torch.float32, azimuth_last=False), azimuth.contiguous(), elevation.contiguous(), nodes
     sizes = planes, n_az, n_el, g_az, g_el, azimuth_blocks, elevation_blocks
-    constants = {"FORM": weights.form, "WINNER": weights.plane is not None, "PRECISION": precision, **configuration}
+    constants = {"WINNER": weights.plane is not None, "PRECISION": precision, **configuration}
     programs = batch * planes * azimuth_blocks * elevation_blocks
     launch(interpolate_adjoint_kernel, programs, device, *operands, *sizes, **constants)
     return nodes

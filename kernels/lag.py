@@ -21,7 +21,15 @@ from risfast.ops.spectra import Epilogue
 from .device import complex_product, load_complex, store_complex
 from .lag_evaluate import lag_configuration, lag_evaluate
 from .lag_tables import LagTables
-from .launch import Outputs, accumulator, check_extent, check_operands, interleaved, launch, map_or_volume, volume_last
+from .launch import (
+    accumulator,
+    check_extent,
+    check_operands,
+    interleaved,
+    launch,
+    map_or_volume,
+    power_and_plane,
+)
 
 
 @triton.jit
@@ -172,7 +180,11 @@ def lag_rows(coefficients: Tensor, tables: LagTables) -> Tensor:
     return rows
 
 
-def _evaluate(matrix: Tensor, tables: LagTables, epilogue: Epilogue, volume: bool) -> Outputs:
+def lag_power(matrix: Tensor, tables: LagTables, epilogue: Epilogue, volume: bool = False) -> tuple[Tensor, Tensor]:
+    """Power of the best plane and its index, or on every point and no index, with azimuth fastest in memory.
+
+    matrix (B, N, N) -> power (B, G_az, G_el) or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
+    """
     # What cannot be met raises before any work.
     lag_configuration(tables.n_h, tables.dtype)
     batch, planes = matrix.shape[0], tables.weights_h.shape[0]
@@ -180,18 +192,5 @@ def _evaluate(matrix: Tensor, tables: LagTables, epilogue: Epilogue, volume: boo
     shape = (batch, planes, tables.n_elevation, tables.n_azimuth)
     outputs = map_or_volume(shape, volume, tables.dtype, matrix.device)
     lag_evaluate(lag_rows(lag_coefficients(matrix, tables), tables), tables, epilogue, outputs)
-    return outputs
-
-
-def lag_map(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> tuple[Tensor, Tensor]:
-    """Power of the best plane and its index, both [B, G_az, G_el] with azimuth fastest in memory.
-
-    matrix (B, N, N)
-    """
-    best, plane, _ = _evaluate(matrix, tables, epilogue, volume=False)
-    return best.mT, plane.mT
-
-
-def lag_volume(matrix: Tensor, tables: LagTables, epilogue: Epilogue) -> Tensor:
-    """Power on every point, [B, G_az, G_el, G_r], stored plane by plane with azimuth fastest; see :func:`lag_map`."""
-    return volume_last(_evaluate(matrix, tables, epilogue, volume=True)).transpose(1, 2)
+    power, plane = power_and_plane(outputs)
+    return power.transpose(1, 2), plane if volume else plane.mT

@@ -23,9 +23,7 @@ from .weights import PointWeights, load_weight
 @triton.jit
 def weight_rows_kernel(  # type: ignore[no-untyped-def]
     weight_ptr,  # [B, R, G_el, G_az], or [B, G_el, G_az] with WINNER
-    power_ptr,  # the same
-    plane_ptr,  # [B, G_el, G_az]
-    scale_ptr,  # [B]
+    plane_ptr,  # [B, G_el, G_az] with WINNER
     cos_ptr,  # [half G_el, n_h, half G_az]
     sin_ptr,  # [half G_el, n_h, half G_az]
     rows_ptr,  # [2, G_el, B, R, n_h]
@@ -39,7 +37,6 @@ def weight_rows_kernel(  # type: ignore[no-untyped-def]
     row_blocks,
     lag_blocks,
     MIRROR_AZ: tl.constexpr,
-    FORM: tl.constexpr,
     WINNER: tl.constexpr,
     ACC: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -62,9 +59,6 @@ def weight_rows_kernel(  # type: ignore[no-untyped-def]
     scene = (row // R)[:, None]
     r = (row % R)[:, None]
     inside = scene < B  # [BLOCK_M, 1]
-    scale = 1.0
-    if FORM != "given":
-        scale = tl.load(scale_ptr + scene, mask=inside, other=1.0)
     x = tl.zeros([BLOCK_M, BLOCK_H], ACC)
     y = tl.zeros([BLOCK_M, BLOCK_H], ACC)
     for first in range(0, half_az, BLOCK_A):
@@ -72,13 +66,13 @@ def weight_rows_kernel(  # type: ignore[no-untyped-def]
         there = inside & (a < half_az)[None, :]  # [BLOCK_M, BLOCK_A]
         g = (el * G_az + G_az - half_az + a)[None, :]
         G = G_az * G_el
-        even = load_weight(weight_ptr, power_ptr, plane_ptr, scale, scene, g, r, G, R, there, FORM, WINNER)
+        even = load_weight(weight_ptr, plane_ptr, scene, g, r, G, R, there, WINNER)
         odd = even
         if MIRROR_AZ:
             # The centre of an odd axis is its own image.
             there = inside & ((a < half_az) & (a >= G_az % 2))[None, :]
             g = (el * G_az + half_az - 1 - a)[None, :]
-            image = load_weight(weight_ptr, power_ptr, plane_ptr, scale, scene, g, r, G, R, there, FORM, WINNER)
+            image = load_weight(weight_ptr, plane_ptr, scene, g, r, G, R, there, WINNER)
             odd = even - image
             even = even + image
         entry = (half * n_h + lag[None, :]) * half_az + a[:, None]
@@ -200,10 +194,9 @@ def _rows(weights: PointWeights, tables: LagTables, planes: int, device: torch.d
     row_blocks, lag_blocks = triton.cdiv(batch * planes, tile["BLOCK_M"]), triton.cdiv(n_h, tile["BLOCK_H"])
     operands = *weights.operands(tables.dtype, azimuth_last=True), tables.cosines, tables.sines, rows
     sizes = batch, planes, n_h, tables.n_azimuth, tables.n_elevation, half_az, half_el, row_blocks, lag_blocks
-    constants = {"MIRROR_AZ": tables.mirror_azimuth, "FORM": weights.form, "WINNER": weights.plane is not None}
-    constants |= {"ACC": accumulator(tables.dtype), **tile}
+    constants = {"MIRROR_AZ": tables.mirror_azimuth, "WINNER": weights.plane is not None, **tile}
     programs = tables.n_elevation * row_blocks * lag_blocks
-    launch(weight_rows_kernel, programs, device, *operands, *sizes, **constants)
+    launch(weight_rows_kernel, programs, device, *operands, *sizes, ACC=accumulator(tables.dtype), **constants)
     return rows
 
 

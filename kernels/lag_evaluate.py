@@ -19,6 +19,7 @@ from .device import first_best, keep_best, power_of, store_best
 from .lag_tables import LagTables
 from .launch import Outputs, check_operands, launch, written
 
+MOST_COLUMNS = {torch.float32: 64, torch.float64: 32}  # of elements, whose tables fit the registers
 _MOST_SCENES = 8  # scenes of one evaluation program, which share its tables
 
 
@@ -196,13 +197,11 @@ def lag_evaluate_kernel(  # type: ignore[no-untyped-def]
 
 def lag_configuration(n_h: int, dtype: torch.dtype) -> dict[str, int]:
     """Pinned tile of the evaluation: as many azimuths per lane as the 2 (n_h - 1) tables leave registers for."""
-    double = dtype == torch.float64
-    warps = 2 if double else 1
     for most, block, tail in ((12, 128, 64), (16, 128, 0), (32, 64, 0), (64, 32, 0)):
-        if n_h <= most and not (double and most == 64):
-            return {"BLOCK_A": block, "TAIL": tail, "num_warps": warps}
+        if n_h <= most <= MOST_COLUMNS[dtype]:
+            return {"BLOCK_A": block, "TAIL": tail, "num_warps": 2 if dtype == torch.float64 else 1}
     raise ValueError(
-        f"the lag kernels ship no configuration for {n_h} columns in {dtype} (at most {32 if double else 64}); "
+        f"the lag kernels ship no configuration for {n_h} columns in {dtype} (at most {MOST_COLUMNS[dtype]}); "
         "use method='chebyshev' or 'dense', or the CPU implementation of method='lag'"
     )
 

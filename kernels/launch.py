@@ -110,8 +110,9 @@ def written(epilogue: Epilogue, outputs: Outputs, batch: int) -> tuple[Tensor, T
     return scale, best, plane, best if volume is None else volume, epilogue.offset
 
 
-def volume_last(outputs: Outputs) -> Tensor:
-    """The volume [B, X, Y, R] stored plane by plane, or the values [B, G] of a list of points."""
-    volume = outputs[2]
-    assert volume is not None
-    return volume.permute(0, 2, 3, 1) if volume.ndim == 4 else volume
+def power_and_plane(outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """The map and its planes; or the volume [B, X, Y, R], stored plane by plane, or values [B, G], and no planes."""
+    best, plane, volume = outputs
+    if volume is None:
+        return best, plane
+    return volume.permute(0, 2, 3, 1) if volume.ndim == 4 else volume, plane[:0]

@@ -39,7 +39,7 @@ from .device import (
     store_best,
 )
 from .inverse import inverse_factor
-from .launch import Outputs, check_extent, check_operands, dot_precision, interleaved, launch, volume_last, written
+from .launch import check_extent, check_operands, dot_precision, interleaved, launch, power_and_plane, written
 
 MOST_COLUMNS = 32  # products V^H a of one tile are held in registers
 
@@ -166,9 +166,19 @@ def residual_configuration(columns: int) -> dict[str, int]:
     return {"WIDE": wide, "BLOCK_G": 64 if wide else 128, **tile}
 
 
-def _evaluate(
-    u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, volume: bool, precision: str | None
-) -> Outputs:
+def residual_power(
+    u: Tensor,
+    v: Tensor,
+    points: DensePoints,
+    epilogue: Epilogue,
+    volume: bool = False,
+    *,
+    precision: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Power from ||a - U V^H a||^2, as :func:`risfast.kernels.dense.dense_power`.
+
+    u, v (B, N, K)
+    """
     device = check_operands(residual_kernel, U=u, V=v, positions=points.positions)
     n, size = points.positions.shape[1], points.direction.shape[1]
     if u.shape != v.shape or u.ndim != 3 or u.shape[1] != n or not 1 <= u.shape[2] <= MOST_COLUMNS:
@@ -190,21 +200,4 @@ def _evaluate(
     constants = {"WAVEFRONT": points.wavefront, "EPILOGUE": epilogue.form, "VOLUME": volume, "PRECISION": products}
     programs = blocks * batch if points.shape[-1] else 0
     launch(residual_kernel, programs, device, *operands, *sizes, **constants, **configuration)
-    return outputs
-
-
-def residual_map(
-    u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, *, precision: str | None = None
-) -> tuple[Tensor, Tensor]:
-    """Power of the best plane and its index, both [B, G_az, G_el], contiguous.
-
-    u, v (B, N, K)
-    """
-    return _evaluate(u, v, points, epilogue, False, precision)[:2]
-
-
-def residual_volume(
-    u: Tensor, v: Tensor, points: DensePoints, epilogue: Epilogue, *, precision: str | None = None
-) -> Tensor:
-    """Power on every point: [B, G_az, G_el, R] of a box, stored plane by plane, or [B, G]; see :func:`residual_map`."""
-    return volume_last(_evaluate(u, v, points, epilogue, True, precision))
+    return power_and_plane(outputs)

@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.ops.peaks_reference import box_limits, reject_bad_candidates, sphere_coordinates
+from risfast.ops.peaks import box_limits, reject_bad_candidates, sphere_coordinates
 
 from .launch import check_extent, check_operands, launch
 from .peaks import double_bits
@@ -68,7 +68,7 @@ def _looked_over(  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["azimuth_bits", "elevation_bits", "range_bits"])
 def nms_kernel(  # type: ignore[no-untyped-def]
-    position_ptr,  # [B, P, 3]; on the sphere [B, P, 4], sphere_coordinates of risfast.ops.peaks_reference
+    position_ptr,  # [B, P, 3]; on the sphere [B, P, 4], sphere_coordinates of risfast.ops.peaks
     score_ptr,  # [B, P]
     left_ptr,  # [B, P] int8, only where the candidates do not fit one block
     index_ptr,  # [B, k] int64

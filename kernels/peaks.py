@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.ops.peaks_reference import reject_nan
+from risfast.ops.peaks import reject_nan
 
 from .launch import check_operands, launch
 

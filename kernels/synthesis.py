@@ -36,9 +36,7 @@ def settled(x) -> Any:  # type: ignore[no-untyped-def]
 @triton.jit
 def synthesis_kernel(  # type: ignore[no-untyped-def]
     weight_ptr,  # [B, R, G], or [B, G] with WINNER
-    power_ptr,  # the same
-    plane_ptr,  # [B, G]
-    scale_ptr,  # [B]
+    plane_ptr,  # [B, G] with WINNER
     position_ptr,  # [3, N] wavelengths
     direction_ptr,  # [3, G]
     range_ptr,  # [R] or [G], wavelengths
@@ -54,7 +52,6 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
     parts,
     part_blocks,
     WAVEFRONT: tl.constexpr,
-    FORM: tl.constexpr,
     WINNER: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_G: tl.constexpr,
@@ -77,9 +74,6 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
         n = block_n * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
         mx, my, mz = load_points(position_ptr, m[:, None], N)  # [BLOCK_N, 1]
         nx, ny, nz = load_points(position_ptr, n[None, :], N)  # [1, BLOCK_N]
-        scale = 1.0
-        if FORM != "given":
-            scale = tl.load(scale_ptr + scene)
         re = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
         im = tl.zeros([BLOCK_N, BLOCK_N], tl.float32)
         # One loop over blocks and planes: with a loop inside, what planes share would be kept, and spill.
@@ -94,7 +88,7 @@ def synthesis_kernel(  # type: ignore[no-untyped-def]
             else:
                 index = item % planes
                 r = tl.load(range_ptr + index * range_step_plane + g * range_step_point, mask=there, other=1.0)
-            w = load_weight(weight_ptr, power_ptr, plane_ptr, scale, scene, g, index, G, R, there, FORM, WINNER)
+            w = load_weight(weight_ptr, plane_ptr, scene, g, index, G, R, there, WINNER)
             turns = steering_turns(ux[None, :], uy[None, :], uz[None, :], r[None, :], mx, my, mz, WAVEFRONT)
             left_im, left_re = sincos_turns(turns)  # [BLOCK_N, BLOCK_G]
             left_re, left_im = settled(left_re * w[None, :]), settled(left_im * w[None, :])
@@ -178,7 +172,7 @@ def dense_synthesis(weights: PointWeights, points: DensePoints, *, precision: st
     sum_blocks = triton.cdiv(n * n, sum_configuration()["BLOCK"])
     part_blocks = triton.cdiv(triton.cdiv(size, configuration["BLOCK_G"]), parts)
     sizes = batch, n, size, *points.planes, blocks, blocks * blocks, parts, part_blocks
-    constants = {"WAVEFRONT": points.wavefront, "FORM": weights.form, "WINNER": weights.plane is not None}
+    constants = {"WAVEFRONT": points.wavefront, "WINNER": weights.plane is not None}
     constants |= {"PRECISION": precision, **configuration}
     programs = batch * parts * blocks * blocks
     launch(synthesis_kernel, programs, device, *operands, *points.arguments, partial, *sizes, **constants)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from risfast.geometry import SearchGrid, SensorArray
 from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
-from risfast.ops.cache import constant_on
+from risfast.ops.devices import constant_on
 from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
 from risfast.setup import Setup, Tolerance
 from risfast.sources import Sources

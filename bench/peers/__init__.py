@@ -13,7 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
@@ -336,9 +336,14 @@ def acoular_beamformer(problem: Problem) -> Call:
 
     ``steer_type="classic"`` makes h = a / N with |a_n| = 1 and a_n = exp(-j k d_n), ours up to a phase that cancels.
     Its Capon map is 1 / (a^H C^-1 a) of the loaded matrix C, so ours is N times as large; its Bartlett map is ours.
-    The distances from points to elements stay with the SteeringVector between calls. One scene at a time.
+    The distances from points to elements stay with the SteeringVector between calls. One scene at a time. What it
+    compiles with its first call is compiled on one point before.
     """
     import acoular
+
+    if problem.size > 1:
+        axes = {name: getattr(problem, name)[:1] for name in ("azimuth_rad", "elevation_rad", "range_m")}
+        acoular_beamformer(replace(problem, **axes))()
 
     acoular.config.global_caching = "none"  # no result files
     speed = 300.0

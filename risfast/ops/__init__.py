@@ -25,8 +25,9 @@ CUDA tensors are computed on their device, by Triton kernels, on the current str
   and "ieee" on AMD; "tf32" is fast and wrong at a peak: by 9e-3 dB for a covariance at loading 1e-2, 1 dB for a factor.
   The lag method never reduces it; for complex64 it computes in float32 only where N / loading is at most 5000 (N = 36
   at loading 1e-2), within 1e-2 dB, and in float64 elsewhere, which has kernels for up to 32 columns of elements.
-- complex128 has kernels for the lag method only. What has no kernel raises and names what does.
-- ``RISFAST_TRITON=0`` in the environment turns the kernels off: plain torch computes on the device, and waits for it.
+- complex128 has kernels for the lag method only. What has no kernel is computed by plain torch on the device, in
+  float64, which waits for it and refuses what the CPU refuses; ``RISFAST_TRITON=0`` in the environment asks for that
+  everywhere. Arrays of more than 256 elements are inverted by torch.linalg.
 - Tables are kept with the plan, on the device. Call once before the capture of a CUDA graph; :func:`clear_plans` ends
   the use of graphs captured before.
 """

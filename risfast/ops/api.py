@@ -169,9 +169,9 @@ def music_spectrum(
     -----
     R. O. Schmidt, "Multiple emitter location and signal parameter estimation", IEEE Trans. AP 34, 1986.
     """
-    checks.check_array(array)
-    shared = (array, grid, wavefront, method, reduce, byte_budget, precision)
-    return _of_form(partial(QuadraticForm.music, n_sources=n_sources), R, *shared)
+    how = {"wavefront": wavefront, "method": method, "reduce": reduce, "byte_budget": byte_budget}
+    make = partial(QuadraticForm.music, n_sources=n_sources)
+    return _of_form(make, R, array, grid, precision=precision, **how)
 
 
 def bartlett_spectrum(
@@ -209,30 +209,19 @@ def bartlett_spectrum(
     H. Krim, M. Viberg, "Two decades of array signal processing research: the parametric approach", IEEE Signal Process.
     Mag. 13, 1996.
     """
-    return _of_form(QuadraticForm.bartlett, R, array, grid, wavefront, method, reduce, byte_budget, precision)
+    how = {"wavefront": wavefront, "method": method, "reduce": reduce, "byte_budget": byte_budget}
+    return _of_form(QuadraticForm.bartlett, R, array, grid, precision=precision, **how)
 
 
-def _of_form(
-    make: Callable[[Tensor], QuadraticForm],
-    R: Any,
-    array: PlanarArray,
-    grid: SearchGrid,
-    wavefront: str,
-    method: str,
-    reduce: str,
-    byte_budget: int | None,
-    precision: str,
-) -> Any:
+def _of_form(make: Callable[[Tensor], QuadraticForm], R: Any, array: PlanarArray, grid: SearchGrid, **how: Any) -> Any:
     """Spectrum of the form that is made of R, with the batch axis or without."""
     checks.check_array(array)
     covariance = checks.complex_tensor(R, "R")
     checks.check_matrix(covariance, "R", array.n_elements, square=True)
-    how: dict[str, Any] = {"wavefront": wavefront, "method": method, "reduce": reduce}
-    how |= {"byte_budget": byte_budget, "precision": precision}
     if covariance.ndim == 3:
         return make(covariance).spectrum(array, grid, **how)
     found = make(covariance[None]).spectrum(array, grid, **how)
-    return found[0] if reduce == "none" else Spectrum(*(field[0] for field in found))
+    return found[0] if how["reduce"] == "none" else Spectrum(*(field[0] for field in found))
 
 
 def _points_of(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tensor, Tensor], bool]:
@@ -259,9 +248,11 @@ def _points_of(grid_or_points: SearchGrid | Tensor) -> tuple[tuple[Tensor, Tenso
 
 
 def _geometry(
-    array: PlanarArray, grid_or_points: Any, wavefront: str, method: str, budget: int, precision: str
+    array: PlanarArray, grid_or_points: Any, wavefront: str, method: str, byte_budget: int | None, precision: str
 ) -> tuple[bool, tuple[Any, ...]]:
     """Whether the points are a box, and the arguments that describe array, points and method."""
+    checks.check_array(array)
+    budget = byte_budget_of(wavefront, method, byte_budget, precision)
     axes, box = _points_of(grid_or_points)
     if not box and method in ("chebyshev", "lag"):
         raise ValueError(f"method={method!r} needs a SearchGrid; a list of points is evaluated by method='dense'")
@@ -309,12 +300,10 @@ def analysis(
     -----
     Computed in the precision of the matrix; the error is relative to ||Q||_F.
     """
-    checks.check_array(array)
-    budget = byte_budget_of(wavefront, method, byte_budget, precision)
+    box, geometry = _geometry(array, grid_or_points, wavefront, method, byte_budget, precision)
     matrix = checks.complex_tensor(W_or_Q, "W_or_Q")
     is_factor = matrix.shape[-1] != matrix.shape[-2] if factored is None and matrix.ndim >= 2 else bool(factored)
     checks.check_matrix(matrix, "W_or_Q", array.n_elements, square=not is_factor)
-    box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)
     batched = matrix.ndim == 3
     how = (None, is_factor, "linear", True, box, "analysis", None, False)
     result, _ = register.analysis_op(matrix if batched else matrix[None], *how, *geometry)
@@ -355,8 +344,7 @@ def synthesis(
     ShapeError, TypeError, ValueError
         As :func:`analysis`; p does not fit the points.
     """
-    checks.check_array(array)
-    budget = byte_budget_of(wavefront, method, byte_budget, precision)
+    box, geometry = _geometry(array, grid_or_points, wavefront, method, byte_budget, precision)
     p = checks.as_tensor(p)
     if not isinstance(p, Tensor) or p.dtype not in (torch.float32, torch.float64):
         came = p.dtype if isinstance(p, Tensor) else type(p).__name__
@@ -364,7 +352,6 @@ def synthesis(
     checks.check_device(p, "p")
     if dtype not in (None, torch.complex64, torch.complex128):
         raise TypeError(f"dtype must be complex64, complex128 or None, got {dtype}")
-    box, geometry = _geometry(array, grid_or_points, wavefront, method, budget, precision)
     shape = tuple(axis.shape[0] for axis in geometry[1:4]) if box else (geometry[1].shape[0],)
     if p.shape[-len(shape) :] != shape or p.ndim not in (len(shape), len(shape) + 1):
         raise ShapeError(f"p must have shape (B, {', '.join(map(str, shape))}) with or without B, got {tuple(p.shape)}")

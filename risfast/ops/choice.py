@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from risfast.geometry import Lattice, find_lattice
-from risfast.ops.cache import CACHED_BYTES
+from risfast.ops.devices import CACHED_BYTES
 from risfast.ops.domain import Domain, NodeSet
 from risfast.ops.interpolation import BoxNodes, box_nodes
 from risfast.steering import LAG_WAVEFRONTS

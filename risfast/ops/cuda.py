@@ -1,4 +1,4 @@
-"""Every operator on a GPU: the method that a plan names, its tables, and the kernels that compute it.
+"""Every operator on a GPU: the method that a plan names, its tables and operands, and the kernels that compute it.
 
 The function of an operator is called after it, ``NAME_cuda``, and has its arguments (:mod:`risfast.ops.register`).
 Nothing waits for the host, and values are not looked at: a scene that the CPU would refuse comes out as NaN. Maps and
@@ -9,30 +9,77 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from risfast.geometry import find_lattice
-from risfast.ops import cuda_operands as operands
 from risfast.ops import spectra
-from risfast.ops.cache import constant_on, device_tables
 from risfast.ops.choice import Request
-from risfast.ops.devices import PRECISIONS, checks_values, kernel_module
+from risfast.ops.devices import PRECISIONS, checks_values, constant_on, device_tables, kernel_module
 from risfast.ops.domain import Domain, adjoint_of, domain_of
 from risfast.ops.interpolation import box_nodes
 from risfast.ops.plan import plan_of
-from risfast.ops.spectra import Epilogue
+from risfast.ops.spectra import Epilogue, poisoned
 
 _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU
 # At a source on the grid the form is about 1, a sum of terms that together reach N / loading: float32 is then wrong by
 # up to 1.2e-6 N / loading dB (compiled code, 32 scenes each of N = 144 and 256). Above this it takes float64.
 _MOST_SINGLE_CANCELLATION = 5e3
-_NO_DOUBLE = (
-    "complex128 with method={method!r} has no kernel on a GPU, whose dense kernels compute in float32; pass complex64, "
-    "method='lag' where array and wavefront allow it, a tensor on the CPU, or set RISFAST_TRITON=0 for plain torch"
-)
+
+
+class NoKernelError(Exception):
+    """No kernel computes what is asked for; plain torch does, on the same device."""
+
+
+class Form(NamedTuple):
+    """The arguments of analysis between the matrix and the geometry."""
+
+    scale: Tensor | None  # (B,) Of the epilogue; None for 1
+    factored: bool  # Whether the matrix is W of Q = W W^H
+    form: str  # Of the epilogue
+    volume: bool  # Or the map of the best planes
+    box: bool  # Or a list of points
+    # What the form is of, with which loading, and so how exact it must be
+    operation: str
+    loading: Tensor | None
+    single: bool  # Whether the result is in float32 all the same
+
+    @classmethod
+    def split(cls, args: tuple[Any, ...]) -> tuple[Form, tuple[Any, ...]]:
+        """The form, and the geometry that follows it."""
+        count = len(cls._fields)
+        return cls(*args[:count]), args[count:]
+
+    def options(self, matrix: Tensor) -> dict[str, Any]:
+        """What :func:`requested` has to know.
+
+        matrix (B, N, N) or (B, N, K)
+        """
+        dtype, rank = torch.complex64 if self.single else matrix.dtype, matrix.shape[2] if self.factored else None
+        return {"loading": self.loading, "rank": rank, "box": self.box, "dtype": dtype}
+
+
+def requested(
+    operation: str,
+    matrix: Tensor,
+    geometry: tuple[Any, ...],
+    *,
+    loading: Tensor | float | None = None,
+    rank: int | None = None,
+    box: bool = True,
+    dtype: torch.dtype | None = None,
+) -> tuple[Domain, Request]:
+    """What decides a plan; ``dtype`` is that of the result, by default the matrix's.
+
+    matrix (B, ...)
+    """
+    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, _ = geometry
+    domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
+    dtype, loading = (dtype or matrix.dtype).to_complex(), 0.0 if loading is None else float(loading)
+    return domain, Request(operation, method, matrix.shape[0], domain.n_elements, rank, dtype, loading, byte_budget)
+
 
 # --- Plans and their tables -------------------------------------------------------------------------------------------
 
@@ -50,11 +97,12 @@ class DevicePlan:
     elevation: Tensor | None = None  # (G_el, n_el) Interpolation from the nodes
 
 
-def _lag_dtype(operation: str, dtype: torch.dtype, n_elements: int, loading: float) -> torch.dtype:
+def _lag_dtype(request: Request) -> torch.dtype:
     """Real dtype that the lag method computes in: float64 where float32 would lose what is documented."""
-    cancels = operation.startswith("mvdr") and n_elements > _MOST_SINGLE_CANCELLATION * loading
-    needs_double = operation == "music" or cancels
-    return torch.float64 if needs_double or dtype == torch.complex128 else torch.float32
+    cancels = request.operation.startswith("mvdr")
+    cancels = cancels and request.n_elements > _MOST_SINGLE_CANCELLATION * request.loading
+    double = request.operation == "music" or cancels or request.dtype == torch.complex128
+    return torch.float64 if double else torch.float32
 
 
 def _elevation_first(points: Any, domain: Domain) -> Any:
@@ -91,159 +139,172 @@ def _build(domain: Domain, method: str, tolerance: float, real: torch.dtype, dev
 def _lag_fits(domain: Domain, real: torch.dtype) -> bool:
     """Whether the kernels ship a configuration for the columns of the array."""
     lattice = find_lattice(domain.positions)
-    if lattice is None:
-        return False
-    try:
-        kernel_module("lag").lag_configuration(lattice.n_h, real)
-    except ValueError:
-        return False
-    return True
+    return lattice is not None and lattice.n_h <= kernel_module("lag_evaluate").MOST_COLUMNS[real]
 
 
-def device_plan(
-    operation: str,
-    matrix: Tensor,
-    geometry: tuple[Any, ...],
-    loading: Tensor | float | None = None,
-    rank: int | None = None,
-    box: bool = True,
-    dtype: torch.dtype | None = None,
-) -> DevicePlan:
-    """Choose the method as on the CPU, among what the kernels can do, and find or make its tables.
+def device_plan(operation: str, matrix: Tensor, geometry: tuple[Any, ...], **options: Any) -> DevicePlan:
+    """Choose the method as on the CPU, and find or make its tables; options as for :func:`requested`.
 
     matrix (B, ...)
     """
-    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *rest = geometry
-    precision = rest[0] if rest else "auto"  # which the dispatcher leaves out
+    precision = geometry[-1]
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}; got {precision!r}")
-    domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
-    dtype, loading = (dtype or matrix.dtype).to_complex(), 0.0 if loading is None else float(loading)
-    request = Request(operation, method, matrix.shape[0], domain.n_elements, rank, dtype, loading, byte_budget)
-    chosen = plan_of(domain, request).method
-    real = _lag_dtype(operation, dtype, domain.n_elements, loading)
-    if chosen == "lag" and method == "auto" and not _lag_fits(domain, real):
-        chosen = plan_of(domain, replace(request, method="chebyshev")).method
-    elif chosen == "lag" and _lag_fits(domain, dtype.to_real()) and not _lag_fits(domain, real):
-        raise ValueError(
-            f"method='lag' needs float64 for {domain.n_elements} elements at loading {loading:g}, where N / loading is "
-            f"above {_MOST_SINGLE_CANCELLATION:g} (or for MUSIC), and its float64 kernels take no array of so many "
-            "columns; use method='chebyshev', or a larger loading"
-        )
-    if chosen != "lag" and dtype == torch.complex128:
-        raise TypeError(_NO_DOUBLE.format(method=chosen))
+    domain, request = requested(operation, matrix, geometry, **options)
+    chosen, real = plan_of(domain, request).method, _lag_dtype(request)
+    fits = chosen != "lag" or _lag_fits(domain, real)
+    if not fits and request.method == "auto":
+        chosen, fits = "chebyshev", True
+    if not fits or (chosen != "lag" and request.dtype == torch.complex128):
+        raise NoKernelError
     tolerance = request.tolerance if chosen == "chebyshev" else 0.0
     key = (domain, chosen, tolerance, real if chosen == "lag" else torch.float32, matrix.device)
     # A list of points rarely comes twice.
-    plan: DevicePlan = device_tables.get(key, lambda: _build(*key)) if box else _build(*key)
+    plan: DevicePlan = device_tables.get(key, lambda: _build(*key)) if domain.box else _build(*key)
     return replace(plan, precision=None if precision == "auto" else precision)
 
 
-# --- From operands to maps, and back ----------------------------------------------------------------------------------
+# --- Operands: inverses and factors, NaN where a scene has none -------------------------------------------------------
 
 
-def scale_for(operand: Tensor, value: float) -> Tensor:
-    """The same number for every scene, but NaN where the operand is: the best of planes would not see it.
+def hermitian_part(matrix: Tensor) -> Tensor:
+    """(Q + Q^H) / 2."""
+    return (matrix + adjoint_of(matrix)) / 2
 
-    operand (B, N, K) -> (B,)
+
+def mean_trace(matrix: Tensor) -> Tensor:
+    """tr(Q) / N of each scene, float64 [B]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+
+
+def _delta(covariance: Tensor, loading: Tensor | float) -> Tensor:
+    """Loading of each scene, float64 [B]; NaN where the trace is not positive."""
+    mean = mean_trace(covariance)
+    return torch.where(mean > 0, loading * mean, torch.nan)
+
+
+def _inverse_dtype(precision: str | None) -> torch.dtype:
+    """A float32 inverse costs 0.014 dB by itself: only for those who ask for less than that."""
+    return torch.float32 if precision == "tf32" else torch.float64
+
+
+def _shifted_cholesky(matrix: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factor of (Q + Q^H) / 2 + shift I in complex128, and 0 where there is one."""
+    q = hermitian_part(matrix).to(torch.complex128)
+    q.diagonal(dim1=-2, dim2=-1).add_(shift[:, None])
+    factor, info = torch.linalg.cholesky_ex(q)
+    return factor, info
+
+
+def loaded_factor(covariance: Tensor, loading: Tensor | float, precision: str | None = None) -> Tensor:
+    """W = L^-H of R + delta I = L L^H.
+
+    covariance (B, N, N) -> (B, N, N)
     """
-    return value + 0 * operand[:, 0, 0].real.double()
+    kernels, delta, n = kernel_module("inverse"), _delta(covariance, loading), covariance.shape[-1]
+    if n <= kernels.LARGEST:
+        factor, info = kernels.inverse_factor(covariance, delta, dtype=_inverse_dtype(precision))
+    else:  # cuSOLVER and cuBLAS
+        lower, info = _shifted_cholesky(covariance, delta)
+        eye = torch.eye(n, dtype=lower.dtype, device=lower.device).expand_as(lower)
+        factor = adjoint_of(torch.linalg.solve_triangular(lower, eye, upper=False))
+    return poisoned(factor, info).to(torch.complex64)
 
 
-def _filled(like: Tensor, value: float, dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.full((like.shape[0],), value, dtype=dtype, device=like.device)
+def loaded_inverse(covariance: Tensor, loading: Tensor | float, precision: str | None = None) -> Tensor:
+    """(R + delta I)^-1.
 
-
-def _no_planes(like: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.int32, device=like.device)
-
-
-def from_matrix(plan: DevicePlan, matrix: Tensor, epilogue: Epilogue, volume: bool) -> tuple[Tensor, Tensor]:
-    """(map, plane), or (volume, empty), by the lag method from Hermitian matrices.
-
-    matrix (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
+    covariance (B, N, N) -> (B, N, N)
     """
-    lag = kernel_module("lag")
-    if volume:
-        return lag.lag_volume(matrix, plan.lag, epilogue), _no_planes(matrix)
-    found: tuple[Tensor, Tensor] = lag.lag_map(matrix, plan.lag, epilogue)
-    return found
+    kernels, delta = kernel_module("inverse"), _delta(covariance, loading)
+    if covariance.shape[-1] <= kernels.LARGEST:
+        return poisoned(*kernels.hermitian_inverse(covariance, delta, dtype=_inverse_dtype(precision)))
+    lower, info = _shifted_cholesky(covariance, delta)
+    return poisoned(torch.cholesky_inverse(lower), info)
 
 
-def from_factor(
-    plan: DevicePlan, factor: Tensor, epilogue: Epilogue, volume: bool, *, triangular: bool = False
-) -> tuple[Tensor, Tensor]:
-    """(map, plane), or (volume, empty), by the dense or the chebyshev method from q = ||W^H a||^2.
+def _definite_factor(matrix: Tensor, shift: Tensor) -> Tensor:
+    """W with W W^H = Q + shift I, upper triangular.
 
-    factor (B, N, K)
+    matrix (B, N, N), shift (B,) -> (B, N, N)
     """
-    dense = kernel_module("dense")
-    launchers = dense.dense_map, dense.dense_volume
-    return _from_points(plan, launchers, (factor,), epilogue, volume, triangular=triangular)
+    # The Cholesky factor of the matrix with its elements in reverse order, put back in order.
+    lower, info = _shifted_cholesky(matrix.flip(1, 2), shift)
+    return poisoned(lower.flip(1, 2), info).to(torch.complex64)
 
 
-def from_residual(
-    plan: DevicePlan, factors: tuple[Tensor, Tensor], epilogue: Epilogue, volume: bool
-) -> tuple[Tensor, Tensor]:
-    """As :func:`from_factor`, from q = ||a - U V^H a||^2 with U, V complex64.
+def _definite_shift(matrix: Tensor, operation: str) -> Tensor:
+    """What makes a matrix definite: of a covariance a little more than its rounding, of any other than its norm.
 
-    factors (B, N, K)
+    matrix (B, N, N) -> (B,)
     """
-    lowrank = kernel_module("lowrank")
-    return _from_points(plan, (lowrank.residual_map, lowrank.residual_volume), factors, epilogue, volume)
+    if operation == "bartlett":
+        return _delta(matrix, 32 * matrix.shape[-1] * torch.finfo(matrix.dtype).eps)
+    squared = torch.view_as_real(matrix.resolve_conj()).double().square().sum((1, 2, 3))
+    # A matrix of zeros is left with a shift too, so that it has a factor.
+    return squared.sqrt().clamp_min(torch.finfo(torch.float32).tiny) * (1 + 1e-6)
 
 
-def _from_points(
+# --- From operands to maps --------------------------------------------------------------------------------------------
+
+
+def epilogue_of(operand: Tensor, form: str, scale: Tensor | float = 1.0) -> Epilogue:
+    """An epilogue whose scale is NaN where the operand is: the best of planes would not see it.
+
+    operand (B, N, K)
+    """
+    return Epilogue(form, scale + 0 * operand[:, 0, 0].real.double(), operand.shape[1])
+
+
+def from_points(
     plan: DevicePlan,
-    launchers: tuple[Callable[..., Any], Callable[..., Any]],
-    factors: tuple[Tensor, ...],
+    launcher: Callable[..., tuple[Tensor, Tensor]],
+    operands: tuple[Tensor, ...],
     epilogue: Epilogue,
     volume: bool,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Launchers of a map and of a volume on the points of a plan, or on its nodes and interpolated."""
+    """(map, plane), or (volume, empty), by a kernel at the points of a plan, or at its nodes and interpolated."""
     options["precision"] = plan.precision
-    given = (*factors, plan.points)
     if plan.method == "chebyshev":
-        unit = Epilogue("linear", _filled(factors[0], 1.0, torch.float32))
-        at_nodes = launchers[1](*given, unit, **options)  # [B, n_el, n_az, R]
+        unit = Epilogue("linear", torch.ones_like(epilogue.scale))
+        at_nodes, _ = launcher(*operands, plan.points, unit, True, **options)  # [B, n_el, n_az, R]
         # Elevation takes the place of azimuth, so that azimuth is the axis that is stored fastest.
-        given = at_nodes.permute(0, 3, 1, 2), plan.elevation, plan.azimuth
-        interpolate = kernel_module("interpolate")
-        launchers = interpolate.interpolate_map, interpolate.interpolate_volume
-        options = {"precision": plan.precision}
-    if volume:
-        values = launchers[1](*given, epilogue, **options)
-        return values.transpose(1, 2) if plan.domain.box else values, _no_planes(values)
-    power, plane = launchers[0](*given, epilogue, **options)
-    return power.mT, plane.mT
-
-
-def _outer_products(plan: DevicePlan, weights: Tensor, plane: Tensor | None) -> Tensor:
-    """sum_g p_g a_g a_g^H.
-
-    weights (B, G_az, G_el, R), (B, G_az, G_el) on the planes (B, G_az, G_el), or (B, G) -> (B, N, N)
-    """
-    point_weights = kernel_module("weights").PointWeights
-    if plan.method == "lag":
-        return kernel_module("lag_adjoint").lag_synthesis(point_weights(weights, plane=plane), plan.lag)
-    if plan.domain.box:  # elevation is the outer axis of its tables
-        weights, plane = weights.transpose(1, 2), None if plane is None else plane.transpose(1, 2)
-    given = point_weights(weights, plane=plane)
-    if plan.method == "chebyshev":
-        at_nodes = kernel_module("interpolate_adjoint").interpolate_adjoint(
-            given, plan.elevation, plan.azimuth, planes=plan.points.shape[2], precision=plan.precision
+        power, plane = kernel_module("interpolate").interpolated_power(
+            at_nodes.permute(0, 3, 1, 2), plan.elevation, plan.azimuth, epilogue, volume, precision=plan.precision
         )
-        given = point_weights(at_nodes.permute(0, 2, 3, 1))
-    return kernel_module("synthesis").dense_synthesis(given, plan.points, precision=plan.precision)
+    else:
+        power, plane = launcher(*operands, plan.points, epilogue, volume, **options)
+    if not plan.domain.box:
+        return power, plane
+    return power.transpose(1, 2), plane if volume else plane.mT
 
 
-def _finished(result: tuple[Tensor, Tensor], matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """In the precision of the input; the lag method may have computed in a higher one. Strides stay."""
-    return result[0].to(matrix.dtype.to_real()), result[1]
+def from_factor(
+    plan: DevicePlan, factor: Tensor, epilogue: Epilogue, volume: bool, triangular: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As :func:`from_points`, from q = ||W^H a||^2.
+
+    factor (B, N, K)
+    """
+    launcher = kernel_module("dense").dense_power
+    return from_points(plan, launcher, (factor,), epilogue, volume, triangular=triangular)
 
 
-# --- Capon ------------------------------------------------------------------------------------------------------------
+def _power(
+    plan: DevicePlan, operand: Tensor, epilogue: Epilogue, volume: bool, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As :func:`from_points`, from a Hermitian matrix by the lag method, from a triangular factor by the others.
+
+    operand (B, N, N)
+    """
+    if plan.method != "lag":
+        return from_factor(plan, operand, epilogue, volume)
+    power, plane = kernel_module("lag").lag_power(operand, plan.lag, epilogue, volume)
+    return power.to(dtype.to_real()), plane  # it may have computed in a higher precision
+
+
+# --- The operators ----------------------------------------------------------------------------------------------------
 
 
 def capon_cuda(covariance: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -251,16 +312,11 @@ def capon_cuda(covariance: Tensor, loading: Tensor, volume: bool, *geometry: Any
 
     covariance (B, N, N) -> power (B, G_az, G_el), or (B, G_az, G_el, G_r), plane (B, G_az, G_el)
     """
+    plan, n = device_plan("mvdr", covariance, geometry, loading=loading), covariance.shape[1]
     if checks_values(covariance.device):
         spectra.loaded_cholesky(covariance, float(loading))
-    plan = device_plan("mvdr", covariance, geometry, loading)
-    n = plan.domain.n_elements
-    if plan.method == "lag":
-        inverse = operands.loaded_inverse(covariance, loading, plan.precision)
-        result = from_matrix(plan, inverse, Epilogue("reciprocal", scale_for(inverse, n)), volume)
-        return _finished(result, covariance)
-    factor = operands.loaded_factor(covariance, loading, plan.precision)
-    return from_factor(plan, factor, Epilogue("reciprocal", scale_for(factor, n)), volume, triangular=True)
+    made = (loaded_inverse if plan.method == "lag" else loaded_factor)(covariance, loading, plan.precision)
+    return _power(plan, made, epilogue_of(made, "reciprocal", n), volume, covariance.dtype)
 
 
 def capon_lowrank_cuda(factor: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -268,86 +324,71 @@ def capon_lowrank_cuda(factor: Tensor, loading: Tensor, volume: bool, *geometry:
 
     factor (B, N, K)
     """
-    plan = device_plan("mvdr_lowrank", factor, geometry, loading, factor.shape[2])
-    delta = spectra.lowrank_delta(factor, loading)
-    n = plan.domain.n_elements
+    n, k = factor.shape[1:]
+    plan = device_plan("mvdr_lowrank", factor, geometry, loading=loading, rank=k)
+    delta, lowrank = spectra.lowrank_delta(factor, loading), kernel_module("lowrank")
+    if plan.method != "lag" and k <= lowrank.MOST_COLUMNS:
+        # ||a - U V^H a||^2 = delta a^H (F F^H + delta I)^-1 a
+        u, v, info = lowrank.residual_factors(factor, delta)
+        u = poisoned(u, info)
+        return from_points(plan, lowrank.residual_power, (u, v), epilogue_of(u, "reciprocal", n * delta), volume)
     if plan.method == "lag":
-        inverse = spectra.woodbury_inverse(factor, delta)
-        return _finished(from_matrix(plan, inverse, Epilogue("reciprocal", scale_for(inverse, n)), volume), factor)
-    pair = operands.residual_operands(factor, delta)
-    if pair is None:  # too many columns for that kernel: as a covariance
+        made = spectra.woodbury_inverse(factor, delta)
+    else:  # too many columns for that kernel
         f = factor.to(torch.complex128)
-        whole = operands.shifted_factor(f @ adjoint_of(f), delta, plan.precision)
-        return from_factor(plan, whole, Epilogue("reciprocal", scale_for(whole, n)), volume, triangular=True)
-    return from_residual(plan, pair, Epilogue("reciprocal", scale_for(pair[0], n) * delta), volume)
+        made = loaded_factor(f @ adjoint_of(f), loading, plan.precision)
+    return _power(plan, made, epilogue_of(made, "reciprocal", n), volume, factor.dtype)
 
 
-def loaded_inverse_cuda(covariance: Tensor, loading: Tensor) -> Tensor:
-    """(R + delta I)^-1 in complex128.
-
-    covariance (B, N, N) -> (B, N, N)
-    """
-    return operands.loaded_inverse(covariance, loading)
-
-
-# --- Analysis and synthesis -------------------------------------------------------------------------------------------
-
-
-def analysis_cuda(
-    matrix: Tensor,
-    scale: Tensor | None,
-    factored: bool,
-    form: str,
-    volume: bool,
-    box: bool,
-    operation: str,
-    loading: Tensor | None,
-    single: bool,
-    *geometry: Any,
-) -> tuple[Tensor, Tensor]:
+def analysis_cuda(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """a^H Q a of Hermitian Q, or ||W^H a||^2, and its epilogue, as :func:`capon_cuda`.
 
-    matrix (B, N, N) or (B, N, K), scale (B,)
+    matrix (B, N, N) or (B, N, K)
     """
-    dtype = torch.complex64 if single else matrix.dtype
-    plan = device_plan(operation, matrix, geometry, loading, matrix.shape[2] if factored else None, box, dtype)
-    n, real = plan.domain.n_elements, dtype.to_real()
-    scales = _filled(matrix, 1.0) if scale is None else scale.double()
-    if plan.method == "lag":
+    how, geometry = Form.split(args)
+    plan, n = device_plan(how.operation, matrix, geometry, **how.options(matrix)), matrix.shape[1]
+    factored, form, scale = how.factored, how.form, 1.0 if how.scale is None else how.scale.double()
+    if how.operation == "music" and plan.method != "lag":
+        return _music(plan, matrix, scale, how.volume)
+    if plan.method == "lag" or form == "complement":
         double = matrix.to(torch.complex128)
-        whole = double @ adjoint_of(double) if factored else (double + adjoint_of(double)) / 2
-        scales = scales * scale_for(whole, 1.0)
-        power, plane = from_matrix(plan, whole, Epilogue(form, scales, n), volume)
-        return power.to(real), plane
-    if operation == "music":
-        power, plane = _music(plan, matrix, scales, volume)
-        return power.clamp_max(_HIGHEST_MUSIC), plane
-    if form == "complement":  # N - a^H Q a is the form of I - Q
-        double = matrix.to(torch.complex128)
-        whole = double @ adjoint_of(double) if factored else double
+        whole = double @ adjoint_of(double) if factored else hermitian_part(double)
+        if plan.method == "lag":
+            dtype = torch.complex64 if how.single else matrix.dtype
+            return _power(plan, whole, epilogue_of(whole, form, scale), how.volume, dtype)
+        # N - a^H Q a is the form of I - Q
         matrix, factored, form = torch.eye(n, dtype=whole.dtype, device=whole.device) - whole, False, "reciprocal"
-    if factored or form == "reciprocal":
-        factor = matrix if factored else operands.definite_factor(matrix, _filled(matrix, 0.0))
-        scales = scales * scale_for(factor, 1.0)
-        return from_factor(plan, factor.to(torch.complex64), Epilogue(form, scales), volume, triangular=not factored)
-    shift = (operands.rounding_shift if operation == "bartlett" else operands.frobenius_shift)(matrix)
-    factor = operands.definite_factor(matrix, shift)
-    scales = scales * scale_for(factor, 1.0)
-    power, plane = from_factor(plan, factor, Epilogue("linear", scales), volume, triangular=True)
-    excess = (scales * n * shift).to(power.dtype)
+    if factored:
+        return from_factor(plan, matrix.to(torch.complex64), epilogue_of(matrix, form, scale), how.volume, False)
+    if form == "reciprocal":
+        factor = _definite_factor(matrix, matrix.new_zeros(matrix.shape[0], dtype=torch.float64))
+        return from_factor(plan, factor, epilogue_of(factor, form, scale), how.volume)
+    # What a linear form is shifted by can be taken off again.
+    shift = _definite_shift(matrix, how.operation)
+    factor = _definite_factor(matrix, shift)
+    epilogue = epilogue_of(factor, form, scale)
+    power, plane = from_factor(plan, factor, epilogue, how.volume)
+    excess = (epilogue.scale * n * shift).to(power.dtype)
     return power - excess.reshape(-1, *[1] * (power.ndim - 1)), plane
 
 
-def _music(plan: DevicePlan, signal: Tensor, scale: Tensor, volume: bool) -> tuple[Tensor, Tensor]:
+def _music(plan: DevicePlan, signal: Tensor, scale: Tensor | float, volume: bool) -> tuple[Tensor, Tensor]:
     """From an orthonormal basis of the signal subspace, without the difference N - ||U^H a||^2, which cancels.
 
     signal (B, N, K)
     """
-    epilogue, k = Epilogue("reciprocal", scale * scale_for(signal, 1.0)), signal.shape[2]
-    if k > kernel_module("lowrank").MOST_COLUMNS:
+    epilogue, k, lowrank = epilogue_of(signal, "reciprocal", scale), signal.shape[2], kernel_module("lowrank")
+    if k > lowrank.MOST_COLUMNS:
         noise = torch.linalg.qr(signal, mode="complete").Q[..., k:]
-        return from_factor(plan, noise.to(torch.complex64), epilogue, volume)
-    return from_residual(plan, (signal.to(torch.complex64),) * 2, epilogue, volume)
+        power, plane = from_factor(plan, noise.to(torch.complex64), epilogue, volume, False)
+    else:
+        power, plane = from_points(plan, lowrank.residual_power, (signal.to(torch.complex64),) * 2, epilogue, volume)
+    return power.clamp_max(_HIGHEST_MUSIC), plane
+
+
+def synthesis_dtype(weights: Tensor, operation: str) -> torch.dtype:
+    """Of the result: what a gradient multiplies by an inverse on both sides keeps all digits."""
+    return weights.dtype.to_complex() if operation in ("analysis", "synthesis") else torch.complex128
 
 
 def synthesis_cuda(
@@ -357,18 +398,25 @@ def synthesis_cuda(
 
     weights (B, G_az, G_el, G_r), (B, G_az, G_el) or (B, G) -> (B, N, N)
     """
-    plan = device_plan(operation, weights, geometry, loading, box=box)
-    own = operation in ("analysis", "synthesis")
-    return _outer_products(plan, weights, plane).to(weights.dtype.to_complex() if own else torch.complex128)
-
-
-# --- Maxima, suppression and search -----------------------------------------------------------------------------------
+    plan = device_plan(operation, weights, geometry, loading=loading, box=box)
+    dtype, point_weights = synthesis_dtype(weights, operation), kernel_module("weights").PointWeights
+    if plan.method == "lag":
+        return kernel_module("lag_adjoint").lag_synthesis(point_weights(weights, plane), plan.lag).to(dtype)
+    if box:  # elevation is the outer axis of its tables
+        weights, plane = weights.transpose(1, 2), None if plane is None else plane.transpose(1, 2)
+    given = point_weights(weights, plane)
+    if plan.method == "chebyshev":
+        at_nodes = kernel_module("interpolate_adjoint").interpolate_adjoint(
+            given, plan.elevation, plan.azimuth, planes=plan.points.shape[2], precision=plan.precision
+        )
+        given = point_weights(at_nodes.permute(0, 2, 3, 1))
+    return kernel_module("synthesis").dense_synthesis(given, plan.points, precision=plan.precision).to(dtype)
 
 
 def local_maxima_3d_cuda(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See :func:`risfast.ops.peaks_reference.local_maxima_3d_reference`; a scene that holds NaN has no maxima."""
+    """See :func:`risfast.ops.reference.local_maxima_3d`; a scene that holds NaN has no maxima."""
     check = checks_values(volume.device)
     return kernel_module("peaks").local_maxima(volume, window, k, threshold, check=check)[:3]
 
@@ -376,7 +424,7 @@ def local_maxima_3d_cuda(
 def nms_3d_cuda(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, on_sphere: bool
 ) -> tuple[Tensor, Tensor]:
-    """See :func:`risfast.ops.peaks_reference.nms_3d_reference`; a scene with a score that is NaN keeps nothing."""
+    """See :func:`risfast.ops.reference.nms_3d`; a scene with a score that is NaN keeps nothing."""
     check = checks_values(score.device)
     return kernel_module("nms").nms(position, score, separation, k, on_sphere, check=check)[:2]
 

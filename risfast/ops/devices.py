@@ -1,19 +1,22 @@
-"""Where operators compute: the switch of the Triton kernels, and one way to register an operator on every device."""
+"""Where operators compute: the switches of the Triton kernels, and what is kept on a device between calls."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib
 import os
+from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from threading import Lock
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 PRECISIONS = ("auto", "ieee", "tf32x3", "tf32")
 _MODES = ("0", "1", "interpret")
+CACHED_BYTES = 256 << 20  # most of one cache, all its entries together
 
 
 def triton_mode() -> str:
@@ -55,81 +58,63 @@ def kernel_module(name: str) -> Any:
         ) from error
 
 
-# The low-level interface: the wrapper of ``torch.library.custom_op`` imports the compiler with the first call.
-_LIBRARY = torch.library.Library("risfast", "DEF")
+def bytes_of(value: Any) -> int:
+    """Bytes of the tensors in a value: ``value.cached_bytes`` where it has that, else of a tensor or its fields."""
+    if hasattr(value, "cached_bytes"):
+        return int(value.cached_bytes)
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, tuple):
+        return sum(map(bytes_of, value))
+    return sum(bytes_of(getattr(value, field.name)) for field in fields(value)) if is_dataclass(value) else 0
 
 
-def define(
-    name: str,
-    plain: Callable[..., Any],
-    kernels: Callable[..., Any],
-    fake: Callable[..., Any],
-    *,
-    schema: str | None = None,
-    check: Callable[..., None] | None = None,
-    cpu: Callable[..., Any] | None = None,
-    batched: int = 0,
-    backward: Callable[..., Any] | None = None,
-    save: Callable[..., None] | None = None,
-) -> Any:
-    """Register ``risfast::<name>``: plain torch (a GPU's too, without kernels), the kernels of a GPU, and its fake.
+class ByteCache:
+    """The values used last, bounded in bytes. Those that a CUDA graph was captured with stay until ``clear``."""
 
-    ``schema`` is read off ``plain`` if not given; ``check`` looks at values before the work; ``cpu`` is a faster
-    implementation for the CPU; the first ``batched`` arguments have a batch that ``torch.vmap`` may extend;
-    ``backward`` is the gradient from what ``save`` kept, and without it there is none.
-    """
+    def __init__(self, on_gpu: bool, most_bytes: int = CACHED_BYTES) -> None:
+        self.on_gpu, self.most_bytes = on_gpu, most_bytes
+        self._held: OrderedDict[Any, Any] = OrderedDict()
+        self._captured: dict[Any, Any] = {}
+        self._lock = Lock()
 
-    # The products of a body are kept in their precision where autocast is on.
-    def on_any(first: Tensor, *args: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            if check is not None:
-                check(first, *args)
-            return plain(first, *args)
+    def get(self, key: Any, build: Callable[[], Any]) -> Any:
+        """The value of a key, built if there is none."""
+        capturing = self.on_gpu and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+        with self._lock:
+            found = self._held.get(key, self._captured.get(key))
+            if found is not None:
+                if key in self._held:
+                    self._held.move_to_end(key)
+                if capturing:
+                    self._captured[key] = found
+                return found
+        if capturing:
+            raise RuntimeError(
+                "the tables of this request are not on the GPU yet, and cannot be made while a CUDA graph is captured; "
+                "make the same call once before the capture"
+            )
+        made = build()
+        with self._lock:
+            self._held[key] = made
+            while len(self._held) > 1 and sum(map(bytes_of, self._held.values())) > self.most_bytes:
+                self._held.popitem(last=False)
+        return made
 
-    def by_kernels(first: Tensor, *args: Any) -> Any:
-        with torch.autocast(first.device.type, enabled=False):
-            if check is not None and checks_values(first.device):
-                check(first, *args)
-            return kernels(first, *args)
-
-    def on_gpu(first: Tensor, *args: Any) -> Any:
-        if triton_mode() != "0":
-            return by_kernels(first, *args)
-        with torch.device(first.device):
-            return on_any(first, *args)
-
-    qualified = f"risfast::{name}"
-    schema = schema or torch.library.infer_schema(plain, mutates_args=())
-    _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, by_kernels if triton_mode() == "interpret" else cpu or on_any, "CPU")
-    _LIBRARY.impl(name, on_gpu, "CUDA")
-    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
-    torch.library.register_autograd(qualified, backward, setup_context=save, lib=_LIBRARY)  # type: ignore[arg-type]
-    op = getattr(torch.ops.risfast, name).default
-    if batched:
-        torch.library.register_vmap(qualified, _vmap_rule(op, batched), lib=_LIBRARY)
-    return op
+    def clear(self) -> None:
+        """Forget all, which ends the use of graphs captured with it."""
+        with self._lock:
+            self._held.clear()
+            self._captured.clear()
 
 
-def _vmap_rule(op: Any, batched: int) -> Callable[..., Any]:
-    """The rule of ``torch.vmap``: the mapped dimension of the first arguments becomes part of their batch."""
+device_tables = ByteCache(on_gpu=True)  # tables of plans, and small constants such as the axes of a grid
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        if any(dim is not None for dim in tree_leaves(in_dims[batched:])):
-            raise ValueError("vmap over risfast operators maps the matrix argument only; the geometry is shared")
-        merged: list[Tensor | None] = []
-        for tensor, dim in zip(args[:batched], in_dims, strict=False):
-            if tensor is None:
-                merged.append(None)
-                continue
-            lanes = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
-            merged.append(lanes.flatten(0, 1))
-        results = op(*merged, *args[batched:])
-        several = results if isinstance(results, tuple) else (results,)
-        size = len(merged[0])  # type: ignore[arg-type]  # the first is never left out
-        # The planes of a volume are empty, and the same for all.
-        dims = tuple(0 if len(t) == size else None for t in several)
-        split = tuple(t.unflatten(0, (info.batch_size, -1)) if len(t) == size else t for t in several)
-        return (split, dims) if isinstance(results, tuple) else (split[0], dims[0])
 
-    return rule
+def constant_on(values: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor on a device; copied there once for equal contents, because a copy waits for the host."""
+    if values.device == device:
+        return values
+    key = ("constant", values.numpy().tobytes(), values.shape, values.dtype, device)
+    moved: Tensor = device_tables.get(key, lambda: values.to(device))
+    return moved

@@ -236,3 +236,44 @@ def _check_candidates(position: Tensor, score: Tensor, valid: Tensor | None) -> 
     devices = {t.device for t in (position, score, valid) if t is not None}
     if len(devices) > 1:
         raise ValueError(f"position, score and valid must be on one device, got {', '.join(sorted(map(str, devices)))}")
+
+
+def reject_nan(found: bool) -> None:
+    """Refuse a volume that holds NaN."""
+    if found:
+        raise ValueError(
+            "volume must not hold NaN, which has no order; replace NaN by -inf (never a maximum) "
+            "or mend the spectrum that it came from"
+        )
+
+
+def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
+    """Refuse candidates that cannot be ranked or placed."""
+    if nan_score:
+        raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
+    if bad_position:
+        raise ValueError(
+            "position must be finite (a range may be +inf) wherever score is above -inf; it is not there. "
+            "Give such candidates the score -inf, or mark them absent with valid"
+        )
+
+
+def sphere_coordinates(position: Tensor) -> Tensor:
+    """What differences on the sphere are taken of: w cos(az / 2), w sin(az / 2) with w^2 = cos el, elevation, range.
+
+    position (..., 3) -> (..., 4)
+    """
+    # The angle d between two directions obeys hav(d) = hav(el - el') + cos el cos el' hav(az - az'). The root of the
+    # last term is a cross product of the first two coordinates: it knows no seam, and azimuths fade out at a pole.
+    azimuth, elevation = position[..., :1].double(), position[..., 1:2].double()
+    weight = elevation.cos().clamp_min(0).sqrt()
+    half = azimuth / 2
+    return torch.cat([weight * half.cos(), weight * half.sin(), position[..., 1:].double()], -1).to(position.dtype)
+
+
+def box_limits(separation: Sequence[float], on_sphere: bool, dtype: torch.dtype) -> Tensor:
+    """What the absolute differences in azimuth (on the sphere its cross product), elevation and range may be, [3]."""
+    azimuth, *others = separation
+    if on_sphere:
+        azimuth = math.sin(azimuth / 2) if azimuth < math.pi else math.inf
+    return torch.tensor([azimuth, *others], dtype=torch.float64, device="cpu").to(dtype)

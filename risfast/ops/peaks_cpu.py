@@ -1,7 +1,7 @@
 """Local maxima and non-maximum suppression on the CPU.
 
 The kernels use numpy on views of the tensors: for arrays of this size its comparison and search of booleans are several
-times faster than torch's on one thread. Correct is what :mod:`risfast.ops.peaks_reference` says.
+times faster than torch's on one thread. Correct is what :mod:`risfast.ops.reference` says.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.ops.peaks_reference import box_limits, reject_bad_candidates, reject_nan, sphere_coordinates
+from risfast.ops.peaks import box_limits, reject_bad_candidates, reject_nan, sphere_coordinates
 
 _Array = np.ndarray[Any, Any]
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from risfast.geometry import PlanarArray, SearchGrid, find_lattice
 from risfast.ops import checks
-from risfast.ops.cache import ByteCache, device_tables
 from risfast.ops.choice import DEFAULT_BYTE_BUDGET, SINGLE_ERROR, Request, choose, expected_error_db, table_budget
+from risfast.ops.devices import ByteCache, device_tables
 from risfast.ops.domain import TILE_BYTES, Domain, MirrorBasis, NodeSet, domain_of
 from risfast.ops.evaluators import ChebyshevBox, DenseBox, DensePointList, Evaluator
 from risfast.ops.interpolation import AxisNodes, BoxNodes, box_nodes

@@ -13,9 +13,8 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray
 from risfast.ops import checks
-from risfast.ops.cache import constant_on
 from risfast.ops.descent import chosen_by, newton_descend, put, take
-from risfast.ops.devices import checks_values, on_host
+from risfast.ops.devices import checks_values, constant_on, on_host
 from risfast.ops.form import QuadraticForm
 from risfast.ops.interpolation import chebyshev_nodes, interpolation_matrix
 from risfast.ops.landscape import Landscape, SearchGeometry

@@ -8,52 +8,132 @@ themselves and of plain products, so that one formula serves every device and ca
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 
-from risfast.ops import checks, cuda, spectra
-from risfast.ops.choice import Request
-from risfast.ops.devices import define, on_host, serves_kernels
-from risfast.ops.domain import adjoint_of, domain_of
+from risfast.ops import checks, cuda, reference, spectra
+from risfast.ops.cuda import Form, NoKernelError, hermitian_part, mean_trace, requested
+from risfast.ops.devices import checks_values, on_host, serves_kernels, triton_mode
+from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
 from risfast.ops.peaks_cpu import local_maxima_cpu, nms_cpu
-from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
 from risfast.ops.plan import Plan, make_plan
 from risfast.ops.refinement import refine_torch, walk_torch
 from risfast.ops.spectra import Epilogue
 
 # Element positions (N, 3) in metres; azimuths and elevations in radians and ranges in metres (the axes of a grid, or
-# the coordinates of points); wavenumber in rad/m. The dispatcher leaves out the last argument where it is the default.
+# the coordinates of points); wavenumber in rad/m.
 _GEOMETRY = (
     "Tensor positions, Tensor azimuth, Tensor elevation, Tensor range_m, float wavenumber, str wavefront, str method, "
-    'SymInt byte_budget, str precision="auto"'
+    "SymInt byte_budget, str precision"
 )
-_N_GEOMETRY = _GEOMETRY.count(",") + 1
+_SPECTRUM = f"bool volume, {_GEOMETRY}) -> (Tensor, Tensor)"
+_FORM = "Tensor? scale, bool factored, str form, bool volume, bool box, str operation, Tensor? loading, bool single"
+
+# The low-level interface: the wrapper of ``torch.library.custom_op`` imports the compiler with the first call.
+_LIBRARY = torch.library.Library("risfast", "DEF")
 
 
-def _planned(
-    operation: str,
-    matrix: Tensor,
-    geometry: tuple[Any, ...],
+def _define(
+    name: str,
+    plain: Callable[..., Any],
+    kernels: Callable[..., Any],
+    fake: Callable[..., Any],
     *,
-    box: bool = True,
-    loading: float = 0.0,
-    rank: int | None = None,
-    dtype: torch.dtype | None = None,
-) -> tuple[Plan, Evaluator]:
-    """Plan and evaluator of a request, its tables on the device of the matrix; ``dtype`` is that of the result.
+    schema: str | None = None,
+    check: Callable[..., None] | None = None,
+    cpu: Callable[..., Any] | None = None,
+    batched: int = 0,
+    backward: Callable[..., Any] | None = None,
+    save: Callable[..., None] | None = None,
+) -> Any:
+    """Register ``risfast::<name>``: plain torch (a GPU's too, without kernels), the kernels of a GPU, and its fake.
+
+    ``schema`` is read off ``plain`` if not given; ``check`` looks at values before the work; ``cpu`` is a faster
+    implementation for the CPU; the first ``batched`` arguments have a batch that ``torch.vmap`` may extend;
+    ``backward`` gives gradients of the first arguments from what ``save`` kept, and without it there are none.
+    """
+
+    # The products of a body are kept in their precision where autocast is on.
+    def on_any(first: Tensor, *args: Any) -> Any:
+        with torch.autocast(first.device.type, enabled=False):
+            if check is not None:
+                check(first, *args)
+            return plain(first, *args)
+
+    def on_device(first: Tensor, *args: Any) -> Any:
+        with torch.device(first.device):
+            return on_any(first, *args)
+
+    def by_kernels(first: Tensor, *args: Any) -> Any:
+        with suppress(NoKernelError), torch.autocast(first.device.type, enabled=False):
+            if check is not None and checks_values(first.device):
+                check(first, *args)
+            return kernels(first, *args)
+        # With the strides of what the kernels store, which the fake promises.
+        return tree_map(lambda to, made: to.copy_(made), fake(first, *args), on_device(first, *args))
+
+    def on_gpu(first: Tensor, *args: Any) -> Any:
+        return (on_device if triton_mode() == "0" else by_kernels)(first, *args)
+
+    def saved(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.n_inputs = len(inputs)
+        if save is not None:
+            save(ctx, inputs, output)
+
+    def gradients(ctx: Any, *given: Tensor) -> tuple[Any, ...]:
+        found = backward(ctx, *given)  # type: ignore[misc]  # where there is none, this is not called
+        return *found, *[None] * (ctx.n_inputs - len(found))
+
+    qualified = f"risfast::{name}"
+    schema = schema or torch.library.infer_schema(plain, mutates_args=())
+    _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _LIBRARY.impl(name, by_kernels if triton_mode() == "interpret" else cpu or on_any, "CPU")
+    _LIBRARY.impl(name, on_gpu, "CUDA")
+    torch.library.register_fake(qualified, fake, lib=_LIBRARY)
+    differentiable = gradients if backward else None
+    torch.library.register_autograd(qualified, differentiable, setup_context=saved, lib=_LIBRARY)  # type: ignore[arg-type]
+    op = getattr(torch.ops.risfast, name).default
+    if batched:
+        torch.library.register_vmap(qualified, partial(_mapped, op, batched), lib=_LIBRARY)
+    return op
+
+
+def _mapped(op: Any, batched: int, info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    """The rule of ``torch.vmap``: the mapped dimension of the first arguments becomes part of their batch."""
+    if any(dim is not None for dim in tree_leaves(in_dims[batched:])):
+        raise ValueError("vmap over risfast operators maps the matrix argument only; the geometry is shared")
+
+    def merged(tensor: Tensor | None, dim: int | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        lanes = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return lanes.flatten(0, 1)
+
+    first = [merged(tensor, dim) for tensor, dim in zip(args[:batched], in_dims, strict=False)]
+    results = op(*first, *args[batched:])
+    size = len(first[0])  # type: ignore[arg-type]  # the first is never left out
+    # The planes of a volume are empty, and the same for all.
+    dims = tree_map(lambda t: 0 if len(t) == size else None, results)
+    return tree_map(lambda t: t.unflatten(0, (info.batch_size, -1)) if len(t) == size else t, results), dims
+
+
+# --- In plain torch ---------------------------------------------------------------------------------------------------
+
+
+def _planned(operation: str, matrix: Tensor, geometry: tuple[Any, ...], **options: Any) -> tuple[Plan, Evaluator]:
+    """Plan and evaluator of a request, its tables on the device of the matrix; options as for ``requested``.
 
     matrix (B, ...)
     """
-    positions, azimuth, elevation, r, wavenumber, wavefront, method, byte_budget, *_ = geometry
     with on_host(matrix.device):
-        domain = domain_of(positions, (azimuth, elevation, r), wavenumber, wavefront, box)
-        wanted = (dtype or matrix.dtype).to_complex()
-        request = Request(operation, method, matrix.shape[0], domain.n_elements, rank, wanted, loading, byte_budget)
-        return make_plan(domain, request, matrix.device)
+        return make_plan(*requested(operation, matrix, geometry, **options), matrix.device)
 
 
 def _power(
@@ -66,9 +146,6 @@ def _power(
     if volume:
         return spectra.volume_of(plan, evaluator, operand, epilogue), torch.empty(0, dtype=torch.int32)
     return spectra.map_of(plan, evaluator, operand, epilogue)
-
-
-# --- In plain torch ---------------------------------------------------------------------------------------------------
 
 
 def capon_torch(covariance: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -96,7 +173,7 @@ def capon_lowrank_torch(factor: Tensor, loading: Tensor, volume: bool, *geometry
         # With Q = W W^H, N - q = delta a^H (F F^H + delta I)^-1 a.
         return Operand(adjoint_of(spectra.woodbury_factor(factor[start:stop], delta[start:stop])), "rows")
 
-    planned = _planned("mvdr_lowrank", factor, geometry, loading=float(loading), rank=factor.shape[2])
+    planned = _planned("mvdr_lowrank", factor, geometry, loading=loading, rank=factor.shape[2])
     return _power(planned, operand, "complement", float(factor.shape[1]) * delta, volume)
 
 
@@ -113,37 +190,23 @@ def eigenbasis_torch(covariance: Tensor) -> tuple[Tensor, Tensor]:
 
     covariance (B, N, N) -> values (B, N), vectors (B, N, N)
     """
-    values, vectors = torch.linalg.eigh(_hermitian(covariance).to(torch.complex128))
+    values, vectors = torch.linalg.eigh(hermitian_part(covariance).to(torch.complex128))
     return values, vectors.contiguous()
 
 
-def analysis_torch(
-    matrix: Tensor,
-    scale: Tensor | None,
-    factored: bool,
-    form: str,
-    volume: bool,
-    box: bool,
-    operation: str,
-    loading: Tensor | None,
-    single: bool,
-    *geometry: Any,
-) -> tuple[Tensor, Tensor]:
+def analysis_torch(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     """q_g = a_g^H Q a_g of Hermitian Q, or ||W^H a_g||^2, and its epilogue: (map, plane), or (volume, empty).
 
-    matrix (B, N, N) or (B, N, K), scale (B,) -> power (B, G_az, G_el), (B, G_az, G_el, G_r) or (B, G)
+    matrix (B, N, N) or (B, N, K) -> power (B, G_az, G_el), (B, G_az, G_el, G_r) or (B, G)
     """
-    # ``operation`` and ``loading`` say what the form is of, and so how exact it must be; ``single`` that the result is
-    # in float32 all the same.
-    dtype = torch.complex64 if single else matrix.dtype
-    rank, number = matrix.shape[2] if factored else None, 0.0 if loading is None else float(loading)
-    planned = _planned(operation, matrix, geometry, box=box, loading=number, rank=rank, dtype=dtype)
+    how, geometry = Form.split(args)
+    planned = _planned(how.operation, matrix, geometry, **how.options(matrix))
 
     def operand(start: int, stop: int) -> Operand:
         part = matrix[start:stop]
-        return Operand(adjoint_of(part), "rows") if factored else Operand((part + adjoint_of(part)) / 2, "hermitian")
+        return Operand(adjoint_of(part), "rows") if how.factored else Operand(hermitian_part(part), "hermitian")
 
-    return _power(planned, operand, form, 1.0 if scale is None else scale, volume)
+    return _power(planned, operand, how.form, 1.0 if how.scale is None else how.scale, how.volume)
 
 
 def synthesis_torch(
@@ -153,10 +216,8 @@ def synthesis_torch(
 
     weights (B, G_az, G_el, G_r), (B, G_az, G_el) or (B, G), plane (B, G_az, G_el) -> (B, N, N)
     """
-    number = 0.0 if loading is None else float(loading)
-    plan, evaluator = _planned(operation, weights, geometry, box=box, loading=number)
-    n = plan.n_elements
-    result = torch.empty(weights.shape[0], n, n, dtype=_synthesis_dtype(weights, operation))
+    plan, evaluator = _planned(operation, weights, geometry, box=box, loading=loading)
+    result = torch.empty(plan.batch, plan.n_elements, plan.n_elements, dtype=cuda.synthesis_dtype(weights, operation))
     for start, stop in spectra.scene_groups(plan):
         part = weights[start:stop]
         if plane is not None:
@@ -168,53 +229,30 @@ def synthesis_torch(
 # --- Fakes: what the operators return, without values -----------------------------------------------------------------
 
 
-def _contiguous_like(matrix: Tensor) -> Tensor:
-    return torch.empty_like(matrix, memory_format=torch.contiguous_format)
-
-
-def _synthesis_dtype(weights: Tensor, operation: str) -> torch.dtype:
-    # What a gradient multiplies by an inverse on both sides keeps all digits.
-    return weights.dtype.to_complex() if operation in ("analysis", "synthesis") else torch.complex128
-
-
-def _fake_volume(matrix: Tensor, real: torch.dtype, azimuth: Tensor, elevation: Tensor, r: Tensor) -> Tensor:
-    """[B, G_az, G_el, G_r] stored plane by plane; the kernels store azimuth fastest."""
-    shape = (matrix.shape[0], r.shape[0], azimuth.shape[0], elevation.shape[0])
-    if serves_kernels(matrix):
-        return matrix.new_empty((*shape[:2], shape[3], shape[2]), dtype=real).permute(0, 3, 2, 1)
-    return matrix.new_empty(shape, dtype=real).permute(0, 2, 3, 1)
-
-
-def _fake_power(matrix: Tensor, real: torch.dtype, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    _, azimuth, elevation, r = geometry[:4]
-    if volume:
-        return _fake_volume(matrix, real, azimuth, elevation, r), matrix.new_empty(0, dtype=torch.int32)
+def _fake_power(matrix: Tensor, volume: bool, geometry: tuple[Any, ...], real: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Planes one after the other; within them the kernels store azimuth fastest."""
     turned = serves_kernels(matrix)
-    axes = (elevation, azimuth) if turned else (azimuth, elevation)
-    shape = (matrix.shape[0], *(axis.shape[0] for axis in axes))
-    power, plane = (matrix.new_empty(shape, dtype=dtype) for dtype in (real, torch.int32))
-    return (power.mT, plane.mT) if turned else (power, plane)
+    n_az, n_el, n_r = (axis.shape[0] for axis in geometry[1:4])
+    shape = (n_el, n_az) if turned else (n_az, n_el)
+
+    def stored(dtype: torch.dtype, *planes: int) -> Tensor:
+        values = matrix.new_empty((matrix.shape[0], *planes, *shape), dtype=dtype)
+        return values.mT if turned else values
+
+    if volume:
+        return stored(real, n_r).permute(0, 2, 3, 1), matrix.new_empty(0, dtype=torch.int32)
+    return stored(real), stored(torch.int32)
 
 
 def _fake_spectrum(matrix: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
-    return _fake_power(matrix, matrix.dtype.to_real(), volume, *geometry)
+    return _fake_power(matrix, volume, geometry, matrix.dtype.to_real())
 
 
-def _fake_analysis(
-    matrix: Tensor,
-    scale: Tensor | None,
-    factored: bool,
-    form: str,
-    volume: bool,
-    box: bool,
-    operation: str,
-    loading: Tensor | None,
-    single: bool,
-    *geometry: Any,
-) -> tuple[Tensor, Tensor]:
-    real = torch.float32 if single else matrix.dtype.to_real()
-    if box:
-        return _fake_power(matrix, real, volume, *geometry)
+def _fake_analysis(matrix: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
+    how, geometry = Form.split(args)
+    real = torch.float32 if how.single else matrix.dtype.to_real()
+    if how.box:
+        return _fake_power(matrix, how.volume, geometry, real)
     power = matrix.new_empty((matrix.shape[0], geometry[1].shape[0]), dtype=real)
     return power, matrix.new_empty(0, dtype=torch.int32)
 
@@ -223,7 +261,7 @@ def _fake_synthesis(
     weights: Tensor, plane: Tensor | None, box: bool, operation: str, loading: Tensor | None, *geometry: Any
 ) -> Tensor:
     n = geometry[0].shape[0]
-    return weights.new_empty((weights.shape[0], n, n), dtype=_synthesis_dtype(weights, operation))
+    return weights.new_empty((weights.shape[0], n, n), dtype=cuda.synthesis_dtype(weights, operation))
 
 
 def _fake_maxima(volume: Tensor, window: Sequence[int], k: int, threshold: float | None) -> tuple[Tensor, ...]:
@@ -249,35 +287,33 @@ def _check_definite(covariance: Tensor, *rest: Any) -> None:
     spectra.check_definite(covariance)
 
 
-def _check_factor(factor: Tensor, *rest: Any) -> None:
-    checks.check_factor_values(factor, "F")
-
-
-def _check_form(
-    matrix: Tensor, scale: Any, factored: bool, form: str, volume: bool, box: bool, operation: str, *rest: Any
-) -> None:
-    if operation == "bartlett":
+def _check_form(matrix: Tensor, *args: Any) -> None:
+    how, _ = Form.split(args)
+    if how.operation == "bartlett":
         _check_definite(matrix)
-    elif operation == "analysis":
+    elif how.operation == "analysis":
         checks.check_finite(matrix, "W_or_Q")
-        if not factored:
+        if not how.factored:
             checks.check_hermitian(matrix, "W_or_Q", "; pass factored=True if it is a factor W")
-
-
-def _check_weights(weights: Tensor, *rest: Any) -> None:
-    checks.check_finite(weights, "p")
 
 
 # --- Gradients --------------------------------------------------------------------------------------------------------
 
 
-def _hermitian(matrix: Tensor) -> Tensor:
-    return (matrix + adjoint_of(matrix)) / 2
+def _winners(plane: Tensor) -> Tensor | None:
+    """The planes of a map; a volume has none."""
+    return plane if plane.ndim > 1 else None
 
 
-def _trace(matrix: Tensor) -> Tensor:
-    """Real trace of each scene, (B,)."""
-    return matrix.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+def _through_inverse(
+    ctx: Any, inverse: Tensor, gradient: Tensor, loading: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor | None]:
+    """Gradients with respect to R and the loading, delta = loading tr(R)/N, from that to (R + delta I)^-1."""
+    gradient = hermitian_part(-inverse @ gradient @ inverse)
+    trace, eye = mean_trace(gradient), torch.eye(gradient.shape[-1], dtype=gradient.dtype, device=gradient.device)
+    # A loading on the host would have to wait for its gradient from a GPU.
+    by_loading = (mean * trace).sum().mul(len(eye)).to(loading) if ctx.needs_input_grad[1] else None
+    return gradient + (loading * trace)[:, None, None] * eye, by_loading
 
 
 def _save_spectrum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
@@ -286,75 +322,60 @@ def _save_spectrum(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.mark_non_differentiable(output[1])
 
 
-def _of_form(ctx: Any, operation: str, grad: Tensor, power: Tensor, plane: Tensor, loading: Tensor) -> Tensor:
-    """Minus the gradient of a power N / q with respect to Q, complex128 [B, N, N]."""
-    n = ctx.geometry[0].shape[0]
-    weights = (grad.double() * power.double().square() / n).to(power.dtype)
-    winners = plane if plane.ndim > 1 else None
-    return synthesis_op(weights, winners, True, operation, loading, *ctx.geometry)
+def _by_form(ctx: Any, operation: str, gradient: Tensor, power: Tensor, plane: Tensor, loading: Tensor) -> Tensor:
+    """Gradient of a power N / q with respect to Q, complex128 [B, N, N]."""
+    weights = (gradient.double() * power.double().square() / -ctx.geometry[0].shape[0]).to(power.dtype)
+    outer: Tensor = synthesis_op(weights, _winners(plane), True, operation, loading, *ctx.geometry)
+    return outer
 
 
-def _with_loading(ctx: Any, gradient: Tensor, loading: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Gradients with respect to R and the loading from that with respect to R + delta I, delta = loading tr(R)/N."""
-    trace, n = _trace(gradient), gradient.shape[-1]
-    eye = torch.eye(n, dtype=gradient.dtype, device=gradient.device)
-    # A loading on the host would have to wait for its gradient from a GPU.
-    by_loading = (mean * trace).sum().to(loading) if ctx.needs_input_grad[1] else None
-    return gradient + (loading / n * trace)[:, None, None] * eye, by_loading
-
-
-def _capon_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    # dP = (P^2 / N) v^H dR v with v = (R + delta I)^-1 a.
+def _capon_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     covariance, power, plane, loading = ctx.saved_tensors
     inverse = loaded_inverse_op(covariance, loading)
-    outer = _of_form(ctx, "mvdr", grad, power, plane, loading)
-    mean = _trace(covariance).double() / covariance.shape[-1]
-    gradient, by_loading = _with_loading(ctx, _hermitian(inverse @ outer @ inverse), loading, mean)
-    return gradient.to(covariance.dtype), by_loading, *[None] * (1 + _N_GEOMETRY)
+    outer = _by_form(ctx, "mvdr", gradient, power, plane, loading)
+    by_covariance, by_loading = _through_inverse(ctx, inverse, outer, loading, mean_trace(covariance))
+    return by_covariance.to(covariance.dtype), by_loading
 
 
-def _capon_lowrank_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _capon_lowrank_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     factor, power, plane, loading = ctx.saved_tensors
     inverse = spectra.woodbury_inverse(factor, spectra.lowrank_delta(factor, loading))
-    outer = _of_form(ctx, "mvdr_lowrank", grad, power, plane, loading)
-    gradient, by_loading = _with_loading(
-        ctx, _hermitian(inverse @ outer @ inverse), loading, spectra.mean_power(factor)
-    )
-    return (2 * gradient @ factor.to(gradient.dtype)).to(factor.dtype), by_loading, *[None] * (1 + _N_GEOMETRY)
+    outer = _by_form(ctx, "mvdr_lowrank", gradient, power, plane, loading)
+    by_covariance, by_loading = _through_inverse(ctx, inverse, outer, loading, spectra.mean_power(factor))
+    return (2 * by_covariance @ factor.to(by_covariance.dtype)).to(factor.dtype), by_loading
 
 
 def _save_inverse(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs, output)
 
 
-def _inverse_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _inverse_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     covariance, loading, inverse = ctx.saved_tensors
-    mean = _trace(covariance).double() / covariance.shape[-1]
-    gradient, by_loading = _with_loading(ctx, -inverse @ _hermitian(grad) @ inverse, loading, mean)
-    return gradient.to(covariance.dtype), by_loading
+    by_covariance, by_loading = _through_inverse(ctx, inverse, gradient, loading, mean_trace(covariance))
+    return by_covariance.to(covariance.dtype), by_loading
 
 
 def _save_analysis(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    matrix, scale, ctx.factored, ctx.form, _, ctx.box, ctx.operation, loading, _, *ctx.geometry = inputs
+    how, ctx.geometry = Form.split(inputs[1:])
     power, plane = output
     # A linear power is needed for the gradient of its scale alone.
-    ctx.save_for_backward(matrix, scale, None if scale is None else power, plane, loading)
+    ctx.save_for_backward(inputs[0], how.scale, None if how.scale is None else power, plane, how.loading)
+    ctx.how = how._replace(scale=None, loading=None)
     ctx.mark_non_differentiable(plane)
 
 
-def _analysis_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _analysis_backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Any, ...]:
     matrix, scale, power, plane, loading = ctx.saved_tensors
-    by_scale, weights = None, grad
+    by_scale, weights, how = None, gradient, ctx.how
     if scale is not None:
         each = scale.reshape(-1, *[1] * (power.ndim - 1))
-        by_scale = (grad.double() * power / each).flatten(1).sum(1).to(scale)
+        by_scale = (gradient.double() * power / each).flatten(1).sum(1).to(scale)
         slope = power.double().square() / each
-        weights = grad.double() * {"linear": each, "reciprocal": -slope, "complement": slope}[ctx.form]
-        weights = weights.to(grad.dtype)
-    winners = plane if plane.ndim > 1 else None
-    outer = synthesis_op(weights, winners, ctx.box, ctx.operation, loading, *ctx.geometry)
-    gradient = 2 * outer @ matrix.to(outer.dtype) if ctx.factored else outer
-    return gradient.to(matrix.dtype), by_scale, *[None] * (7 + _N_GEOMETRY)
+        weights = gradient.double() * {"linear": each, "reciprocal": -slope, "complement": slope}[how.form]
+        weights = weights.to(gradient.dtype)
+    outer = synthesis_op(weights, _winners(plane), how.box, how.operation, loading, *ctx.geometry)
+    by_matrix = 2 * outer @ matrix.to(outer.dtype) if how.factored else outer
+    return by_matrix.to(matrix.dtype), by_scale
 
 
 def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -363,38 +384,22 @@ def _save_synthesis(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.dtype = weights.dtype
 
 
-def _synthesis_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+def _synthesis_backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
     plane, loading = ctx.saved_tensors
-    matrix = _hermitian(grad).to(ctx.dtype.to_complex())
-    rest = (
-        ctx.box,
-        "analysis" if ctx.operation in ("synthesis", "bartlett") else ctx.operation,
-        loading,
-        False,
-        *ctx.geometry,
-    )
-    values, _ = analysis_op(matrix, None, False, "linear", True, *rest)
-    if plane is not None:
-        values = values.gather(-1, plane.long()[..., None])[..., 0]
-    return values, *[None] * (4 + _N_GEOMETRY)
+    operation = "analysis" if ctx.operation in ("synthesis", "bartlett") else ctx.operation
+    how = Form(None, False, "linear", True, ctx.box, operation, loading, False)
+    values, _ = analysis_op(hermitian_part(gradient).to(ctx.dtype.to_complex()), *how, *ctx.geometry)
+    return (values if plane is None else values.gather(-1, plane.long()[..., None])[..., 0],)
 
 
 def _mark_peaks(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     # Indices have no gradient, and the values can be gathered from the volume.
     ctx.mark_non_differentiable(*output)
-    ctx.n_inputs = len(inputs)
-
-
-def _peaks_backward(ctx: Any, *gradients: Tensor) -> tuple[None, ...]:
-    return (None,) * ctx.n_inputs
 
 
 # --- The operators ----------------------------------------------------------------------------------------------------
 
-_SPECTRUM = f"bool volume, {_GEOMETRY}) -> (Tensor, Tensor)"
-_FORM = "Tensor? scale, bool factored, str form, bool volume, bool box, str operation, Tensor? loading, bool single"
-
-capon_op = define(
+capon_op = _define(
     "capon",
     capon_torch,
     cuda.capon_cuda,
@@ -405,28 +410,28 @@ capon_op = define(
     backward=_capon_backward,
     save=_save_spectrum,
 )
-capon_lowrank_op = define(
+capon_lowrank_op = _define(
     "capon_lowrank",
     capon_lowrank_torch,
     cuda.capon_lowrank_cuda,
     _fake_spectrum,
     schema=f"(Tensor factor, Tensor loading, {_SPECTRUM}",
-    check=_check_factor,
+    check=lambda factor, *rest: checks.check_factor_values(factor, "F"),
     batched=1,
     backward=_capon_lowrank_backward,
     save=_save_spectrum,
 )
-loaded_inverse_op = define(
+loaded_inverse_op = _define(
     "loaded_inverse",
     loaded_inverse_torch,
-    cuda.loaded_inverse_cuda,
+    cuda.loaded_inverse,
     lambda covariance, loading: covariance.new_empty(covariance.shape, dtype=torch.complex128),
     check=_check_covariance,
     batched=1,
     backward=_inverse_backward,
     save=_save_inverse,
 )
-eigenbasis_op = define(
+eigenbasis_op = _define(
     "eigenbasis",
     eigenbasis_torch,
     eigenbasis_torch,
@@ -437,7 +442,7 @@ eigenbasis_op = define(
     check=_check_definite,
     batched=1,
 )
-analysis_op = define(
+analysis_op = _define(
     "analysis",
     analysis_torch,
     cuda.analysis_cuda,
@@ -448,42 +453,34 @@ analysis_op = define(
     backward=_analysis_backward,
     save=_save_analysis,
 )
-synthesis_op = define(
+synthesis_op = _define(
     "synthesis",
     synthesis_torch,
     cuda.synthesis_cuda,
     _fake_synthesis,
     schema=f"(Tensor weights, Tensor? plane, bool box, str operation, Tensor? loading, {_GEOMETRY}) -> Tensor",
-    check=_check_weights,
+    check=lambda weights, *rest: checks.check_finite(weights, "p"),
     batched=2,
     backward=_synthesis_backward,
     save=_save_synthesis,
 )
 # Of the peaks the definition is the body, on any device.
-local_maxima_op = define(
+local_maxima_op = _define(
     "local_maxima_3d",
-    local_maxima_3d_reference,
+    reference.local_maxima_3d,
     cuda.local_maxima_3d_cuda,
     _fake_maxima,
     cpu=local_maxima_cpu,
     batched=1,
-    backward=_peaks_backward,
     save=_mark_peaks,
 )
-nms_op = define(
-    "nms_3d",
-    nms_3d_reference,
-    cuda.nms_3d_cuda,
-    _fake_nms,
-    cpu=nms_cpu,
-    batched=2,
-    backward=_peaks_backward,
-    save=_mark_peaks,
-)
-refine_op = define(
+nms_op = _define("nms_3d", reference.nms_3d, cuda.nms_3d_cuda, _fake_nms, cpu=nms_cpu, batched=2, save=_mark_peaks)
+refine_op = _define(
     "refine",
     refine_torch,
     cuda.refine_cuda,
     lambda matrix, factored, low, *rest: (torch.empty_like(low), low.new_empty(low.shape[:2])),
 )
-walk_op = define("walk", walk_torch, cuda.walk_cuda, lambda matrix, factored, start, *rest: _contiguous_like(start))
+walk_op = _define(
+    "walk", walk_torch, cuda.walk_cuda, lambda matrix, factored, start, *rest: start.new_empty(start.shape)
+)

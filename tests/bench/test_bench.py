@@ -209,7 +209,7 @@ class FakeBenchmark:
     """What pytest-benchmark's fixture offers, remembering whether anything was timed."""
 
     def __init__(self):
-        self.extra_info, self.timed, self.stats, self.group = {}, 0, None, None
+        self.extra_info, self.timed, self.stats, self.group, self.has_error = {}, 0, None, None, False
 
     def pedantic(self, call, rounds):
         self.timed += rounds
@@ -217,7 +217,7 @@ class FakeBenchmark:
         return call()
 
 
-def enter(p, found, *, registry=None, name="contestant", is_peer=False, bound_db=1e-3, benchmark=None):
+def enter(p, found, *, registry=None, name="contestant", is_peer=False, bound_db=1e-3, benchmark=None, once=False):
     """Let a contestant that returns ``found`` into a benchmark."""
     benchmark = benchmark or FakeBenchmark()
     contest.enter(
@@ -229,6 +229,7 @@ def enter(p, found, *, registry=None, name="contestant", is_peer=False, bound_db
         lambda result: accuracy.measure_errors(p, result),
         bound_db,
         is_peer=is_peer,
+        once=once,
     )
     return benchmark
 
@@ -241,6 +242,17 @@ def test_no_speed_is_reported_for_a_wrong_map(spoil):
     with pytest.raises(accuracy.InaccurateContestantError, match="contestant gets no speed"):
         enter(p, found, registry=registry, benchmark=benchmark)
     assert (benchmark.timed, benchmark.extra_info, registry.entries) == (0, {}, [])
+
+
+def test_the_first_call_of_a_slow_peer_is_timed_and_reported_only_if_it_is_right():
+    p, registry = problem("mvdr"), contest.Registry()
+    benchmark = enter(p, right_map(p), registry=registry, is_peer=True, once=True)
+    assert (benchmark.timed, benchmark.has_error, len(registry.entries)) == (1, False, 1)
+    found, benchmark = right_map(p), FakeBenchmark()
+    spoil_scale(found)
+    with pytest.raises(accuracy.InaccurateContestantError, match="contestant gets no speed"):
+        enter(p, found, registry=registry, benchmark=benchmark, once=True)
+    assert (benchmark.has_error, benchmark.extra_info, len(registry.entries)) == (True, {}, 1)
 
 
 def test_a_map_of_the_wrong_shape_is_refused():

@@ -30,7 +30,6 @@ from large_operands import (  # noqa: E402
     beyond,
     box,
     ending,
-    epilogue,
     equal_at_the_end,
     equal_to_rounding,
     kernel_module,
@@ -63,23 +62,22 @@ def last(monkeypatch):
     return large.last_programs(monkeypatch)
 
 
-def gradient(zeros, batch, tail, power, plane):
-    """Weights made in the kernel from a gradient, as analysis leaves them."""
-    stored = [ending(zeros, batch, tensor) for tensor in (tail, power, plane)]
-    return weights.PointWeights(stored[0], epilogue(batch, "reciprocal"), stored[1], stored[2])
+def of_map(zeros, batch, values, plane):
+    """Weights of the winning planes of a map."""
+    return weights.PointWeights(*(ending(zeros, batch, tensor) for tensor in (values, plane)))
 
 
 @pytest.mark.parametrize("winner", [False, True])
 def test_synthesis_reads_weights(holes, last, winner):
     n_az, n_el = 16, 8
     points = dense.DensePoints.build(box(n_az, n_el), "cpu")
-    p, power = random(1, n_az, n_el, 2), random(1, n_az, n_el, seed=1).abs() + 1
+    p = random(1, n_az, n_el, 2)
     plane = (random(1, n_az, n_el, seed=2) > 0).int()
-    small = gradient(holes, 1, p[..., 0], power, plane) if winner else weights.PointWeights(p)
+    small = of_map(holes, 1, p[..., 0], plane) if winner else weights.PointWeights(p)
     expected = synthesis.dense_synthesis(small, points)
     batch = beyond(n_az * n_el * (1 if winner else 2))
     if winner:
-        large = gradient(holes, batch, p[..., 0], power, plane)
+        large = of_map(holes, batch, p[..., 0], plane)
     else:  # stored plane by plane, so that nothing is copied
         large = weights.PointWeights(ending(holes, batch, p.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
     last(1)
@@ -116,14 +114,14 @@ def test_the_sum_of_parts_steps_over_parts(holes, last):
 def test_adjoint_interpolation_reads_weights_and_writes_nodes(holes, last, winner):
     n_az, n_el = 40, 24
     azimuth, elevation = random(n_az, 20, seed=3), random(n_el, 18, seed=4)
-    p, power = random(1, n_az, n_el, 2), random(1, n_az, n_el, seed=1).abs() + 1
+    p = random(1, n_az, n_el, 2)
     plane = (random(1, n_az, n_el, seed=2) > 0).int()
-    small = gradient(holes, 1, p[..., 0], power, plane) if winner else weights.PointWeights(p)
+    small = of_map(holes, 1, p[..., 0], plane) if winner else weights.PointWeights(p)
     expected = interpolate_adjoint.interpolate_adjoint(small, azimuth, elevation, 2)
     batch = beyond(2 * 20 * 18)
     assert batch * n_az * n_el > PAST
     if winner:
-        large = gradient(holes, batch, p[..., 0], power, plane)
+        large = of_map(holes, batch, p[..., 0], plane)
     else:
         large = weights.PointWeights(ending(holes, batch, p.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
     last(2)  # the planes of one scene
@@ -136,14 +134,13 @@ def test_the_adjoint_of_the_lag_method_in_its_three_steps(holes, last, monkeypat
     dtype, planes = REAL[kind], 16
     ranges = tuple(np.linspace(0.7, 8.0, planes))
     tables = lag_tables.LagTables.build(box(20, 10, ranges, "fresnel"), dtype, "cpu")
-    p, power = random(1, planes, 10, 20, dtype=dtype), random(1, 10, 20, dtype=dtype, seed=1).abs() + 1
+    p = random(1, planes, 10, 20, dtype=dtype)
     plane = (random(1, 10, 20, seed=2).abs() * 8).int() % planes
 
     def made(batch):
         if not winner:
             return weights.PointWeights(ending(holes, batch, p).permute(0, 3, 2, 1))
-        stored = [ending(holes, batch, tensor).mT for tensor in (p[:, 0], power, plane)]
-        return weights.PointWeights(stored[0], epilogue(batch, "reciprocal"), *stored[1:])
+        return weights.PointWeights(*(ending(holes, batch, tensor).mT for tensor in (p[:, 0], plane)))
 
     expected_rows = lag_adjoint._rows(made(1), tables, planes, torch.device("cpu"))
     expected_lags = lag_adjoint._lags(expected_rows, tables)

@@ -216,14 +216,14 @@ def test_lag_coefficients_are_weighted_sums_along_the_diagonals(array, dtype, pl
 @pytest.mark.parametrize("grid", GRIDS)
 def test_lag_map_matches_brute_force_on_every_symmetry(grid, wavefront, dtype):
     Q, tables, q = lag_case("permuted", grid, wavefront, 2, dtype)
-    power, plane = lag.lag_map(Q, tables, epilogue("reciprocal", 2))
+    power, plane = lag.lag_power(Q, tables, epilogue("reciprocal", 2))
     assert_map(power, plane, expected_power(q, "reciprocal"), 2e-5 if dtype == torch.float32 else 1e-12)
 
 
 @pytest.mark.parametrize("array", LATTICES)
 def test_lag_volume_matches_brute_force_on_every_lattice(array):
     Q, tables, q = lag_case(array, "symmetric, odd", "fresnel", 1, torch.float32)
-    actual = lag.lag_volume(Q, tables, epilogue("linear", 1)).cpu().numpy()
+    actual = lag.lag_power(Q, tables, epilogue("linear", 1), volume=True)[0].cpu().numpy()
     np.testing.assert_allclose(actual, expected_power(q, "linear"), rtol=5e-5)
 
 
@@ -235,8 +235,8 @@ def test_lag_epilogues_scale_each_scene(form, dtype):
     expected = expected_power(q, form, offset)
     rtol = 5e-5 if dtype == torch.float32 else 1e-12
     given = epilogue(form, 3, offset)
-    assert_map(*lag.lag_map(Q, tables, given), expected, rtol)
-    np.testing.assert_allclose(lag.lag_volume(Q, tables, given).cpu().numpy(), expected, rtol=rtol)
+    assert_map(*lag.lag_power(Q, tables, given), expected, rtol)
+    np.testing.assert_allclose(lag.lag_power(Q, tables, given, volume=True)[0].cpu().numpy(), expected, rtol=rtol)
 
 
 def test_lag_map_covers_more_azimuths_than_one_program_and_more_scenes():
@@ -244,7 +244,7 @@ def test_lag_map_covers_more_azimuths_than_one_program_and_more_scenes():
     axes = (np.radians(np.linspace(-60, 60, 401)), np.radians([5.0]), [0.9])
     Q = inverse_covariances(6, 9, 4)
     tables = lag_tables.LagTables.build(domain(positions, *axes, "fresnel"), torch.float32, DEVICE)
-    power, plane = lag.lag_map(on(Q), tables, epilogue("reciprocal", 9))
+    power, plane = lag.lag_power(on(Q), tables, epilogue("reciprocal", 9))
     A = oracles.steering(positions, WAVELENGTH, oracles.box(*axes), "fresnel")
     assert_map(power, plane, expected_power(oracles.analysis(Q, A), "reciprocal"), 2e-5)
 
@@ -257,7 +257,7 @@ def test_lag_on_the_reference_surface_is_within_a_hundredth_of_a_decibel():
     R = oracles.loaded(oracles.source_covariance(sources, [1.0, 1.0], 1e-3)[None], 1e-2)
     tables = lag_tables.LagTables.build(domain(positions, *axes, "fresnel"), torch.float32, DEVICE)
     one = launch.Epilogue("reciprocal", torch.full((1,), 144.0, device=DEVICE))
-    power, _ = lag.lag_map(on(np.linalg.inv(R)), tables, one)
+    power, _ = lag.lag_power(on(np.linalg.inv(R)), tables, one)
     expected, _ = oracles.maximum_over_planes(oracles.capon(R, A, 0.0))
     assert oracles.worst_db(power.cpu().numpy(), expected) < 1e-2
 
@@ -271,8 +271,8 @@ def test_equal_planes_give_the_first_one():
     points = dense.DensePoints.build(scene, DEVICE)
     W = on(np.linalg.cholesky(Q))
     for form in EPILOGUES:
-        assert not lag.lag_map(on(Q), tables, epilogue(form, 1, 1000))[1].any()
-        assert not dense.dense_map(W, points, epilogue(form, 1, 1000))[1].any()
+        assert not lag.lag_power(on(Q), tables, epilogue(form, 1, 1000))[1].any()
+        assert not dense.dense_power(W, points, epilogue(form, 1, 1000))[1].any()
 
 
 # --- Dense ------------------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_dense_map_matches_brute_force(columns, batch, wavefront):
     W = oracles.complex_normal(np.random.default_rng(columns), batch, 19, columns)
     points = dense.DensePoints.build(domain(positions, *axes, wavefront), DEVICE)
     q = oracles.analysis_factored(W, oracles.steering(positions, WAVELENGTH, oracles.box(*axes), wavefront))
-    power, plane = dense.dense_map(on(W), points, epilogue("linear", batch))
+    power, plane = dense.dense_power(on(W), points, epilogue("linear", batch))
     assert_map(power, plane, expected_power(q, "linear"), 2e-5)
 
 
@@ -301,8 +301,8 @@ def test_dense_epilogues_scale_each_scene(form, precision):
     q = oracles.analysis_factored(W, oracles.steering(positions, WAVELENGTH, oracles.box(*axes)))
     expected = expected_power(q, form, int(2 * q.max()))
     given = epilogue(form, 3, int(2 * q.max()))
-    assert_map(*dense.dense_map(on(W), points, given, precision=precision), expected, 5e-5)
-    volume = dense.dense_volume(on(W), points, given, precision=precision)
+    assert_map(*dense.dense_power(on(W), points, given, precision=precision), expected, 5e-5)
+    volume = dense.dense_power(on(W), points, given, precision=precision, volume=True)[0]
     np.testing.assert_allclose(volume.cpu().numpy(), expected, rtol=5e-5)
 
 
@@ -314,7 +314,7 @@ def test_dense_evaluates_lists_of_points_each_with_its_range(count, wavefront):
     where = np.stack([rng.uniform(-1, 1, count), rng.uniform(-0.5, 0.5, count), rng.uniform(0.5, 9, count)], 1)
     W = oracles.complex_normal(rng, 2, 7, 3)
     points = dense.DensePoints.build(domain(positions, *where.T, wavefront, box=False), DEVICE)
-    actual = dense.dense_volume(on(W), points, epilogue("linear", 2)).cpu().numpy()
+    actual = dense.dense_power(on(W), points, epilogue("linear", 2), volume=True)[0].cpu().numpy()
     q = oracles.analysis_factored(W, oracles.steering(positions, WAVELENGTH, where, wavefront))
     np.testing.assert_allclose(actual, expected_power(q, "linear"), rtol=2e-4, atol=1e-5)
 
@@ -329,7 +329,7 @@ def test_dense_capon_of_full_rank_from_the_triangular_factor():
     one = launch.Epilogue("reciprocal", torch.full((1,), 144.0, device=DEVICE))
     expected, _ = oracles.maximum_over_planes(oracles.capon(R, A, 0.0))
     for triangular in (True, False):
-        power, _ = dense.dense_map(on(W), points, one, triangular=triangular)
+        power, _ = dense.dense_power(on(W), points, one, triangular=triangular)
         assert oracles.worst_db(power.cpu().numpy(), expected) < 1e-3
 
 
@@ -340,7 +340,7 @@ def test_a_triangular_factor_is_not_read_below_its_last_row():
     q = oracles.analysis_factored(W, oracles.steering(positions, WAVELENGTH, oracles.box(*axes)))
     W[:, 32:, :32] = np.nan  # rows that no column of the first block reaches
     points = dense.DensePoints.build(domain(positions, *axes, "spherical"), DEVICE)
-    actual = dense.dense_volume(on(W), points, epilogue("linear", 1), triangular=True).cpu().numpy()
+    actual = dense.dense_power(on(W), points, epilogue("linear", 1), triangular=True, volume=True)[0].cpu().numpy()
     np.testing.assert_allclose(actual, expected_power(q, "linear"), rtol=2e-5)
 
 
@@ -364,14 +364,14 @@ def test_interpolation_is_the_product_of_both_matrices(nodes, grid, batch, form)
     given, q = interpolation_case(nodes, grid, batch)
     offset = int(2 * q.max()) + 1
     expected = expected_power(q, form, offset)
-    assert_map(*interpolate.interpolate_map(*given, epilogue(form, batch, offset)), expected, 2e-5)
-    volume = interpolate.interpolate_volume(*given, epilogue(form, batch, offset)).cpu().numpy()
+    assert_map(*interpolate.interpolated_power(*given, epilogue(form, batch, offset)), expected, 2e-5)
+    volume = interpolate.interpolated_power(*given, epilogue(form, batch, offset), volume=True)[0].cpu().numpy()
     np.testing.assert_allclose(volume, expected, rtol=2e-5)
 
 
 def test_interpolation_from_the_nodes_of_the_reference_system():
     given, q = interpolation_case((60, 36), (67, 35), 1)
-    power, plane = interpolate.interpolate_map(*given, epilogue("reciprocal", 1))
+    power, plane = interpolate.interpolated_power(*given, epilogue("reciprocal", 1))
     assert_map(power, plane, expected_power(q, "reciprocal"), 2e-5)
 
 
@@ -384,12 +384,12 @@ def test_chebyshev_capon_of_dense_nodes_matches_brute_force():
     Q = inverse_covariances(4, 1, 20)
     at = domain(positions, nodes.azimuth.nodes.numpy(), nodes.elevation.nodes.numpy(), axes[2], "spherical")
     points = dense.DensePoints.build(at, DEVICE)
-    q = dense.dense_volume(on(np.linalg.cholesky(Q)), points, epilogue("linear", 1))
+    q = dense.dense_power(on(np.linalg.cholesky(Q)), points, epilogue("linear", 1), volume=True)[0]
     matrices = [
         on(torch.eye(axis.count) if axis.matrix is None else axis.matrix, torch.float32)
         for axis in (nodes.azimuth, nodes.elevation)
     ]
-    power, _ = interpolate.interpolate_map(2 * q.permute(0, 3, 1, 2), *matrices, epilogue("reciprocal", 1))
+    power, _ = interpolate.interpolated_power(2 * q.permute(0, 3, 1, 2), *matrices, epilogue("reciprocal", 1))
     A = oracles.steering(positions, WAVELENGTH, oracles.box(*axes))
     expected, _ = oracles.maximum_over_planes(expected_power(oracles.analysis(Q, A), "reciprocal"))
     assert oracles.worst_db(power.cpu().numpy(), expected) < 1e-3
@@ -402,8 +402,13 @@ def test_empty_batches_give_empty_results():
     scene = domain(oracles.rectangular(3, 2), [0.1, 0.2], [0.3], RANGES, "fresnel")
     tables = lag_tables.LagTables.build(scene, torch.float32, DEVICE)
     points = dense.DensePoints.build(scene, DEVICE)
-    assert lag.lag_map(on(np.zeros((0, 6, 6))), tables, epilogue("linear", 0))[0].shape == (0, 2, 1)
-    assert dense.dense_volume(on(np.zeros((0, 6, 2))), points, epilogue("linear", 0)).shape == (0, 2, 1, 3)
+    assert lag.lag_power(on(np.zeros((0, 6, 6))), tables, epilogue("linear", 0))[0].shape == (0, 2, 1)
+    assert dense.dense_power(on(np.zeros((0, 6, 2))), points, epilogue("linear", 0), volume=True)[0].shape == (
+        0,
+        2,
+        1,
+        3,
+    )
 
 
 def test_bad_operands_are_named():
@@ -411,15 +416,15 @@ def test_bad_operands_are_named():
     tables = lag_tables.LagTables.build(scene, torch.float32, DEVICE)
     points = dense.DensePoints.build(scene, DEVICE)
     with pytest.raises(ShapeError, match="matrix must have shape"):
-        lag.lag_map(on(np.zeros((2, 5, 6))), tables, epilogue("linear", 2))
+        lag.lag_power(on(np.zeros((2, 5, 6))), tables, epilogue("linear", 2))
     with pytest.raises(ShapeError, match="transposed"):
-        dense.dense_map(on(np.zeros((1, 2, 6))), points, epilogue("linear", 1))
+        dense.dense_power(on(np.zeros((1, 2, 6))), points, epilogue("linear", 1))
     with pytest.raises(TypeError, match="complex64"):
-        dense.dense_map(on(np.zeros((1, 6, 2)), torch.complex128), points, epilogue("linear", 1))
+        dense.dense_power(on(np.zeros((1, 6, 2)), torch.complex128), points, epilogue("linear", 1))
     with pytest.raises(ValueError, match="precision must be one of"):
-        dense.dense_map(on(np.zeros((1, 6, 2))), points, epilogue("linear", 1), precision="bf16")
+        dense.dense_power(on(np.zeros((1, 6, 2))), points, epilogue("linear", 1), precision="bf16")
     with pytest.raises(ShapeError, match="scale must have shape"):
-        dense.dense_map(on(np.zeros((2, 6, 2))), points, epilogue("linear", 1))
+        dense.dense_power(on(np.zeros((2, 6, 2))), points, epilogue("linear", 1))
     with pytest.raises(ValueError, match="form must be one of"):
         launch.Epilogue("square", torch.ones(1))
     for columns, dtype in ((65, torch.float32), (33, torch.float64)):

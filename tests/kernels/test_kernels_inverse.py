@@ -148,7 +148,7 @@ def test_the_factor_feeds_dense_analysis():
     W, _ = inverse.inverse_factor(*given(R, delta))
     points = dense.DensePoints.build(domain(positions, *axes, "spherical"), DEVICE)
     capon = launch.Epilogue("reciprocal", torch.full((2,), 23.0, device=DEVICE))
-    volume = dense.dense_volume(W, points, capon, triangular=True).cpu().numpy()
+    volume = dense.dense_power(W, points, capon, triangular=True, volume=True)[0].cpu().numpy()
     A = oracles.steering(positions, WAVELENGTH, oracles.box(*axes))
     expected = oracles.capon(R + delta[:, None, None] * np.eye(23), A, 0.0)
     assert oracles.worst_db(volume, expected) < 1e-3

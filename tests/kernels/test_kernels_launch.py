@@ -51,19 +51,15 @@ def calls():
     return {
         "lag.lag_coefficients": (Q, lambda q: of.lag.lag_coefficients(q, tables)),
         "lag.lag_rows": (coefficients, lambda c: of.lag.lag_rows(c, tables)),
-        "lag.lag_map": (Q, lambda q: of.lag.lag_map(q, tables, one)),
-        "lag.lag_volume": (Q, lambda q: of.lag.lag_volume(q, tables, one)),
+        "lag.lag_power": (Q, lambda q: of.lag.lag_power(q, tables, one)),
         "lag_evaluate.lag_evaluate": (rows, lambda r: of.lag_evaluate.lag_evaluate(r, tables, one, (*best, None))),
-        "dense.dense_map": (F, lambda f: of.dense.dense_map(f, points, one)),
-        "dense.dense_volume": (F, lambda f: of.dense.dense_volume(f, points, one)),
-        "interpolate.interpolate_map": (nodes, lambda q: of.interpolate.interpolate_map(q, *eye, one)),
-        "interpolate.interpolate_volume": (nodes, lambda q: of.interpolate.interpolate_volume(q, *eye, one)),
+        "dense.dense_power": (F, lambda f: of.dense.dense_power(f, points, one)),
+        "interpolate.interpolated_power": (nodes, lambda q: of.interpolate.interpolated_power(q, *eye, one)),
         "inverse.inverse_factor": (Q, lambda q: of.inverse.inverse_factor(q, delta)),
         "inverse.hermitian_inverse": (Q, lambda q: of.inverse.hermitian_inverse(q, delta)),
         "inverse.inverse_from_factor": (Q, of.inverse.inverse_from_factor),
         "lowrank.residual_factors": (F, lambda f: of.lowrank.residual_factors(f, delta)),
-        "lowrank.residual_map": (F, lambda f: of.lowrank.residual_map(f, on(np.ones((1, 6, 2))), points, one)),
-        "lowrank.residual_volume": (F, lambda f: of.lowrank.residual_volume(f, on(np.ones((1, 6, 2))), points, one)),
+        "lowrank.residual_power": (F, lambda f: of.lowrank.residual_power(f, on(np.ones((1, 6, 2))), points, one)),
         "synthesis.dense_synthesis": (p, lambda w: of.synthesis.dense_synthesis(given(w), points)),
         "interpolate_adjoint.interpolate_adjoint": (
             p,
@@ -130,7 +126,7 @@ print([name for name in sys.modules if name.startswith("triton")])
 from bench.gpu_compiled import kernel_module
 interpolate, launch = kernel_module("interpolate"), kernel_module("launch")
 one = torch.ones(1, 1, 1, 1)
-interpolate.interpolate_map(one, one[0, 0], one[0, 0], launch.Epilogue("linear", torch.ones(1)))
+interpolate.interpolated_power(one, one[0, 0], one[0, 0], launch.Epilogue("linear", torch.ones(1)))
 """
 
 

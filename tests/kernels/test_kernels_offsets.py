@@ -92,9 +92,9 @@ def test_dense_reads_factors(holes, last, columns):
     points = dense.DensePoints.build(box(), "cpu")
     tail = random(2, N, columns, dtype=torch.complex64)
     batch = beyond(2 * N * columns)
-    expected = dense.dense_map(tail, points, epilogue(2))
+    expected = dense.dense_power(tail, points, epilogue(2))
     last(4)
-    power, plane = dense.dense_map(ending(holes, batch, tail), points, epilogue(batch))
+    power, plane = dense.dense_power(ending(holes, batch, tail), points, epilogue(batch))
     equal_at_the_end(power, expected[0])
     assert torch.equal(plane[-1], expected[1][-1])
 
@@ -104,12 +104,14 @@ def test_dense_and_the_residual_write_volumes(holes, last):
     batch = beyond(1 << 16)
     factor, other = random(2, N, 2, dtype=torch.complex64), random(2, N, 2, dtype=torch.complex64, seed=1)
     last(2)
-    expected = dense.dense_volume(factor, points, epilogue(2))
-    actual = dense.dense_volume(ending(holes, batch, factor), points, epilogue(batch))
+    expected = dense.dense_power(factor, points, epilogue(2), volume=True)[0]
+    actual = dense.dense_power(ending(holes, batch, factor), points, epilogue(batch), volume=True)[0]
     equal_at_the_end(actual[:, -128:], expected[:, -128:])
     pair = ending(holes, batch, factor), ending(holes, batch, other)
-    expected = lowrank.residual_volume(factor, other, points, epilogue(2))
-    equal_at_the_end(lowrank.residual_volume(*pair, points, epilogue(batch))[:, -128:], expected[:, -128:])
+    expected = lowrank.residual_power(factor, other, points, epilogue(2), volume=True)[0]
+    equal_at_the_end(
+        lowrank.residual_power(*pair, points, epilogue(batch), volume=True)[0][:, -128:], expected[:, -128:]
+    )
 
 
 @pytest.mark.parametrize("columns", [16, 32])
@@ -117,10 +119,10 @@ def test_the_residual_reads_factors(holes, last, columns):
     points = dense.DensePoints.build(box(), "cpu")
     tails = [random(2, N, columns, dtype=torch.complex64, seed=seed) for seed in (0, 1)]
     batch = beyond(2 * N * columns)
-    expected = lowrank.residual_map(*tails, points, epilogue(2, "reciprocal"))
+    expected = lowrank.residual_power(*tails, points, epilogue(2, "reciprocal"))
     last(2)
     pair = [ending(holes, batch, tail) for tail in tails]
-    power, plane = lowrank.residual_map(*pair, points, epilogue(batch, "reciprocal"))
+    power, plane = lowrank.residual_power(*pair, points, epilogue(batch, "reciprocal"))
     equal_at_the_end(power, expected[0])
     assert torch.equal(plane[-1], expected[1][-1])
 
@@ -128,15 +130,17 @@ def test_the_residual_reads_factors(holes, last, columns):
 def test_interpolation_reads_nodes_and_writes_volumes(holes, last):
     nodes, azimuth, elevation = random(1, 2, 90, 70), random(40, 90, seed=1), random(30, 70, seed=2)
     batch = beyond(2 * 90 * 70)
-    expected = interpolate.interpolate_map(nodes, azimuth, elevation, epilogue(1))
+    expected = interpolate.interpolated_power(nodes, azimuth, elevation, epilogue(1))
     last(1)
-    power, plane = interpolate.interpolate_map(ending(holes, batch, nodes), azimuth, elevation, epilogue(batch))
+    power, plane = interpolate.interpolated_power(ending(holes, batch, nodes), azimuth, elevation, epilogue(batch))
     equal_at_the_end(power, expected[0])
     assert torch.equal(plane[-1], expected[1][-1])
     nodes, azimuth, elevation = random(1, 2, 3, 2), random(320, 3, seed=1), random(320, 2, seed=2)
     batch = beyond(2 * 320 * 320)
-    expected = interpolate.interpolate_volume(nodes, azimuth, elevation, epilogue(1))
-    actual = interpolate.interpolate_volume(ending(holes, batch, nodes), azimuth, elevation, epilogue(batch))
+    expected = interpolate.interpolated_power(nodes, azimuth, elevation, epilogue(1), volume=True)[0]
+    actual = interpolate.interpolated_power(
+        ending(holes, batch, nodes), azimuth, elevation, epilogue(batch), volume=True
+    )[0]
     equal_at_the_end(actual[:, -32:, -32:], expected[:, -32:, -32:])
 
 
@@ -223,10 +227,10 @@ def scenes_that_int32_cannot_count():
     wide, tall = expanded(1 << 16, 2), expanded(1 << 15, 2)
     grid = weights.PointWeights(expanded(1, 1 << 16, 1 << 15, 2))
     return {
-        "dense": lambda: dense.dense_volume(factor, points, epilogue(1)),
-        "residual": lambda: lowrank.residual_volume(factor, factor, points, epilogue(1)),
+        "dense": lambda: dense.dense_power(factor, points, epilogue(1), volume=True)[0],
+        "residual": lambda: lowrank.residual_power(factor, factor, points, epilogue(1), volume=True)[0],
         "synthesis": lambda: synthesis.dense_synthesis(weights.PointWeights(expanded(1, huge)), points),
-        "interpolation": lambda: interpolate.interpolate_map(expanded(1, 2, 2, 2), wide, tall, epilogue(1)),
+        "interpolation": lambda: interpolate.interpolated_power(expanded(1, 2, 2, 2), wide, tall, epilogue(1)),
         "its adjoint": lambda: interpolate_adjoint.interpolate_adjoint(grid, wide, tall, 2),
         "lag": lambda: lag_adjoint.lag_synthesis(grid, many),
         "suppression": lambda: nms.nms(expanded(1, huge // 3 + 1, 3), expanded(1, huge // 3 + 1), (1, 1, 1), 1),

@@ -23,7 +23,7 @@ from test_peaks import (
 )
 
 from risfast.errors import ShapeError
-from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
+from risfast.ops import reference
 
 peaks = kernel_module("peaks")
 nms_module = kernel_module("nms")
@@ -126,7 +126,7 @@ def test_infinities_and_signed_zeros_are_ordered_as_numbers():
 def test_only_points_strictly_above_the_threshold_are_maxima(threshold):
     volume = quantised((2, 11, 9, 3), 7, seed=1)
     volume[volume == 4] = 0.1  # not exact: it equals the threshold once that is rounded to float32
-    expected = local_maxima_3d_reference(volume, (3, 3, 3), 30, threshold)
+    expected = reference.local_maxima_3d(volume, (3, 3, 3), 30, threshold)
     assert_same(found_in(volume, (3, 3, 3), 30, threshold), expected)
 
 
@@ -138,7 +138,7 @@ def test_the_buffer_holds_as_many_maxima_as_can_be(window):
     volume[1] = torch.arange(volume[1].numel()).reshape(volume[1].shape)
     bound = math.prod(-(-n // (half + 1)) for n, half in zip(volume.shape[1:], reach, strict=True))
     found = found_in(volume, window, bound + 5, -1.0)
-    assert_same(found, local_maxima_3d_reference(volume, window, bound + 5, -1.0))
+    assert_same(found, reference.local_maxima_3d(volume, window, bound + 5, -1.0))
     assert int(found.count[0]) == bound
 
 
@@ -167,7 +167,7 @@ def test_ranks_do_not_depend_on_the_order_in_which_candidates_were_found(k):
 
 def test_small_tiles_give_what_large_ones_give(monkeypatch):
     volume = quantised((2, 14, 11, 3), 50, seed=7)
-    expected = local_maxima_3d_reference(volume, (5, 5, 3), 25, None)
+    expected = reference.local_maxima_3d(volume, (5, 5, 3), 25, None)
     monkeypatch.setattr(peaks, "candidates_configuration", lambda: {"BLOCK": 8, "BLOCK_W": 16, "num_warps": 1})
     monkeypatch.setattr(peaks, "rank_configuration", lambda: {"BLOCK": 4, "BLOCK_J": 8, "num_warps": 1})
     monkeypatch.setattr(peaks, "_RANK_PARTS", 2)
@@ -176,7 +176,7 @@ def test_small_tiles_give_what_large_ones_give(monkeypatch):
 
 def test_a_scene_with_nan_is_marked_and_the_others_are_not_touched():
     volume = quantised((4, 13, 7, 3), 30, seed=4)
-    expected = local_maxima_3d_reference(volume, (7, 7, 3), 6, None)
+    expected = reference.local_maxima_3d(volume, (7, 7, 3), 6, None)
     volume[1, 12, 6, 2] = math.nan
     volume[3] = math.nan
     index, value, count, bad = (field.cpu() for field in peaks.local_maxima(volume.to(DEVICE), (7, 7, 3), 6))
@@ -206,7 +206,7 @@ def test_scenes_more_than_2_31_numbers_apart_are_reached(tmp_path):
     volume = torch.from_numpy(storage).as_strided((2, 3, 4, 3), ((1 << 31) + 28, 12, 3, 1))
     if DEVICE == "cuda":
         pytest.skip("takes 8 GB of the device for what the interpreter shows")
-    assert_same(found_in(volume, (3, 3, 3), 8), local_maxima_3d_reference(volume.clone(), (3, 3, 3), 8, None))
+    assert_same(found_in(volume, (3, 3, 3), 8), reference.local_maxima_3d(volume.clone(), (3, 3, 3), 8, None))
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_suppression_decides_as_the_cpu_operator_to_the_last_bit(dtype, on_spher
     for separation in ((0.2, 0.3, 0.6), (0.1, 0.1, 0.3), (math.pi / 2, 0.4, math.inf), (0.0, 0.0, 0.0)):
         kept = kept_of(position, score, separation, 40, on_sphere)
         assert_same(kept, torch.ops.risfast.nms_3d(position, score, separation, 40, on_sphere))
-        assert_same(kept, nms_3d_reference(position, score, separation, 40, on_sphere))
+        assert_same(kept, reference.nms_3d(position, score, separation, 40, on_sphere))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -276,7 +276,7 @@ def test_candidates_in_blocks_give_what_candidates_in_registers_give(monkeypatch
     block = {"RESIDENT": int(resident), "BLOCK": 128 if resident else 16, "num_warps": 1}
     monkeypatch.setattr(nms_module, "nms_configuration", lambda count: block)
     for k in (5, 50):
-        assert_same(kept_of(position, score, SEPARATION, k), nms_3d_reference(position, score, SEPARATION, k, False))
+        assert_same(kept_of(position, score, SEPARATION, k), reference.nms_3d(position, score, SEPARATION, k, False))
 
 
 def test_thousands_of_candidates_are_read_block_by_block():
@@ -303,7 +303,7 @@ def test_infinite_ranges_are_decided_upon_as_by_the_cpu(count, dtype):
     for separation in (SEPARATION, (0.1, 0.1, math.inf), (0.3, 0.3, 0.0)):
         kept = kept_of(position, score, separation, 12)
         assert_same(kept, torch.ops.risfast.nms_3d(position, score, separation, 12, False))
-        assert_same(kept, nms_3d_reference(position, score, separation, 12, False))
+        assert_same(kept, reference.nms_3d(position, score, separation, 12, False))
 
 
 @pytest.mark.parametrize("bad", [math.nan, -math.inf])
@@ -321,7 +321,7 @@ def test_infinite_and_equal_scores_go_by_index():
 
 def test_scenes_whose_candidates_have_no_order_or_place_are_marked():
     position, score = candidates(4, 9, seed=1)
-    expected = nms_3d_reference(position, score, SEPARATION, 5, False)
+    expected = reference.nms_3d(position, score, SEPARATION, 5, False)
     score[1, 4] = math.nan
     position[2, 7, 1] = math.inf
     index, count, bad = (t.cpu() for t in nms_module.nms(position.to(DEVICE), score.to(DEVICE), SEPARATION, 5))
@@ -346,7 +346,7 @@ def test_strided_candidates_and_mixed_dtypes_are_read():
     position, score = candidates(2, 40, seed=6)
     strided = position.permute(2, 1, 0).contiguous().permute(2, 1, 0)
     wide = torch.stack([score, -score], -1)[..., 0]
-    expected = nms_3d_reference(position, score, SEPARATION, 12, False)
+    expected = reference.nms_3d(position, score, SEPARATION, 12, False)
     assert_same(kept_of(strided, wide, SEPARATION, 12), expected)
     assert_same(kept_of(position.double(), score, SEPARATION, 12), expected)
     assert_same(kept_of(position, score.double(), SEPARATION, 12), expected)

@@ -1,4 +1,4 @@
-"""The synthesis kernels, which are the backward passes of analysis, against the float64 brute force.
+"""The synthesis kernels against the float64 brute force.
 
 See test_kernels_interpreter.py for how these tests run.
 """
@@ -15,19 +15,15 @@ from test_kernels_interpreter import (  # noqa: F401
     LATTICES,
     RANGES,
     domain,
-    inverse_covariances,
     kernel_module,
     on,
     poisoned,
 )
 
 from risfast.errors import ShapeError
-from risfast.ops.interpolation import box_nodes
 
 dense = kernel_module("dense")
-interpolate = kernel_module("interpolate")
 interpolate_adjoint = kernel_module("interpolate_adjoint")
-lag = kernel_module("lag")
 lag_adjoint = kernel_module("lag_adjoint")
 lag_tables = kernel_module("lag_tables")
 launch = kernel_module("launch")
@@ -118,7 +114,11 @@ def test_analysis_and_synthesis_are_adjoint():
     rng = np.random.default_rng(5)
     W = oracles.complex_normal(rng, 2, 17, 3)
     p = rng.standard_normal((2, 7, 5, 3))
-    q = dense.dense_volume(on(W), points, launch.Epilogue("linear", torch.ones(2, device=DEVICE))).cpu().numpy()
+    q = (
+        dense.dense_power(on(W), points, launch.Epilogue("linear", torch.ones(2, device=DEVICE)), volume=True)[0]
+        .cpu()
+        .numpy()
+    )
     S = synthesis.dense_synthesis(given(p), points).cpu().numpy()
     inner = np.einsum("bnk,bnm,bmk->b", W.conj(), S, W).real
     np.testing.assert_allclose(inner, (p * q).sum((1, 2, 3)), atol=1e-6 * np.abs(p * q).sum())
@@ -161,94 +161,25 @@ def test_lag_synthesis_matches_brute_force_on_every_lattice(array):
     assert_synthesis(lag_adjoint.lag_synthesis(given(p), tables), p, A, torch.float64)
 
 
-# --- Weights from gradients -------------------------------------------------------------------------------------------
+# --- Weights of winning planes ----------------------------------------------------------------------------------------
 
 
-def gradient_case(form, best, batch=2):
-    """Weights made from a gradient, and the same weights on every plane in float64; q in [1, 2] everywhere."""
+def test_weights_of_a_map_are_those_of_the_planes_that_won():
     rng = np.random.default_rng(8)
-    q = rng.uniform(1, 2, (batch, 7, 5, 3))
-    scale = np.linspace(0.5, 2.0, batch).reshape(-1, 1, 1, 1)
-    offset = 3
-    power = {"linear": scale * q, "reciprocal": scale / q, "complement": scale / (offset - q)}[form]
-    slope = {"linear": scale + 0 * q, "reciprocal": -scale / q**2, "complement": scale / (offset - q) ** 2}[form]
-    epilogue = launch.Epilogue(form, torch.as_tensor(scale.ravel()).to(DEVICE), offset)
-    if not best:
-        gradient = rng.standard_normal(power.shape)
-        return given(gradient, epilogue=epilogue, power=on(power, torch.float64)), gradient * slope
-    value, plane = oracles.maximum_over_planes(power)
-    gradient = rng.standard_normal(value.shape)
-    winner = plane[..., None] == np.arange(3)
-    options = {"power": on(value, torch.float64), "plane": on(plane, torch.int32)}
-    return given(gradient, epilogue=epilogue, **options), gradient[..., None] * slope * winner
-
-
-@pytest.mark.parametrize("best", [False, True])
-@pytest.mark.parametrize("form", ["linear", "reciprocal", "complement"])
-def test_gradients_of_powers_become_weights_of_the_planes_that_won(form, best):
-    through, p = gradient_case(form, best)
+    values, plane = rng.standard_normal((2, 7, 5)), rng.integers(0, 3, (2, 7, 5))
+    of_map = given(values, plane=on(plane, torch.int32))
+    p = values[..., None] * (plane[..., None] == np.arange(3))
     points, A = dense_case()
-    assert_synthesis(synthesis.dense_synthesis(through, points), p, A)
-    rng = np.random.default_rng(9)
+    assert_synthesis(synthesis.dense_synthesis(of_map, points), p, A)
     azimuth, elevation = rng.uniform(0, 1, (7, 4)), rng.uniform(0, 1, (5, 3))
     matrices = [on(x, torch.float32) for x in (azimuth, elevation)]
-    nodes = interpolate_adjoint.interpolate_adjoint(through, *matrices, 3).cpu().numpy()
+    nodes = interpolate_adjoint.interpolate_adjoint(of_map, *matrices, 3).cpu().numpy()
     expected = np.einsum("baer,am,en->brmn", p, azimuth, elevation)
     np.testing.assert_allclose(nodes, expected, atol=1e-6 * np.abs(p).sum())
     positions = oracles.rectangular(3, 2)
     tables = lag_tables.LagTables.build(domain(positions, *AXES, "fresnel"), torch.float64, DEVICE)
     A = oracles.steering(positions, WAVELENGTH, oracles.box(*AXES), "fresnel")
-    assert_synthesis(lag_adjoint.lag_synthesis(through, tables), p, A, torch.float64)
-
-
-def backward(method, positions, wavefront, Q, capon, gradient):
-    """S = sum_g c_g dP_g/dq_g a_g a_g^H of the map of a method, forward and backward by its kernels."""
-    scene = domain(positions, *AXES, wavefront)
-    if method == "lag":
-        tables = lag_tables.LagTables.build(scene, torch.float64, DEVICE)
-        power, plane = lag.lag_map(on(Q, torch.complex128), tables, capon)
-        return lag_adjoint.lag_synthesis(given(gradient, epilogue=capon, power=power, plane=plane), tables)
-    W = on(np.linalg.cholesky(Q))
-    if method == "dense":
-        points = dense.DensePoints.build(scene, DEVICE)
-        power, plane = dense.dense_map(W, points, capon)
-        return synthesis.dense_synthesis(given(gradient, epilogue=capon, power=power, plane=plane), points)
-    axes = [axis.numpy() for axis in (scene.azimuth, scene.elevation, scene.range)]
-    nodes = box_nodes(scene, 1e-6)
-    at = (nodes.azimuth.nodes.numpy(), nodes.elevation.nodes.numpy(), axes[2])
-    points = dense.DensePoints.build(domain(positions, *at, wavefront), DEVICE)
-    matrices = [
-        on(torch.eye(axis.count) if axis.matrix is None else axis.matrix, torch.float32)
-        for axis in (nodes.azimuth, nodes.elevation)
-    ]
-    q = dense.dense_volume(W, points, launch.Epilogue("linear", torch.ones(len(Q), device=DEVICE)))
-    power, plane = interpolate.interpolate_map(q.permute(0, 3, 1, 2), *matrices, capon)
-    through = given(gradient, epilogue=capon, power=power, plane=plane)
-    p = interpolate_adjoint.interpolate_adjoint(through, *matrices, len(axes[2]))
-    return synthesis.dense_synthesis(weights.PointWeights(p.permute(0, 2, 3, 1)), points)
-
-
-@pytest.mark.parametrize(
-    ("method", "wavefront"), [("dense", "spherical"), ("chebyshev", "spherical"), ("lag", "fresnel")]
-)
-def test_the_gradient_of_a_capon_map_is_that_of_finite_differences(method, wavefront):
-    positions = oracles.rectangular(2, 3, 0.06)
-    A = oracles.steering(positions, WAVELENGTH, oracles.box(*AXES), wavefront)
-    rng = np.random.default_rng(10)
-    R = np.linalg.inv(inverse_covariances(4, 2, 6))
-    direction = oracles.hermitian(rng, 2, 6)
-    gradient = rng.standard_normal((2, 7, 5))
-
-    def value(step):
-        best, _ = oracles.maximum_over_planes(oracles.capon(R + step * direction, A, 0.0))
-        return (gradient * best).sum((1, 2))
-
-    expected = (value(1e-5) - value(-1e-5)) / 2e-5
-    Q = np.linalg.inv(R)
-    capon = launch.Epilogue("reciprocal", torch.full((2,), 6.0, dtype=torch.float64, device=DEVICE))
-    S = backward(method, positions, wavefront, Q, capon, gradient).cpu().numpy()
-    actual = -np.einsum("bij,bjk,bkl,bli->b", Q, S, Q, direction).real
-    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    assert_synthesis(lag_adjoint.lag_synthesis(of_map, tables), p, A, torch.float64)
 
 
 # --- Launchers --------------------------------------------------------------------------------------------------------
@@ -275,9 +206,6 @@ def test_bad_operands_are_named():
     planes = given(np.zeros((1, 1)), plane=on(np.zeros((1, 1)), torch.int32))
     with pytest.raises(ShapeError, match="a list of points has none"):
         synthesis.dense_synthesis(planes, listed)
-    epilogue = launch.Epilogue("reciprocal", torch.ones(2))
-    with pytest.raises(ValueError, match="needs the power"):
-        given(np.zeros((2, 7, 5, 3)), epilogue=epilogue)
     with pytest.raises(ShapeError, match="plane must have the shape of the weights"):
         given(np.zeros((2, 7, 5)), plane=on(np.zeros((2, 7, 4)), torch.int32))
     with pytest.raises(ShapeError, match="azimuth must be a matrix"):

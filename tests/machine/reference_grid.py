@@ -51,7 +51,7 @@ def test_dense_map():
     W /= np.linalg.norm(W, axis=1, keepdims=True)
     points = dense.DensePoints.build(domain(SURFACE, *AXES, "spherical"), "cpu")
     offset = 144 * 10
-    power, _ = dense.dense_map(on(W), points, epilogue("complement", BATCH, offset))
+    power, _ = dense.dense_power(on(W), points, epilogue("complement", BATCH, offset))
 
     def quadratic(scene, at):
         return oracles.analysis_factored(W[scene][None], steering(at, "spherical"))[0]
@@ -64,7 +64,7 @@ def test_lag_map():
     Q = np.stack([np.linalg.inv(oracles.wishart(rng, 144, 432) + 0.1 * np.eye(144)) for _ in range(BATCH)])
     for dtype, rtol in ((torch.float32, 1e-4), (torch.float64, 1e-11)):
         tables = lag_tables.LagTables.build(domain(SURFACE, *AXES, "fresnel"), dtype, "cpu")
-        power, _ = lag.lag_map(on(Q, dtype.to_complex()), tables, epilogue("reciprocal", BATCH))
+        power, _ = lag.lag_power(on(Q, dtype.to_complex()), tables, epilogue("reciprocal", BATCH))
 
         def quadratic(scene, at):
             return oracles.analysis(Q[scene][None], steering(at, "fresnel"))[0]

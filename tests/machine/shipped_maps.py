@@ -65,9 +65,9 @@ def assert_lag(judge, case, form, volume, dtype, entries):
     options, expected = epilogue(form, batch, offset), expected_power(q, form, offset)
     rtol = FLOAT32 if dtype == torch.float32 else FLOAT64
     if volume:
-        judge.close(lag.lag_volume(Q, tables, options), expected, rtol=rtol)
+        judge.close(lag.lag_power(Q, tables, options, volume=True)[0], expected, rtol=rtol)
     else:
-        judge.map(*lag.lag_map(Q, tables, options), expected, rtol)
+        judge.map(*lag.lag_power(Q, tables, options), expected, rtol)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -110,9 +110,9 @@ def test_dense(judge, n, columns, batch, wavefront, form, volume):
     points = dense.DensePoints.build(domain(positions, *AXES, wavefront), "cpu")
     options, expected = epilogue(form, batch, offset), expected_power(q, form, offset)
     if volume:
-        judge.close(dense.dense_volume(on(W), points, options), expected, atol=FLOAT32)
+        judge.close(dense.dense_power(on(W), points, options, volume=True)[0], expected, atol=FLOAT32)
     else:
-        judge.map(*dense.dense_map(on(W), points, options), expected, 2e-4)
+        judge.map(*dense.dense_power(on(W), points, options), expected, 2e-4)
 
 
 @pytest.mark.parametrize("n", [33, 144])
@@ -124,7 +124,7 @@ def test_dense_triangular(judge, n):
     q = oracles.analysis_factored(W, oracles.steering(positions, WAVELENGTH, oracles.box(*AXES)))
     points = dense.DensePoints.build(domain(positions, *AXES, "spherical"), "cpu")
     options = epilogue("reciprocal", 2)
-    judge.map(*dense.dense_map(on(W), points, options, triangular=True), expected_power(q, "reciprocal"), 2e-4)
+    judge.map(*dense.dense_power(on(W), points, options, triangular=True), expected_power(q, "reciprocal"), 2e-4)
 
 
 @pytest.mark.parametrize(("form", "volume"), FORMS)
@@ -134,9 +134,9 @@ def test_interpolate(judge, nodes, grid, form, volume):
     offset = int(2 * q.max()) + 1
     options, expected = epilogue(form, 2, offset), expected_power(q, form, offset)
     if volume:
-        judge.close(interpolate.interpolate_volume(*given, options), expected, rtol=2e-5)
+        judge.close(interpolate.interpolated_power(*given, options, volume=True)[0], expected, rtol=2e-5)
     else:
-        judge.map(*interpolate.interpolate_map(*given, options), expected, 2e-5)
+        judge.map(*interpolate.interpolated_power(*given, options), expected, 2e-5)
 
 
 @pytest.mark.parametrize("n", [33, 144])
@@ -161,6 +161,6 @@ def test_residual(judge, n, columns, wavefront, form, volume):
     points = dense.DensePoints.build(domain(positions, *AXES, wavefront), "cpu")
     options, expected = epilogue(form, 2, 2 * n), expected_power(q, form, 2 * n)
     if volume:
-        judge.close(lowrank.residual_volume(U, V, points, options), expected, rtol=5e-4)
+        judge.close(lowrank.residual_power(U, V, points, options, volume=True)[0], expected, rtol=5e-4)
     else:
-        judge.map(*lowrank.residual_map(U, V, points, options), expected, 5e-4)
+        judge.map(*lowrank.residual_power(U, V, points, options), expected, 5e-4)

@@ -37,7 +37,6 @@ interpolate_adjoint = kernel_module("interpolate_adjoint")
 inverse = kernel_module("inverse")
 lag_adjoint = kernel_module("lag_adjoint")
 lag_tables = kernel_module("lag_tables")
-launch = kernel_module("launch")
 nms = kernel_module("nms")
 peaks = kernel_module("peaks")
 refine = kernel_module("refine")
@@ -47,7 +46,7 @@ weights = kernel_module("weights")
 WAVELENGTH = 0.3
 RANGES = np.linspace(0.6, 9, 3)
 DTYPES = [torch.float32, torch.float64]
-KINDS = ["weights", "map", "volume"]
+KINDS = ["weights", "map"]
 # Of sums of weights: relative to the sum of their absolute values, which is more than the largest entry.
 SUM = {torch.float32: 1e-6, torch.float64: 1e-14}
 # A matrix in float32 inverts to this, relative to the largest entry of the inverse.
@@ -55,30 +54,14 @@ INVERSE = {torch.float32: 2e-4, torch.float64: 1e-11}
 
 
 def weights_of(kind, shape):
-    """Weights as the kernels take them - as they are, or as the gradient of a map or a volume - and in float64."""
+    """Weights as the kernels take them, of every plane or of one in each direction; and of every plane in float64."""
     rng = np.random.default_rng(4)
     if kind == "weights":
         p = rng.standard_normal(shape)
         return weights.PointWeights(on(p, torch.float64)), p
-    q = rng.uniform(1, 2, shape)
-    scale = np.linspace(0.5, 2, shape[0]).reshape(-1, 1, 1, 1)
-    if kind == "map":
-        value, plane = oracles.maximum_over_planes(scale / q)
-        gradient = rng.standard_normal(value.shape)
-        given = weights.PointWeights(
-            on(gradient, torch.float64),
-            epilogue=launch.Epilogue("reciprocal", torch.as_tensor(scale.ravel())),
-            power=on(value, torch.float64),
-            plane=on(plane, torch.int32),
-        )
-        return given, gradient[..., None] * (-scale / q**2) * (plane[..., None] == np.arange(shape[-1]))
-    gradient = rng.standard_normal(q.shape)
-    given = weights.PointWeights(
-        on(gradient, torch.float64),
-        epilogue=launch.Epilogue("complement", torch.as_tensor(scale.ravel()), 3),
-        power=on(scale / (3 - q), torch.float64),
-    )
-    return given, gradient * scale / (3 - q) ** 2
+    values, plane = rng.standard_normal(shape[:-1]), rng.integers(0, shape[-1], shape[:-1])
+    given = weights.PointWeights(on(values, torch.float64), plane=on(plane, torch.int32))
+    return given, values[..., None] * (plane[..., None] == np.arange(shape[-1]))
 
 
 def assert_synthesis(judge, actual, p, A, dtype):
@@ -94,7 +77,7 @@ def assert_synthesis(judge, actual, p, A, dtype):
     [
         (33, "spherical", "weights", 2),
         (144, "spherical", "map", 1),
-        (33, "fresnel", "volume", 3),
+        (33, "fresnel", "map", 3),
         (144, "planar", "weights", 1),
     ],
 )

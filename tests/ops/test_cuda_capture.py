@@ -55,7 +55,7 @@ CASES = [("spherical", "dense"), ("spherical", "chebyshev"), ("fresnel", "lag")]
 IMPLEMENTATIONS = {
     "risfast::capon": gpu.capon_cuda,
     "risfast::capon_lowrank": gpu.capon_lowrank_cuda,
-    "risfast::loaded_inverse": gpu.loaded_inverse_cuda,
+    "risfast::loaded_inverse": gpu.loaded_inverse,
     "risfast::eigenbasis": register.eigenbasis_torch,
     "risfast::analysis": gpu.analysis_cuda,
     "risfast::synthesis": gpu.synthesis_cuda,

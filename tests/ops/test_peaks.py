@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from risfast.errors import ShapeError
 from risfast.ops import peaks_cpu as peaks
+from risfast.ops import reference
 from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
-from risfast.ops.peaks_reference import local_maxima_3d_reference, nms_3d_reference
 
 SHAPES = [
     (1, 1, 1),
@@ -90,8 +90,8 @@ def fast(volume, window, k, threshold=None):
     return local_maxima_3d(volume, window=window, k=k, threshold=threshold)
 
 
-def reference(volume, window, k, threshold=None):
-    return Peaks(*local_maxima_3d_reference(volume, window, k, threshold))
+def by_definition(volume, window, k, threshold=None):
+    return Peaks(*reference.local_maxima_3d(volume, window, k, threshold))
 
 
 def fast_nms(position, score, separation, k, on_sphere=False):
@@ -99,7 +99,7 @@ def fast_nms(position, score, separation, k, on_sphere=False):
 
 
 def reference_nms(position, score, separation, k, on_sphere=False):
-    return Kept(*nms_3d_reference(position, score, separation, k, on_sphere))
+    return Kept(*reference.nms_3d(position, score, separation, k, on_sphere))
 
 
 both = pytest.mark.parametrize("find", [fast, reference])
@@ -183,13 +183,13 @@ def test_fast_and_reference_match_brute_force_on_any_small_volume(data):
 def test_fast_equals_reference_on_volumes_with_thousands_of_candidates(levels):
     volume = quantised((2, 61, 41, 7), levels, seed=levels)
     for k in (64, 3000):
-        assert_same(fast(volume, (7, 7, 3), k), reference(volume, (7, 7, 3), k, None))
+        assert_same(fast(volume, (7, 7, 3), k), by_definition(volume, (7, 7, 3), k, None))
 
 
 @pytest.mark.parametrize("k", [2, 6, 11, 30])
 def test_highest_candidates_that_fall_in_a_wide_window_are_made_up_for_by_lower_ones(k):
     volume = quantised((4, 53, 37, 3), 10**6, seed=9)
-    assert_same(fast(volume, (17, 17, 3), k), reference(volume, (17, 17, 3), k))
+    assert_same(fast(volume, (17, 17, 3), k), by_definition(volume, (17, 17, 3), k))
 
 
 @both
@@ -376,15 +376,15 @@ def test_result_does_not_depend_on_the_memory_layout(order, levels):
     permuted = volume.permute(order).contiguous().permute([order.index(axis) for axis in range(4)])
     assert permuted.stride() != volume.stride()
     assert_same(fast(permuted, (7, 7, 3), 40), fast(volume, (7, 7, 3), 40))
-    assert_same(fast(permuted, (7, 7, 3), 40), reference(volume, (7, 7, 3), 40))
+    assert_same(fast(permuted, (7, 7, 3), 40), by_definition(volume, (7, 7, 3), 40))
 
 
 def test_sliced_and_expanded_volumes_are_read_where_they_lie():
     base = quantised((2, 30, 22, 9), 6, seed=3)
     sliced = base[:, 1::2, ::3, 2:]
-    assert_same(fast(sliced, (5, 3, 3), 30), reference(sliced.clone(), (5, 3, 3), 30))
+    assert_same(fast(sliced, (5, 3, 3), 30), by_definition(sliced.clone(), (5, 3, 3), 30))
     expanded = base[:1, :, :, :1].expand(3, -1, -1, 4)
-    assert_same(fast(expanded, (5, 3, 3), 30), reference(expanded.clone(), (5, 3, 3), 30))
+    assert_same(fast(expanded, (5, 3, 3), 30), by_definition(expanded.clone(), (5, 3, 3), 30))
 
 
 def test_result_does_not_depend_on_how_the_work_is_cut_up(monkeypatch):
@@ -401,7 +401,7 @@ def test_scenes_with_very_different_levels_do_not_starve_each_other():
     volume = quantised((3, 31, 21, 3), 10**6, seed=5) + torch.tensor([0.0, 1e7, 2e7])[:, None, None, None]
     found = fast(volume, (3, 3, 3), 20)
     assert found.count.tolist() == [20, 20, 20]
-    assert_same(found, reference(volume, (3, 3, 3), 20))
+    assert_same(found, by_definition(volume, (3, 3, 3), 20))
 
 
 @both
@@ -680,7 +680,7 @@ def test_reference_suppression_refuses_candidates_without_order_or_place(bad):
     position, score = torch.zeros(1, 2, 3), torch.zeros(1, 2)
     (score if bad == "score" else position).fill_(math.nan)
     with pytest.raises(ValueError, match=bad):
-        nms_3d_reference(position, score, SEPARATION, 2, False)
+        reference.nms_3d(position, score, SEPARATION, 2, False)
 
 
 # Composition

@@ -7,7 +7,7 @@ import torch
 
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import clear_plans, mvdr_spectrum, plan
-from risfast.ops.cache import bytes_of
+from risfast.ops.devices import bytes_of
 from risfast.ops.interpolation import bessel_node_count, chebyshev_nodes, interpolation_matrix
 from risfast.ops.plan import _evaluators
 

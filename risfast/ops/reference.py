@@ -1,6 +1,8 @@
-"""The definition of correct for local maxima and non-maximum suppression: plain torch, on any device.
+"""The definition of correct: every operator from its formula, in plain torch, dense and in float64.
 
-Nothing here has a data-dependent shape. Devices without a kernel of their own run these functions.
+Matrices and volumes carry a batch axis; A stands for steering vectors, one row a point (:func:`steering`). All is
+differentiable by autograd but the maxima and their suppression, of which nothing has a data-dependent shape: they are
+the bodies of their operators where a device has no other.
 """
 
 from __future__ import annotations
@@ -12,25 +14,117 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def reject_nan(found: bool) -> None:
-    """Refuse a volume that holds NaN."""
-    if found:
-        raise ValueError(
-            "volume must not hold NaN, which has no order; replace NaN by -inf (never a maximum) "
-            "or mend the spectrum that it came from"
-        )
+from risfast.geometry import SensorArray
+from risfast.ops.peaks import box_limits, reject_bad_candidates, reject_nan, sphere_coordinates
+from risfast.steering import Wavefront, steering_vectors
 
 
-def reject_bad_candidates(nan_score: bool, bad_position: bool) -> None:
-    """Refuse candidates that cannot be ranked or placed."""
-    if nan_score:
-        raise ValueError("score must not hold NaN, which has no order; give absent candidates the score -inf")
-    if bad_position:
-        raise ValueError(
-            "position must be finite (a range may be +inf) wherever score is above -inf; it is not there. "
-            "Give such candidates the score -inf, or mark them absent with valid"
-        )
+def steering(array: SensorArray, points: Tensor, wavefront: Wavefront = "spherical") -> Tensor:
+    """Steering vectors at points (azimuth, elevation, range).
+
+    points (..., 3) -> (..., N)
+    """
+    return steering_vectors(array, *points.double().unbind(-1), wavefront=wavefront, dtype=torch.complex128)
+
+
+def loaded_inverse(R: Tensor, loading: Tensor | float = 1e-2) -> Tensor:
+    """(R + delta I)^-1, delta = loading tr(R)/N.
+
+    R (B, N, N) -> (B, N, N)
+    """
+    R, n = R.to(torch.complex128), R.shape[-1]
+    delta = loading * R.diagonal(dim1=-2, dim2=-1).real.sum(-1) / n
+    return torch.linalg.inv((R + R.mH) / 2 + delta[:, None, None] * torch.eye(n))
+
+
+def analysis(Q: Tensor, A: Tensor) -> Tensor:
+    """Quadratic forms a^H Q a.
+
+    Q (B, N, N), A (..., N) -> (B, ...)
+    """
+    return torch.einsum("...n,bnm,...m->b...", A.conj(), Q.to(A.dtype), A).real
+
+
+def analysis_factored(W: Tensor, A: Tensor) -> Tensor:
+    """Quadratic forms of Q = W W^H, ||W^H a||^2.
+
+    W (B, N, K), A (..., N) -> (B, ...)
+    """
+    return torch.einsum("bnk,...n->b...k", W.to(A.dtype).conj(), A).abs().square().sum(-1)
+
+
+def synthesis(p: Tensor, A: Tensor) -> Tensor:
+    """sum_g p_g a_g a_g^H.
+
+    p (B, ...), A (..., N) -> (B, N, N)
+    """
+    return torch.einsum("bg,gn,gm->bnm", p.flatten(1).to(A.dtype), A.flatten(0, -2), A.flatten(0, -2).conj())
+
+
+def capon(R: Tensor, A: Tensor, loading: Tensor | float = 1e-2) -> Tensor:
+    """N / (a^H (R + delta I)^-1 a).
+
+    R (B, N, N), A (..., N) -> (B, ...)
+    """
+    return A.shape[-1] / analysis(loaded_inverse(R, loading), A)
+
+
+def capon_lowrank(F: Tensor, A: Tensor, loading: Tensor | float = 1e-2) -> Tensor:
+    """Capon power of R = F F^H.
+
+    F (B, N, K), A (..., N) -> (B, ...)
+    """
+    F = F.to(torch.complex128)
+    return capon(F @ F.mH, A, loading)
+
+
+def music(R: Tensor, A: Tensor, n_sources: int) -> Tensor:
+    """N / ||U^H a||^2 with U the noise subspace of R.
+
+    R (B, N, N), A (..., N) -> (B, ...)
+    """
+    noise = torch.linalg.eigh(R.to(A.dtype)).eigenvectors[..., : A.shape[-1] - n_sources]
+    return A.shape[-1] / analysis_factored(noise, A)
+
+
+def bartlett(R: Tensor, A: Tensor) -> Tensor:
+    """a^H R a / N^2.
+
+    R (B, N, N), A (..., N) -> (B, ...)
+    """
+    return analysis(R, A) / A.shape[-1] ** 2
+
+
+def box_axes(low: Tensor, high: Tensor, points: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """The fine grid of a box, corner to corner: azimuth, elevation and range, uniform in 1/range.
+
+    low, high (3,)
+    """
+    ends = [(low[0], high[0]), (low[1], high[1]), (1 / low[2], 1 / high[2])]
+    steps = [torch.linspace(0, 1, count, dtype=torch.float64) for count in points]
+    azimuth, elevation, inverse = (a + (b - a) * step for (a, b), step in zip(ends, steps, strict=True))
+    return azimuth, elevation, 1 / inverse
+
+
+def refine(
+    R: Tensor,
+    array: SensorArray,
+    low: Tensor,
+    high: Tensor,
+    points: Sequence[int],
+    loading: float = 1e-2,
+    wavefront: Wavefront = "spherical",
+) -> tuple[Tensor, Tensor]:
+    """The point of the fine grid of each box where the Capon power is highest, and that power.
+
+    R (B, N, N), low, high (B, C, 3) -> (B, C, 3), (B, C)
+    """
+    position, power = torch.empty_like(low), torch.empty_like(low[..., 0])
+    for box in itertools.product(*map(range, power.shape)):
+        where = torch.cartesian_prod(*box_axes(low[box], high[box], points))
+        power[box], best = capon(R[box[0], None], steering(array, where, wavefront), loading)[0].max(0)
+        position[box] = where[best]
+    return position, power
 
 
 def _shifted(offset: int, size: int) -> tuple[slice, slice]:
@@ -40,7 +134,7 @@ def _shifted(offset: int, size: int) -> tuple[slice, slice]:
     return slice(max(0, -offset), size - max(0, offset)), slice(max(0, offset), size + min(0, offset))
 
 
-def local_maxima_3d_reference(
+def local_maxima_3d(
     volume: Tensor, window: Sequence[int], k: int, threshold: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Local maxima by comparing every point with every point of its window.
@@ -80,28 +174,7 @@ def _best_k(volume: Tensor, kept: Tensor, k: int) -> tuple[Tensor, Tensor, Tenso
     return index, value, present.sum(1)
 
 
-def sphere_coordinates(position: Tensor) -> Tensor:
-    """What differences on the sphere are taken of: w cos(az / 2), w sin(az / 2) with w^2 = cos el, elevation, range.
-
-    position (..., 3) -> (..., 4)
-    """
-    # The angle d between two directions obeys hav(d) = hav(el - el') + cos el cos el' hav(az - az'). The root of the
-    # last term is a cross product of the first two coordinates: it knows no seam, and azimuths fade out at a pole.
-    azimuth, elevation = position[..., :1].double(), position[..., 1:2].double()
-    weight = elevation.cos().clamp_min(0).sqrt()
-    half = azimuth / 2
-    return torch.cat([weight * half.cos(), weight * half.sin(), position[..., 1:].double()], -1).to(position.dtype)
-
-
-def box_limits(separation: Sequence[float], on_sphere: bool, dtype: torch.dtype) -> Tensor:
-    """What the absolute differences in azimuth (on the sphere its cross product), elevation and range may be, [3]."""
-    azimuth, *others = separation
-    if on_sphere:
-        azimuth = math.sin(azimuth / 2) if azimuth < math.pi else math.inf
-    return torch.tensor([azimuth, *others], dtype=torch.float64, device="cpu").to(dtype)
-
-
-def nms_3d_reference(
+def nms_3d(
     position: Tensor, score: Tensor, separation: Sequence[float], k: int, on_sphere: bool
 ) -> tuple[Tensor, Tensor]:
     """Greedy non-maximum suppression, one kept candidate per step.
