@@ -6,7 +6,7 @@ import contextlib
 import importlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from threading import Lock
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 PRECISIONS = ("auto", "ieee", "tf32x3", "tf32")
 _MODES = ("0", "1", "interpret")
+_SMALL_BYTES = 1 << 21  # of an operand that one thread works on
 CACHED_BYTES = 256 << 20  # most of one cache, all its entries together
 
 
@@ -43,6 +44,23 @@ def checks_values(device: torch.device) -> bool:
 def on_host(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Where plans are made: new tensors are on the CPU, also while plain torch computes on another device."""
     return contextlib.nullcontext() if device.type == "cpu" else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def enough_threads(operand: Tensor) -> Iterator[None]:
+    """One thread where an operand is small: its operations are too short to share.
+
+    Two threads gain a third on such a map where all cores are idle, and take ten times as long where they are not.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1 or operand.numel() * operand.element_size() > _SMALL_BYTES:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def kernel_module(name: str) -> Any:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from risfast.ops import checks, cuda, reference, spectra
 from risfast.ops.cuda import Form, NoKernelError, hermitian_part, mean_trace, requested
-from risfast.ops.devices import checks_values, on_host, serves_kernels, triton_mode
+from risfast.ops.devices import checks_values, enough_threads, on_host, serves_kernels, triton_mode
 from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
 from risfast.ops.peaks_cpu import local_maxima_cpu, nms_cpu
@@ -67,6 +67,10 @@ def _define(
                 check(first, *args)
             return plain(first, *args)
 
+    def on_cpu(first: Tensor, *args: Any) -> Any:
+        with enough_threads(first):
+            return (cpu or on_any)(first, *args)
+
     def on_device(first: Tensor, *args: Any) -> Any:
         with torch.device(first.device):
             return on_any(first, *args)
@@ -94,7 +98,7 @@ def _define(
     qualified = f"risfast::{name}"
     schema = schema or torch.library.infer_schema(plain, mutates_args=())
     _LIBRARY.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _LIBRARY.impl(name, by_kernels if triton_mode() == "interpret" else cpu or on_any, "CPU")
+    _LIBRARY.impl(name, by_kernels if triton_mode() == "interpret" else on_cpu, "CPU")
     _LIBRARY.impl(name, on_gpu, "CUDA")
     torch.library.register_fake(qualified, fake, lib=_LIBRARY)
     differentiable = gradients if backward else None

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import mvdr_spectrum, mvdr_spectrum_lowrank, spectra
+from risfast.ops import devices, mvdr_spectrum, mvdr_spectrum_lowrank, spectra
 
 WAVELENGTH = 0.3
 AZIMUTH, ELEVATION = np.radians(np.linspace(-60, 60, 61)), np.radians(np.linspace(-30, 30, 31))
@@ -111,3 +111,28 @@ def test_a_large_covariance_of_full_rank_has_no_factor():
         R = 600 * strong @ strong.conj().T + noise * np.eye(600)
         assert spectra.sampled_factor(torch.as_tensor(R.astype(np.complex64))[None]) is None
     assert spectra.sampled_factor(torch.as_tensor(-strong @ strong.conj().T)[None]) is None
+
+
+def test_a_small_map_takes_one_thread_and_gives_the_others_back(monkeypatch):
+    array, grid, _, R = problem(4, "spherical", 20)
+    seen = []
+    extreme = spectra._extreme
+
+    def counted(*args, single):
+        seen.append(torch.get_num_threads())
+        return extreme(*args, single=single)
+
+    monkeypatch.setattr(spectra, "_extreme", counted)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        mvdr_spectrum(torch.as_tensor(R), array, grid)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with pytest.raises(ValueError, match="finite"):
+            mvdr_spectrum(torch.as_tensor(R) * math.nan, array, grid)
+        assert torch.get_num_threads() == 2
+        monkeypatch.setattr(devices, "_SMALL_BYTES", 0)
+        mvdr_spectrum(torch.as_tensor(R), array, grid)
+        assert seen == [1, 2]
+    finally:
+        torch.set_num_threads(before)
