@@ -291,20 +291,27 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Ep
     plane = torch.empty(plan.batch, n_az, n_el, dtype=torch.int32)
     for start, stop in scene_groups(plan):
         field, scale = epilogue.field(evaluator, operand_of(start, stop)), epilogue.scale[start:stop]
-        single = field.at is not None and plan.weak > 0
-        best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single=single)
-        weak = None
-        if single:
-            weak = (best < (best.amax((1, 2)) * plan.weak)[:, None, None]).nonzero(as_tuple=True)
-            if len(weak[0]) > _MOST_WEAK * best.numel():
-                best, plane[start:stop] = _extreme(field, plan, evaluator, epilogue.largest, single=False)
-                weak = None
+        at = field.at if plan.weak > 0 else None
+        best, number = _extreme(field, plan, evaluator, epilogue.largest, single=at is not None)
+        if at is not None:
+            weak = _weak(best, best.amax((1, 2)), plan)
+            if weak is None:
+                best, number = _extreme(field, plan, evaluator, epilogue.largest, single=False)
+            else:
+                value, plane_of = at(*weak).min(1)
+                best[weak], number[weak] = value.to(best.dtype), plane_of.to(number.dtype)
         power[start:stop] = epilogue.power(best, scale[:, None, None])
-        if weak is not None and field.at is not None:
-            value, number = field.at(*weak).min(1)
-            power[start:stop][weak] = epilogue.power(value, scale[weak[0]]).to(power.dtype)
-            plane[start:stop][weak] = number.to(torch.int32)
+        plane[start:stop] = number
     return power, plane
+
+
+def _weak(lowest: Tensor, largest: Tensor, plan: Plan) -> tuple[Tensor, ...] | None:
+    """Scene, azimuth and elevation where a field has to be in float64; None where they are too many.
+
+    lowest (b, G_az, G_el), largest (b,)
+    """
+    weak = (lowest < (largest * plan.weak)[:, None, None]).nonzero(as_tuple=True)
+    return weak if len(weak[0]) <= _MOST_WEAK * lowest.numel() else None
 
 
 def _extreme(field: Field, plan: Plan, evaluator: Evaluator, largest: bool, single: bool) -> tuple[Tensor, Tensor]:
@@ -333,13 +340,25 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue:
     shape = plan.shape if len(plan.shape) == 3 else (plan.shape[0], 1, 1)
     planes = torch.empty(plan.batch, shape[2], shape[0], shape[1], dtype=plan.dtype.to_real())
     for start, stop in scene_groups(plan):
-        scale = epilogue.scale[start:stop, None, None, None]
-        for tile in epilogue.field(evaluator, operand_of(start, stop)).tiles(False):
-            for place, q in zip(tile.places, tile.q.chunk(len(tile.places)), strict=True):
-                region = planes[start:stop, :, place.azimuth, place.elevation]
-                values = place.oriented(epilogue.power(q, scale))
-                (region.mT if evaluator.elevation_first else region).copy_(values)
+        field, part = epilogue.field(evaluator, operand_of(start, stop)), planes[start:stop]
+        at = field.at if plan.weak > 0 else None
+        _fill(part, field, evaluator, single=at is not None)
+        if at is not None:
+            weak = _weak(part.amin(1), part.amax((1, 2, 3)), plan)
+            if weak is None:
+                _fill(part, field, evaluator, single=False)
+            else:
+                part[weak[0], :, weak[1], weak[2]] = at(*weak).to(part.dtype)
+        part.copy_(epilogue.power(part, epilogue.scale[start:stop, None, None, None]))
     return planes.permute(0, 2, 3, 1) if len(plan.shape) == 3 else planes.reshape(plan.batch, -1)
+
+
+def _fill(planes: Tensor, field: Field, evaluator: Evaluator, single: bool) -> None:
+    """Write a field into planes [b, R, G_az, G_el]."""
+    for tile in field.tiles(single):
+        for place, q in zip(tile.places, tile.q.chunk(len(tile.places)), strict=True):
+            region = planes[:, :, place.azimuth, place.elevation]
+            (region.mT if evaluator.elevation_first else region).copy_(place.oriented(q))
 
 
 def plane_weights(weights: Tensor, plane: Tensor, n_planes: int) -> Tensor:
