@@ -12,8 +12,8 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, register
-from risfast.ops.choice import require_lag
 from risfast.ops.form import QuadraticForm, Spectrum, axes_of, byte_budget_of, evaluated
+from risfast.ops.plan import require_lag
 
 _SMALLEST_LOWRANK_LOADING = 1e-9
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from risfast.geometry import find_lattice
 from risfast.ops import spectra
-from risfast.ops.choice import Request
 from risfast.ops.devices import PRECISIONS, checks_values, constant_on, device_tables, kernel_module
 from risfast.ops.domain import Domain, adjoint_of, domain_of
 from risfast.ops.interpolation import box_nodes
-from risfast.ops.plan import plan_of
+from risfast.ops.plan import Request, plan_of
 from risfast.ops.spectra import Epilogue, poisoned
 
 _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU

@@ -11,8 +11,8 @@ from torch import Tensor
 from risfast.errors import ShapeError
 from risfast.geometry import PlanarArray, SearchGrid
 from risfast.ops import checks, spectra
-from risfast.ops.choice import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.ops.devices import PRECISIONS, checks_values, serves_kernels
+from risfast.ops.plan import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.steering import WAVEFRONTS
 
 
