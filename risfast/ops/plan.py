@@ -199,6 +199,8 @@ def expected_error_db(method: str, nodes: BoxNodes | None, request: Request) -> 
     elif request.operation.startswith("mvdr") and request.loading > 0:
         # Condition number N / loading, in float64, through a Cholesky factor.
         rounding += torch.finfo(torch.float64).eps * 1e3 / request.loading * 10 / math.log(10)
+    if request.single and method != "dense":
+        rounding += request.relative_error * 10 / math.log(10)  # of float32 where the form is not weak
     if method != "chebyshev" or nodes is None:
         return rounding
     scale = 1.0

@@ -18,6 +18,7 @@ from risfast.ops.plan import Plan
 EPILOGUES = ("linear", "reciprocal", "complement")
 _SLICE_BYTES = 1 << 22  # of covariances that are checked at once
 _SKETCHED = 512  # elements from which on it is asked whether a few snapshots span a covariance
+_FACTOR_LOADING = 1e-4
 _SKETCH = 144  # more than these
 _TESTS = 8  # random vectors that check it
 _MOST_WEAK = 1 / 16  # of a map in float32 that is computed again in float64
@@ -113,7 +114,8 @@ def sampled_factor(covariance: Tensor) -> Tensor | None:
 
 def capon_operand(covariance: Tensor, loading: float, first: int = 0) -> Operand:
     """Operand with q = a^H (R + delta I)^-1 a."""
-    factor = sampled_factor(covariance) if loading > 0 else None
+    # What a factor leaves out is of the rounding of R, and has to be small against the loading.
+    factor = sampled_factor(covariance) if loading >= _FACTOR_LOADING else None
     if factor is not None:
         # (R + delta I)^-1 = (I - W W^H) / delta
         delta = loading * covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
