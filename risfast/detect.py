@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.geometry import SearchGrid, SensorArray
+from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
 from risfast.ops.devices import constant_on
 from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
 from risfast.setup import Setup, Tolerance
+from risfast.significance import independent_directions, share_limits, significant
 from risfast.sources import Sources
+from risfast.steering import steering_vectors
 
 _MAD_TO_SIGMA = 1.4826  # of a Gaussian
 _VOLUME_BYTES = 64 << 20  # volumes held at once
@@ -32,9 +35,10 @@ class DetectionOptions:
         A source is at most this far below the strongest refined peak, in dB, > 0.
     mad_z : float or None
         A source also stands above median + z * 1.4826 * MAD of the map in dB; None leaves this test out. It never
-        loosens ``max_db``.
+        loosens ``max_db``. Where the number of snapshots is told, their test takes its place.
     prominence_db : float
-        A source stands at least this far above the median of the map, in dB, so that a flat map holds none.
+        A source stands at least this far above the median of the map, in dB, so that a flat map holds none; not where
+        the number of snapshots is told.
     max_sources : int or None
         Keep at most so many, the strongest.
     candidates : int
@@ -335,6 +339,8 @@ def detect_fixed(
     grid: SearchGrid | None = None,
     *,
     factored: bool,
+    snapshots: int | None = None,
+    false_alarm: float = 1e-2,
     loading: float = 1e-2,
     wavefront: str | None = None,
     method: str = "auto",
@@ -349,7 +355,7 @@ def detect_fixed(
     ----------
     matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
         Covariance R, or with ``factored`` a factor F of R = F F^H.
-    setup, grid, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
         As for :func:`detect_sources`.
     factored : bool
         Whether ``matrix`` is a factor.
@@ -363,10 +369,56 @@ def detect_fixed(
     ShapeError, TypeError, ValueError
         As :func:`risfast.ops.mvdr_spectrum`.
     """
+    if snapshots is not None and (isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 1):
+        raise ValueError(f"snapshots must be a whole number of at least 1, got {snapshots!r}")
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm must be a probability between 0 and 1, got {false_alarm!r}")
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
-    return choose_peaks(refined_peaks(matrix, setup, grid, factored=factored, **how), setup, chosen)
+    peaks = refined_peaks(matrix, setup, grid, factored=factored, **how)
+    if snapshots is not None:
+        limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen)
+        covariance = matrix @ matrix.mH if factored else matrix
+        real = significant(covariance, _candidate_vectors(peaks, setup, wavefront), limits, float(loading))
+        peaks = peaks._replace(power=torch.where(real, peaks.power, 0.0))
+        chosen = replace(chosen, mad_z=None, prominence_db=0.0)
+    return choose_peaks(peaks, setup, chosen)
+
+
+def _candidate_vectors(peaks: RefinedPeaks, setup: Setup | SensorArray, wavefront: str | None) -> Tensor:
+    """Steering vectors [B, N, C] of refined peaks, zero in padding."""
+    array, waves = (setup.array, setup.wavefront) if isinstance(setup, Setup) else (setup, wavefront or "spherical")
+    vectors = steering_vectors(array, *peaks.position.unbind(-1), wavefront=waves, dtype=torch.complex128)  # type: ignore[arg-type]
+    return torch.where((peaks.power > 0)[..., None], vectors, 0.0).mT
+
+
+@lru_cache(maxsize=64)
+def _noise_limits(
+    setup: Setup | SensorArray,
+    grid: SearchGrid,
+    snapshots: int,
+    false_alarm: float,
+    loading: float,
+    wavefront: str | None,
+    method: str,
+    options: DetectionOptions,
+) -> list[float]:
+    """What :func:`risfast.significance.significant` takes, from noise that is searched in the same way."""
+    how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
+    if isinstance(setup, Setup):
+        searched = setup
+    else:
+        low, high = (corner.tolist() for corner in _bounds(grid, None, options))
+        searched = Setup(setup, Region(*zip(low, high, strict=True)), wavefront or "spherical")  # type: ignore[arg-type]
+    if searched.array.n_elements < 2:  # all of the power is in every beam
+        return []
+
+    def candidates(covariance: Tensor) -> Tensor:
+        return _candidate_vectors(refined_peaks(covariance, setup, grid, factored=False, **how), setup, wavefront)
+
+    directions = independent_directions(searched, candidates, snapshots, false_alarm, loading)
+    return share_limits(searched.array.n_elements, snapshots, directions, false_alarm, options.candidates)
 
 
 def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
@@ -387,6 +439,8 @@ def detect_sources(
     setup: Setup | SensorArray,
     grid: SearchGrid | None = None,
     *,
+    snapshots: int | None = None,
+    false_alarm: float = 1e-2,
     loading: float = 1e-2,
     wavefront: str | None = None,
     method: str = "auto",
@@ -403,6 +457,11 @@ def detect_sources(
     grid : SearchGrid or None
         Coarse grid; by default over the region of the setup, which for a bare array is all that it can tell apart
         (:meth:`risfast.Setup.search_grid`).
+    snapshots : int or None
+        How many independent snapshots the covariance is the mean of. Told that, peaks are tested against white noise
+        (see the notes) in place of the median of the map.
+    false_alarm : float
+        Probability, with ``snapshots``, that a scene of noise alone has a source, in (0, 1).
     loading, method
         As for :func:`risfast.ops.mvdr_spectrum`.
     wavefront : {"spherical", "fresnel", "planar"} or None
@@ -419,7 +478,7 @@ def detect_sources(
     Raises
     ------
     ShapeError, TypeError, ValueError
-        As :func:`risfast.ops.mvdr_spectrum`.
+        As :func:`risfast.ops.mvdr_spectrum`; or ``snapshots`` is no whole number, ``false_alarm`` no probability.
 
     Notes
     -----
@@ -429,12 +488,21 @@ def detect_sources(
 
     What the array cannot tell apart comes back as several sources: a linear array needs a grid of one elevation, a
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
+
+    The median of a map serves surfaces of many elements; the broad lobes of a small array are tested with
+    ``snapshots``. Of all refined peaks the one whose beam holds the largest share of the power is a source if white
+    noise has such a share somewhere in its map with the probability ``false_alarm`` or less; its steering vector is
+    projected out, and the next peak is judged by what is left, so that side lobes of sources are none. The share in one
+    beam is that of L. L. Scharf and B. Friedlander, "Matched subspace detectors", IEEE Trans. Signal Processing 42(8),
+    1994, and has a Beta distribution; how many independent directions a map has is measured once for each array, grid,
+    L and loading, on 200 scenes of noise (the time of as many detections).
     """
     R = checks.complex_tensor(R, "R")
     matrix = R if R.ndim != 2 else R[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=False, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
+    return as_lists(detect_fixed(matrix, setup, grid, factored=False, **asked, **how), setup)
 
 
 def detect_sources_lowrank(
@@ -442,6 +510,8 @@ def detect_sources_lowrank(
     setup: Setup | SensorArray,
     grid: SearchGrid | None = None,
     *,
+    snapshots: int | None = None,
+    false_alarm: float = 1e-2,
     loading: float = 1e-2,
     wavefront: str | None = None,
     method: str = "auto",
@@ -453,7 +523,7 @@ def detect_sources_lowrank(
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
         Factor of R = F F^H; K is the rank, not the number of sources.
-    setup, grid, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
         As for :func:`detect_sources`; ``loading`` > 0.
 
     Returns
@@ -470,4 +540,5 @@ def detect_sources_lowrank(
     matrix = F if F.ndim != 2 else F[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=True, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
+    return as_lists(detect_fixed(matrix, setup, grid, factored=True, **asked, **how), setup)

@@ -23,6 +23,7 @@ ORDER = [
     ("sources",),
     ("ops",),
     ("covariance",),
+    ("significance",),
     ("detect",),
     ("io",),
     ("simulate",),

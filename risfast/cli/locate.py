@@ -84,11 +84,12 @@ class _SourceCommand(Command):
     ) -> int:
         """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
         self.results.check_scene(len(matrices))
-        target, how = (setup.array, {"wavefront": setup.wavefront}) if named else (setup, {})
+        target, wavefront = (setup.array, setup.wavefront) if named else (setup, None)
+        how: dict[str, Any] = {"wavefront": wavefront, "loading": loading, "method": method, "options": detection}
         found: list[Sources] = []
         progress("detecting", 0, len(matrices), unit="scenes")
         for chunk in matrices.split(_SCENES_AT_ONCE):
-            found += detect_sources(chunk, target, grid, loading=loading, method=method, options=detection, **how)
+            found += detect_sources(chunk, target, grid, **how)
             progress("detecting", len(found), len(matrices), unit="scenes")
         progress.close()
 
