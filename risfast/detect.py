@@ -44,7 +44,8 @@ class DetectionOptions:
     candidates : int
         Peaks of the coarse volume that are refined, the strongest ones.
     window : (int, int, int)
-        Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum, odd sizes.
+        Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum, odd sizes. Across planes
+        a source is lost where the slope of a neighbour's peak is higher on the next one.
     separation_rad, separation_m : float
         Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source; None is
         half the tolerance of the setup in range.
@@ -70,7 +71,7 @@ class DetectionOptions:
     prominence_db: float = 0.5
     max_sources: int | None = None
     candidates: int = 20
-    window: tuple[int, int, int] = (7, 7, 3)
+    window: tuple[int, int, int] = (7, 7, 1)
     separation_rad: float = math.radians(1.0)
     separation_m: float | None = None
     refine_points: tuple[int, int, int] = (1, 1, 1)

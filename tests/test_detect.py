@@ -20,8 +20,6 @@ POSITIONS = oracles.rectangular(12, 12)
 TRAINING = SearchGrid.training()
 SETUP = SystemConfig().setup  # the surface, over the region of the simulator
 GRIDS = {"reference": None, "training": TRAINING}
-# Maxima on each range plane by itself: a coarse grid, or sources behind one another, leave no room for wider windows.
-PLANEWISE = DetectionOptions(window=(3, 3, 1))
 SEED = 90817
 SCENES = 200
 
@@ -84,9 +82,7 @@ def test_two_hundred_random_scenes_are_solved_from_their_true_covariances():
 
 def test_the_training_grid_finds_what_the_reference_grid_finds():
     scenes = scenes_of(40)
-    result = summarise(
-        matches_of(detect_sources(scenes.true_covariance(), SURFACE, TRAINING, options=PLANEWISE), scenes)
-    )
+    result = summarise(matches_of(detect_sources(scenes.true_covariance(), SURFACE, TRAINING), scenes))
     assert result.f1 >= 0.98
     assert math.degrees(result.rmse_azimuth_rad) <= 0.05
     assert result.rmse_range_m <= 0.06
@@ -95,8 +91,8 @@ def test_the_training_grid_finds_what_the_reference_grid_finds():
 def test_fresnel_scenes_are_solved_with_the_fresnel_wavefront_and_not_with_another():
     scenes = scenes_of(20, wavefront="fresnel", range_m=(0.5, 3.0))
     R = scenes.true_covariance()
-    right = summarise(matches_of(detect_sources(R, SURFACE, TRAINING, wavefront="fresnel", options=PLANEWISE), scenes))
-    wrong = summarise(matches_of(detect_sources(R, SURFACE, TRAINING, options=PLANEWISE), scenes))
+    right = summarise(matches_of(detect_sources(R, SURFACE, TRAINING, wavefront="fresnel"), scenes))
+    wrong = summarise(matches_of(detect_sources(R, SURFACE, TRAINING), scenes))
     assert right.f1 >= 0.98
     assert right.rmse_range_m <= 0.06
     assert wrong.f1 < 0.9
@@ -175,15 +171,22 @@ def test_sources_in_the_corners_of_the_field_of_view_are_found(grid):
 def test_sources_a_few_degrees_apart_are_told_apart(step_deg, range_m, grid):
     # The beam of the surface is 8 degrees wide.
     R, truth = covariance_of((10, 0, range_m), (10 + step_deg, 0, range_m))
-    (found,) = detect_sources(R, SETUP, GRIDS[grid], options=PLANEWISE)
+    (found,) = detect_sources(R, SETUP, GRIDS[grid])
     assert_found(found, truth, angle_deg=0.05, range_m=0.01)
+
+
+def test_a_source_under_the_slope_of_a_neighbour_on_the_next_plane_is_found():
+    # Each is a maximum of its nearest plane; a few points away, on the other's plane, the slope of the other is higher.
+    R, truth = covariance_of((-9.6, -13.4, 4.39), (-6.8, -11.9, 3.22), noise=0.1)
+    (found,) = detect_sources(R, SURFACE, SearchGrid.reference())
+    assert_found(found, truth, angle_deg=0.05, range_m=0.05)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("ranges", [(0.6, 2.0), (1.0, 1.6), (1.0, 2.0), (2.0, 4.0), (3.0, 9.0)])
 def test_sources_behind_one_another_are_told_apart(ranges, grid):
     R, truth = covariance_of(*[(10, 5, r) for r in ranges])
-    (found,) = detect_sources(R, SETUP, GRIDS[grid], options=PLANEWISE)
+    (found,) = detect_sources(R, SETUP, GRIDS[grid])
     assert_found(found, truth, angle_deg=0.05, range_m=0.05)
 
 
