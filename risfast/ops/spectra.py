@@ -293,7 +293,7 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Ep
     plane = torch.empty(plan.batch, n_az, n_el, dtype=torch.int32)
     for start, stop in scene_groups(plan):
         field, scale = epilogue.field(evaluator, operand_of(start, stop)), epilogue.scale[start:stop]
-        at = field.at if plan.weak > 0 else None
+        at = _exact(field, plan, evaluator)
         best, number = _extreme(field, plan, evaluator, epilogue.largest, single=at is not None)
         if at is not None:
             weak = _weak(best, best.amax((1, 2)), plan)
@@ -305,6 +305,11 @@ def map_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue: Ep
         power[start:stop] = epilogue.power(best, scale[:, None, None])
         plane[start:stop] = number
     return power, plane
+
+
+def _exact(field: Field, plan: Plan, evaluator: Evaluator) -> Callable[..., Tensor] | None:
+    """What corrects a field in float32, where one is made: on a GPU its weak points would wait for the host."""
+    return field.at if plan.weak > 0 and evaluator.domain.positions.device.type == "cpu" else None
 
 
 def _weak(lowest: Tensor, largest: Tensor, plan: Plan) -> tuple[Tensor, ...] | None:
@@ -343,7 +348,7 @@ def volume_of(plan: Plan, evaluator: Evaluator, operand_of: OperandOf, epilogue:
     planes = torch.empty(plan.batch, shape[2], shape[0], shape[1], dtype=plan.dtype.to_real())
     for start, stop in scene_groups(plan):
         field, part = epilogue.field(evaluator, operand_of(start, stop)), planes[start:stop]
-        at = field.at if plan.weak > 0 else None
+        at = _exact(field, plan, evaluator)
         _fill(part, field, evaluator, single=at is not None)
         if at is not None:
             weak = _weak(part.amin(1), part.amax((1, 2, 3)), plan)

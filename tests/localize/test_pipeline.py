@@ -265,7 +265,7 @@ def test_the_noise_is_told_only_where_the_options_say_so():
     assert pipeline.measure(scenes, PipelineOptions()).noise_power is None
     told = pipeline.measure(scenes, PipelineOptions(noise_known=True))
     assert torch.equal(told.noise_power, scenes.noise_power)
-    assert {name for name in vars(told)} == {"y", "codes", "channel", "noise_power"}
+    assert {name for name in vars(told)} == {"y", "codes", "channel", "noise_power", "pooled"}
 
 
 @torch.no_grad()
