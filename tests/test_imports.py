@@ -23,7 +23,6 @@ ORDER = [
     ("sources",),
     ("ops",),
     ("covariance",),
-    ("significance",),
     ("detect",),
     ("io",),
     ("simulate",),

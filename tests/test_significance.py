@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from risfast import Region, SearchGrid, SensorArray, Setup, detect_sources, detect_sources_lowrank
-from risfast.significance import share_limits, significant
+from risfast.detect import share_limits, significant
 
 RING = SensorArray.circular(9, 0.22, 0.3, plane="xz")
 LINE = SensorArray.linear(6, 0.15, 0.3)
