@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.special import jv
 from torch import Tensor
 
 from risfast.geometry import cartesian_to_spherical
@@ -16,6 +15,7 @@ from risfast.ops.domain import Domain, antisymmetric
 
 _CHECK_POINTS = 32  # random points at which a plan is checked when it is built
 _BANDWIDTH_BINS = 256
+_ROUNDING = 4e-16  # of a Bessel function
 _CHECK_PLANES = 8
 _CHECK_FORMS = 16  # random forms over which its error is averaged
 _FEWEST = 0.55  # nodes that are tried first, as a fraction of those that polynomials of the angle would take
@@ -39,8 +39,11 @@ def bessel_node_count(half_bandwidths: Tensor, tolerance: float, most: int) -> i
     c, multiplicity = (half_bandwidths.abs() * (_BANDWIDTH_BINS / largest)).ceil().unique(return_counts=True)
     c = c * (largest / _BANDWIDTH_BINS)
     upper = int(float(c.max()) + 12 * (float(c.max()) + 1) ** (1 / 3) + 40)
-    orders = np.arange(upper)[:, None]
-    tails = 4 * np.abs(jv(orders, c.numpy()[None, :]))[::-1].cumsum(0)[::-1]  # [n, c]: what n nodes leave out
+    # J_n(c) are the Fourier coefficients of exp(j c sin x).
+    waves = np.exp(1j * np.sin(np.arange(2 * upper) * (math.pi / upper))[:, None] * c.numpy())
+    bessel = np.abs(np.fft.fft(waves, axis=0)[:upper].real) / (2 * upper)
+    bessel[bessel < _ROUNDING] = 0
+    tails = 4 * bessel[::-1].cumsum(0)[::-1]  # [n, c]: what n nodes leave out
     mean_square = (tails**2 * multiplicity.numpy()).sum(1) / half_bandwidths.numel()
     enough = np.nonzero(mean_square <= tolerance**2)[0]
     return min(max(int(enough[0]) if enough.size else upper, 1), most)
