@@ -339,8 +339,10 @@ def acoular_beamformer(problem: Problem) -> Call:
     The distances from points to elements stay with the SteeringVector between calls. One scene at a time. What it
     compiles with its first call is compiled on one point before.
     """
+    threads = torch.get_num_threads()
     import acoular
 
+    torch.set_num_threads(threads)  # numba, which it imports, gives torch all cores
     if problem.size > 1:
         axes = {name: getattr(problem, name)[:1] for name in ("azimuth_rad", "elevation_rad", "range_m")}
         acoular_beamformer(replace(problem, **axes))()
