@@ -44,7 +44,7 @@ class Operand:
     matrix: Tensor  # (b, r, N) Rows X of Q = X^H X, or Q itself
     kind: str  # Which of the two
     residual: int = 0  # N, where N - a^H Q a is what matters
-    unit: Tensor | None = None  # (b,) Multiplies what matters
+    unit: float = 1.0  # Multiplies what matters
 
     def prepared(self, domain: Domain, dtype: torch.dtype) -> Operand:
         """The same in the mirror basis of a domain and in another dtype."""
@@ -55,7 +55,7 @@ class Operand:
     def of_form(self, q: Tensor, one: Tensor | float = 1.0) -> Tensor:
         """What matters, of a form q [b, ...] that is overwritten; ``one`` stands for 1 where q is a transform of it."""
         value = q.neg_().add_(one, alpha=self.residual) if self.residual else q
-        return value if self.unit is None else value.mul_(self.unit.to(q.dtype).reshape(-1, *[1] * (q.ndim - 1)))
+        return value if self.unit == 1 else value.mul_(self.unit)
 
     def hermitian(self) -> Tensor:
         """Q [b, N, N] as complex128, in the order of the elements."""

@@ -163,7 +163,7 @@ def capon_torch(covariance: Tensor, loading: Tensor, volume: bool, *geometry: An
         return spectra.capon_operand(covariance[start:stop], number, first=start)
 
     planned = _planned("mvdr", covariance, geometry, loading=number)
-    return _power(planned, operand, "reciprocal", float(covariance.shape[1]), volume)
+    return _power(planned, operand, "reciprocal", covariance.diagonal(dim1=-2, dim2=-1).real.double().sum(-1), volume)
 
 
 def capon_lowrank_torch(factor: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def loaded_inverse_torch(covariance: Tensor, loading: Tensor) -> Tensor:
 
     covariance (B, N, N) -> (B, N, N)
     """
-    return spectra.capon_operand(covariance, float(loading)).matrix.contiguous()
+    return spectra.loaded_inverse(covariance, float(loading)).contiguous()
 
 
 def eigenbasis_torch(covariance: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from risfast.geometry import PlanarArray, SearchGrid
-from risfast.ops import devices, mvdr_spectrum, mvdr_spectrum_lowrank, spectra
+from risfast.ops import QuadraticForm, devices, mvdr_spectrum, mvdr_spectrum_lowrank, spectra
 
 WAVELENGTH = 0.3
 AZIMUTH, ELEVATION = np.radians(np.linspace(-60, 60, 61)), np.radians(np.linspace(-30, 30, 31))
@@ -102,6 +102,25 @@ def test_a_large_covariance_of_a_few_snapshots_is_its_factor(method, wavefront, 
     expected = oracles.capon(R.numpy().astype(complex), A[some])[0]
     volume = mvdr_spectrum(R, array, grid, wavefront=wavefront, method=method, reduce="none")
     assert oracles.worst_db(volume[0].numpy().ravel()[some], expected) < 1e-3
+
+
+def test_the_inverse_of_a_large_covariance_of_a_few_snapshots_is_whole():
+    x = oracles.complex_normal(np.random.default_rng(2), 576, 20).astype(np.complex64)
+    R = (x @ x.conj().T / 20)[None]
+    expected = R.shape[-1] / oracles.capon(R, np.eye(576), 1e-2)[0]
+    form = QuadraticForm.capon(torch.as_tensor(R))
+    diagonal = form.matrix[0].diagonal().real * 576 / form.scale[0]
+    np.testing.assert_allclose(diagonal.numpy(), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("method", "wavefront"), METHODS)
+@pytest.mark.parametrize("scale", [1e-35, 1e35])
+def test_a_covariance_at_the_ends_of_float32_has_the_map_of_its_scale(scale, method, wavefront):
+    array, grid, _, R = problem(6, wavefront, 20)
+    R = torch.as_tensor(R / np.trace(R).real).to(torch.complex64)
+    expected, _ = mvdr_spectrum(R, array, grid, wavefront=wavefront, method=method)
+    power, _ = mvdr_spectrum(R * scale, array, grid, wavefront=wavefront, method=method)
+    torch.testing.assert_close(power.double() / scale, expected.double(), rtol=1e-4, atol=0)
 
 
 def test_a_large_covariance_of_full_rank_has_no_factor():
