@@ -20,7 +20,7 @@ from risfast.ops.devices import PRECISIONS, checks_values, constant_on, device_t
 from risfast.ops.domain import Domain, adjoint_of, domain_of
 from risfast.ops.interpolation import box_nodes
 from risfast.ops.plan import Request, plan_of
-from risfast.ops.spectra import Epilogue, poisoned
+from risfast.ops.spectra import Epilogue, mean_trace, poisoned
 
 _HIGHEST_MUSIC = 1e15  # where rounding leaves nothing of a null, as on the CPU
 # At a source on the grid the form is about 1, a sum of terms that together reach N / loading: float32 is then wrong by
@@ -169,11 +169,6 @@ def device_plan(operation: str, matrix: Tensor, geometry: tuple[Any, ...], **opt
 def hermitian_part(matrix: Tensor) -> Tensor:
     """(Q + Q^H) / 2."""
     return (matrix + adjoint_of(matrix)) / 2
-
-
-def mean_trace(matrix: Tensor) -> Tensor:
-    """tr(Q) / N of each scene, float64 [B]."""
-    return matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
 
 
 def _delta(covariance: Tensor, loading: Tensor | float) -> Tensor:

@@ -145,7 +145,7 @@ class QuadraticForm:
             As :func:`risfast.ops.mvdr_spectrum`.
         """
         covariance, delta = _batch(R, "R"), checks.as_loading(loading, minimum_open=False)
-        mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+        mean = spectra.mean_trace(covariance)
         inverse = torch.ops.risfast.loaded_inverse(covariance, delta) * mean[:, None, None]
         single = covariance.dtype == torch.complex64
         return cls(inverse, False, "reciprocal", covariance.shape[-1] * mean, "mvdr", delta, single, covariance)

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from risfast.ops import checks, cuda, reference, spectra
-from risfast.ops.cuda import Form, NoKernelError, hermitian_part, mean_trace, requested
+from risfast.ops.cuda import Form, NoKernelError, hermitian_part, requested
 from risfast.ops.devices import checks_values, enough_threads, on_host, serves_kernels, triton_mode
 from risfast.ops.domain import adjoint_of
 from risfast.ops.evaluators import Evaluator, Operand
 from risfast.ops.peaks_cpu import local_maxima_cpu, nms_cpu
 from risfast.ops.plan import Plan, make_plan
 from risfast.ops.refinement import refine_torch, walk_torch
-from risfast.ops.spectra import Epilogue
+from risfast.ops.spectra import Epilogue, mean_trace
 
 # Element positions (N, 3) in metres; azimuths and elevations in radians and ranges in metres (the axes of a grid, or
 # the coordinates of points); wavenumber in rad/m.
@@ -163,7 +163,7 @@ def capon_torch(covariance: Tensor, loading: Tensor, volume: bool, *geometry: An
         return spectra.capon_operand(covariance[start:stop], number, first=start)
 
     planned = _planned("mvdr", covariance, geometry, loading=number)
-    return _power(planned, operand, "reciprocal", covariance.diagonal(dim1=-2, dim2=-1).real.double().sum(-1), volume)
+    return _power(planned, operand, "reciprocal", covariance.shape[1] * mean_trace(covariance), volume)
 
 
 def capon_lowrank_torch(factor: Tensor, loading: Tensor, volume: bool, *geometry: Any) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def loaded_inverse_torch(covariance: Tensor, loading: Tensor) -> Tensor:
 
     covariance (B, N, N) -> (B, N, N)
     """
-    return spectra.loaded_inverse(covariance, float(loading)).contiguous()
+    return torch.cholesky_inverse(spectra.loaded_cholesky(covariance, float(loading))).contiguous()
 
 
 def eigenbasis_torch(covariance: Tensor) -> tuple[Tensor, Tensor]:

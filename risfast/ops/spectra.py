@@ -93,11 +93,11 @@ def sampled_factor(covariance: Tensor) -> Tensor | None:
     if n < _SKETCHED:
         return None
     size = torch.linalg.matrix_norm(covariance).double().square()
-    trace = covariance.diagonal(dim1=-2, dim2=-1).real.double().sum(-1)
-    if bool((trace.square() > _SKETCH * size).any()):  # the rank is at least tr(R)^2 / ||R||^2
+    if bool(((n * mean_trace(covariance)).square() > _SKETCH * size).any()):  # the rank is at least tr(R)^2 / ||R||^2
         return None
     generator = torch.Generator().manual_seed(0)
-    omega = torch.randn(n, _SKETCH + _TESTS, generator=generator, dtype=torch.complex128)
+    omega = torch.randn(n, _SKETCH + _TESTS, generator=generator, dtype=torch.complex128, device="cpu")
+    omega = omega.to(covariance.device)
     step = max(1, _SLICE_BYTES // (16 * n))
     y = torch.cat([part.to(torch.complex128) @ omega for part in covariance.split(step, 1)], 1)
     tests, seen = y.split([_TESTS, _SKETCH], -1)
@@ -112,28 +112,26 @@ def sampled_factor(covariance: Tensor) -> Tensor | None:
     return factor[..., -few:] if bool((error <= (4 * eps) ** 2 * size).all()) and few < _SKETCH else None
 
 
-def loaded_inverse(covariance: Tensor, loading: float, first: int = 0) -> Tensor:
-    """(R + delta I)^-1 in complex128.
-
-    covariance (b, N, N) -> (b, N, N)
-    """
-    # Whatever R is: in float64 the form loses nothing that matters, in complex64 the inverse alone costs 0.014 dB.
-    return torch.cholesky_inverse(loaded_cholesky(covariance, loading, first))
-
-
 def capon_operand(covariance: Tensor, loading: float, first: int = 0) -> Operand:
     """Operand with q = m a^H (R + delta I)^-1 a for m = tr(R)/N, which stays inside float32 at any scale of R.
 
     covariance (b, N, N)
     """
-    mean = covariance.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
+    mean = mean_trace(covariance)
     # What a factor leaves out is of the rounding of R, and has to be small against the loading.
     factor = sampled_factor(covariance) if loading >= _FACTOR_LOADING else None
     if factor is None:
-        return Operand(loaded_inverse(covariance, loading, first).mul_(mean[:, None, None]), "hermitian")
+        # In complex64 the inverse alone costs 0.014 dB.
+        inverse = torch.cholesky_inverse(loaded_cholesky(covariance, loading, first))
+        return Operand(inverse.mul_(mean[:, None, None]), "hermitian")
     # (R + delta I)^-1 = (I - W W^H) / delta with delta = loading m
     rows = adjoint_of(woodbury_factor(factor, loading * mean))
     return Operand(rows, "rows", residual=covariance.shape[-1], unit=1 / loading)
+
+
+def mean_trace(matrix: Tensor) -> Tensor:
+    """tr(Q) / N of each scene, float64 [B]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).real.double().mean(-1)
 
 
 def mean_power(factor: Tensor) -> Tensor:
