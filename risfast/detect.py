@@ -251,12 +251,8 @@ def _peaks(
     widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < count[:, None]
-    level = volume.amax(-1).flatten(1).double().log10() * 10
-    median = _median(level)
-    mad = _median((level - median[:, None]).abs())
-    return RefinedPeaks(
-        refined.position, torch.where(present, refined.power, torch.zeros_like(refined.power)), median, mad
-    )
+    power = torch.where(present, refined.power, torch.zeros_like(refined.power))
+    return RefinedPeaks(refined.position, power, *background_db(volume))
 
 
 def _median(values: Tensor) -> Tensor:
@@ -266,6 +262,16 @@ def _median(values: Tensor) -> Tensor:
     # Torch takes several times as long on the CPU.
     middle = (values.shape[1] - 1) // 2
     return torch.from_numpy(np.partition(values.numpy(), middle, axis=1)[:, middle])
+
+
+def background_db(volume: Tensor) -> tuple[Tensor, Tensor]:
+    """Median of a map in dB, and the median absolute deviation from it, (B,) each.
+
+    volume (B, G_az, G_el, G_r)
+    """
+    level = volume.amax(-1).flatten(1).double().log10() * 10
+    median = _median(level)
+    return median, _median((level - median[:, None]).abs())
 
 
 def refined_peaks(

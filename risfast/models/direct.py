@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, detect_sources
+from risfast.detect import (
+    DetectionOptions,
+    RefinedPeaks,
+    as_lists,
+    background_db,
+    choose_peaks,
+    detect_sources,
+)
 from risfast.models.atoms import MOST_ATOMS, AtomAxes
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import local_maxima_3d
@@ -147,8 +154,5 @@ class SampleCovariance(nn.Module):
         index = peaks.index.clamp_min(0).unbind(-1)
         place = self.atoms.positions[index]
         height = power[torch.arange(len(power), device=power.device)[:, None], *index]
-        level = power.amax(-1).flatten(1).log10() * 10
-        median = level.median(1).values
-        spread = (level - median[:, None]).abs().median(1).values
-        found = RefinedPeaks(place, torch.where(there, height, 0.0), median, spread)
+        found = RefinedPeaks(place, torch.where(there, height, 0.0), *background_db(power))
         return as_lists(choose_peaks(found, self.setup, DetectionOptions(**detection)), self.setup)
