@@ -110,11 +110,17 @@ class Setup:
         Of propagation; only readers of files need it, to turn frequencies into wavelengths.
     tolerance : Tolerance, optional
         Of a hit; by default 5 degrees, 5 degrees and 10/3 wavelengths, at any range where waves are planar.
+    wavelengths_m : sequence of float, optional
+        Of F narrow bands that the same sources are heard in, in the order of the covariances; the shortest is the
+        array's, whatever it was made with. By default the array's alone.
+    gains : sequence of complex, optional
+        What each of the N elements makes of the wave that falls on it, as a calibration found it; 1 by default.
 
     Raises
     ------
     TypeError, ValueError
-        A region of another class, an unknown option, a speed that is not positive, or a region behind the array.
+        A region of another class, an unknown option, a speed or wavelength that is not positive, gains that are zero
+        or not N, several wavelengths of a surface, or a region behind the array.
     """
 
     array: SensorArray
@@ -123,9 +129,12 @@ class Setup:
     sampling: Sampling = "surface"
     speed_m_s: float | None = None
     tolerance: Tolerance = _DERIVED
+    wavelengths_m: tuple[float, ...] = _DERIVED
+    gains: tuple[complex, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check, and fill in what follows from the array."""
+        self._check_bands()
         check_wavefront(self.wavefront)
         check_sampling(self.sampling)
         speed = self.speed_m_s
@@ -142,6 +151,29 @@ class Setup:
             )
         if self.tolerance is _DERIVED:
             object.__setattr__(self, "tolerance", Tolerance.of(self.array.wavelength_m, self.wavefront))
+
+    def _check_bands(self) -> None:
+        """Wavelengths and gains as tuples; the array with the shortest wavelength."""
+        n = self.array.n_elements
+        given = (self.array.wavelength_m,) if self.wavelengths_m is _DERIVED else self.wavelengths_m
+        wavelengths = tuple(float(value) for value in given)
+        if not wavelengths or not all(0 < value < math.inf for value in wavelengths):
+            raise ValueError(f"wavelengths_m must be positive numbers of metres, at least one, got {given!r}")
+        if len(wavelengths) > 1 and self.sampling != "direct":
+            raise ValueError("several wavelengths_m need an array that is sampled directly: sampling='direct'")
+        object.__setattr__(self, "wavelengths_m", wavelengths)
+        if min(wavelengths) != self.array.wavelength_m:
+            object.__setattr__(self, "array", SensorArray(self.array.positions_m, min(wavelengths)))
+        if self.gains is not None:
+            gains = tuple(complex(value) for value in self.gains)
+            if len(gains) != n or not all(0 < abs(value) < math.inf for value in gains):
+                raise ValueError(f"gains must be {n} finite complex numbers that are not zero, got {len(gains)}")
+            object.__setattr__(self, "gains", gains)
+
+    @property
+    def n_bands(self) -> int:
+        """F, of the narrow bands."""
+        return len(self.wavelengths_m)
 
     def _behind(self) -> bool:
         """Whether no direction of the region is in front of a planar array."""
@@ -163,13 +195,21 @@ class Setup:
         Parameters
         ----------
         **changes
-            Fields by name; ``region=None`` and ``tolerance=None`` derive them again.
+            Fields by name; ``region=None`` and ``tolerance=None`` derive them again. Another array brings its own
+            wavelength where ``wavelengths_m`` does not say.
 
         Returns
         -------
         Setup
         """
+        if "array" in changes and "wavelengths_m" not in changes:
+            changes["wavelengths_m"] = self._wavelengths_of(changes["array"])
         return replace(self, **changes)
+
+    def _wavelengths_of(self, array: SensorArray) -> tuple[float, ...]:
+        """The same bands where the shortest wavelength is that of an array."""
+        own, theirs = self.array.wavelength_m, array.wavelength_m
+        return tuple(theirs if value == own else value * (theirs / own) for value in self.wavelengths_m)
 
     def scaled(self, factor: float) -> Setup:
         """The same problem in another unit of length: what is measured does not change.
@@ -185,8 +225,7 @@ class Setup:
         """
         region, tolerance = self.region, self.tolerance
         near, far = region.range_m
-        return replace(
-            self,
+        return self.replace(
             array=SensorArray(self.array.positions_m * factor, self.array.wavelength_m * factor),
             region=replace(region, range_m=(near * factor, far * factor)),
             tolerance=replace(tolerance, range_m=tolerance.range_m * factor),
@@ -259,6 +298,9 @@ class Setup:
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that :meth:`from_json` turns back into the same setup; an infinite range is ``"inf"``."""
+        more: dict[str, Any] = {} if self.n_bands == 1 else {"wavelengths_m": list(self.wavelengths_m)}
+        if self.gains is not None:
+            more["gains"] = [[gain.real, gain.imag] for gain in self.gains]
         return {
             "format": SETUP_FORMAT,
             "array": array_to_json(self.array),
@@ -267,6 +309,7 @@ class Setup:
             "sampling": self.sampling,
             "speed_m_s": self.speed_m_s,
             "tolerance": {f.name: _to_json(getattr(self.tolerance, f.name)) for f in fields(Tolerance)},
+            **more,
         }
 
     @classmethod
@@ -291,14 +334,25 @@ class Setup:
         found = description.get("format")
         if found != SETUP_FORMAT or isinstance(found, bool):
             raise ValueError(f"setup: format {found!r}, this version reads {SETUP_FORMAT}")
-        expected = {"format", *(f.name for f in fields(cls))}
-        if set(description) != expected:
-            raise ValueError(f"setup: missing or unknown fields: {', '.join(sorted(set(description) ^ expected))}")
+        optional = {"wavelengths_m", "gains"}
+        needed = {"format", *(f.name for f in fields(cls))} - optional
+        if set(description) - optional != needed:
+            wrong = set(description) - optional ^ needed
+            raise ValueError(f"setup: missing or unknown fields: {', '.join(sorted(wrong))}")
         parts: dict[str, Any] = {
             "array": array_from_json(description["array"]),
             "region": Region(**_numbers(description, "region", Region)),
             "tolerance": Tolerance(**_numbers(description, "tolerance", Tolerance)),
         }
+        try:
+            if "wavelengths_m" in description:
+                parts["wavelengths_m"] = tuple(float(value) for value in description["wavelengths_m"])
+            if "gains" in description:
+                parts["gains"] = tuple(complex(real, imag) for real, imag in description["gains"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"setup: wavelengths_m and gains must be lists of numbers and of pairs: {error}"
+            ) from error
         return cls(**parts, **{name: description[name] for name in ("wavefront", "sampling", "speed_m_s")})
 
 

@@ -383,3 +383,23 @@ def test_edges_are_ends_of_intervals_and_of_nothing_else():
     fixed = Region((-1.0, 1.0), (0.2, 0.2), (3.0, 3.0))
     assert not edge(fixed, 0.0, 0.2, 3.0)
     assert edge(fixed, 1.0, 0.2, 3.0)
+
+
+def test_bands_and_gains_travel_with_a_setup() -> None:
+    array = SensorArray.rectangular(4, 2, 0.05, 0.3)
+    setup = Setup(array, sampling="direct", wavelengths_m=(0.2, 0.1, 0.4), gains=[1 + 0.1j] * 8)
+    assert setup.n_bands == 3
+    assert setup.array.wavelength_m == 0.1  # the shortest
+    assert Setup.from_json(json.loads(json.dumps(setup.to_json()))) == setup
+    assert setup.scaled(2.0).wavelengths_m == (0.4, 0.2, 0.8)
+    assert Setup(array).wavelengths_m == (0.3,)
+    assert Setup(array).replace(array=SensorArray(array.positions_m, 0.7)).wavelengths_m == (0.7,)
+    assert "gains" not in Setup(array).to_json()
+    for wrong in ((), (0.1, -1.0), (math.nan,)):
+        with pytest.raises(ValueError, match="wavelengths_m must be positive"):
+            Setup(array, sampling="direct", wavelengths_m=wrong)
+    with pytest.raises(ValueError, match="sampled directly"):
+        Setup(array, wavelengths_m=(0.1, 0.2))
+    for gains in ([1.0] * 7, [0.0] * 8, [math.nan] * 8):
+        with pytest.raises(ValueError, match="gains must be 8"):
+            Setup(array, gains=gains)
