@@ -8,6 +8,9 @@ are nearly linear.
 
 Snapshots that share a code share R_l, and form a group: of an array that is sampled directly all L are one, the
 likelihood is -L (log det R + tr(R^-1 S)) of their sample covariance S, and its cost does not depend on L.
+
+Several narrow bands hear the same sources, at the same places, each with powers and noise of its own: their likelihoods
+add up.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -41,9 +44,9 @@ class SourceState:
     ----------
     position : tensor, shape (B, K, 3)
         Azimuth, elevation (radians), 1/range (1/metres).
-    power : tensor, shape (B, K)
+    power : tensor, shape (B, K), or (B, F, K) of several bands
         p_k > 0, linear.
-    noise : tensor, shape (B,)
+    noise : tensor, shape (B,), or (B, F) of several bands
         sigma^2 > 0, linear.
     mask : bool tensor, shape (B, K)
         Which of the sources exist; the others are not looked at.
@@ -56,8 +59,27 @@ class SourceState:
 
     @property
     def n_parameters(self) -> int:
-        """4 K + 1: the three coordinates and the log power of each source, coordinate by coordinate; log noise."""
-        return 4 * self.mask.shape[1] + 1
+        """3 K + F (K + 1): the coordinates, one after another; log powers, band by band; log noise of each band."""
+        return 3 * self.mask.shape[1] + self.bands * (self.mask.shape[1] + 1)
+
+    @property
+    def bands(self) -> int:
+        """F."""
+        return 1 if self.power.ndim == 2 else self.power.shape[1]
+
+    @property
+    def strength(self) -> Tensor:
+        """Power of each source, summed over bands, (B, K)."""
+        return self.power if self.power.ndim == 2 else self.power.sum(1)
+
+    @property
+    def by_band(self) -> SourceState:
+        """The same with each band as a scene, B F of them."""
+        if self.power.ndim == 2:
+            return self
+        f = self.bands
+        position, mask = self.position.repeat_interleave(f, 0), self.mask.repeat_interleave(f, 0)
+        return SourceState(position, self.power.flatten(0, 1), self.noise.flatten(), mask)
 
     def take(self, scenes: Tensor) -> SourceState:
         """Some of the scenes, by their indices.
@@ -87,29 +109,29 @@ class SourceState:
         SourceState
             Of the same scenes, with k slots.
         """
-        return SourceState(self.position[:, used], self.power[:, used], self.noise, self.mask[:, used])
+        return SourceState(self.position[:, used], self.power[..., used], self.noise, self.mask[:, used])
 
     def moved(self, step: Tensor) -> SourceState:
         """The state after a step in the parameters; those of sources that do not exist stay.
 
         Parameters
         ----------
-        step : float64 tensor, shape (B, 4 K + 1)
-            Azimuths and elevations (radians), 1/ranges (1/metres) and log powers (natural logarithm), K of each, then
-            the log noise.
+        step : float64 tensor, shape (B, 3 K + F (K + 1))
+            Azimuths and elevations (radians) and 1/ranges (1/metres), K of each, log powers (natural logarithm), K of
+            each band, then the log noise of each band.
 
         Returns
         -------
         SourceState
             Positions move by the step; powers and noise grow by a factor, so that they stay positive.
         """
-        k = self.mask.shape[1]
-        by_source = torch.where(self.mask[:, None], step[:, : 4 * k].unflatten(1, (4, k)), 0.0)
+        k, f = self.mask.shape[1], self.bands
+        by_source = torch.where(self.mask[:, None], step[:, :-f].unflatten(1, (3 + f, k)), 0.0)
         return replace(
             self,
             position=self.position + by_source[:, :3].mT,
-            power=self.power * by_source[:, 3].exp(),
-            noise=self.noise * step[:, 4 * k].exp(),
+            power=self.power * by_source[:, 3:].exp().view_as(self.power),
+            noise=self.noise * step[:, -f:].exp().view_as(self.noise),
         )
 
 
@@ -155,7 +177,7 @@ UNBOUNDED = 1e-9
 def coordinate_covariance(information: Tensor, k: int) -> Tensor:
     """Covariances of the coordinates of each source.
 
-    information (B, 4 K + 1, 4 K + 1) -> (B, K, 3, 3)
+    information (B, P, P) -> (B, K, 3, 3)
     """
     # Blocks of the inverse. A coordinate that the data do not determine has an infinite variance, and no covariance
     # with the others (Stoica and Marzetta, "Parameter estimation problems with singular information matrices", IEEE
@@ -182,7 +204,7 @@ def scaled_inverse(matrix: Tensor, *, definite: bool) -> tuple[Tensor, Tensor, T
 def position_blocks(matrix: Tensor, lost: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Blocks of the coordinates of each source, zero in those that are lost, and which these are.
 
-    matrix (B, 4 K + 1, 4 K + 1), lost (B, 4 K + 1) -> (B, K, 3, 3), (B, K, 3)
+    matrix (B, P, P), lost (B, P) -> (B, K, 3, 3), (B, K, 3)
     """
     blocks = matrix[:, : 3 * k, : 3 * k].unflatten(1, (3, k)).unflatten(3, (3, k))
     blocks = blocks.diagonal(dim1=2, dim2=4).permute(0, 3, 1, 2)
@@ -204,6 +226,8 @@ class Likelihood:
     array : PlanarArray
         N elements.
     wavefront : {"spherical", "fresnel", "planar"}
+    wavenumbers : float64 tensor, shape (B,), optional
+        In the place of the array's.
     dtype : torch.complex128 or torch.complex64
         Of the products with the sensing operators, which are most of the work. Everything after them is complex128.
         complex64 moves the log-likelihood by some 1e-3, far less than a source is worth; pooled snapshots, of which
@@ -226,19 +250,20 @@ class Likelihood:
         array: PlanarArray,
         wavefront: str = "spherical",
         dtype: torch.dtype = torch.complex128,
+        wavenumbers: Tensor | None = None,
     ) -> None:
         check_wavefront(wavefront)
         y, codes = measurement.y.to(torch.complex128), measurement.codes
         # G groups of ``weight`` snapshots that share a code, each of R columns whose outer products add up to theirs.
-        self.y, self.weight, self.pooled = y[..., None], 1, measurement.pooled is not None  # [B, G, M, R]
-        if measurement.pooled is not None:
-            self.y, self.weight = y.mT[:, None], measurement.pooled
-            codes, dtype = codes[:, :1], torch.complex128
+        self.y, self.weight, self.pooled = y[..., None], measurement.weight, measurement.pooled is not None
+        if self.pooled:  # [B, G, M, R]
+            self.y, codes, dtype = y.mT[:, None], codes[:, :1], torch.complex128
         self.codes, self.channel = codes.to(dtype), measurement.channel.to(dtype)
         self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, G, M, N]
         self.array, self.wavefront = array, wavefront
         self.whitened = self.pooled and measurement.whitened
         self._positions = array.positions_m.to(self.y.device)
+        self._wavenumbers = wavenumbers
 
     def __getitem__(self, index: Tensor) -> Likelihood:
         """The likelihood of some of the scenes, by their indices, ascending."""
@@ -248,14 +273,30 @@ class Likelihood:
         part.y, part.phi = self.y[index], self.phi[index]
         part.codes, part.channel = self.codes[index], self.channel[index]
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
-        part.weight, part.pooled, part.whitened = self.weight, self.pooled, self.whitened
+        part.weight, part.pooled, part.whitened = self.weight[index], self.pooled, self.whitened
+        part._wavenumbers = None if self._wavenumbers is None else self._wavenumbers[index]
         return part
+
+    def _weighted(self, values: Tensor) -> Tensor:
+        """Values [B, ...] of one snapshot as those of all that share its code."""
+        return values * self.weight.view(-1, *[1] * (values.ndim - 1)) if self.pooled else values
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(B, L, M)."""
+        """(B, G, M): scenes, codes that the snapshots do not share, and antennas."""
         b, groups, m, _ = self.y.shape
-        return b, groups * self.weight, m
+        return b, groups, m
+
+    @property
+    def each(self) -> Likelihood:
+        """Of each band."""
+        return self
+
+    @property
+    def size(self) -> float:
+        """L M, how many numbers a scene is."""
+        _, groups, m = self.shape
+        return groups * m * (float(self.weight[0]) if self.pooled and len(self.weight) else 1)
 
     def seen(self, position: Tensor, *, derivatives: bool = False) -> Tensor:
         """Responses b of the antennas to sources of unit power, and their derivatives.
@@ -277,8 +318,11 @@ class Likelihood:
             return self._products(self._steering(position)).to(torch.complex128)
         azimuth, elevation, inverse = position.unbind(-1)
         phase, gradient = steering_phase_gradient(
-            self._positions, azimuth, elevation, 1 / inverse, self.array.wavenumber, self.wavefront
+            self._positions, azimuth, elevation, 1 / inverse, self._wavenumber, self.wavefront
         )
+        if self._wavenumbers is not None:
+            phase = phase * self._wavenumbers[:, None, None]
+            gradient = gradient * self._wavenumbers[:, None, None, None]
         a = torch.complex(phase.cos(), phase.sin())[:, None]  # [B, 1, K, N]
         columns = torch.cat([a, 1j * gradient.transpose(1, 2) * a], 1)  # [B, 4, K, N]
         response = self._products(columns.flatten(1, 2)).to(torch.complex128)
@@ -288,8 +332,15 @@ class Likelihood:
         """Steering vectors [B, K, N] of positions [B, K, 3], complex128."""
         azimuth, elevation, inverse = position.unbind(-1)
         direction = direction_cosines(azimuth, elevation)
-        phase = steering_phase(self._positions, direction, 1 / inverse, self.array.wavenumber, self.wavefront)
+        phase = steering_phase(self._positions, direction, 1 / inverse, self._wavenumber, self.wavefront)
+        if self._wavenumbers is not None:
+            phase = phase * self._wavenumbers[:, None, None]
         return torch.complex(phase.cos(), phase.sin())
+
+    @property
+    def _wavenumber(self) -> float:
+        """Of all scenes; 1 where each has its own, which paths are multiplied by."""
+        return self.array.wavenumber if self._wavenumbers is None else 1.0
 
     def _products(self, vectors: Tensor) -> Tensor:
         """Phi_l v [B, L, M, K] of vectors [B, K, N], in the working precision."""
@@ -349,14 +400,14 @@ class Likelihood:
         noise = state.noise[:, None, None]
         own = noise * t.diagonal(dim1=2, dim2=3).real  # [B, G, K], at most 1
         tz = t @ (scaled.mH @ self.y)
-        lost = (squared_magnitude(tz).sum(3) / own + self.weight * own.log()).sum(1)
+        lost = (squared_magnitude(tz).sum(3) / own + self._weighted(own.log())).sum(1)
         return torch.where(state.mask, lost, torch.inf)
 
     def _value(self, factor: Tensor, matched: Tensor, noise: Tensor) -> Tensor:
         """Of the Cholesky factors [B, G, K, K] of sigma^2 I + S^H S, and of S^H y [B, G, K, R]."""
-        _, snapshots, m = self.shape
-        logdet = 2 * self.weight * factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2))
-        logdet = logdet + snapshots * (m - factor.shape[-1]) * noise.log()
+        _, groups, m = self.shape
+        logdet = 2 * self._weighted(factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2)))
+        logdet = logdet + self._weighted(groups * (m - factor.shape[-1]) * noise.log())
         explained = squared_magnitude(torch.linalg.solve_triangular(factor, matched, upper=False)).sum((1, 2, 3))
         return -logdet - (squared_magnitude(self.y).sum((1, 2, 3)) - explained) / noise
 
@@ -415,7 +466,9 @@ class Likelihood:
         white = inverse_factor @ self._products(self._steering(path)).to(torch.complex128)  # [B, L, M, J]
         s = squared_magnitude(white).sum(2)  # [B, G, J]
         # Sums over the snapshots of a group, in units of their number.
-        q = squared_magnitude(white_y.mH @ white).sum(2) / self.weight
+        q = squared_magnitude(white_y.mH @ white).sum(2)
+        if self.pooled:
+            q = q / self.weight[:, None, None]
         total = s.sum(1).clamp_min(1e-300)
         rho = (q.sum(1) / total).clamp_min(_LEAST_RATIO)
         power = (rho - 1 + _LEAST_RATIO) * s.shape[1] / total
@@ -423,7 +476,7 @@ class Likelihood:
             shrunk = 1 / (1 + power[:, None] * s)
             power = power * (q * shrunk.square()).sum(1) / (s * shrunk).sum(1).clamp_min(1e-300)
         scaled = power[:, None] * s
-        gain = self.weight * (power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1)
+        gain = self._weighted((power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1))
         return gain.clamp_min(0), torch.where(gain > 0, power, 0.0)
 
     def derivatives(self, state: SourceState) -> Derivatives:
@@ -450,8 +503,8 @@ class Likelihood:
         tr R^-2 = (M - K) / sigma^4 + tr T^2: nothing cancels but what the derivatives share with the sources. With more
         sources than antennas the derivatives lose digits from 50 dB of SNR on.
         """
-        _, snapshots, m = self.shape
-        k, weight = state.mask.shape[1], self.weight
+        _, groups, m = self.shape
+        k = state.mask.shape[1]
         noise = state.noise[:, None, None, None]
         columns = self._scaled(self.seen(state.position, derivatives=True), state).flatten(3)
         both = torch.cat([columns, self.y], -1)
@@ -465,23 +518,24 @@ class Likelihood:
         inner = ((gram[..., k:, k:] - rows[..., k:].mH @ between[..., k:]) / noise).unflatten(3, (3, k))
         u = torch.cat([tz, (matched[..., k:, :] - rows[..., k:].mH @ tz) / noise], 2)  # (S, dS)^H R^-1 y
         u = u.unflatten(2, (4, k))  # [B, G, 4, K, R]
-        own = weight * between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4)  # [B, G, 4, K]
+        own = self._weighted(between.unflatten(3, (4, k)).diagonal(dim1=2, dim2=4))  # [B, G, 4, K]
 
         slope = 2 * ((u[:, :, :1] * u[:, :, 1:].conj()).sum(4) - own[:, :, 1:]).real
         scale = squared_magnitude(u[:, :, :1]).sum(4) - own[:, :, :1].real
         sigma = state.noise
-        absent = snapshots * (m - k)
-        trace = weight * t.diagonal(dim1=2, dim2=3).real.sum((1, 2))
+        absent = self._weighted(torch.full_like(sigma, groups * (m - k)))
+        trace = self._weighted(t.diagonal(dim1=2, dim2=3).real.sum((1, 2)))
         received = squared_magnitude(self.y).sum((1, 2, 3)) if self.pooled else product[..., -1, -1].real.sum(1)
         left = received - (z.conj() * tz).real.sum((1, 2, 3))
         by_noise = (left / sigma - squared_magnitude(tz).sum((1, 2, 3))) - (absent + sigma * trace)
         by_source = torch.cat([slope, scale], 2).sum(1)
         gradient = torch.cat([by_source.flatten(1), by_noise[:, None]], 1)
 
-        information = weight * self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k)))
-        squared = weight * (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
+        information = self._weighted(self._information(between.unflatten(3, (4, k)), inner.unflatten(2, (3, k))))
+        squared = (t @ between).unflatten(3, (4, k)).diagonal(dim1=2, dim2=4).real.sum(1)  # S^H R^-2 (S, dS)
+        squared = self._weighted(squared)
         cross = torch.cat([2 * squared[:, 1:], squared[:, :1]], 1) * sigma[:, None, None]
-        corner = absent + weight * sigma.square() * squared_magnitude(t).sum((1, 2, 3))
+        corner = absent + self._weighted(sigma.square() * squared_magnitude(t).sum((1, 2, 3)))
         whole = torch.cat([information, cross.flatten(1)[:, None]], 1)
         last = torch.cat([cross.flatten(1), corner[:, None]], 1)
         whole = torch.cat([whole, last[..., None]], 2)
@@ -545,8 +599,8 @@ class Box:
     high: Tensor  # (3,) Bounds of (azimuth, elevation, 1/range)
     longest: Tensor  # (3,) Longest step of the same
     full_circle: bool  # Whether azimuth goes round
-    least_power: Tensor  # (B,)
-    least_noise: Tensor  # (B,)
+    least_power: Tensor  # (B,) or (B, F)
+    least_noise: Tensor  # (B,) or (B, F)
 
     @classmethod
     def of(cls, setup: Setup, least_power: Tensor, least_noise: Tensor) -> Box:
@@ -581,7 +635,7 @@ class Box:
         return replace(
             state,
             position=self.inside(state.position),
-            power=torch.maximum(state.power, self.least_power[:, None]),
+            power=torch.maximum(state.power, self.least_power[..., None]),
             noise=torch.maximum(state.noise, self.least_noise),
         )
 
@@ -648,7 +702,19 @@ def _put(one: Any, scenes: Tensor, other: Any) -> Any:
     return replace(one, **values)
 
 
-def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
+class Ascendable(Protocol):
+    """A likelihood of B scenes that can be climbed."""
+
+    def __getitem__(self, index: Tensor) -> Ascendable:
+        """Of some of the scenes."""
+        ...
+
+    def derivatives(self, state: SourceState) -> Derivatives:
+        """Value, gradient and Fisher information."""
+        ...
+
+
+def ascend(likelihood: Ascendable, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
     """Climb the likelihood of each scene; a step that does not raise it is not taken.
 
     goal (B,)
@@ -663,7 +729,7 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     at = likelihood.derivatives(inner)
 
     def propose(active: Tensor, here: SourceState, now: Derivatives, damping: Tensor) -> tuple[Tensor, Tensor]:
-        step, expected = _step(now, damping, _held(here, box, now.gradient), box.longest)
+        step, expected = _step(now, damping, _held(here, box, now.gradient), box.longest, here)
         promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
         if goal is not None:
             promising &= ~(now.value + _HOPE * expected < goal[active])
@@ -683,23 +749,23 @@ def ascend(likelihood: Likelihood, state: SourceState, box: Box, iterations: int
     damping = torch.full_like(at.value, _DAMPING_START)
     found, at = climb(inner, at, damping, every, iterations, propose=propose, evaluate=evaluate, judge=judge)
     position, power = state.position.clone(), state.power.clone()
-    position[:, used], power[:, used] = found.position, found.power
+    position[:, used], power[..., used] = found.position, found.power
     return Point(SourceState(position, power, found.noise, state.mask), at.value)
 
 
 def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
-    """Which parameters [B, 4 K + 1] are coordinates at a bound that the gradient points out of."""
+    """Which parameters [B, P] are coordinates at a bound that the gradient points out of."""
     k = state.mask.shape[1]
     slope = gradient[:, : 3 * k].unflatten(1, (3, k)).mT  # [B, K, 3]
     out = ((state.position >= box.high) & (slope > 0)) | ((state.position <= box.low) & (slope < 0))
     out |= box.high <= box.low  # a fixed coordinate
     if box.full_circle:
         out[..., 0] = False
-    return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), k + 1)], 1)
+    return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), state.n_parameters - 3 * k)], 1)
 
 
-def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor) -> tuple[Tensor, Tensor]:
-    """Damped step [B, 4 K + 1], cut to the longest in each parameter, and the gain [B] to expect of the whole of it."""
+def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor, state: SourceState) -> tuple[Tensor, Tensor]:
+    """Damped step [B, P], cut to the longest in each parameter, and the gain [B] to expect of the whole of it."""
     free = ~held
     both = free[:, :, None] & free[:, None]
     gradient = torch.where(free, at.gradient, 0.0)
@@ -709,7 +775,7 @@ def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor) -> tu
     system = torch.where(both, at.information, 0.0) + torch.diag_embed(torch.where(free, ridge, 1.0))
     step = torch.linalg.solve_ex(system, gradient[..., None]).result[..., 0]
     expected = (gradient * step).sum(1) / 2
-    k = (held.shape[1] - 1) // 4
-    others = longest.new_tensor([_LONGEST_POWER] * k + [_LONGEST_NOISE])
+    k, f = state.mask.shape[1], state.bands
+    others = longest.new_tensor([_LONGEST_POWER] * (f * k) + [_LONGEST_NOISE] * f)
     bound = torch.cat([longest.repeat_interleave(k), others])
     return torch.maximum(torch.minimum(torch.where(step.isfinite(), step, 0.0), bound), -bound), expected

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -63,49 +64,71 @@ def _with_noise(measurement: Measurement, noise_power: Any) -> Measurement:
         return measurement
     noise = torch.as_tensor(noise_power).to(measurement.y.device).double()
     noise = noise.expand(len(measurement)) if noise.ndim == 0 else noise
+    if measurement.bands > 1 and noise.ndim == 1:
+        noise = noise[:, None].expand(-1, measurement.bands)
     return replace(measurement, noise_power=_checked_noise(noise, measurement))
 
 
 def direct_measurement(
-    x: Any, n_elements: int, noise_power: Any, noise_covariance: Any = None, snapshots: int | None = None
+    x: Any, setup: Setup, noise_power: Any, noise_covariance: Any = None, snapshots: Any = None
 ) -> Measurement:
-    """Snapshots of the elements themselves, (L, N) or (B, L, N), or covariances of so many of them, as a measurement.
+    """Snapshots of the elements themselves, or covariances of so many of them, as a measurement.
 
-    noise_covariance (N, N), (B, N, N) or (N,)
+    x (L, N) or (B, L, N), with F bands (F, L, N) or (B, F, L, N); noise_covariance (N, N), (B, N, N) or (N,)
     """
-    tensor = _tensor(x, "x")
+    tensor, n, bands = _tensor(x, "x"), setup.array.n_elements, setup.n_bands
+    several = () if bands == 1 else (bands,)
+    counts: tuple[float, ...] | None = None
     if snapshots is not None:
-        tensor = _rows_of(tensor, n_elements, snapshots)
-    if tensor.ndim not in (2, 3) or tensor.shape[-1] != n_elements:
-        turned = tensor.ndim in (2, 3) and tensor.shape[-2] == n_elements
+        counts = _snapshot_counts(snapshots, bands)
+        tensor = _rows_of(tensor, n, counts)
+    rank = 2 + len(several)
+    if tensor.ndim not in (rank, rank + 1) or tensor.shape[-1] != n or tensor.shape[-2 - len(several) : -2] != several:
+        turned = tensor.ndim in (rank, rank + 1) and tensor.shape[-2] == n
+        inner = ", ".join(map(str, (*several, "L", n)))
         raise ShapeError(
-            f"x must have shape (L, {n_elements}) or (B, L, {n_elements}), one row per snapshot, got "
-            f"{tuple(tensor.shape)}{'; it looks transposed' if turned else ''}"
+            f"x must have shape ({inner}) or (B, {inner}), one row per snapshot{' of each band' if several else ''}, "
+            f"got {tuple(tensor.shape)}{'; it looks transposed' if turned else ''}"
         )
-    x = tensor if tensor.ndim == 3 else tensor[None]
-    _check_rows(x, "x")
-    whitening = None if noise_covariance is None else _whitening(noise_covariance, len(x), n_elements).to(x.device)
-    return _with_noise(Measurement.direct(x, whitening=whitening, pooled=snapshots), noise_power)
+    x = tensor if tensor.ndim == rank + 1 else tensor[None]
+    _check_rows(x.flatten(0, 1) if several else x, "x")
+    whitening = None if noise_covariance is None else _whitening(noise_covariance, len(x), n).to(x.device)
+    return _with_noise(Measurement.direct(x, whitening=whitening, pooled=counts), noise_power)
 
 
-def _rows_of(covariance: Tensor, n: int, snapshots: int) -> Tensor:
+def _snapshot_counts(snapshots: Any, bands: int) -> tuple[float, ...]:
+    """How many independent snapshots a covariance is the mean of, for each band."""
+    counts = tuple(snapshots) if isinstance(snapshots, Sequence | np.ndarray | Tensor) else (snapshots,) * bands
+    wrong = [value for value in counts if isinstance(value, bool) or not 1 <= float(value) < math.inf]
+    if len(counts) != bands or wrong:
+        raise ValueError(
+            f"snapshots must be a number of at least 1{f', or one for each of {bands} bands' if bands > 1 else ''}, "
+            f"got {snapshots!r}"
+        )
+    return tuple(value if isinstance(value, int) else float(value) for value in counts)
+
+
+def _rows_of(covariance: Tensor, n: int, counts: tuple[float, ...]) -> Tensor:
     """Rows (.., R, N) whose outer products add up to those of the snapshots of a sample covariance (.., N, N)."""
-    if covariance.ndim not in (2, 3) or covariance.shape[-2:] != (n, n):
+    bands = "" if len(counts) == 1 else f"{len(counts)}, "
+    rank = 2 if len(counts) == 1 else 3
+    if covariance.ndim not in (rank, rank + 1) or covariance.shape[-2:] != (n, n):
         raise ShapeError(
-            f"with snapshots given, x must be a covariance of shape ({n}, {n}) or (B, {n}, {n}), got "
+            f"with snapshots given, x must be a covariance of shape ({bands}{n}, {n}) or (B, {bands}{n}, {n}), got "
             f"{tuple(covariance.shape)}"
         )
-    if isinstance(snapshots, bool) or not isinstance(snapshots, int) or snapshots < 1:
-        raise ValueError(f"snapshots must be a whole number of at least 1, got {snapshots!r}")
     r = covariance.to(torch.complex128)
     if float((r - r.mH).abs().amax()) > _HERMITIAN * float(r.abs().amax()):
         raise ValueError("x is not Hermitian: with snapshots given, it must be a covariance")
     value, vector = torch.linalg.eigh((r + r.mH) / 2)
     if bool((value[..., 0] < -_HERMITIAN * value[..., -1]).any()):
         raise ValueError("x is not positive semi-definite: with snapshots given, it must be a covariance")
-    # L snapshots have a covariance of rank L at the most.
-    value, vector = value[..., -snapshots:].clamp_min(0), vector[..., -snapshots:]
-    return (vector * (snapshots * value).sqrt()[..., None, :]).mT
+    value = value.clamp_min(0)
+    if len(counts) == 1 and isinstance(counts[0], int):  # L whole snapshots have a covariance of rank L at the most
+        value, vector = value[..., -counts[0] :], vector[..., -counts[0] :]
+    weight = value.new_tensor(counts)
+    weight = weight[0] if len(counts) == 1 else weight[:, None]
+    return (vector * (weight * value).sqrt()[..., None, :]).mT
 
 
 def _whitening(noise_covariance: Any, scenes: int, n: int) -> Tensor:
@@ -135,20 +158,23 @@ def _tensor(value: Any, name: str) -> Tensor:
 
 
 def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
-    if noise.shape != (len(measurement),):
+    several = (len(measurement), measurement.bands)
+    if noise.shape != (several if measurement.bands > 1 else several[:1]):
+        more = f" or {several}" if measurement.bands > 1 else ""
         raise ValueError(
-            f"noise_power must be one number or have shape ({len(measurement)},), one for each scene, got "
+            f"noise_power must be one number or have shape ({len(measurement)},){more}, one for each scene, got "
             f"{tuple(noise.shape)}"
         )
     if not bool((torch.isfinite(noise) & (noise > 0)).all()):
         raise ValueError("noise_power must be positive and finite: it is linear (sigma^2), not in dB")
-    received = measurement.received
-    loud = (noise > 3 * received).nonzero()[:, 0]
+    received = measurement.received.view_as(noise)
+    loud = (noise > 3 * received).nonzero()
     if len(loud):
         # What is received holds the noise too: three times as much noise does not happen.
+        first = tuple(loud[0].tolist())
         warnings.warn(
-            f"noise_power of scene {int(loud[0])} is {float(noise[loud[0]]):.3g}, more than three times the mean power "
-            f"{float(received[loud[0]]):.3g} of its snapshots; is it in dB?",
+            f"noise_power of scene {first[0]} is {float(noise[first]):.3g}, more than three times the mean power "
+            f"{float(received[first]):.3g} of its snapshots; is it in dB?",
             stacklevel=5,
         )
     return noise
@@ -389,7 +415,7 @@ class Localizer:
         n_sources: Any = None,
         noise_power: Any = None,
         noise_covariance: Any = None,
-        snapshots: int | None = None,
+        snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
     ) -> list[Sources]:
         """Find the sources of one scene or of a batch.
@@ -413,9 +439,9 @@ class Localizer:
         noise_covariance : array or tensor, shape (N, N), (B, N, N) or (N,), optional
             Of an array that is sampled directly: the covariance of its noise, or the power of each channel, up to a
             factor that is estimated. By default all channels have independent noise of one power.
-        snapshots : int, optional
+        snapshots : float, or one for each band, optional
             L, where ``y`` is the covariance of an array that is sampled directly, shape (N, N) or (B, N, N), the mean
-            of x_l x_l^H over so many independent snapshots.
+            of x_l x_l^H over so many independent snapshots. With a setup of F bands, (F, N, N) or (B, F, N, N).
         polish : bool, optional
             Whether the likelihood sharpens what the backbone found; as the options say by default.
 
@@ -446,7 +472,7 @@ class Localizer:
         n_sources: Any = None,
         noise_power: Any = None,
         noise_covariance: Any = None,
-        snapshots: int | None = None,
+        snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> Localisation:
@@ -479,7 +505,7 @@ class Localizer:
         return fit.restored(result, result.setup or self.setup)
 
     def _measurement(
-        self, y: Any, codes: Any, channel: Any, noise_power: Any, noise_covariance: Any, snapshots: int | None
+        self, y: Any, codes: Any, channel: Any, noise_power: Any, noise_covariance: Any, snapshots: Any
     ) -> tuple[Measurement, SensorArray | Setup | None]:
         """What was given, checked, and the array or setup that came with it."""
         if isinstance(y, Measurement):
@@ -489,7 +515,7 @@ class Localizer:
                 return y if y.pooled is not None else measurement_from(y.y, y.codes, y.channel, y.noise_power), None
             if not _is_direct(y):
                 raise ValueError(_NOT_DIRECT)
-            return direct_measurement(y.y, self.setup.array.n_elements, y.noise_power), None
+            return direct_measurement(y.y, self.setup, y.noise_power), None
         array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
             y, codes, channel, array = _of_recording(y, codes, channel)
@@ -500,7 +526,7 @@ class Localizer:
                     "is sampled itself take Localizer.classical(Setup(array, sampling='direct'))"
                 )
             how = (noise_power, noise_covariance, snapshots)
-            return direct_measurement(y, self.setup.array.n_elements, *how), array
+            return direct_measurement(y, self.setup, *how), array
         if noise_covariance is not None or snapshots is not None:
             raise ValueError("noise_covariance and snapshots are of an array that is sampled directly, without codes")
         if codes is None or channel is None:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from risfast.localize.bands import BandLikelihood, likelihood_of
 from risfast.localize.likelihood import (
     Box,
     Likelihood,
@@ -48,6 +49,7 @@ _SHORTLIST = 64  # atoms whose exact gain is computed
 
 
 Atoms = AtomGrid | SteeredAtoms
+AnyLikelihood = Likelihood | BandLikelihood
 
 
 def atoms_of(setup: Setup, axes: AtomAxes | None = None) -> Atoms:
@@ -188,9 +190,10 @@ def polish_sources(
     options = options or PolishOptions()
     if isinstance(atoms, SteeredAtoms) and measurement.pooled is None:
         raise ValueError("an array that is sampled directly takes pooled snapshots: see Measurement.direct")
-    likelihood = Likelihood(measurement, atoms.array, atoms.wavefront, dtype=torch.complex64)
-    b, snapshots, m = likelihood.shape
-    penalty = options.penalty * math.log(max(snapshots * m, 2))
+    likelihood = likelihood_of(measurement, atoms.setup)
+    b = len(measurement)
+    # Four parameters of a source are worth ``penalty``; it has one more for each further band.
+    penalty = options.penalty * math.log(max(likelihood.size, 2)) * (3 + measurement.bands) / 4
     state, box = _start(measurement, candidates, atoms, options, noise_power)
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
@@ -217,16 +220,19 @@ def _start(
     b, k = len(measurement), options.max_sources
     received = measurement.received.clamp_min(1e-300)
     gain = (measurement.channel.abs().double().square().mean((1, 2)) * atoms.array.n_elements).clamp_min(1e-300)
+    if measurement.bands > 1:  # (B, F)
+        received, gain = (values.unflatten(0, (-1, measurement.bands)) for values in (received, gain))
     farthest = atoms.setup.region.inverse_range[0]
     position = torch.zeros(b, k, 3, dtype=torch.float64)
-    power = torch.ones(b, k, dtype=torch.float64)
+    power = torch.ones(*received.shape, k, dtype=torch.float64)
     mask = torch.zeros(b, k, dtype=torch.bool)
     for i, sources in enumerate(candidates or ()):
         count = min(len(sources), k)
         position[i, :count, :2] = sources.position[:count, :2].double().cpu()
         # A candidate whose range is not known starts from the far end.
         position[i, :count, 2] = (1 / sources.range[:count].double().cpu()).nan_to_num(nan=farthest)
-        power[i, :count] = sources.power[:count].double().cpu()
+        # What is known of a candidate's power is its sum over bands.
+        power[i, ..., :count] = sources.power[:count].double().cpu() / measurement.bands
         mask[i, :count] = True
     start = measurement.noise_power if measurement.noise_power is not None else noise_power
     noise = 0.5 * received if start is None else start.double()
@@ -235,11 +241,11 @@ def _start(
     return box.clamp(state), box
 
 
-_Proposal = Callable[[Likelihood, SourceState], tuple[Tensor, SourceState]]  # scenes [b] of B, and their states
+_Proposal = Callable[[AnyLikelihood, SourceState], tuple[Tensor, SourceState]]  # scenes [b] of B, and their states
 
 
 def _changed(
-    likelihood: Likelihood, point: Point, box: Box, worth: float, rounds: int, iterations: int, propose: _Proposal
+    likelihood: AnyLikelihood, point: Point, box: Box, worth: float, rounds: int, iterations: int, propose: _Proposal
 ) -> Point:
     """Propose a change, climb from it, and keep it where the likelihood rises by more than ``worth``; and again."""
     open_scenes = torch.arange(len(point.value), device=point.value.device)
@@ -258,7 +264,7 @@ def _changed(
     return point
 
 
-def _merged(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, SourceState]:
+def _merged(likelihood: AnyLikelihood, state: SourceState) -> tuple[Tensor, SourceState]:
     """One in the place of two sources that look alike to the antennas."""
     # Each of two sources that share the power of one is missed much at first, so that neither would be tried alone.
     alike, first, second = _most_alike(likelihood, state)
@@ -266,16 +272,18 @@ def _merged(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, SourceS
     tried, one, other = state.take(trial), first[trial], second[trial]
     index = torch.arange(len(trial), device=trial.device)
     mask, position, power = tried.mask.clone(), tried.position.clone(), tried.power.clone()
-    both = torch.stack([power[index, one], power[index, other]], 1)
+    strength = tried.strength
+    both = torch.stack([strength[index, one], strength[index, other]], 1)
     share = both[:, 1:] / both.sum(1, keepdim=True)
     gap = position[index, other] - position[index, one]
     gap[:, 0] -= 2 * math.pi * (gap[:, 0] / (2 * math.pi)).round()  # the short way round
     position[index, one] = position[index, one] + share * gap
-    power[index, one], mask[index, other] = both.sum(1), False
+    power[index, ..., one] = power[index, ..., one] + power[index, ..., other]
+    mask[index, other] = False
     return trial, replace(tried, position=position, power=power, mask=mask)
 
 
-def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Tensor, Tensor]:
+def _most_alike(likelihood: AnyLikelihood, state: SourceState) -> tuple[Tensor, Tensor, Tensor]:
     """Largest squared correlation of two sources' responses [B], and which two they are [B], [B]."""
     b, k = state.mask.shape
     seen = likelihood.seen(state.position).flatten(1, 2)  # [B, L M, K]
@@ -287,8 +295,10 @@ def _most_alike(likelihood: Likelihood, state: SourceState) -> tuple[Tensor, Ten
     return alike, index // k, index % k
 
 
-def _without_weakest(likelihood: Likelihood, state: SourceState, penalty: float) -> tuple[Tensor, SourceState]:
+def _without_weakest(likelihood: AnyLikelihood, state: SourceState, penalty: float) -> tuple[Tensor, SourceState]:
     """The sources but the one that is missed least."""
+    if isinstance(likelihood, BandLikelihood):
+        return _without_weakest_of_bands(likelihood, state, penalty)
     drop, weakest = likelihood.losses(state).min(1)
     # The others may take over a part: what is lost at first is up to three times what is lost in the end.
     trial = (drop < 3 * penalty).nonzero()[:, 0]
@@ -298,8 +308,23 @@ def _without_weakest(likelihood: Likelihood, state: SourceState, penalty: float)
     return trial, replace(tried, mask=mask)
 
 
+def _without_weakest_of_bands(
+    likelihood: BandLikelihood, state: SourceState, penalty: float
+) -> tuple[Tensor, SourceState]:
+    """The same, where a grid lobe may have all of the power of its source in some of the bands."""
+    value = likelihood.value(state)
+    left = [likelihood.refitted(replace(state, mask=_dropped(state.mask, k))) for k in range(state.mask.shape[1])]
+    drops = torch.stack([value - likelihood.value(one) for one in left], 1)
+    drop, weakest = torch.where(state.mask, drops, torch.inf).min(1)
+    trial = (drop < 3 * penalty).nonzero()[:, 0]
+    mask, power = state.mask[trial], state.power[trial]
+    for row, (scene, k) in enumerate(zip(trial.tolist(), weakest[trial].tolist(), strict=True)):
+        mask[row], power[row] = left[k].mask[scene], left[k].power[scene]
+    return trial, replace(state.take(trial), mask=mask, power=power)
+
+
 def _with_best_atom(
-    likelihood: Likelihood, state: SourceState, atoms: Atoms, penalty: float
+    likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, penalty: float
 ) -> tuple[Tensor, SourceState]:
     """The sources, and one more where the likelihood gains most over the grid."""
     room = (~state.mask.all(1)).nonzero()[:, 0]
@@ -313,11 +338,11 @@ def _with_best_atom(
     slot = tried.mask.int().argmin(1)
     index = torch.arange(len(slot), device=slot.device)
     mask, positions, powers = tried.mask.clone(), tried.position.clone(), tried.power.clone()
-    mask[index, slot], positions[index, slot], powers[index, slot] = True, position[enough], power[enough]
+    mask[index, slot], positions[index, slot], powers[index, ..., slot] = True, position[enough], power[enough]
     return trial, replace(tried, position=positions, power=powers, mask=mask)
 
 
-def _fewer(likelihood: Likelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
+def _fewer(likelihood: AnyLikelihood, point: Point, box: Box, penalty: float, iterations: int) -> Point:
     """Merge and take away sources that the penalised likelihood does without."""
     most = point.state.mask.shape[1]
     point = _changed(likelihood, point, box, -penalty, most - 1, iterations, _merged)
@@ -325,13 +350,16 @@ def _fewer(likelihood: Likelihood, point: Point, box: Box, penalty: float, itera
     return _changed(likelihood, point, box, -penalty, most, iterations, without)
 
 
-def _best_atom(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
-    """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B]."""
+def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
+    """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B] or [B, F]."""
     state = state.columns(state.mask.any(0).nonzero()[:, 0])
     n, d = _statistics(likelihood, state, atoms)
     d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
     rho = (n / d).clamp_min(1)
-    best = (rho - 1 - rho.log()).topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
+    promise = rho - 1 - rho.log()
+    if isinstance(likelihood, BandLikelihood):
+        promise = likelihood.summed(promise)
+    best = promise.topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
     _, n_el, n_r = atoms.shape
     azimuth, elevation = (angle.to(best.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
     inverse = atoms.axes.inverse_range.to(best.device)
@@ -339,13 +367,14 @@ def _best_atom(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tupl
     gain, power = likelihood.profile(state, position)
     most, first = gain.max(1)
     index = torch.arange(len(most), device=best.device)
-    return most, position[index, first], power[index, first]
+    return most, position[index, first], power[index, ..., first]
 
 
-def _statistics(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
+def _statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64."""
     if isinstance(atoms, SteeredAtoms):
-        return _pooled_statistics(likelihood, state, atoms)
+        return _pooled_statistics(likelihood.each, state.by_band, atoms)
+    assert isinstance(likelihood, Likelihood)  # a surface has one band
     # With R_l^-1 = I / sigma^2 - V_l V_l^H, all that depends on the sources is of rank K: the rest of sum_l Phi_l^H
     # R_l^-1 Phi_l is the product, element by element, of the Gram matrices of the channel and of the codes.
     dtype = likelihood.phi.dtype
@@ -360,7 +389,7 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tup
     matched, taken = (part.flatten(1, 2) for part in rows.tensor_split([u.shape[-1]], 2))
     gram = (likelihood.channel.mH @ likelihood.channel) * (likelihood.codes.mH @ likelihood.codes)
     gram = atoms.transform(atoms.transform(gram).mH.contiguous())
-    seen = likelihood.weight * (gram - taken.mH @ taken)
+    seen = gram - taken.mH @ taken
     both = atoms.analysis(torch.cat([matched.mH @ matched, seen]).to(torch.complex64)).double()
     b = len(v)
     return both[:b].flatten(1) / state.noise[:, None], both[b:].flatten(1) / state.noise[:, None]
@@ -369,21 +398,22 @@ def _statistics(likelihood: Likelihood, state: SourceState, atoms: Atoms) -> tup
 def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: SteeredAtoms) -> tuple[Tensor, Tensor]:
     """The same of snapshots that share one covariance."""
     noise = state.noise[:, None]
-    v = state.noise.sqrt()[:, None, None] * likelihood.correction(state)[:, 0]
+    v = noise.sqrt()[..., None] * likelihood.correction(state)[:, 0]
     y = likelihood.y[:, 0] / noise[..., None].sqrt()
     channel = likelihood.channel.mH  # whitens, and is an identity where noise is white
     lead = condensed(y - v @ (v.mH @ y))
     whole = atoms.power(channel) if likelihood.whitened else y.new_tensor(float(atoms.array.n_elements)).real
     matched = atoms.power(channel @ (lead.basis * lead.value.sqrt()[:, None])) + lead.floor[:, None] * whole
-    return matched.double() / noise, likelihood.weight * (whole - atoms.power(channel @ v)).double() / noise
+    left = (whole - atoms.power(channel @ v)).double()
+    return matched.double() / noise, likelihood.weight[:, None] * left / noise
 
 
 def _report(
-    likelihood: Likelihood, point: Point, box: Box, setup: Setup, penalty: float, options: PolishOptions
+    likelihood: AnyLikelihood, point: Point, box: Box, setup: Setup, penalty: float, options: PolishOptions
 ) -> Polished:
     state = point.state.columns(point.state.mask.any(0).nonzero()[:, 0])
     lost = likelihood.losses(state)
-    mass = torch.ones_like(state.power)
+    mass = torch.ones_like(state.strength)
     b, k = state.mask.shape
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
@@ -400,7 +430,7 @@ def _report(
     moved = (found[..., 2] - likeliest[..., 2]).abs()
     close = (determined & (moved <= setup.tolerance.range_m)).cpu()
     at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & close)
-    position, power = found.cpu(), state.power.cpu()
+    position, power = found.cpu(), state.strength.cpu()
     columns = [value.cpu() for value in (covariance, lost, mass, here)]
     sources, parts = [], []
     for i in range(b):
@@ -415,9 +445,9 @@ def _report(
 
 
 def _without_fixed(information: Tensor, k: int, box: Box) -> Tensor:
-    """The information [B, 4 K + 1, 4 K + 1] where coordinates that the region fixes are known."""
+    """The information [B, P, P] where coordinates that the region fixes are known."""
     fixed = (box.high <= box.low).repeat_interleave(k)
-    fixed = torch.cat([fixed, fixed.new_zeros(k + 1)])
+    fixed = torch.cat([fixed, fixed.new_zeros(information.shape[1] - 3 * k)])
     if not bool(fixed.any()):
         return information
     known = torch.where(fixed[:, None] | fixed, 0.0, information)
@@ -450,7 +480,7 @@ def _confidence(
 
 
 def _range_posterior(
-    likelihood: Likelihood,
+    likelihood: AnyLikelihood,
     state: SourceState,
     information: Tensor,
     deviation: Tensor,
@@ -465,7 +495,7 @@ def _range_posterior(
     # that with the most mass within a factor; so it is where the points are too far apart to see the tolerance. Returns
     # the state, that mass, and whether the range is determined, [B, K] both.
     count = state.mask.shape[1]
-    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.power)
+    position, power, mass = state.position.clone(), state.power.clone(), torch.ones_like(state.strength)
     determined = state.mask.clone()
     curved = information.diagonal(dim1=1, dim2=2)[:, 2 * count : 3 * count]
     rule: Callable[..., _Ranged]
@@ -499,7 +529,8 @@ def _range_posterior(
         found = rule(profile, own.position[:, k, 2], spread, setup, options)
         kept = rounding[here, k]
         position[here, k] = torch.where(kept[:, None], own.position[:, k], found.position)
-        power[here, k] = torch.where(kept, own.power[:, k], found.power)
+        kept = kept.view(-1, *[1] * (power.ndim - 2))
+        power[here, ..., k] = torch.where(kept, own.power[..., k], found.power)
         mass[here, k], determined[here, k] = found.mass, found.determined
     return replace(state, position=position, power=power), mass, determined
 
@@ -539,7 +570,7 @@ def _likeliest_window(profile: _Profile, _: Tensor, spread: Tensor, setup: Setup
     moved = path[index, nearest_point]
     moved[:, 2] = 1 / chosen
     determined = (value.amax(1) - value.amin(1) > _ROUNDING) | (options.range_mass == 0)
-    return _Ranged(moved, best_power[index, nearest_point], inside, determined)
+    return _Ranged(moved, best_power[index, ..., nearest_point], inside, determined)
 
 
 def _likeliest_factor(profile: _Profile, at: Tensor, spread: Tensor, setup: Setup, options: PolishOptions) -> _Ranged:
@@ -575,7 +606,7 @@ def _likeliest_factor(profile: _Profile, at: Tensor, spread: Tensor, setup: Setu
     moved[:, 2] = chosen
     told_apart = value.amax(1) - value.amin(1) > _ROUNDING
     determined = told_apart & ((most >= options.range_mass) | (far > 0)) | (options.range_mass == 0)
-    return _Ranged(moved, best_power[index, nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
+    return _Ranged(moved, best_power[index, ..., nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
 
 
 def _dropped(mask: Tensor, k: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -28,9 +29,11 @@ class Measurement:
         H.
     noise_power : real tensor, shape (B,), or None
         sigma^2, linear; None where it is not known and has to be estimated.
-    pooled : int or None
+    pooled : tuple of F numbers, or None
         L snapshots that share one code, as those of an array that is sampled directly, in the place of as many rows:
-        ``y`` holds R <= L of them with sum_r y_r y_r^H = sum_l y_l y_l^H, which is all that the likelihood depends on.
+        ``y`` holds R of them with sum_r y_r y_r^H = sum_l y_l y_l^H, which is all that the likelihood depends on. One
+        number for each of F narrow bands; of several, ``y`` and ``channel`` hold F entries a scene, one after another.
+        It need not be whole: segments that overlap are worth fewer snapshots than they are.
 
     Raises
     ------
@@ -42,29 +45,35 @@ class Measurement:
     codes: Tensor
     channel: Tensor
     noise_power: Tensor | None = None
-    pooled: int | None = None
+    pooled: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the shapes belong together."""
         check_measurements(self.y, self.codes, self.channel)
-        if self.pooled is not None and self.pooled < self.y.shape[1]:
-            raise ValueError(f"{self.pooled} snapshots have a sample covariance of no more rows, got {self.y.shape[1]}")
+        if len(self.y) % self.bands:
+            raise ValueError(f"y must hold {self.bands} bands of each scene, got {len(self.y)} entries")
 
     @classmethod
     def direct(
-        cls, x: Tensor, *, whitening: Tensor | None = None, noise_power: Tensor | None = None, pooled: int | None = None
+        cls,
+        x: Tensor,
+        *,
+        whitening: Tensor | None = None,
+        noise_power: Tensor | None = None,
+        pooled: float | Sequence[float] | None = None,
     ) -> Measurement:
         """Snapshots of the elements themselves, as seen through an identity, or through what makes their noise white.
 
         Parameters
         ----------
-        x : complex tensor, shape (B, L, N)
-            Snapshots; with ``pooled`` any rows whose outer products add up to those of so many snapshots.
-        whitening : complex tensor, shape (B, N, N), optional
+        x : complex tensor, shape (B, L, N) or (B, F, L, N)
+            Snapshots, of one band or of several; with ``pooled`` any rows whose outer products add up to those of so
+            many snapshots.
+        whitening : complex tensor, shape (B, N, N) or (B, F, N, N), optional
             W with W C W^H = I for noise of the covariance sigma^2 C; white noise by default.
         noise_power : real tensor, shape (B,), optional
             sigma^2.
-        pooled : int, optional
+        pooled : float, or one for each band, optional
             L, where that is not the number of rows.
 
         Returns
@@ -72,10 +81,18 @@ class Measurement:
         Measurement
             Of at most N rows, however many snapshots there are; in complex128.
         """
-        x, n = x.to(torch.complex128), x.shape[-1]
-        snapshots = x.shape[1] if pooled is None else pooled
-        channel = torch.eye(n, dtype=x.dtype, device=x.device) if whitening is None else whitening.to(x)
+        bands, n = (1 if x.ndim == 3 else x.shape[1]), x.shape[-1]
+        x = x.to(torch.complex128).reshape(-1, *x.shape[-2:])
+        if pooled is None:
+            pooled = x.shape[1]
+        snapshots = tuple(pooled) if isinstance(pooled, Sequence) else (pooled,) * bands
+        if len(snapshots) != bands:
+            raise ValueError(f"pooled must hold one number for each of {bands} bands, got {len(snapshots)}")
+        channel = torch.eye(n, dtype=x.dtype, device=x.device)
         if whitening is not None:
+            channel = whitening.to(x).expand(*whitening.shape[:-2], n, n).reshape(-1, n, n)
+            if whitening.ndim == 3 and bands > 1:
+                channel = channel.repeat_interleave(bands, 0)
             x = x @ channel.mT
         if x.shape[1] > n:
             x = torch.linalg.qr(x, mode="r").R
@@ -104,12 +121,23 @@ class Measurement:
 
     def __len__(self) -> int:
         """B."""
-        return self.y.shape[0]
+        return len(self.y) // self.bands
+
+    @property
+    def bands(self) -> int:
+        """F; 1 but for pooled snapshots."""
+        return 1 if self.pooled is None else len(self.pooled)
 
     @property
     def n_snapshots(self) -> int:
-        """L."""
-        return self.y.shape[1] if self.pooled is None else self.pooled
+        """L, of all bands together, rounded."""
+        return self.y.shape[1] if self.pooled is None else round(sum(self.pooled))
+
+    @property
+    def weight(self) -> Tensor:
+        """How many snapshots share a code, float64 (B F,): 1 unless they are pooled."""
+        each = self.y.new_tensor(self.pooled or (1.0,), dtype=torch.float64)
+        return each.repeat(len(self))
 
     @property
     def whitened(self) -> bool:
@@ -119,8 +147,9 @@ class Measurement:
 
     @property
     def received(self) -> Tensor:
-        """Mean power |y|^2 over snapshots and antennas, float64 (B,)."""
-        return self.y.abs().double().square().mean((1, 2)) * (self.y.shape[1] / max(self.n_snapshots, 1))
+        """Mean power |y|^2 over snapshots and antennas, float64 (B F,)."""
+        mean = self.y.abs().double().square().mean((1, 2))
+        return mean if self.pooled is None else mean * (self.y.shape[1] / self.weight)
 
     @property
     def fields(self) -> Tensor:
@@ -129,10 +158,10 @@ class Measurement:
 
     @property
     def covariance(self) -> Tensor:
-        """Of what falls on the array, (B, N, N): the sample covariance of pooled snapshots, else by least squares."""
+        """Of what falls on the array, (B F, N, N): the sample covariance of pooled snapshots, else by least squares."""
         if self.pooled is None:
             return ls_covariance(self.y, self.codes, self.channel, noise_power=self.noise_power)
-        return self.fields.mT @ self.fields.conj() / self.pooled
+        return self.fields.mT @ self.fields.conj() / self.weight[:, None, None]
 
     def one_by_one(self) -> Measurement:
         """As many rows as there are snapshots, for what counts them: those that are missing are zero.
@@ -141,16 +170,25 @@ class Measurement:
         -------
         Measurement
             Of the same products.
+
+        Raises
+        ------
+        ValueError
+            Several bands, which do not share snapshots.
         """
         if self.pooled is None:
             return self
-        rows = (0, 0, 0, self.pooled - self.y.shape[1])
-        y, codes = nn.functional.pad(self.y, rows), self.codes[:, :1].expand(-1, self.pooled, -1)
+        if self.bands > 1:
+            raise ValueError(f"snapshots of {self.bands} bands cannot stand one by one: take one band")
+        rows = (0, 0, 0, self.n_snapshots - self.y.shape[1])
+        y, codes = nn.functional.pad(self.y, rows), self.codes[:, :1].expand(-1, self.n_snapshots, -1)
         return Measurement(y, codes, self.channel, self.noise_power)
 
     def __getitem__(self, index: slice | Tensor) -> Measurement:
         """Some of the scenes."""
         noise = None if self.noise_power is None else self.noise_power[index]
+        if self.bands > 1:
+            index = torch.arange(len(self.y), device=self.y.device).view(-1, self.bands)[index].flatten()
         return Measurement(self.y[index], self.codes[index], self.channel[index], noise, self.pooled)
 
     def to(self, device: torch.device | str) -> Measurement:

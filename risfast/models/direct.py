@@ -20,6 +20,7 @@ from risfast.detect import (
     choose_peaks,
     detect_sources,
 )
+from risfast.geometry import SensorArray
 from risfast.models.atoms import MOST_ATOMS, AtomAxes
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import local_maxima_3d
@@ -28,6 +29,7 @@ from risfast.sources import Sources
 from risfast.steering import steering_vectors
 
 _LOADING = 1e-2  # of trace / N
+_STEERING_BYTES = 1 << 28
 _BLOCK = 1 << 17  # products that are made at once: 1 MB, which a processor's cache holds
 _CANDIDATES = 20
 _RANK, _ITERATIONS = 16, 2  # of the leading part of a sample covariance: twice the most sources of a polish
@@ -38,17 +40,22 @@ class SteeredAtoms(nn.Module):
     """A grid of atoms over (sin azimuth, sin elevation, 1/range) with their steering vectors, single precision."""
 
     positions: Tensor  # (G_az, G_el, G_r, 3)
-    steering: Tensor  # (G, N)
+    steering: Tensor  # (F, G, N)
 
     def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
-        self.setup, self.axes = setup, axes or AtomAxes.of(setup, MOST_ATOMS)
+        most = min(MOST_ATOMS, _STEERING_BYTES // (8 * setup.array.n_elements * setup.n_bands))
+        self.setup, self.axes = setup, axes or AtomAxes.of(setup, max(most, 1))
         self.array, self.wavefront = setup.array, setup.wavefront
         azimuth, elevation = self.axes.angles(self.axes.coordinates)
         places = torch.meshgrid(azimuth, elevation, 1 / self.axes.inverse_range, indexing="ij")
         self.register_buffer("positions", torch.stack(places, -1), persistent=False)
-        steering = steering_vectors(self.array, *places, wavefront=self.wavefront, dtype=torch.complex64)
-        self.register_buffer("steering", steering.flatten(0, 2), persistent=False)
+        by_band = []
+        for wavelength in setup.wavelengths_m:
+            array = SensorArray(self.array.positions_m, wavelength)
+            vectors = steering_vectors(array, *places, wavefront=self.wavefront, dtype=torch.complex64)
+            by_band.append(vectors.flatten(0, 2))
+        self.register_buffer("steering", torch.stack(by_band), persistent=False)
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -56,17 +63,30 @@ class SteeredAtoms(nn.Module):
         return self.axes.shape
 
     def power(self, vectors: Tensor) -> Tensor:
-        """|W^H a_g|^2 of every atom.
+        """|W^H a_g|^2 of every atom, of B F scenes and bands.
 
-        vectors (B, N, R) -> (B, G)
+        vectors (B F, N, R) -> (B F, G)
         """
-        b, n, r = vectors.shape
-        columns = vectors.conj().to(torch.complex64).transpose(0, 1).reshape(n, b * r)
-        parts = []
-        for rows in self.steering.split(max(_BLOCK // max(b * r, 1), 1)):
-            squares = torch.view_as_real(rows @ columns).square_()
-            parts.append(squares.view(len(rows), b, 2 * r).sum(2))
-        return torch.cat(parts).mT
+        bands = len(self.steering)
+        _, n, r = vectors.shape
+        b = len(vectors) // bands
+        columns = vectors.conj().to(torch.complex64).unflatten(0, (b, bands)).permute(1, 2, 0, 3)
+        found = []
+        for steering, own in zip(self.steering, columns.reshape(bands, n, b * r), strict=True):
+            parts = []
+            for rows in steering.split(max(_BLOCK // max(b * r, 1), 1)):
+                squares = torch.view_as_real(rows @ own).square_()
+                parts.append(squares.view(len(rows), b, 2 * r).sum(2))
+            found.append(torch.cat(parts).mT)
+        return torch.stack(found, 1).flatten(0, 1)
+
+
+def fused(power: Tensor) -> Tensor:
+    """Capon spectra of F bands as one: their geometric mean, in which a peak stands that most of them have.
+
+    power (B, F, G) -> (B, G)
+    """
+    return power.log().mean(1).exp()
 
 
 class Condensed(NamedTuple):
@@ -118,7 +138,7 @@ class SampleCovariance(nn.Module):
         -------
         CovarianceEstimate
         """
-        factor = measurement.fields.mT / measurement.n_snapshots**0.5
+        factor = measurement.fields.mT / measurement.weight.sqrt()[:, None, None]
         mean = torch.view_as_real(factor).square().sum((1, 2, 3)) / factor.shape[1]
         lead = condensed(factor)
         # Woodbury's identity, as for Capon spectra of low rank.
@@ -126,6 +146,9 @@ class SampleCovariance(nn.Module):
         taken = lead.value / (lead.value + level[:, None])
         left = factor.shape[1] - self.atoms.power(lead.basis * taken.sqrt()[:, None])
         power = factor.shape[1] * level[:, None] / left.double().clamp_min(_LEAST_LEFT)
+        if measurement.bands > 1:
+            factor, level, power = (v.unflatten(0, (-1, measurement.bands)) for v in (factor, level, power))
+            power = fused(power)
         return CovarianceEstimate(factor, power.unflatten(1, self.atoms.shape), level)
 
     def sources(self, estimate: CovarianceEstimate, **detection: Any) -> list[Sources]:
