@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -43,6 +44,17 @@ class BandLikelihood:
         rows = index[:, None] * self.bands + torch.arange(self.bands, device=index.device)
         part.each, part.bands = self.each[rows.flatten()], self.bands
         return part
+
+    def with_spreading(self, exponent: Tensor) -> BandLikelihood:
+        """As :meth:`Likelihood.with_spreading`."""
+        part = copy(self)
+        part.each = self.each.with_spreading(exponent.repeat_interleave(self.bands))
+        return part
+
+    @property
+    def spreading(self) -> Tensor | None:
+        """Exponents of the decay (B,)."""
+        return None if self.each.spreading is None else self.each.spreading[:: self.bands]
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
@@ -212,6 +213,7 @@ def position_blocks(matrix: Tensor, lost: Tensor, k: int) -> tuple[Tensor, Tenso
     return torch.where(lost[..., None] | lost[..., None, :], 0.0, blocks), lost
 
 
+_FARTHEST_M = 1e12  # beyond it amplitudes are alike
 _LEAST_RATIO = 1.05  # of n / d: a power that starts at zero would stay there
 _POWER_STEPS = 8
 
@@ -264,6 +266,7 @@ class Likelihood:
         self.whitened = self.pooled and measurement.whitened
         self._positions = array.positions_m.to(self.y.device)
         self._wavenumbers = wavenumbers
+        self.spreading: Tensor | None = None
 
     def __getitem__(self, index: Tensor) -> Likelihood:
         """The likelihood of some of the scenes, by their indices, ascending."""
@@ -275,6 +278,16 @@ class Likelihood:
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
         part.weight, part.pooled, part.whitened = self.weight[index], self.pooled, self.whitened
         part._wavenumbers = None if self._wavenumbers is None else self._wavenumbers[index]
+        part.spreading = None if self.spreading is None else self.spreading[index]
+        return part
+
+    def with_spreading(self, exponent: Tensor) -> Likelihood:
+        """The same where waves decay as (r / d_n)^exponent, relative to the origin: 1 as in free space, 0 not at all.
+
+        exponent (B,)
+        """
+        part = copy(self)
+        part.spreading = exponent
         return part
 
     def _weighted(self, values: Tensor) -> Tensor:
@@ -324,7 +337,11 @@ class Likelihood:
             phase = phase * self._wavenumbers[:, None, None]
             gradient = gradient * self._wavenumbers[:, None, None, None]
         a = torch.complex(phase.cos(), phase.sin())[:, None]  # [B, 1, K, N]
-        columns = torch.cat([a, 1j * gradient.transpose(1, 2) * a], 1)  # [B, 4, K, N]
+        slopes = 1j * gradient.transpose(1, 2)
+        if self.spreading is not None:
+            decay, along = self._decay(position)
+            a, slopes = a * decay.exp()[:, None], slopes + along.transpose(1, 2)
+        columns = torch.cat([a, slopes * a], 1)  # [B, 4, K, N]
         response = self._products(columns.flatten(1, 2)).to(torch.complex128)
         return response.unflatten(-1, (4, position.shape[1]))
 
@@ -335,7 +352,23 @@ class Likelihood:
         phase = steering_phase(self._positions, direction, 1 / inverse, self._wavenumber, self.wavefront)
         if self._wavenumbers is not None:
             phase = phase * self._wavenumbers[:, None, None]
-        return torch.complex(phase.cos(), phase.sin())
+        vectors = torch.complex(phase.cos(), phase.sin())
+        return vectors if self.spreading is None else vectors * self._decay(position)[0].exp()
+
+    def _decay(self, position: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithms of amplitudes [B, K, N], and their derivatives [B, K, 3, N], of positions [B, K, 3]."""
+        # With the path psi = r - d: log(r / d) changes with an angle as psi' / d, and with 1/r as (r psi + psi') / d.
+        assert self.spreading is not None
+        azimuth, elevation, inverse = position.unbind(-1)
+        r = (1 / inverse).clamp_max(_FARTHEST_M)
+        path, slope = steering_phase_gradient(self._positions, azimuth, elevation, r, 1.0, self.wavefront)
+        r = r[..., None]
+        distance = (r - path).clamp_min(1e-12)
+        along = (
+            torch.cat([slope[..., :2, :], (r * path)[..., None, :] + slope[..., 2:, :]], -2) / distance[..., None, :]
+        )
+        exponent = self.spreading.view(-1, 1, 1)
+        return exponent * (r / distance).log(), exponent[..., None] * along
 
     @property
     def _wavenumber(self) -> float:

@@ -608,7 +608,8 @@ class _Fit(NamedTuple):
             sources=[s.replace(range=s.range * self.scale) for s in result.sources],
             position_covariance=covariance,
             factor=factor,
-            notes=self.notes,
+            notes=(*self.notes, *result.notes),
+            copies=None if result.copies is None else [s.replace(range=s.range * self.scale) for s in result.copies],
             setup=setup.scaled(self.scale).replace(array=self.array),
         )
 

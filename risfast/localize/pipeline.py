@@ -274,6 +274,12 @@ class Localisation(NamedTuple):
         What was done to the data to fit the model: a change of units, an order of elements.
     setup : Setup or None
         Of the answer: array and region of the data.
+    mismatch : list of B float64 tensors, shape (K,), or None
+        Of an array that is sampled directly: the part of each source's power that is off its steering vector, in scenes
+        whose data say that gains, positions or the room are not quite as the model has them; 0 where it fits.
+    copies : list of B Sources, or None
+        In such scenes, places that the model would need further point sources at, with the signals of those that are
+        reported: reflections, where they are strong.
     """
 
     sources: list[Sources]
@@ -284,6 +290,8 @@ class Localisation(NamedTuple):
     refused: tuple[tuple[str, ...], ...] = ()
     notes: tuple[str, ...] = ()
     setup: Setup | None = None
+    mismatch: list[Tensor] | None = None
+    copies: list[Sources] | None = None
 
 
 def measure(scenes: Scenes, options: PipelineOptions | None = None) -> Measurement:
@@ -532,7 +540,23 @@ def run(
         torch.cat([result.factor for result in results]),
         seconds,
         tuple(why for result in results for why in result.refused),
-        setup=parts.setup,
+        _mismatch_notes([m for result in results for m in result.mismatch or ()]),
+        parts.setup,
+        [m for result in results for m in result.mismatch or ()] if results[0].mismatch is not None else None,
+        [c for result in results for c in result.copies or ()] if results[0].copies is not None else None,
+    )
+
+
+def _mismatch_notes(mismatch: list[Tensor]) -> tuple[str, ...]:
+    """What is said where the data do not quite fit the array."""
+    bent = [float(m.max()) for m in mismatch if len(m) and bool((m > 0).any())]
+    if not bent:
+        return ()
+    of = "" if len(mismatch) == 1 else f"in {len(bent)} of {len(mismatch)} scenes "
+    return (
+        f"{of}the sources are not quite point sources before this array: gains, positions or the room are off, by up "
+        f"to {100 * max(bent) ** 0.5:.0f} % of a source's amplitude; weak copies of their signals are not counted as "
+        "sources, and positions are as uncertain as that makes them",
     )
 
 
@@ -566,4 +590,13 @@ def after_estimate(
     polished = polish(parts, measurement, starts, found, options)
     polished = decide(parts, measurement, polished, found, options, n_sources)
     seconds["polish"] = time.perf_counter() - times[1]
-    return Localisation(polished.sources, polished.covariance, polished.noise_power, found.factor, seconds, refused)
+    return Localisation(
+        polished.sources,
+        polished.covariance,
+        polished.noise_power,
+        found.factor,
+        seconds,
+        refused,
+        mismatch=polished.mismatch,
+        copies=polished.copies,
+    )

@@ -25,8 +25,10 @@ from risfast.localize.likelihood import (
     SourceState,
     ascend,
     coordinate_covariance,
+    scaled_inverse,
     squared_magnitude,
 )
+from risfast.localize.mismatch import LEAST_SNAPSHOTS, MOST_BENT, bent_evidence
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.direct import SteeredAtoms, condensed
@@ -45,6 +47,8 @@ _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is rea
 _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
+_CLUTTER = 2.0  # penalties that a signal which is no source has to be worth, besides the cost of its signature
+_MARGIN = 0.5  # of a penalty that a model with signatures has to be better by
 _SHORTLIST = 64  # atoms whose exact gain is computed
 
 
@@ -78,6 +82,10 @@ class PolishOptions:
         to the far field. 0.25 is what a source has whose likeliest place is the far field itself; sources farther than
         the array can tell have 0.2 to 0.25. In any region a range is not determined where nothing tells ranges apart;
         at 0 it always is a number.
+    imperfect : bool
+        Whether, of an array that is sampled directly, the data may say that the model is not exact: that waves decay
+        from element to element, and that what looks like weak sources is what gains, positions or a room did to the
+        signals of strong ones (:mod:`risfast.localize.mismatch`).
 
     Raises
     ------
@@ -91,6 +99,7 @@ class PolishOptions:
     penalty: float = 2.0
     range_points: int = 64
     range_mass: float = 0.23
+    imperfect: bool = True
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -121,6 +130,12 @@ class Polished(NamedTuple):
         Log-likelihood at the maximum less that without the source, everything else as it is, in the same order.
     range_mass : list of float64 tensors, shape (K,)
         Posterior mass within the tolerance of the reported range (1 without the range posterior), in the same order.
+    mismatch : list of float64 tensors, shape (K,), or None
+        Part of the power of each source that is off its steering vector, in scenes whose data say that the model is
+        not exact, else 0; None where that was not asked.
+    copies : list of Sources, or None
+        In these scenes, where further point sources would have to be that explain what is off: a reflection, if it is
+        strong. Their signals are those of the sources. Ranges and powers are as they come.
     """
 
     sources: list[Sources]
@@ -129,6 +144,8 @@ class Polished(NamedTuple):
     log_likelihood: Tensor
     gain: list[Tensor]
     range_mass: list[Tensor]
+    mismatch: list[Tensor] | None = None
+    copies: list[Sources] | None = None
 
     def select(self, chosen: Sequence[Tensor]) -> Polished:
         """Some of the sources of each scene.
@@ -143,7 +160,9 @@ class Polished(NamedTuple):
         Polished
             Of the same scenes.
         """
-        names = ("sources", "covariance", "gain", "range_mass")
+        names: tuple[str, ...] = ("sources", "covariance", "gain", "range_mass")
+        if self.mismatch is not None:
+            names = (*names, "mismatch")
         parts: dict[str, Any] = {n: [v[c] for v, c in zip(getattr(self, n), chosen, strict=True)] for n in names}
         return self._replace(**parts)
 
@@ -198,6 +217,19 @@ def polish_sources(
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
+    found = _settled(likelihood, found, box, atoms, penalty, options)
+    if not (options.imperfect and measurement.pooled is not None):
+        return _report(likelihood, found, box, atoms.setup, penalty, options)
+    likelihood, found = _with_spreading(likelihood, found, box, atoms, penalty, options)
+    kept, mismatch = _resolved(likelihood, found, box, penalty, options)
+    report = _report(likelihood, kept, box, atoms.setup, penalty, options, mismatch)
+    return report._replace(copies=_copies(found.state, kept.state, mismatch, atoms.setup))
+
+
+def _settled(
+    likelihood: AnyLikelihood, found: Point, box: Box, atoms: Atoms, penalty: float, options: PolishOptions
+) -> Point:
+    """Fewer sources, then more, until the penalised likelihood does not rise."""
     found = _fewer(likelihood, found, box, penalty, options.iterations)
     before = found.state.mask.sum(1)
     propose = partial(_with_best_atom, atoms=atoms, penalty=penalty)
@@ -206,7 +238,94 @@ def polish_sources(
     if len(grown):  # a new source may have taken over an old one
         again = _fewer(likelihood[grown], found.take(grown), box[grown], penalty, options.iterations)
         found = found.put(grown, again)
-    return _report(likelihood, found, box, atoms.setup, penalty, options)
+    return found
+
+
+def _with_spreading(
+    likelihood: AnyLikelihood, found: Point, box: Box, atoms: Atoms, penalty: float, options: PolishOptions
+) -> tuple[AnyLikelihood, Point]:
+    """The likelihood of waves that decay from element to element, in the scenes whose data say that theirs do."""
+    if atoms.wavefront == "planar":
+        return likelihood, found
+    ones = torch.ones_like(found.value)
+    spreading = likelihood.with_spreading(ones)
+    near = found.state.mask.any(1) & (found.value > -torch.inf)
+    # At the same places, and with the same power in all, the better model is ahead before a step is taken.
+    ratio = _mean_square(spreading, found.state) / _mean_square(likelihood, found.state)
+    if found.state.bands > 1:
+        ratio = ratio[:, None]
+    state = replace(found.state, power=found.state.power / ratio)
+    scenes = (near & (spreading.value(state) > found.value)).nonzero()[:, 0]
+    if not len(scenes):
+        return likelihood, found
+    tried = ascend(spreading[scenes], state.take(scenes), box[scenes], options.iterations)
+    better = tried.value > found.value[scenes]
+    scenes, tried = scenes[better], tried.take(better.nonzero()[:, 0])
+    chosen = likelihood.with_spreading(torch.zeros_like(ones).index_fill(0, scenes, 1.0))
+    settled = _settled(chosen[scenes], tried, box[scenes], atoms, penalty, options)
+    return chosen, found.put(scenes, settled)
+
+
+def _mean_square(likelihood: AnyLikelihood, state: SourceState) -> Tensor:
+    """Of the elements of steering vectors (B, K)."""
+    return squared_magnitude(likelihood.seen(state.position)).mean((1, 2))
+
+
+def _resolved(
+    likelihood: AnyLikelihood, found: Point, box: Box, penalty: float, options: PolishOptions
+) -> tuple[Point, Tensor]:
+    """As many sources as the data hold signals, where these explain them better than more sources do.
+
+    Also the mismatch of each source (B, K).
+    """
+    bent = torch.zeros_like(found.state.strength)
+    enough = likelihood.each.weight.view(len(found.value), -1).amin(1) >= LEAST_SNAPSHOTS * found.state.mask.sum(1)
+    best = found.value - penalty * found.state.mask.sum(1) + _MARGIN * penalty
+    scenes = (enough & found.state.mask.any(1)).nonzero()[:, 0]
+    path = found.take(scenes)
+    while len(scenes):
+        part, count = likelihood[scenes], path.state.mask.sum(1)
+        signals = bent_evidence(part.each, path.state.by_band, _CLUTTER * penalty / path.state.bands)
+        evidence = signals.evidence.view(len(scenes), -1).sum(1) - penalty * count
+        mismatch = signals.mismatch.view(len(scenes), -1, path.state.mask.shape[1]).mean(1)
+        better = ((evidence > best[scenes]) & (mismatch.amax(1) < MOST_BENT)).nonzero()[:, 0]
+        best[scenes[better]] = evidence[better]
+        found, bent = found.put(scenes[better], path.take(better)), bent.index_copy(0, scenes[better], mismatch[better])
+        # With one signal fewer, no signatures could explain more than the leading eigenvectors do.
+        hope = signals.fewer.view(len(scenes), -1).sum(1) - penalty * (count - 1)
+        going = ((count > 1) & (hope > best[scenes])).nonzero()[:, 0]
+        if not len(going):
+            break
+        scenes, path = scenes[going], path.take(going)
+        path = _one_fewer(likelihood[scenes], path, box[scenes], options.iterations)
+    return found, bent
+
+
+def _copies(found: SourceState, kept: SourceState, mismatch: Tensor, setup: Setup) -> list[Sources]:
+    """What more sources would have explained in the scenes of a mismatch, away from those that are reported."""
+    azimuth, elevation, _ = setup.tolerance.limits
+    gap = (found.position[:, :, None] - kept.position[:, None]).abs()
+    around = (gap[..., 0] - 2 * math.pi * (gap[..., 0] / (2 * math.pi)).round()).abs()
+    near = (around <= azimuth) & (gap[..., 1] <= elevation) & kept.mask[:, None]
+    apart = found.mask & ~near.any(2) & (mismatch > 0).any(1, keepdim=True)
+    scenes = []
+    for position, power, there in zip(found.position.cpu(), found.strength.cpu(), apart.cpu(), strict=True):
+        place = torch.cat([position[:, :2], 1 / position[:, 2:]], 1)
+        strongest = power.where(there, 0.0).argsort(descending=True, stable=True)[: int(there.sum())]
+        scenes.append(Sources.at(place[strongest], power[strongest]))
+    return scenes
+
+
+def _one_fewer(likelihood: AnyLikelihood, point: Point, box: Box, iterations: int) -> Point:
+    """The best with one source fewer: two that look alike as one, or all but the weakest."""
+    _, state = _without_weakest(likelihood, point.state, math.inf)
+    best = ascend(likelihood, box.clamp(state), box, iterations)
+    scenes, state = _merged(likelihood, point.state)
+    if len(scenes):
+        tried = ascend(likelihood[scenes], box[scenes].clamp(state), box[scenes], iterations)
+        better = (tried.value > best.value[scenes]).nonzero()[:, 0]
+        best = best.put(scenes[better], tried.take(better))
+    return best
 
 
 def _start(
@@ -409,14 +528,23 @@ def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: Steere
 
 
 def _report(
-    likelihood: AnyLikelihood, point: Point, box: Box, setup: Setup, penalty: float, options: PolishOptions
+    likelihood: AnyLikelihood,
+    point: Point,
+    box: Box,
+    setup: Setup,
+    penalty: float,
+    options: PolishOptions,
+    mismatch: Tensor | None = None,
 ) -> Polished:
-    state = point.state.columns(point.state.mask.any(0).nonzero()[:, 0])
+    used = point.state.mask.any(0).nonzero()[:, 0]
+    state, off = point.state.columns(used), None if mismatch is None else mismatch[:, used]
     lost = likelihood.losses(state)
     mass = torch.ones_like(state.strength)
     b, k = state.mask.shape
     information = _without_fixed(likelihood.derivatives(state).information, k, box)
     blocks = coordinate_covariance(information, k)  # of azimuth, elevation and 1/range
+    if off is not None and bool((off > 0).any()):
+        blocks = blocks + _signature_covariance(likelihood, state, off, box)
     determined = state.mask.clone()
     likeliest = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
     if options.range_points and setup.region.range_m[0] < setup.region.range_m[1]:  # a fixed range is known
@@ -425,23 +553,47 @@ def _report(
     if setup.curvature_rad_m == 0 and options.range_mass > 0:  # such waves look alike at every range
         determined = torch.zeros_like(state.mask)
     found, covariance = _in_range(state.position, blocks, determined)
+    if off is not None:  # the posterior of range knows nothing of a mismatch
+        spread = covariance[..., 2, 2].sqrt().clamp_min(1e-300)
+        within = torch.erf(setup.tolerance.range_m / (math.sqrt(2) * spread))
+        mass = torch.where(off > 0, torch.minimum(mass, within), mass)
     here = _confidence(lost, covariance, mass, determined, setup, penalty)
     # A mean over ranges lies inside even where the likelihood ends on the edge.
     moved = (found[..., 2] - likeliest[..., 2]).abs()
     close = (determined & (moved <= setup.tolerance.range_m)).cpu()
     at_edge = setup.region.at_edge(found) | (setup.region.at_edge(likeliest) & close)
     position, power = found.cpu(), state.strength.cpu()
-    columns = [value.cpu() for value in (covariance, lost, mass, here)]
+    columns = [value.cpu() for value in (covariance, lost, mass, here, torch.zeros_like(mass) if off is None else off)]
     sources, parts = [], []
     for i in range(b):
         there = state.mask[i].nonzero()[:, 0].cpu()
         there = there[power[i][there].argsort(descending=True, stable=True)]
-        spread, gain, inside, probability = (value[i][there] for value in columns)
+        spread, gain, inside, probability, bent = (value[i][there] for value in columns)
         listed = Sources.at(position[i][there], power[i][there], probability)
         sources.append(listed.replace(at_edge=at_edge[i][there]))
-        parts.append((spread, gain, inside))
-    covariances, gains, masses = ([part[n] for part in parts] for n in range(3))
-    return Polished(sources, covariances, state.noise, point.value, gains, masses)
+        parts.append((spread, gain, inside, bent))
+    covariances, gains, masses, bents = ([part[n] for part in parts] for n in range(4))
+    return Polished(sources, covariances, state.noise, point.value, gains, masses, None if off is None else bents)
+
+
+def _signature_covariance(likelihood: AnyLikelihood, state: SourceState, off: Tensor, box: Box) -> Tensor:
+    """What signatures that stray from steering vectors add to the covariances of coordinates [B, K, 3, 3]."""
+    # A deviation that all snapshots share is the noise of one snapshot. It may be the same in all bands.
+    each, k = likelihood.each, off.shape[1]
+    bands = len(each.y) // len(off)
+    columns = each.seen(state.position.repeat_interleave(bands, 0), derivatives=True)[:, 0].unflatten(0, (-1, bands))
+    a, slopes = columns[..., :1, :], columns[..., 1:, :]  # [B, F, N, ., K]
+    norm = squared_magnitude(a).sum(2, keepdim=True)
+    slopes = slopes - a * ((a.conj() * slopes).sum(2, keepdim=True) / norm)
+    gram = torch.einsum("bfnik,bfnjk->bkij", slopes.conj(), slopes).real / bands
+    fixed = box.high <= box.low
+    gram = torch.where(fixed[:, None] | fixed, 0.0, gram) + torch.diag(torch.where(fixed, _KNOWN, 0.0)).to(gram)
+    variance = off / (1 - off).clamp_min(0.1)  # of an element, in parts of the power along the steering vector
+    found, lost, _ = scaled_inverse(gram.flatten(0, 1), definite=True)
+    found = torch.where(lost[..., None] | lost[..., None, :], 0.0, found) + torch.diag_embed(
+        torch.where(lost, torch.inf, 0.0)
+    ).nan_to_num(nan=0.0, posinf=torch.inf)
+    return torch.where(off[..., None, None] > 0, found.unflatten(0, (-1, k)) * variance[..., None, None] / 2, 0.0)
 
 
 def _without_fixed(information: Tensor, k: int, box: Box) -> Tensor:
