@@ -124,16 +124,17 @@ class BandLikelihood:
         gradient = torch.cat(
             [gradient[..., : 3 * k].sum(1), gradient[..., 3 * k : 4 * k].flatten(1), gradient[..., 4 * k]], 1
         )
-        whole = information.new_zeros(len(information), gradient.shape[1], gradient.shape[1])
-        whole[:, : 3 * k, : 3 * k] = information[..., : 3 * k, : 3 * k].sum(1)
-        for band in range(f):
-            # Where the parameters of this band alone stand: K log powers and a log noise.
-            start = 3 * k + band * k
-            own = torch.tensor([*range(start, start + k), 3 * k + f * k + band], device=whole.device)
-            part = information[:, band]
-            whole[:, own[:, None], own] = part[:, 3 * k :, 3 * k :]
-            whole[:, : 3 * k, own] = part[:, : 3 * k, 3 * k :]
-            whole[:, own, : 3 * k] = part[:, 3 * k :, : 3 * k]
+        b = len(gradient)
+        places, across = information[..., : 3 * k, : 3 * k].sum(1), information[..., : 3 * k, 3 * k :]
+        powers = information.new_zeros(b, f, k, f, k)
+        powers.diagonal(dim1=1, dim2=3).copy_(information[..., 3 * k : 4 * k, 3 * k : 4 * k].permute(0, 2, 3, 1))
+        with_noise = information.new_zeros(b, f, k, f)
+        with_noise.diagonal(dim1=1, dim2=3).copy_(information[..., 3 * k : 4 * k, 4 * k].mT)
+        powers, with_noise = powers.reshape(b, f * k, f * k), with_noise.reshape(b, f * k, f)
+        noise = torch.diag_embed(information[..., 4 * k, 4 * k])
+        across = torch.cat([across[..., :k].permute(0, 2, 1, 3).flatten(2), across[..., k].mT], 2)
+        rest = torch.cat([torch.cat([powers, with_noise], 2), torch.cat([with_noise.mT, noise], 2)], 1)
+        whole = torch.cat([torch.cat([places, across], 2), torch.cat([across.mT, rest], 2)], 1)
         # Sources that do not exist have a one on the diagonal in every band.
         absent = ~state.mask.repeat(1, 3)
         whole.diagonal(dim1=1, dim2=2)[:, : 3 * k].masked_fill_(absent, 1.0)

@@ -282,9 +282,16 @@ class Likelihood:
         return part
 
     def with_spreading(self, exponent: Tensor) -> Likelihood:
-        """The same where waves decay as (r / d_n)^exponent, relative to the origin: 1 as in free space, 0 not at all.
+        """The same where waves decay from element to element as (r / d_n)^exponent, relative to the origin.
 
-        exponent (B,)
+        Parameters
+        ----------
+        exponent : float64 tensor, shape (B,)
+            1 as in free space, 0 not at all.
+
+        Returns
+        -------
+        Likelihood
         """
         part = copy(self)
         part.spreading = exponent

@@ -20,6 +20,7 @@ from risfast.localize.likelihood import Likelihood, SourceState, squared_magnitu
 # Part of a signature that may lie off its steering vector: beyond it there is no point source to speak of.
 MOST_BENT = 0.65
 LEAST_SNAPSHOTS = 2.0  # times the sources: fewer snapshots cannot tell signals from signatures
+_DEVIATIONS = 2.0  # of a chi-square, that pass for noise
 _MORE_SIGNALS = (0, 1, 2, 4)  # than sources, that the evidence is tried with
 
 
@@ -27,67 +28,110 @@ class Bent(NamedTuple):
     """Sources with signatures of their own, of B scenes and F bands each."""
 
     evidence: Tensor  # (B F,) Log-evidence, without that of positions and powers
-    fewer: Tensor  # (B F,) What one source fewer could have at the most
     mismatch: Tensor  # (B F, K) Part of the power of a signature that lies off its steering vector, less that of noise
 
 
-def bent_evidence(likelihood: Likelihood, state: SourceState, price: float) -> Bent:
-    """The evidence of as many signals as there are sources, whose signatures stray from their steering vectors.
+class Signals:
+    """The signals that sample covariances hold, whatever their signatures, of B scenes and F bands each.
 
-    ``state`` is by band; ``price`` is what a signal that is no source has to gain besides the cost of its signature.
+    Parameters
+    ----------
+    likelihood : Likelihood
+        Of each band.
+    price : float
+        What a signal that is no source has to gain besides the cost of its signature.
     """
+
     # The likelihood is that of the leading eigenvectors (T. W. Anderson, "Asymptotic theory for principal component
-    # analysis", 1963; M. E. Tipping and C. M. Bishop, "Probabilistic principal component analysis", 1999). Which
-    # rotation of them belongs to the sources, only nearness to their steering vectors can say (an orthogonal Procrustes
-    # problem). Deviations are Gaussian, their variance the one that fits best, and integrated over.
-    y, weight = likelihood.y[:, 0], likelihood.weight
-    n, k = y.shape[1], state.mask.shape[1]
-    value, vector = torch.linalg.eigh(y @ y.mH / weight[:, None, None])
-    value, vector = value.flip(1).clamp_min(0), vector.flip(2)
-    count = state.mask.sum(1)
-    steering = likelihood.seen(state.position)[:, 0]
-    square = squared_magnitude(steering).sum(1).clamp_min(1e-300)
-    target = steering * torch.where(state.mask, state.power, 0.0).sqrt()[:, None]
-    alone = _alone(steering, square, state.mask)
-    best: Bent | None = None
-    for more in _MORE_SIGNALS:
-        rank = count + more
-        if int(rank.max()) >= min(n, float(weight.min())):
-            continue
-        floor, free = _principal(value, weight, rank)
-        lead = torch.arange(n, device=y.device) < rank[:, None]
-        root = torch.where(lead, (value - floor[:, None]).clamp_min(0), 0.0).sqrt()
-        signal = (vector * root[:, None])[..., : k + more]
-        left, _, right = torch.linalg.svd(signal.mH @ target, full_matrices=False)
-        turn = torch.where(state.mask[:, None], left @ right, 0.0)
-        signature = signal @ turn
-        along = squared_magnitude((steering.conj() * signature).sum(1)) / square
-        whole = squared_magnitude(signature).sum(1)
-        noise = (floor / weight)[:, None]  # variance of an element of a signature that is estimated
-        off = (whole - along).clamp_min(0) / (n - 1)
-        cost = torch.where(state.mask, _cost(off / noise, n), 0.0).sum(1)
-        if more:  # what is left of the signals
-            rest = signal - signature @ turn.mH
-            clutter = torch.linalg.eigvalsh(rest.mH @ rest)[:, -more:].clamp_min(0) / n
-            cost = cost + _cost(clutter / noise, n).sum(1) + more * price
-        bent = ((n - 1) * (off - noise)).clamp_min(0) / (whole * alone).clamp_min(1e-300)
-        # One source fewer is one signal more that is none.
-        weakest = root.square().gather(1, (rank - 1).clamp_min(0)[:, None])[:, 0] / n
-        fewer = torch.maximum(_principal(value, weight, rank - 1)[1], free - _cost(weakest / noise[:, 0], n) - price)
-        found = Bent(free - cost, fewer, torch.where(state.mask, bent, 0.0))
-        if best is None:
-            best = found
-        else:
-            better = found.evidence > best.evidence
+    # analysis", 1963; M. E. Tipping and C. M. Bishop, "Probabilistic principal component analysis", 1999).
+
+    def __init__(self, likelihood: Likelihood, price: float) -> None:
+        y, self.weight, self.price = likelihood.y[:, 0], likelihood.weight, price
+        value, vector = torch.linalg.eigh(y @ y.mH / self.weight[:, None, None])
+        self.value, self.vector = value.flip(1).clamp_min(0), vector.flip(2)
+
+    def __getitem__(self, index: Tensor) -> Signals:
+        """Of some of the scenes and bands, by their indices."""
+        part = object.__new__(Signals)
+        part.weight, part.price = self.weight[index], self.price
+        part.value, part.vector = self.value[index], self.vector[index]
+        return part
+
+    def upper(self, count: Tensor) -> Tensor:
+        """What the evidence of so many sources (B F,) could be, were their signatures free."""
+        n, best = self.value.shape[1], None
+        for more in _MORE_SIGNALS:
+            rank = count + more
+            floor, free = self._principal(rank)
+            for j in range(more):  # the weakest are no sources
+                power = self.value.gather(1, (rank - 1 - j).clamp(0, n - 1)[:, None])[:, 0] - floor
+                free = free - _cost(power.clamp_min(0) * self.weight / (n * floor), n) - self.price
+            free = torch.where(self._possible(rank), free, -torch.inf)
+            best = free if best is None else torch.maximum(best, free)
+        assert best is not None
+        return best
+
+    def evidence(self, likelihood: Likelihood, state: SourceState) -> Bent:
+        """Of as many signals as there are sources, whose signatures stray from their steering vectors; by band."""
+        # Which rotation of the eigenvectors belongs to the sources, only nearness to their steering vectors can say (an
+        # orthogonal Procrustes problem). Deviations are Gaussian, their variance the one that fits best, and integrated
+        # over.
+        n, k = self.value.shape[1], state.mask.shape[1]
+        count = state.mask.sum(1)
+        steering = likelihood.seen(state.position)[:, 0]
+        square = squared_magnitude(steering).sum(1).clamp_min(1e-300)
+        target = steering * torch.where(state.mask, state.power, 0.0).sqrt()[:, None]
+        alone = _alone(steering, square, state.mask)
+        best = Bent(torch.full_like(self.weight, -torch.inf), torch.zeros_like(state.power))
+        for more in _MORE_SIGNALS:
+            rank = count + more
+            floor, free = self._principal(rank)
+            lead = torch.arange(n, device=rank.device) < rank[:, None]
+            root = torch.where(lead, (self.value - floor[:, None]).clamp_min(0), 0.0).sqrt()
+            signal = (self.vector * root[:, None])[..., : k + more]
+            left, _, right = torch.linalg.svd(signal.mH @ target, full_matrices=False)
+            turn = torch.where(state.mask[:, None], left @ right, 0.0)
+            signature = signal @ turn
+            along = squared_magnitude((steering.conj() * signature).sum(1)) / square
+            whole = squared_magnitude(signature).sum(1)
+            noise = (floor / self.weight)[:, None]  # variance of an element of a signature that is estimated
+            off = (whole - along).clamp_min(0) / (n - 1)
+            cost = torch.where(state.mask, _cost(off / noise, n), 0.0).sum(1)
+            if more:  # what is left of the signals
+                rest = signal - signature @ turn.mH
+                clutter = torch.linalg.eigvalsh(rest.mH @ rest)[:, -more:].clamp_min(0) / n
+                cost = cost + _cost(clutter / noise, n).sum(1) + more * self.price
+            bent = ((n - 1) * (off - noise)).clamp_min(0) / (whole * alone).clamp_min(1e-300)
+            better = self._possible(rank) & (free - cost > best.evidence)
             best = Bent(
-                torch.where(better, found.evidence, best.evidence),
-                torch.maximum(found.fewer, best.fewer),
-                torch.where(better[:, None], found.mismatch, best.mismatch),
+                torch.where(better, free - cost, best.evidence),
+                torch.where(better[:, None] & state.mask, bent, best.mismatch),
             )
-    if best is None:  # as many sources as elements
-        nothing = torch.full_like(weight, -torch.inf)
-        return Bent(nothing, nothing, torch.zeros_like(state.power))
-    return best
+        return best
+
+    def _possible(self, rank: Tensor) -> Tensor:
+        """Whether elements and snapshots are more than so many signals."""
+        return (rank < self.value.shape[1]) & (rank < self.weight)
+
+    def _principal(self, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise and log-likelihood (B F,) of so many signals."""
+        n = self.value.shape[1]
+        lead = torch.arange(n, device=count.device) < count[:, None]
+        floor = torch.where(lead, 0.0, self.value).sum(1) / (n - count).clamp_min(1)
+        floor = floor.clamp_min(1e-12 * self.value.sum(1) / n).clamp_min(1e-300)
+        logs = torch.where(lead, self.value.clamp_min(1e-300).log(), floor.log()[:, None]).sum(1)
+        return floor, -self.weight * (logs + n)
+
+
+def fits(value: Tensor, upper: Tensor, count: Tensor, elements: int, bands: int) -> Tensor:
+    """Whether point sources explain the data as free signatures do, but for what these have from noise (B,).
+
+    ``value`` is the log-likelihood of so many of them, ``upper`` that of free signatures.
+    """
+    # Twice the difference of two nested likelihoods is chi-square of the parameters that one has more (S. S. Wilks,
+    # 1938): 2 (N - 1) for the signature of each source in each band, less three for its place.
+    more = (bands * (elements - 1) - 1.5) * count
+    return upper - value <= more + _DEVIATIONS * more.clamp_min(0).sqrt()
 
 
 def _alone(steering: Tensor, square: Tensor, mask: Tensor) -> Tensor:
@@ -104,13 +148,3 @@ def _alone(steering: Tensor, square: Tensor, mask: Tensor) -> Tensor:
 def _cost(excess: Tensor, n: int) -> Tensor:
     """What it costs to integrate over n - 1 deviations whose squares are so many times the noise."""
     return (n - 1) * torch.where(excess > 1, excess.clamp_min(1).log() + 1, excess)
-
-
-def _principal(value: Tensor, weight: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """Noise and log-likelihood (B,) of so many signals in matrices of eigenvalues (B, N), descending."""
-    n = value.shape[1]
-    lead = torch.arange(n, device=value.device) < count[:, None]
-    floor = torch.where(lead, 0.0, value).sum(1) / (n - count).clamp_min(1)
-    floor = floor.clamp_min(1e-12 * value.sum(1) / n).clamp_min(1e-300)
-    logs = torch.where(lead, value.clamp_min(1e-300).log(), floor.log()[:, None]).sum(1)
-    return floor, -weight * (logs + n)

@@ -28,7 +28,7 @@ from risfast.localize.likelihood import (
     scaled_inverse,
     squared_magnitude,
 )
-from risfast.localize.mismatch import LEAST_SNAPSHOTS, MOST_BENT, bent_evidence
+from risfast.localize.mismatch import LEAST_SNAPSHOTS, MOST_BENT, Signals, fits
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.models.direct import SteeredAtoms, condensed
@@ -221,7 +221,7 @@ def polish_sources(
     if not (options.imperfect and measurement.pooled is not None):
         return _report(likelihood, found, box, atoms.setup, penalty, options)
     likelihood, found = _with_spreading(likelihood, found, box, atoms, penalty, options)
-    kept, mismatch = _resolved(likelihood, found, box, penalty, options)
+    kept, mismatch = _resolved(likelihood, found, box, penalty, options.iterations)
     report = _report(likelihood, kept, box, atoms.setup, penalty, options, mismatch)
     return report._replace(copies=_copies(found.state, kept.state, mismatch, atoms.setup))
 
@@ -272,32 +272,40 @@ def _mean_square(likelihood: AnyLikelihood, state: SourceState) -> Tensor:
 
 
 def _resolved(
-    likelihood: AnyLikelihood, found: Point, box: Box, penalty: float, options: PolishOptions
+    likelihood: AnyLikelihood, found: Point, box: Box, penalty: float, iterations: int
 ) -> tuple[Point, Tensor]:
-    """As many sources as the data hold signals, where these explain them better than more sources do.
-
-    Also the mismatch of each source (B, K).
-    """
-    bent = torch.zeros_like(found.state.strength)
-    enough = likelihood.each.weight.view(len(found.value), -1).amin(1) >= LEAST_SNAPSHOTS * found.state.mask.sum(1)
-    best = found.value - penalty * found.state.mask.sum(1) + _MARGIN * penalty
-    scenes = (enough & found.state.mask.any(1)).nonzero()[:, 0]
+    """As many sources as the data hold signals, where these explain them better; and the mismatch of each (B, K)."""
+    b, f = len(found.value), found.state.bands
+    count, bent = found.state.mask.sum(1), torch.zeros_like(found.state.strength)
+    enough = likelihood.each.weight.view(b, f).amin(1) >= LEAST_SNAPSHOTS * count
+    scenes = (enough & (count > 0)).nonzero()[:, 0]
+    if not len(scenes):
+        return found, bent
+    signals = Signals(likelihood[scenes].each, _CLUTTER * penalty / f)
+    best = (found.value - penalty * count + _MARGIN * penalty)[scenes]
     path = found.take(scenes)
-    while len(scenes):
-        part, count = likelihood[scenes], path.state.mask.sum(1)
-        signals = bent_evidence(part.each, path.state.by_band, _CLUTTER * penalty / path.state.bands)
-        evidence = signals.evidence.view(len(scenes), -1).sum(1) - penalty * count
-        mismatch = signals.mismatch.view(len(scenes), -1, path.state.mask.shape[1]).mean(1)
-        better = ((evidence > best[scenes]) & (mismatch.amax(1) < MOST_BENT)).nonzero()[:, 0]
-        best[scenes[better]] = evidence[better]
-        found, bent = found.put(scenes[better], path.take(better)), bent.index_copy(0, scenes[better], mismatch[better])
-        # With one signal fewer, no signatures could explain more than the leading eigenvectors do.
-        hope = signals.fewer.view(len(scenes), -1).sum(1) - penalty * (count - 1)
-        going = ((count > 1) & (hope > best[scenes])).nonzero()[:, 0]
-        if not len(going):
-            break
-        scenes, path = scenes[going], path.take(going)
-        path = _one_fewer(likelihood[scenes], path, box[scenes], options.iterations)
+
+    def bound(count: Tensor, row: Tensor) -> Tensor:
+        """The most that so many sources could have."""
+        by_band = (row[:, None] * f + torch.arange(f, device=row.device)).flatten()
+        return signals[by_band].upper(count.repeat_interleave(f)).view(-1, f).sum(1) - penalty * count
+
+    row, count = torch.arange(len(scenes), device=scenes.device), count[scenes]
+    exact = fits(path.value, bound(count, row) + penalty * count, count, signals.value.shape[1], f)
+    going = (~exact | ((count > 1) & (bound(count - 1, row) > best))).nonzero()[:, 0]
+    while len(going):
+        row, path = row[going], path.take(going)
+        here, count = scenes[row], path.state.mask.sum(1)
+        by_band = (row[:, None] * f + torch.arange(f, device=row.device)).flatten()
+        given = signals[by_band].evidence(likelihood[here].each, path.state.by_band)
+        evidence = given.evidence.view(-1, f).sum(1) - penalty * count
+        mismatch = given.mismatch.view(-1, f, given.mismatch.shape[1]).mean(1)
+        better = ((evidence > best[row]) & (mismatch.amax(1) < MOST_BENT)).nonzero()[:, 0]
+        best[row[better]] = evidence[better]
+        found, bent = found.put(here[better], path.take(better)), bent.index_copy(0, here[better], mismatch[better])
+        going = ((count > 1) & (bound(count - 1, row) > best[row])).nonzero()[:, 0]
+        if len(going):
+            path = path.put(going, _one_fewer(likelihood[here[going]], path.take(going), box[here[going]], iterations))
     return found, bent
 
 

@@ -12,7 +12,7 @@ import torch
 
 from risfast import Localizer, Region, SensorArray, Setup
 from risfast.localize.likelihood import Likelihood, SourceState
-from risfast.localize.mismatch import bent_evidence
+from risfast.localize.mismatch import Signals
 from risfast.models.base import Measurement
 
 LENGTH, WAVELENGTH = 200, 0.1
@@ -95,7 +95,7 @@ def test_the_evidence_is_the_likelihood_of_the_eigenvectors_less_the_cost_of_the
     position = torch.tensor([[[SOURCES[0, 0], 0.0, 1 / SOURCES[0, 2]]]], dtype=torch.float64)
     one = torch.ones(1, 1, dtype=torch.float64)
     state = SourceState(position, one, one[:, 0] / 100, torch.ones(1, 1, dtype=torch.bool))
-    found = bent_evidence(likelihood, state, price=1e9)  # of no other signals
+    found = Signals(likelihood, price=1e9).evidence(likelihood, state)  # of no other signals
     s = x.T @ x.conj() / LENGTH
     value, vector = np.linalg.eigh(s)
     floor = value[:-1].mean()
