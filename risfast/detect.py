@@ -313,6 +313,11 @@ def _with_grid(
     setup: Setup | SensorArray, grid: SearchGrid | None, wavefront: str | None
 ) -> tuple[Setup | SensorArray, SearchGrid]:
     """The grid that is given, or that of the setup; a bare array without a grid gets the setup of its own region."""
+    if isinstance(setup, Setup) and setup.n_bands > 1:
+        raise ValueError(
+            f"the setup is of {setup.n_bands} bands, and a covariance is of one: take Localizer.classical(setup) for "
+            "sources, risfast.ops.band_spectrum for a map"
+        )
     if grid is not None:
         return setup, grid
     if not isinstance(setup, Setup):

@@ -40,6 +40,7 @@ from risfast.localize.polish import Atoms, Polished, PolishOptions, atoms_of, po
 from risfast.localize.refiner import Refiner, estimate_maps, refined_sources
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import Spectrum, mvdr_spectrum
+from risfast.ops.wideband import band_spectrum
 from risfast.setup import MOST_POINTS, POINTS_PER_BEAM, Setup
 from risfast.sources import Sources
 
@@ -307,6 +308,8 @@ def estimate(parts: Parts, measurement: Measurement) -> CovarianceEstimate:
 
 def effective(found: CovarianceEstimate, measurement: Measurement | None, options: PipelineOptions) -> Tensor:
     """The covariance of the map, complex (B, N, N), of trace N."""
+    if found.factor.ndim == 4:
+        raise ValueError("a Capon map of one band is asked for, and the estimate is of several: candidates from 'own'")
     # ``measurement`` is needed where the options blend its sample covariance in, or shrink by its SNR.
     matrix, sample, snr_db = covariance_from_factor(found.factor), None, None
     if measurement is not None and (options.map.blend or options.map.shrinkage):
@@ -321,8 +324,10 @@ def effective(found: CovarianceEstimate, measurement: Measurement | None, option
 
 
 def spectrum(covariance: Tensor, setup: Setup, options: PipelineOptions) -> tuple[Spectrum, SearchGrid]:
-    """The Capon map of effective covariances, and its grid."""
+    """The Capon map of effective covariances, and its grid; of several bands (B, F, N, N), their geometric mean."""
     grid = options.grid(setup)
+    if setup.n_bands > 1:
+        return band_spectrum(covariance, setup, grid, loading=options.map.loading), grid
     power = mvdr_spectrum(covariance, setup.array, grid, loading=options.map.loading, wavefront=setup.wavefront)
     assert isinstance(power, Spectrum)
     return power, grid

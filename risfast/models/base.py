@@ -80,6 +80,11 @@ class Measurement:
         -------
         Measurement
             Of at most N rows, however many snapshots there are; in complex128.
+
+        Raises
+        ------
+        ValueError
+            ``pooled`` is not of as many bands.
         """
         bands, n = (1 if x.ndim == 3 else x.shape[1]), x.shape[-1]
         x = x.to(torch.complex128).reshape(-1, *x.shape[-2:])

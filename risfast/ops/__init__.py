@@ -43,6 +43,7 @@ from risfast.ops.api import (
 from risfast.ops.form import QuadraticForm, Spectrum
 from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
 from risfast.ops.plan import Plan, clear_plans, plan
+from risfast.ops.wideband import band_spectrum
 
 __all__ = [
     "Kept",
@@ -51,6 +52,7 @@ __all__ = [
     "QuadraticForm",
     "Spectrum",
     "analysis",
+    "band_spectrum",
     "bartlett_spectrum",
     "clear_plans",
     "local_maxima_3d",
