@@ -49,6 +49,10 @@ _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
 _CLUTTER = 2.0  # penalties that a signal which is no source has to be worth, besides the cost of its signature
 _MARGIN = 0.5  # of a penalty that a model with signatures has to be better by
+# Numbers of a small scene that two sources and the noise take for themselves, so that what is left of noise is smaller
+# than it was, and gains are larger (C. M. Hurvich and C.-L. Tsai, "Regression and time series model selection in small
+# samples", Biometrika 76, 1989).
+_TAKEN = 5.0
 _SHORTLIST = 64  # atoms whose exact gain is computed
 
 
@@ -213,6 +217,8 @@ def polish_sources(
     b = len(measurement)
     # Four parameters of a source are worth ``penalty``; it has one more for each further band.
     penalty = options.penalty * math.log(max(likelihood.size, 2)) * (3 + measurement.bands) / 4
+    if measurement.pooled is not None:
+        penalty *= likelihood.size / (likelihood.size - min(_TAKEN, likelihood.size / 3))
     state, box = _start(measurement, candidates, atoms, options, noise_power)
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
