@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.geometry import Folds, Region, SearchGrid, SensorArray
 from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
 from risfast.ops.devices import constant_on
 from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
@@ -241,10 +241,13 @@ def _peaks(
     corners: tuple[Tensor, Tensor],
     wavefront: str,
     options: DetectionOptions,
+    folds: Folds | None,
 ) -> RefinedPeaks:
     """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
     index, count = _coarse_peaks(volume, grid, options)
     start = _grid_positions(grid, index)
+    if folds is not None:
+        start = folds.inside(start)
     circle = float(corners[0][0]) if _goes_round(grid) else None
     centred = math.prod(options.refine_points) == 1
     _, low, high = walk_from(form, array, start, *corners, wavefront, circle, centred)
@@ -298,6 +301,7 @@ def refined_peaks(
     checks.check_array(array)
     checks.check_matrix(matrix, "F" if factored else "R", array.n_elements, square=not factored)
     corners = _bounds(grid, asked, chosen)
+    folds = None if asked is None else Folds.of(array, asked.region)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
     parts: list[RefinedPeaks] = []
@@ -305,7 +309,7 @@ def refined_peaks(
     for start in range(0, max(matrix.shape[0], 1), step):
         form = form_of(matrix[start : start + step], loading)
         volume = form.spectrum(array, grid, wavefront=wavefront, method=method, reduce="none")
-        parts.append(_peaks(form, volume, array, grid, corners, wavefront, chosen))
+        parts.append(_peaks(form, volume, array, grid, corners, wavefront, chosen, folds))
     return parts[0] if len(parts) == 1 else RefinedPeaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
@@ -399,7 +403,8 @@ def detect_fixed(
     if snapshots is not None:
         limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen)
         covariance = matrix @ matrix.mH if factored else matrix
-        real = significant(covariance, _candidate_vectors(peaks, setup, wavefront), limits, float(loading))
+        vectors = _candidate_vectors(peaks, setup, wavefront)
+        real = significant(covariance, vectors, limits, float(loading), peaks.power)
         peaks = peaks._replace(power=torch.where(real, peaks.power, 0.0))
         chosen = replace(chosen, mad_z=None, prominence_db=0.0)
     return choose_peaks(peaks, setup, chosen)
@@ -509,9 +514,9 @@ def detect_sources(
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
 
     The median of a map serves surfaces of many elements; the broad lobes of a small array are tested with
-    ``snapshots``. Of all refined peaks the one whose beam holds the largest share of the power is a source if white
-    noise has such a share somewhere in its map with the probability ``false_alarm`` or less; its steering vector is
-    projected out, and the next peak is judged by what is left, so that side lobes of sources are none. The share in one
+    ``snapshots``. A refined peak may be a source if white noise has such a share of the power in a beam, somewhere in
+    its map, with the probability ``false_alarm`` or less. The highest of these is one; its steering vector is projected
+    out, and the others are judged by what is left, so that side lobes of sources are none. The share in one
     beam is that of L. L. Scharf and B. Friedlander, "Matched subspace detectors", IEEE Trans. Signal Processing 42(8),
     1994, and has a Beta distribution; how many independent directions a map has is measured once for each array, grid,
     L and loading, on 200 scenes of noise (the time of as many detections).
@@ -592,11 +597,16 @@ def _shares(covariance: Tensor, vectors: Tensor, trace: Tensor) -> Tensor:
     return torch.where(there, power / (norm * trace[:, None]).clamp_min(tiny), torch.zeros_like(norm))
 
 
-def significant(covariance: Tensor, vectors: Tensor, limits: list[float], loading: float) -> Tensor:
-    """Which candidates are sources: again and again the one with the largest share of the power, projected out.
+def significant(
+    covariance: Tensor, vectors: Tensor, limits: list[float], loading: float, height: Tensor | None = None
+) -> Tensor:
+    """Which candidates are sources: again and again the highest with more of the power than noise has, projected out.
 
-    covariance (B, N, N), vectors (B, N, C) with columns of zeros for padding -> bool (B, C)
+    covariance (B, N, N), vectors (B, N, C) with columns of zeros for padding, height (B, C) by default the share of the
+    power -> bool (B, C)
     """
+    # Between two sources, and beside them at the end of a line, a beam holds parts of both and more than each alone;
+    # the map is lower there.
     residual = covariance.to(torch.complex128)
     n = residual.shape[-1]
     total = residual.diagonal(dim1=1, dim2=2).real.sum(1)
@@ -607,8 +617,10 @@ def significant(covariance: Tensor, vectors: Tensor, limits: list[float], loadin
         # What the loading of the map hides is no source: peaks are as near to their sources as it lets them be.
         remaining = residual.diagonal(dim1=1, dim2=2).real.sum(1)
         noise = (remaining + loading * total * (1 - sources / n)) / (1 + loading)
-        share, best = _shares(residual, vectors, noise).max(1)
-        running = running & (share > limit)
+        share = _shares(residual, vectors, noise)
+        order = torch.where(share > limit, share if height is None else height, -math.inf)
+        highest, best = order.max(1)
+        running = running & (highest > -math.inf)
         found = found | (running[:, None] & (number == best[:, None]))
         direction = vectors.gather(2, best[:, None, None].expand(-1, n, 1))
         unit = torch.where(running[:, None, None], torch.nn.functional.normalize(direction, dim=1), 0.0)

@@ -272,7 +272,8 @@ class Localisation(NamedTuple):
     refused : tuple of B tuples of str
         Why a scene's refined map was not believed; its candidates are those of the Capon map then.
     notes : tuple of str
-        What was done to the data to fit the model: a change of units, an order of elements.
+        What was done to the data to fit the model: a change of units, an order of elements; and what an array that is
+        sampled directly cannot tell apart.
     setup : Setup or None
         Of the answer: array and region of the data.
     mismatch : list of B float64 tensors, shape (K,), or None
