@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -368,6 +368,7 @@ def detect_fixed(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> FixedDetections:
     """Detection with outputs of a fixed size: :func:`detect_sources` before its lists are cut to length.
 
@@ -378,7 +379,7 @@ def detect_fixed(
     ----------
     matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
         Covariance R, or with ``factored`` a factor F of R = F F^H.
-    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options, report
         As for :func:`detect_sources`.
     factored : bool
         Whether ``matrix`` is a factor.
@@ -401,7 +402,8 @@ def detect_fixed(
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
     peaks = refined_peaks(matrix, setup, grid, factored=factored, **how)
     if snapshots is not None:
-        limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen)
+        told = _Told(report)
+        limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen, told)
         covariance = matrix @ matrix.mH if factored else matrix
         vectors = _candidate_vectors(peaks, setup, wavefront)
         real = significant(covariance, vectors, limits, float(loading), peaks.power)
@@ -417,6 +419,13 @@ def _candidate_vectors(peaks: RefinedPeaks, setup: Setup | SensorArray, wavefron
     return torch.where((peaks.power > 0)[..., None], vectors, 0.0).mT
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Who is told of the progress; what is kept of a call does not depend on it."""
+
+    report: Callable[[int, int], None] | None = field(default=None, compare=False)
+
+
 @lru_cache(maxsize=64)
 def _noise_limits(
     setup: Setup | SensorArray,
@@ -427,6 +436,7 @@ def _noise_limits(
     wavefront: str | None,
     method: str,
     options: DetectionOptions,
+    told: _Told,
 ) -> list[float]:
     """What :func:`significant` takes, from noise that is searched in the same way."""
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
@@ -441,7 +451,7 @@ def _noise_limits(
     def candidates(covariance: Tensor) -> Tensor:
         return _candidate_vectors(refined_peaks(covariance, setup, grid, factored=False, **how), setup, wavefront)
 
-    directions = independent_directions(searched, candidates, snapshots, false_alarm, loading)
+    directions = independent_directions(searched, candidates, snapshots, false_alarm, loading, told.report)
     return share_limits(searched.array.n_elements, snapshots, directions, false_alarm, options.candidates)
 
 
@@ -458,6 +468,14 @@ def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources
     return sources
 
 
+def _held(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
+    """The answer: those in the box of the region, where it has one."""
+    sources = as_lists(found, setup)
+    if not isinstance(setup, Setup) or setup.region.box is None:
+        return sources
+    return [each[setup.region.holds(each.position)] for each in sources]
+
+
 def detect_sources(
     R: Tensor,
     setup: Setup | SensorArray,
@@ -469,6 +487,7 @@ def detect_sources(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Sources]:
     """Find the sources in a batch of covariances; their number is not needed.
 
@@ -492,6 +511,8 @@ def detect_sources(
         Of a bare array; spherical by default.
     options : DetectionOptions or None
         Thresholds, refinement and caps.
+    report : callable or None
+        Told how many of how many scenes of noise are simulated, by the first call with this array, grid, L and loading.
 
     Returns
     -------
@@ -525,8 +546,8 @@ def detect_sources(
     matrix = R if R.ndim != 2 else R[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=False, **asked, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm, "report": report}
+    return _held(detect_fixed(matrix, setup, grid, factored=False, **asked, **how), setup)
 
 
 def detect_sources_lowrank(
@@ -540,6 +561,7 @@ def detect_sources_lowrank(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Sources]:
     """Find the sources in a batch of low-rank covariances R = F F^H.
 
@@ -547,7 +569,7 @@ def detect_sources_lowrank(
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
         Factor of R = F F^H; K is the rank, not the number of sources.
-    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options, report
         As for :func:`detect_sources`; ``loading`` > 0.
 
     Returns
@@ -564,8 +586,8 @@ def detect_sources_lowrank(
     matrix = F if F.ndim != 2 else F[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=True, **asked, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm, "report": report}
+    return _held(detect_fixed(matrix, setup, grid, factored=True, **asked, **how), setup)
 
 
 # --- Which peaks are sources and which are noise or side lobes, at a rate of false alarms ---
@@ -648,7 +670,12 @@ def _peak_grid(setup: Setup) -> SearchGrid:
 
 
 def independent_directions(
-    setup: Setup, candidates: Callable[[Tensor], Tensor], snapshots: int, false_alarm: float, loading: float
+    setup: Setup,
+    candidates: Callable[[Tensor], Tensor],
+    snapshots: int,
+    false_alarm: float,
+    loading: float,
+    report: Callable[[int, int], None] | None = None,
 ) -> float:
     """So many independent directions would make as many false alarms of noise as the candidates of this map.
 
@@ -665,7 +692,9 @@ def independent_directions(
     beta = (snapshots, snapshots * (n - 1))
     limit = float(betainccinv(*beta, most))
     count = 0.0
-    for _ in range(0, _SCENES, _BATCH):
+    for done in range(0, _SCENES, _BATCH):
+        if report is not None:
+            report(done, _SCENES)
         axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
         point = [axis[torch.from_numpy(random.integers(len(axis), size=_BATCH))] for axis in axes]
         beam = steering_vectors(array, *point, wavefront=setup.wavefront, dtype=torch.complex128)[..., None] / n**0.5
@@ -681,4 +710,6 @@ def independent_directions(
         passing = (power > limit * level[:, None, None, None]).flatten(1).sum(1)
         passed = significant(planted, candidates(planted), [limit], loading).any(1)
         count += float((passed / passing.clamp_min(1)).sum())
+    if report is not None:
+        report(_SCENES, _SCENES)
     return max(count * grid.size / _SCENES, 1.0)

@@ -87,6 +87,7 @@ REFERENCE_ELEVATION_RAD = math.radians(30.0)
 # Nearest range of a derived region, in apertures: closer, a source stands among the elements.
 _NEAREST_APERTURES = 0.25
 _NEAREST_OF_BOX = 1e-2  # nearest range, of the farthest, in a box that holds the origin
+_BOX_MARGIN = 0.02  # of a side of a box, beyond which a source is outside
 _EDGE = 1e-3  # part of an interval that counts as its end: an ascent stops a little before a bound
 _FLAT = 1e-6  # cosine (or its distance from 1) that counts as upright or lying
 _LOBE_DIRECTIONS = 61  # along each angle of a region that is looked at for grating lobes
@@ -343,8 +344,8 @@ class Region:
     def box_m(cls, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> Region:
         """A box in space, such as a room or a street, in the coordinates of the array's elements.
 
-        The intervals are the smallest that hold it. Localisation keeps sources inside: one that is outside ends on a
-        face, and is at the edge. Detection leaves the peaks of a map where they are, and those outside are at the edge.
+        The intervals are the smallest that hold it, and are what is searched. A source outside of the box is left out
+        of the answer, and none inside is made of it; within a fiftieth of a side of a face it is kept, at the edge.
 
         Parameters
         ----------
@@ -473,28 +474,24 @@ class Region:
             ended |= ((place <= low + near) | (place >= high - near)).any(-1)
         return ended
 
-    def in_box(self, position: Tensor) -> Tensor:
-        """The nearest places in the box; as they are without one.
+    def holds(self, position: Tensor) -> Tensor:
+        """Which positions are in the box, or so little outside of it that they are at its edge; all without one.
 
         Parameters
         ----------
         position : real tensor, shape (..., 3)
-            (azimuth, elevation, range) in radians and metres.
+            (azimuth, elevation, range) in radians and metres; one without a range is held.
 
         Returns
         -------
-        real tensor, shape (..., 3)
+        bool tensor, shape (...)
         """
         if self.box is None:
-            return position
-        place = spherical_to_cartesian(position)
-        low, high = torch.tensor(self.box, dtype=place.dtype, device=place.device).unbind(1)
-        held = torch.maximum(torch.minimum(place, high), low)
-        moved = cartesian_to_spherical(held)
-        # The same turn of the circle as before.
-        turns = ((position[..., 0] - moved[..., 0]) / (2 * math.pi)).round()
-        moved = torch.stack([moved[..., 0] + 2 * math.pi * turns, moved[..., 1], moved[..., 2]], -1)
-        return torch.where((held == place).all(-1, keepdim=True), position, moved)
+            return torch.ones_like(position[..., 0], dtype=torch.bool)
+        place = spherical_to_cartesian(position.double())
+        low, high = torch.tensor(self.box, dtype=torch.float64, device=place.device).unbind(1)
+        margin = (high - low) * _BOX_MARGIN
+        return ~((place < low - margin) | (place > high + margin)).any(-1)
 
 
 def _checked_box(box: Any) -> BoxLimits:

@@ -376,14 +376,14 @@ def _scaled(box: BoxLimits | None, factor: float) -> BoxLimits | None:
 def _region_from_json(description: Mapping[str, Any]) -> Region:
     """Intervals, and the box where there is one."""
     table = description["region"]
-    box = table.get("box") if isinstance(table, Mapping) else None
+    box: Any = table.get("box") if isinstance(table, Mapping) else None
     plain = {name: value for name, value in table.items() if name != "box"} if box is not None else table
     region = Region(**_numbers({"region": plain}, "region", _INTERVALS))
     if box is None:
         return region
     if not (isinstance(box, list) and len(box) == 3 and all(isinstance(side, list) for side in box)):
         raise ValueError(f"setup: box of the region must be three pairs of numbers, got {box!r}")
-    return replace(region, box=box)
+    return Region(region.azimuth_rad, region.elevation_rad, region.range_m, box)  # type: ignore[arg-type]
 
 
 def _to_json(value: float) -> float | str:

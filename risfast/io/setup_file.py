@@ -382,7 +382,7 @@ def _positions(table: _Table, form: str, wavelength: float) -> SensorArray:
 def _region(table: _Table, array: SensorArray) -> Region:
     """The intervals that are given, and those of the array for the others."""
     table.refuse_unknown((*_ANGLES, "range_m", *_BOX))
-    given: dict[str, tuple[float, float]] = {}
+    given: dict[str, Any] = {}
     for key, limit in _ANGLES.items():
         if key in table.values:
             low, high = _interval(table, key, f"[lowest, highest] in degrees within +-{limit:g}", -limit, limit)

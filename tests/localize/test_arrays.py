@@ -7,7 +7,7 @@ import torch
 from usual_arrays import ARRAYS, fibonacci_sphere, ring
 
 from risfast import Localizer, SensorArray, Setup, detect_sources
-from risfast.geometry import Folds, Region, direction_cosines
+from risfast.geometry import Folds, Region, cartesian_to_spherical, direction_cosines
 from risfast.simulate import SystemConfig, generate_scenes
 
 SNAPSHOTS = 200
@@ -149,3 +149,43 @@ def test_a_flat_ring_folds_at_the_horizon_and_a_part_of_a_plane_does_not_fold():
     part = Region((-1.0, 1.0), (-0.5, 0.5), (1.0, 10.0))
     outside = torch.tensor([1.2, 0.7, 0.1], dtype=torch.float64)
     torch.testing.assert_close(Folds.of(surface, part).inside(outside), outside)
+
+
+def test_a_source_outside_of_the_box_is_left_out_and_none_inside_is_made_of_it():
+    array = ARRAYS["spiral"]
+    setup = Setup(array, Region.box_m((-3, 3), (-1, 2), (1, 6)), sampling="direct")
+    places = torch.tensor([[1.0, 0.5, 3.0], [-2.5, 1.8, 5.5], [2.0, 3.0, 5.0], [0.0, 0.0, 6.5]]).double()
+    positions = cartesian_to_spherical(places)
+    steering = torch.stack([spherical_steering(array, place) for place in places])
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, SNAPSHOTS, len(array.positions_m), dtype=torch.complex128, generator=random)
+    x = torch.randn(4, SNAPSHOTS, 1, dtype=torch.complex128, generator=random) * steering[:, None] + 0.1 * noise
+    result = Localizer.classical(setup).analyse(x)
+    assert [len(sources) for sources in result.sources] == [1, 1, 0, 0]
+    assert [len(covariance) for covariance in result.position_covariance] == [1, 1, 0, 0]
+    assert any("2" in note and "outside of the box" in note for note in result.notes)
+    detected = detect_sources(x.mT @ x.conj() / SNAPSHOTS, setup, snapshots=SNAPSHOTS)
+    for found in (result.sources, detected):
+        torch.testing.assert_close(torch.cat([each.xyz_m for each in found]), places[:2], atol=0.1, rtol=0)
+        assert not any(bool(each.at_edge.any()) for each in found)
+    assert bool(setup.region.at_edge(positions[2:]).all())
+
+
+def spherical_steering(array, place):
+    delay = place.norm() - (place - array.positions_m).norm(dim=1)
+    return torch.polar(torch.ones_like(delay), array.wavenumber * delay)
+
+
+def test_what_an_array_cannot_tell_apart_is_said_with_its_answer():
+    line = ARRAYS["line"]
+    scenes = scenes_near(line, 1, n_sources=1)
+    localizer = Localizer.classical(Setup(line, sampling="direct"))
+    [on_a_line] = localizer.analyse(scenes.y).notes
+    assert "line" in on_a_line
+    assert "circle" in on_a_line
+    asked = localizer.analyse(scenes.y, n_sources=8).notes
+    assert any("8 sources were asked for" in note and "7" in note for note in asked)
+    sphere = ARRAYS["sphere"]
+    assert (
+        Localizer.classical(Setup(sphere, sampling="direct")).analyse(scenes_near(sphere, 1, n_sources=1).y).notes == ()
+    )
