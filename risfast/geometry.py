@@ -428,6 +428,11 @@ class Region:
         )
 
     @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The intervals by their names."""
+        return {"azimuth_rad": self.azimuth_rad, "elevation_rad": self.elevation_rad, "range_m": self.range_m}
+
+    @property
     def inverse_range(self) -> tuple[float, float]:
         """(1/farthest, 1/nearest) in 1/metres; the first is 0 where the region reaches to the far field."""
         return 1 / self.range_m[1], 1 / self.range_m[0]
@@ -590,8 +595,8 @@ def ambiguities(array: SensorArray, region: Region) -> tuple[str, ...]:
         )
     elif rank == 2 and flat and region.elevation_rad == (0.0, 0.0):
         said.append(
-            "the array lies flat, and sources are looked for at its own height: one above or below is seen at a wrong "
-            "range; a region with elevations from 0 up finds it"
+            "the array lies flat, and sources are looked for at its own height: of one above or below only the azimuth "
+            "is to be believed; a region with elevations from 0 up finds it"
         )
     elif rank == 2:
         said.append(

@@ -311,7 +311,7 @@ class Setup:
             "format": SETUP_FORMAT,
             "array": array_to_json(self.array),
             "region": {
-                **{name: [_to_json(v) for v in getattr(self.region, name)] for name in _INTERVALS},
+                **{name: [_to_json(v) for v in pair] for name, pair in self.region.intervals.items()},
                 **({} if self.region.box is None else {"box": [list(side) for side in self.region.box]}),
             },
             "wavefront": self.wavefront,
