@@ -180,7 +180,7 @@ def test_a_strong_source_in_the_sky_of_hera_is_localised_in_the_far_field():
     [sources] = localizer.localize(recording.covariance, snapshots=1000, n_sources=1)
     assert len(sources) == 1
     assert bool(sources.range.isnan().all())
-    # In the beam toward it there is about the most power: the likelihood weighed further sources that were not asked for.
+    # The beam toward it holds about the most power; the likelihood weighed other sources, too, that were not asked for.
     R, positions, wavelength = image(HERA, 0, 0)
     azimuth, elevation = float(sources.azimuth[0]), float(sources.elevation[0])
     around = np.linspace(-0.03, 0.03, 7)
