@@ -21,6 +21,7 @@ from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.atoms import MOST_ATOMS, AtomAxes
 from risfast.models.direct import SampleCovariance
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
@@ -585,6 +586,11 @@ def _limits(setup: Setup, counts: Tensor | None) -> tuple[str, ...]:
     asked = 0 if counts is None or not len(counts) else int(counts.max())
     if asked > most:
         said = (*said, f"{asked} sources were asked for, and this array can tell {most} apart at the most")
+    axes = AtomAxes.of(setup, MOST_ATOMS)
+    steps = zip(axes.spacing, setup.extents_m, axes.shape, strict=False)  # of the angles
+    beams = max((abs(step) * extent / setup.array.wavelength_m for step, extent, n in steps if n > 1), default=0.0)
+    if beams > 1:
+        said = (*said, f"the region is searched in steps of {beams:.1f} beam widths, which may miss sources: narrow it")
     return said
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from usual_arrays import ARRAYS, fibonacci_sphere, ring
+from usual_arrays import ARRAYS, fibonacci_sphere, ring, vogel_spiral
 
 from risfast import Localizer, SensorArray, Setup, detect_sources
 from risfast.geometry import Folds, Region, cartesian_to_spherical, direction_cosines
@@ -189,3 +189,12 @@ def test_what_an_array_cannot_tell_apart_is_said_with_its_answer():
     assert (
         Localizer.classical(Setup(sphere, sampling="direct")).analyse(scenes_near(sphere, 1, n_sources=1).y).notes == ()
     )
+
+
+@pytest.mark.parametrize(("half_rad", "coarse"), [(1.5, True), (0.05, False)])
+def test_a_region_of_more_beams_than_the_search_has_steps_for_is_said(half_rad, coarse):
+    wide = SensorArray(vogel_spiral(16).positions_m * 100, 1.0)
+    region = Region((-half_rad, half_rad), (-half_rad, half_rad), (1e5, math.inf))
+    noise = torch.randn(50, 16, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    notes = Localizer.classical(Setup(wide, region, sampling="direct")).analyse(noise).notes
+    assert any("beam widths" in note for note in notes) is coarse
