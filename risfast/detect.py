@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from risfast.geometry import Region, SearchGrid, SensorArray
+from risfast.geometry import Folds, Region, SearchGrid, SensorArray
 from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
 from risfast.ops.devices import constant_on
 from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
@@ -241,10 +241,13 @@ def _peaks(
     corners: tuple[Tensor, Tensor],
     wavefront: str,
     options: DetectionOptions,
+    folds: Folds | None,
 ) -> RefinedPeaks:
     """Peaks of a few scenes from their volume [b, G_az, G_el, G_r]."""
     index, count = _coarse_peaks(volume, grid, options)
     start = _grid_positions(grid, index)
+    if folds is not None:
+        start = folds.inside(start)
     circle = float(corners[0][0]) if _goes_round(grid) else None
     centred = math.prod(options.refine_points) == 1
     _, low, high = walk_from(form, array, start, *corners, wavefront, circle, centred)
@@ -298,6 +301,7 @@ def refined_peaks(
     checks.check_array(array)
     checks.check_matrix(matrix, "F" if factored else "R", array.n_elements, square=not factored)
     corners = _bounds(grid, asked, chosen)
+    folds = None if asked is None else Folds.of(array, asked.region)
     at_once = _VOLUME_BYTES if matrix.device.type == "cpu" else _VOLUME_BYTES_ON_GPU
     step = max(1, at_once // (8 * grid.size))
     parts: list[RefinedPeaks] = []
@@ -305,7 +309,7 @@ def refined_peaks(
     for start in range(0, max(matrix.shape[0], 1), step):
         form = form_of(matrix[start : start + step], loading)
         volume = form.spectrum(array, grid, wavefront=wavefront, method=method, reduce="none")
-        parts.append(_peaks(form, volume, array, grid, corners, wavefront, chosen))
+        parts.append(_peaks(form, volume, array, grid, corners, wavefront, chosen, folds))
     return parts[0] if len(parts) == 1 else RefinedPeaks(*(torch.cat(field) for field in zip(*parts, strict=True)))
 
 
@@ -364,6 +368,7 @@ def detect_fixed(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> FixedDetections:
     """Detection with outputs of a fixed size: :func:`detect_sources` before its lists are cut to length.
 
@@ -374,7 +379,7 @@ def detect_fixed(
     ----------
     matrix : complex64 or complex128 tensor, shape (B, N, N) or (B, N, K)
         Covariance R, or with ``factored`` a factor F of R = F F^H.
-    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options, report
         As for :func:`detect_sources`.
     factored : bool
         Whether ``matrix`` is a factor.
@@ -397,9 +402,11 @@ def detect_fixed(
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
     peaks = refined_peaks(matrix, setup, grid, factored=factored, **how)
     if snapshots is not None:
-        limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen)
+        told = _Told(report)
+        limits = _noise_limits(setup, grid, snapshots, false_alarm, float(loading), wavefront, method, chosen, told)
         covariance = matrix @ matrix.mH if factored else matrix
-        real = significant(covariance, _candidate_vectors(peaks, setup, wavefront), limits, float(loading))
+        vectors = _candidate_vectors(peaks, setup, wavefront)
+        real = significant(covariance, vectors, limits, float(loading), peaks.power)
         peaks = peaks._replace(power=torch.where(real, peaks.power, 0.0))
         chosen = replace(chosen, mad_z=None, prominence_db=0.0)
     return choose_peaks(peaks, setup, chosen)
@@ -412,6 +419,13 @@ def _candidate_vectors(peaks: RefinedPeaks, setup: Setup | SensorArray, wavefron
     return torch.where((peaks.power > 0)[..., None], vectors, 0.0).mT
 
 
+@dataclass(frozen=True)
+class _Told:
+    """Who is told of the progress; what is kept of a call does not depend on it."""
+
+    report: Callable[[int, int], None] | None = field(default=None, compare=False)
+
+
 @lru_cache(maxsize=64)
 def _noise_limits(
     setup: Setup | SensorArray,
@@ -422,6 +436,7 @@ def _noise_limits(
     wavefront: str | None,
     method: str,
     options: DetectionOptions,
+    told: _Told,
 ) -> list[float]:
     """What :func:`significant` takes, from noise that is searched in the same way."""
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
@@ -436,7 +451,7 @@ def _noise_limits(
     def candidates(covariance: Tensor) -> Tensor:
         return _candidate_vectors(refined_peaks(covariance, setup, grid, factored=False, **how), setup, wavefront)
 
-    directions = independent_directions(searched, candidates, snapshots, false_alarm, loading)
+    directions = independent_directions(searched, candidates, snapshots, false_alarm, loading, told.report)
     return share_limits(searched.array.n_elements, snapshots, directions, false_alarm, options.candidates)
 
 
@@ -453,6 +468,14 @@ def as_lists(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources
     return sources
 
 
+def _held(found: FixedDetections, setup: Setup | SensorArray) -> list[Sources]:
+    """The answer: those in the box of the region, where it has one."""
+    sources = as_lists(found, setup)
+    if not isinstance(setup, Setup) or setup.region.box is None:
+        return sources
+    return [each[setup.region.holds(each.position)] for each in sources]
+
+
 def detect_sources(
     R: Tensor,
     setup: Setup | SensorArray,
@@ -464,6 +487,7 @@ def detect_sources(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Sources]:
     """Find the sources in a batch of covariances; their number is not needed.
 
@@ -487,6 +511,8 @@ def detect_sources(
         Of a bare array; spherical by default.
     options : DetectionOptions or None
         Thresholds, refinement and caps.
+    report : callable or None
+        Told how many of how many scenes of noise are simulated, by the first call with this array, grid, L and loading.
 
     Returns
     -------
@@ -509,9 +535,9 @@ def detect_sources(
     planar one a grid of the half-space before it. A source outside the grid shows up at its edge, with side lobes.
 
     The median of a map serves surfaces of many elements; the broad lobes of a small array are tested with
-    ``snapshots``. Of all refined peaks the one whose beam holds the largest share of the power is a source if white
-    noise has such a share somewhere in its map with the probability ``false_alarm`` or less; its steering vector is
-    projected out, and the next peak is judged by what is left, so that side lobes of sources are none. The share in one
+    ``snapshots``. A refined peak may be a source if white noise has such a share of the power in a beam, somewhere in
+    its map, with the probability ``false_alarm`` or less. The highest of these is one; its steering vector is projected
+    out, and the others are judged by what is left, so that side lobes of sources are none. The share in one
     beam is that of L. L. Scharf and B. Friedlander, "Matched subspace detectors", IEEE Trans. Signal Processing 42(8),
     1994, and has a Beta distribution; how many independent directions a map has is measured once for each array, grid,
     L and loading, on 200 scenes of noise (the time of as many detections).
@@ -520,8 +546,8 @@ def detect_sources(
     matrix = R if R.ndim != 2 else R[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=False, **asked, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm, "report": report}
+    return _held(detect_fixed(matrix, setup, grid, factored=False, **asked, **how), setup)
 
 
 def detect_sources_lowrank(
@@ -535,6 +561,7 @@ def detect_sources_lowrank(
     wavefront: str | None = None,
     method: str = "auto",
     options: DetectionOptions | None = None,
+    report: Callable[[int, int], None] | None = None,
 ) -> list[Sources]:
     """Find the sources in a batch of low-rank covariances R = F F^H.
 
@@ -542,7 +569,7 @@ def detect_sources_lowrank(
     ----------
     F : complex64 or complex128 tensor, shape (B, N, K) or (N, K)
         Factor of R = F F^H; K is the rank, not the number of sources.
-    setup, grid, snapshots, false_alarm, loading, wavefront, method, options
+    setup, grid, snapshots, false_alarm, loading, wavefront, method, options, report
         As for :func:`detect_sources`; ``loading`` > 0.
 
     Returns
@@ -559,8 +586,8 @@ def detect_sources_lowrank(
     matrix = F if F.ndim != 2 else F[None]
     setup, grid = _with_grid(setup, grid, wavefront)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": options}
-    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm}
-    return as_lists(detect_fixed(matrix, setup, grid, factored=True, **asked, **how), setup)
+    asked: dict[str, Any] = {"snapshots": snapshots, "false_alarm": false_alarm, "report": report}
+    return _held(detect_fixed(matrix, setup, grid, factored=True, **asked, **how), setup)
 
 
 # --- Which peaks are sources and which are noise or side lobes, at a rate of false alarms ---
@@ -592,11 +619,16 @@ def _shares(covariance: Tensor, vectors: Tensor, trace: Tensor) -> Tensor:
     return torch.where(there, power / (norm * trace[:, None]).clamp_min(tiny), torch.zeros_like(norm))
 
 
-def significant(covariance: Tensor, vectors: Tensor, limits: list[float], loading: float) -> Tensor:
-    """Which candidates are sources: again and again the one with the largest share of the power, projected out.
+def significant(
+    covariance: Tensor, vectors: Tensor, limits: list[float], loading: float, height: Tensor | None = None
+) -> Tensor:
+    """Which candidates are sources: again and again the highest with more of the power than noise has, projected out.
 
-    covariance (B, N, N), vectors (B, N, C) with columns of zeros for padding -> bool (B, C)
+    covariance (B, N, N), vectors (B, N, C) with columns of zeros for padding, height (B, C) by default the share of the
+    power -> bool (B, C)
     """
+    # Between two sources, and beside them at the end of a line, a beam holds parts of both and more than each alone;
+    # the map is lower there.
     residual = covariance.to(torch.complex128)
     n = residual.shape[-1]
     total = residual.diagonal(dim1=1, dim2=2).real.sum(1)
@@ -607,8 +639,10 @@ def significant(covariance: Tensor, vectors: Tensor, limits: list[float], loadin
         # What the loading of the map hides is no source: peaks are as near to their sources as it lets them be.
         remaining = residual.diagonal(dim1=1, dim2=2).real.sum(1)
         noise = (remaining + loading * total * (1 - sources / n)) / (1 + loading)
-        share, best = _shares(residual, vectors, noise).max(1)
-        running = running & (share > limit)
+        share = _shares(residual, vectors, noise)
+        order = torch.where(share > limit, share if height is None else height, -math.inf)
+        highest, best = order.max(1)
+        running = running & (highest > -math.inf)
         found = found | (running[:, None] & (number == best[:, None]))
         direction = vectors.gather(2, best[:, None, None].expand(-1, n, 1))
         unit = torch.where(running[:, None, None], torch.nn.functional.normalize(direction, dim=1), 0.0)
@@ -636,7 +670,12 @@ def _peak_grid(setup: Setup) -> SearchGrid:
 
 
 def independent_directions(
-    setup: Setup, candidates: Callable[[Tensor], Tensor], snapshots: int, false_alarm: float, loading: float
+    setup: Setup,
+    candidates: Callable[[Tensor], Tensor],
+    snapshots: int,
+    false_alarm: float,
+    loading: float,
+    report: Callable[[int, int], None] | None = None,
 ) -> float:
     """So many independent directions would make as many false alarms of noise as the candidates of this map.
 
@@ -653,7 +692,9 @@ def independent_directions(
     beta = (snapshots, snapshots * (n - 1))
     limit = float(betainccinv(*beta, most))
     count = 0.0
-    for _ in range(0, _SCENES, _BATCH):
+    for done in range(0, _SCENES, _BATCH):
+        if report is not None:
+            report(done, _SCENES)
         axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
         point = [axis[torch.from_numpy(random.integers(len(axis), size=_BATCH))] for axis in axes]
         beam = steering_vectors(array, *point, wavefront=setup.wavefront, dtype=torch.complex128)[..., None] / n**0.5
@@ -669,4 +710,6 @@ def independent_directions(
         passing = (power > limit * level[:, None, None, None]).flatten(1).sum(1)
         passed = significant(planted, candidates(planted), [limit], loading).any(1)
         count += float((passed / passing.clamp_min(1)).sum())
+    if report is not None:
+        report(_SCENES, _SCENES)
     return max(count * grid.size / _SCENES, 1.0)

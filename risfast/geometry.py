@@ -86,8 +86,13 @@ REFERENCE_AZIMUTH_RAD = math.radians(60.0)
 REFERENCE_ELEVATION_RAD = math.radians(30.0)
 # Nearest range of a derived region, in apertures: closer, a source stands among the elements.
 _NEAREST_APERTURES = 0.25
+_NEAREST_OF_BOX = 1e-2  # nearest range, of the farthest, in a box that holds the origin
+_BOX_MARGIN = 0.02  # of a side of a box, beyond which a source is outside
 _EDGE = 1e-3  # part of an interval that counts as its end: an ascent stops a little before a bound
 _FLAT = 1e-6  # cosine (or its distance from 1) that counts as upright or lying
+_LOBE_DIRECTIONS = 61  # along each angle of a region that is looked at for grating lobes
+_FOLD_RAD = 1e-6  # an end of a region this close to a mirror plane or a pole is there
+_OFF_FOLD = 1e-4  # part of an interval that searches keep from an end that lies in a mirror plane
 
 
 def _frozen_tensor(values: Any, name: str, infinite: bool = False) -> Tensor:
@@ -282,6 +287,10 @@ class SensorArray:
 PlanarArray = SensorArray  # the name of earlier versions
 
 
+BoxLimits = tuple[tuple[float, float], tuple[float, float], tuple[float, float]]
+"""Limits of x, y and z in metres."""
+
+
 @dataclass(frozen=True)
 class Region:
     """Where sources are looked for: an interval of each coordinate.
@@ -292,6 +301,8 @@ class Region:
         Lowest and highest, in radians; equal ends fix the coordinate. An azimuth from -pi to pi is the full circle.
     range_m : pair of float
         Nearest and farthest, in metres; the farthest may be infinite, which is the far field.
+    box : ((float, float), (float, float), (float, float)), optional
+        Limits of x, y and z in metres that hold besides; see :meth:`box_m`.
 
     Raises
     ------
@@ -302,6 +313,7 @@ class Region:
     azimuth_rad: tuple[float, float]
     elevation_rad: tuple[float, float]
     range_m: tuple[float, float]
+    box: BoxLimits | None = None
 
     def __post_init__(self) -> None:
         """Check every interval."""
@@ -325,6 +337,50 @@ class Region:
         near = self.range_m[0]
         if not 0 < near < math.inf:
             raise ValueError(f"range_m must start at a finite range above 0 m, got {self.range_m}")
+        if self.box is not None:
+            object.__setattr__(self, "box", _checked_box(self.box))
+
+    @classmethod
+    def box_m(cls, x: tuple[float, float], y: tuple[float, float], z: tuple[float, float]) -> Region:
+        """A box in space, such as a room or a street, in the coordinates of the array's elements.
+
+        The intervals are the smallest that hold it, and are what is searched. A source outside of the box is left out
+        of the answer, and none inside is made of it; within a fiftieth of a side of a face it is kept, at the edge.
+
+        Parameters
+        ----------
+        x, y, z : pair of float
+            Lowest and highest, in metres.
+
+        Returns
+        -------
+        Region
+            Of a box with the origin inside, from a hundredth of its farthest corner on.
+
+        Raises
+        ------
+        ValueError
+            A pair is no interval.
+        """
+        box = _checked_box((x, y, z))
+        corners = torch.cartesian_prod(*(torch.tensor(side, dtype=torch.float64) for side in box))
+        across = corners[:, [0, 2]]
+        nearest = torch.tensor([min(max(0.0, low), high) for low, high in box], dtype=torch.float64)
+        far = float(corners.norm(dim=1).max())
+        near = max(float(nearest.norm()), _NEAREST_OF_BOX * far)
+        closest, farthest = float(nearest[[0, 2]].norm()), float(across.norm(dim=1).max())
+        low, high = box[1]
+        elevation = (
+            math.atan2(low, closest if low < 0 else farthest),
+            math.atan2(high, closest if high > 0 else farthest),
+        )
+        azimuth = (-math.pi, math.pi)
+        if closest > 0:  # less than half a circle about the nearest point
+            middle = math.atan2(float(nearest[0]), float(nearest[2]))
+            turned = torch.atan2(across[:, 0], across[:, 1]) - middle
+            turned = torch.remainder(turned + math.pi, 2 * math.pi) - math.pi
+            azimuth = (middle + float(turned.min()), middle + float(turned.max()))
+        return cls(azimuth, elevation, (near, far), box)
 
     @classmethod
     def of(cls, array: SensorArray) -> Region:
@@ -372,6 +428,11 @@ class Region:
         )
 
     @property
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The intervals by their names."""
+        return {"azimuth_rad": self.azimuth_rad, "elevation_rad": self.elevation_rad, "range_m": self.range_m}
+
+    @property
     def inverse_range(self) -> tuple[float, float]:
         """(1/farthest, 1/nearest) in 1/metres; the first is 0 where the region reaches to the far field."""
         return 1 / self.range_m[1], 1 / self.range_m[0]
@@ -397,6 +458,7 @@ class Region:
         Returns
         -------
         bool tensor, shape (...)
+            On a face of the box, or outside of it, too.
         """
         low, high = self.bounds()
         at = torch.cat([position[..., :2].double().cpu(), 1 / position[..., 2:].double().cpu()], -1)
@@ -409,7 +471,46 @@ class Region:
                 (lower if i == 0 else upper)[..., 1] = False
         if self.range_m[1] == math.inf:
             lower[..., 2] = False
-        return ((lower | upper) & (high > low)).any(-1)
+        ended = ((lower | upper) & (high > low)).any(-1)
+        if self.box is not None:
+            place = spherical_to_cartesian(position.double().cpu())
+            low, high = torch.tensor(self.box, dtype=torch.float64).unbind(1)
+            near = (high - low) * _EDGE
+            ended |= ((place <= low + near) | (place >= high - near)).any(-1)
+        return ended
+
+    def holds(self, position: Tensor) -> Tensor:
+        """Which positions are in the box, or so little outside of it that they are at its edge; all without one.
+
+        Parameters
+        ----------
+        position : real tensor, shape (..., 3)
+            (azimuth, elevation, range) in radians and metres; one without a range is held.
+
+        Returns
+        -------
+        bool tensor, shape (...)
+        """
+        if self.box is None:
+            return torch.ones_like(position[..., 0], dtype=torch.bool)
+        place = spherical_to_cartesian(position.double())
+        low, high = torch.tensor(self.box, dtype=torch.float64, device=place.device).unbind(1)
+        margin = (high - low) * _BOX_MARGIN
+        return ~((place < low - margin) | (place > high + margin)).any(-1)
+
+
+def _checked_box(box: Any) -> BoxLimits:
+    """Limits of x, y and z as pairs of numbers."""
+    sides = []
+    for name, side in zip("xyz", tuple(box), strict=True):
+        try:
+            low, high = (float(value) for value in side)
+        except (TypeError, ValueError):
+            raise ValueError(f"{name} of a box must be a pair (low, high) of metres, got {side!r}") from None
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise ValueError(f"{name} of a box must be a finite interval, the lower end first, got ({low:g}, {high:g})")
+        sides.append((low, high))
+    return sides[0], sides[1], sides[2]
 
 
 def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
@@ -425,6 +526,186 @@ def _extent(positions_m: Tensor) -> tuple[int, Tensor]:
         axis, order = directions[0], (0, 2, 1)
     leading = next(float(axis[i]) for i in order if abs(float(axis[i])) > 1e-6)
     return rank, torch.where(axis.abs() > 1e-12, axis, 0.0) * (1 if leading > 0 else -1)
+
+
+def alias_wavelength(array: SensorArray) -> float:
+    """Shortest wavelength without grating lobes within +-90 degrees: twice the spacing.
+
+    Parameters
+    ----------
+    array : SensorArray
+
+    Returns
+    -------
+    float
+        In metres; 0 of a single element. Of a lattice it is twice the larger spacing, which is exact. Of an irregular
+        array it is twice the least distance between two elements, a rule of thumb: below it every pair has lobes,
+        though those of pairs that differ do not add up to whole ones.
+    """
+    if array.n_elements < 2:
+        return 0.0
+    lattice = array.lattice
+    if lattice is not None:
+        return 2 * max(lattice.spacing_h_m, lattice.spacing_v_m)
+    return 2 * float(torch.pdist(array.positions_m).min())
+
+
+def most_sources(array: SensorArray) -> int:
+    """How many independent sources a covariance of the array can tell apart at the most.
+
+    Parameters
+    ----------
+    array : SensorArray
+
+    Returns
+    -------
+    int
+        N - 1 of N elements; of a line as many as there are different distances between two elements, which can be more.
+    """
+    n = array.n_elements
+    if n < 2 or _extent(array.positions_m)[0] > 1:
+        return n - 1
+    distances = torch.pdist(array.positions_m).sort().values
+    return 1 + int((distances.diff() > _LATTICE_TOLERANCE * distances[-1]).sum())
+
+
+def ambiguities(array: SensorArray, region: Region) -> tuple[str, ...]:
+    """What an array cannot tell apart, in sentences; where the region leaves it open.
+
+    Parameters
+    ----------
+    array : SensorArray
+    region : Region
+
+    Returns
+    -------
+    tuple of str
+        The cone about a line, the mirror image in a plane, the grating lobes of elements that stand more than half a
+        wavelength apart; empty for a volume.
+    """
+    if not array.aperture_m > 0:
+        return ("a single element sees no direction",)
+    said = []
+    rank, axis = _extent(array.positions_m)
+    flat = abs(float(axis[1])) > 1 - _FLAT
+    if rank == 1:
+        said.append(
+            "the array lies on a line: it tells the angle to the line, and the range; each source may as well be "
+            "anywhere on the circle about the line"
+        )
+    elif rank == 2 and flat and region.elevation_rad == (0.0, 0.0):
+        said.append(
+            "the array lies flat, and sources are looked for at its own height: of one above or below only the azimuth "
+            "is to be believed; a region with elevations from 0 up finds it"
+        )
+    elif rank == 2:
+        said.append(
+            "the array lies in a plane: each source may as well be at its mirror image "
+            + ("below" if flat else "behind it")
+        )
+    if _has_grating_lobes(array, region):
+        shortest = alias_wavelength(array)
+        said.append(
+            f"the elements stand {shortest / 2:.3g} m apart or more, and the wavelength is {array.wavelength_m:.3g} m: "
+            "a source may be seen in several directions (grating lobes); wavelengths from "
+            f"{shortest:.3g} m on have none"
+        )
+    return tuple(said)
+
+
+def _has_grating_lobes(array: SensorArray, region: Region) -> bool:
+    """Whether two directions of the region look alike to every pair of neighbours."""
+    if array.n_elements < 2 or alias_wavelength(array) <= array.wavelength_m * (1 + _LATTICE_TOLERANCE):
+        return False
+    azimuth, elevation = (
+        torch.linspace(low, high, _LOBE_DIRECTIONS, dtype=torch.float64)
+        for low, high in (region.azimuth_rad, region.elevation_rad)
+    )
+    path = direction_cosines(azimuth[:, None], elevation).flatten(0, 1) @ _closest_pairs(array).mT
+    # Along a pair, two directions look alike whose paths differ by a wavelength.
+    alike = path.amax(0) - path.amin(0) >= array.wavelength_m
+    return bool(alike.any() if array.lattice is not None else alike.all())
+
+
+def _closest_pairs(array: SensorArray) -> Tensor:
+    """From one element to the next, along each axis of a lattice; of an irregular array from all to their nearest.
+
+    -> (P, 3)
+    """
+    lattice = array.lattice
+    if lattice is not None:
+        steps = torch.tensor([[lattice.spacing_h_m, 0.0, 0.0], [0.0, lattice.spacing_v_m, 0.0]], dtype=torch.float64)
+        return steps[steps.sum(1) > 0]
+    gap = array.positions_m[:, None] - array.positions_m
+    distance = gap.norm(dim=-1).fill_diagonal_(math.inf)
+    return gap[torch.arange(array.n_elements), distance.argmin(1)]
+
+
+@dataclass(frozen=True)
+class Folds:
+    """Where coordinates turn back at an end of a region, for what lies beyond looks to the array like what is inside.
+
+    There nothing changes with the coordinate at first, so that a search which starts or stops there would stay: it is
+    kept a little inside, and what steps over the end comes back.
+    """
+
+    region: Region
+    azimuth: tuple[bool, bool]  # Whether the ends lie in a mirror plane of the array
+    elevation: tuple[bool, bool]  # Whether the ends lie in one, or are poles that a search goes over
+
+    @classmethod
+    def of(cls, array: SensorArray, region: Region) -> Folds:
+        """Of a region, as an array sees it."""
+        rank, axis = (3, torch.zeros(3)) if not array.aperture_m > 0 else _extent(array.positions_m)
+        x, y, z = axis.tolist()
+        upright = abs(y) > 1 - _FLAT
+        azimuth, elevation = (False, False), (False, False)
+        if rank < 3 and abs(y) < _FLAT:  # the ends of a line, or of an upright plane
+            end = math.atan2(x, z) + (math.pi / 2 if rank == 2 else 0.0)
+            low, high = (abs(math.sin(value - end)) < _FOLD_RAD for value in region.azimuth_rad)
+            azimuth = (low, high) if region.azimuth_rad[0] < region.azimuth_rad[1] else (False, False)
+        if rank < 3 and (upright if rank == 2 else abs(y) < _FLAT):  # the horizon of what lies flat
+            low, high = (abs(value) < _FOLD_RAD for value in region.elevation_rad)
+            elevation = (low, high) if region.elevation_rad[0] < region.elevation_rad[1] else (False, False)
+        if region.full_circle or all(azimuth) or (rank == 1 and upright):
+            low, high = (abs(value) > math.pi / 2 - _FOLD_RAD for value in region.elevation_rad)
+            elevation = (elevation[0] or low, elevation[1] or high)
+        return cls(region, azimuth, elevation)
+
+    def inside(self, position: Tensor) -> Tensor:
+        """The same places, folded back over the ends; what stands outside otherwise stays there.
+
+        position (..., 3)
+        """
+        if not any(self.azimuth + self.elevation):
+            return position
+        azimuth, elevation = position[..., 0], position[..., 1]
+        for end, there, sign in zip(self.region.elevation_rad, self.elevation, (-1.0, 1.0), strict=True):
+            if there:
+                over = (elevation - end) * sign > 0
+                elevation = torch.where(over, 2 * end - elevation, elevation)
+                if abs(end) > math.pi / 4:
+                    azimuth = torch.where(over, self._across(azimuth), azimuth)
+                else:
+                    elevation = self._off(elevation, self.region.elevation_rad, end, sign)
+        for end, there, sign in zip(self.region.azimuth_rad, self.azimuth, (-1.0, 1.0), strict=True):
+            if there:
+                azimuth = torch.where((azimuth - end) * sign > 0, 2 * end - azimuth, azimuth)
+                azimuth = self._off(azimuth, self.region.azimuth_rad, end, sign)
+        return torch.cat([azimuth[..., None], elevation[..., None], position[..., 2:]], -1)
+
+    def _across(self, azimuth: Tensor) -> Tensor:
+        """The azimuth beyond a pole."""
+        low, high = self.region.azimuth_rad
+        if self.region.full_circle:
+            return low + torch.remainder(azimuth + math.pi - low, 2 * math.pi)
+        return low + high - azimuth if all(self.azimuth) else azimuth
+
+    @staticmethod
+    def _off(values: Tensor, interval: tuple[float, float], end: float, sign: float) -> Tensor:
+        """No closer to the end than a small part of the interval."""
+        nearest = end - sign * _OFF_FOLD * (interval[1] - interval[0])
+        return values.clamp_max(nearest) if sign > 0 else values.clamp_min(nearest)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from risfast.geometry import Region, SearchGrid, SensorArray, uniform_axis
+from risfast.geometry import BoxLimits, Region, SearchGrid, SensorArray, ambiguities, uniform_axis
 from risfast.steering import Wavefront, check_wavefront
 
 _ANGLE_RAD = math.radians(5.0)
@@ -73,6 +73,7 @@ torch.serialization.add_safe_globals([Tolerance])
 
 Sampling = Literal["surface", "direct"]
 SETUP_FORMAT = 1
+_INTERVALS = ("azimuth_rad", "elevation_rad", "range_m")
 
 # Points of a map in one beam width (wavelength / extent), and its points in all at the most: the densities of the
 # 361 x 181 grid on the reference surface.
@@ -227,9 +228,14 @@ class Setup:
         near, far = region.range_m
         return self.replace(
             array=SensorArray(self.array.positions_m * factor, self.array.wavelength_m * factor),
-            region=replace(region, range_m=(near * factor, far * factor)),
+            region=replace(region, range_m=(near * factor, far * factor), box=_scaled(region.box, factor)),
             tolerance=replace(tolerance, range_m=tolerance.range_m * factor),
         )
+
+    @property
+    def ambiguities(self) -> tuple[str, ...]:
+        """What the array cannot tell apart, in sentences (:func:`risfast.geometry.ambiguities`)."""
+        return ambiguities(self.array, self.region)
 
     @property
     def extents_m(self) -> tuple[float, float]:
@@ -304,7 +310,10 @@ class Setup:
         return {
             "format": SETUP_FORMAT,
             "array": array_to_json(self.array),
-            "region": {f.name: [_to_json(v) for v in getattr(self.region, f.name)] for f in fields(Region)},
+            "region": {
+                **{name: [_to_json(v) for v in pair] for name, pair in self.region.intervals.items()},
+                **({} if self.region.box is None else {"box": [list(side) for side in self.region.box]}),
+            },
             "wavefront": self.wavefront,
             "sampling": self.sampling,
             "speed_m_s": self.speed_m_s,
@@ -341,8 +350,8 @@ class Setup:
             raise ValueError(f"setup: missing or unknown fields: {', '.join(sorted(wrong))}")
         parts: dict[str, Any] = {
             "array": array_from_json(description["array"]),
-            "region": Region(**_numbers(description, "region", Region)),
-            "tolerance": Tolerance(**_numbers(description, "tolerance", Tolerance)),
+            "region": _region_from_json(description),
+            "tolerance": Tolerance(**_numbers(description, "tolerance", [f.name for f in fields(Tolerance)])),
         }
         try:
             if "wavelengths_m" in description:
@@ -356,14 +365,35 @@ class Setup:
         return cls(**parts, **{name: description[name] for name in ("wavefront", "sampling", "speed_m_s")})
 
 
+def _scaled(box: BoxLimits | None, factor: float) -> BoxLimits | None:
+    """A box in another unit of length."""
+    if box is None:
+        return None
+    x, y, z = ((low * factor, high * factor) for low, high in box)
+    return x, y, z
+
+
+def _region_from_json(description: Mapping[str, Any]) -> Region:
+    """Intervals, and the box where there is one."""
+    table = description["region"]
+    box: Any = table.get("box") if isinstance(table, Mapping) else None
+    plain = {name: value for name, value in table.items() if name != "box"} if box is not None else table
+    region = Region(**_numbers({"region": plain}, "region", _INTERVALS))
+    if box is None:
+        return region
+    if not (isinstance(box, list) and len(box) == 3 and all(isinstance(side, list) for side in box)):
+        raise ValueError(f"setup: box of the region must be three pairs of numbers, got {box!r}")
+    return Region(region.azimuth_rad, region.elevation_rad, region.range_m, box)  # type: ignore[arg-type]
+
+
 def _to_json(value: float) -> float | str:
     return "inf" if value == math.inf else value
 
 
-def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str, Any]:
+def _numbers(description: Mapping[str, Any], name: str, expected: Sequence[str]) -> dict[str, Any]:
     """Numbers, or lists of them, of a part of a setup."""
-    table, expected = description[name], {f.name for f in fields(kind)}
-    if not isinstance(table, Mapping) or set(table) != expected:
+    table = description[name]
+    if not isinstance(table, Mapping) or set(table) != set(expected):
         raise ValueError(f"setup: {name} must be a table of {', '.join(sorted(expected))}, got {table!r}")
 
     def number(value: Any) -> float:
@@ -374,7 +404,7 @@ def _numbers(description: Mapping[str, Any], name: str, kind: type) -> dict[str,
         return float(value)
 
     return {
-        key: tuple(map(number, value)) if kind is Region and isinstance(value, list | tuple) else number(value)
+        key: tuple(map(number, value)) if name == "region" and isinstance(value, list | tuple) else number(value)
         for key, value in table.items()
     }
 

@@ -14,10 +14,15 @@ from hypothesis import strategies as st
 from risfast.errors import ShapeError
 from risfast.geometry import (
     PlanarArray,
+    Region,
     SearchGrid,
+    SensorArray,
+    alias_wavelength,
+    ambiguities,
     cartesian_to_spherical,
     direction_cosines,
     find_lattice,
+    most_sources,
     spherical_to_cartesian,
 )
 
@@ -309,3 +314,102 @@ def test_conversions_keep_leading_dimensions_and_dtype():
     position = torch.rand(2, 0, 3, 3)
     assert spherical_to_cartesian(position).shape == (2, 0, 3, 3)
     assert cartesian_to_spherical(torch.rand(4, 3)).dtype == torch.float32
+
+
+# ---- what an array cannot tell apart
+
+
+def lobes_of(spacing, span_deg=90.0):
+    half = math.radians(span_deg)
+    array = SensorArray.linear(8, spacing, 1.0)
+    return any("grating" in said for said in ambiguities(array, Region((-half, half), (0, 0), (1, math.inf))))
+
+
+def test_grating_lobes_are_said_where_the_region_holds_two_of_them():
+    assert not lobes_of(0.5)
+    assert lobes_of(0.51)
+    # sin 30 - sin(-30) = 1 wavelength / spacing
+    assert not lobes_of(0.99, 30.0)
+    assert lobes_of(1.01, 30.0)
+    wide = SensorArray.rectangular(4, 4, 0.4, 1.0).positions_m * torch.tensor([1.0, 2.0, 1.0])
+    assert any("grating" in said for said in ambiguities(SensorArray(wide, 1.0), Region.of(SensorArray(wide, 1.0))))
+
+
+@pytest.mark.parametrize(
+    ("array", "shortest"),
+    [
+        (SensorArray.linear(8, 0.3, 1.0), 0.6),
+        (SensorArray.circular(4, 1.0, 1.0), 2 * math.sqrt(2)),
+        (SensorArray(torch.tensor([[0.0, 0, 0], [0.1, 0, 0], [0.4, 0.3, 0]]), 1.0), 0.2),
+        (SensorArray([[0.0, 0.0, 0.0]], 1.0), 0.0),
+    ],
+)
+def test_the_alias_wavelength_is_twice_the_spacing(array, shortest):
+    assert alias_wavelength(array) == pytest.approx(shortest)
+
+
+def test_the_most_sources_are_the_distances_along_a_line_and_else_one_less_than_the_elements():
+    assert most_sources(SensorArray.linear(8, 0.3, 1.0)) == 7
+    sparse = SensorArray(torch.tensor([[0.0, 0, 0], [1.0, 0, 0], [4.0, 0, 0], [6.0, 0, 0]]), 1.0)
+    assert most_sources(sparse) == 6  # 1 2 3 4 5 6
+    assert most_sources(SensorArray.circular(5, 0.3, 1.0)) == 4
+
+
+def test_lines_planes_and_rings_say_what_they_cannot_tell():
+    def said(array):
+        return " ".join(ambiguities(array, Region.of(array)))
+
+    assert "line" in said(SensorArray.linear(8, 0.5, 1.0))
+    assert "mirror image behind" in said(SensorArray.rectangular())
+    ring = SensorArray.circular(5, 0.3, 1.0)
+    assert "own height" in said(ring)
+    above = Region((-math.pi, math.pi), (0.0, 1.0), (1.0, math.inf))
+    assert "mirror image below" in " ".join(ambiguities(ring, above))
+    assert said(SensorArray(torch.eye(4, 3) * 0.4, 1.0)) == ""
+
+
+# ---- boxes
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        ((-3.0, 3.0), (-1.0, 2.0), (1.0, 6.0)),
+        ((1.0, 3.0), (1.0, 2.0), (-4.0, -2.0)),
+        ((-0.5, 0.3), (-3.0, -1.0), (-2.0, -1.0)),  # across azimuth 180 degrees
+        ((-1.0, 1.0), (0.5, 2.0), (-1.0, 1.0)),  # over the elements
+        ((-1.0, 1.0), (-1.0, 1.0), (-1.0, 1.0)),  # around them
+    ],
+)
+def test_the_region_of_a_box_is_the_smallest_that_holds_it(box):
+    region = Region.box_m(*box)
+    grid = torch.cartesian_prod(*(torch.linspace(low, high, 41, dtype=torch.float64) for low, high in box))
+    position = cartesian_to_spherical(grid)
+    middle = sum(region.azimuth_rad) / 2
+    azimuth = torch.remainder(position[:, 0] - middle + math.pi, 2 * math.pi) - math.pi + middle
+    for values, (low, high), step in (
+        (azimuth, region.azimuth_rad, 0.2),
+        (position[:, 1], region.elevation_rad, 0.1),
+        (position[:, 2], region.range_m, 0.1),
+    ):
+        assert float(values.max()) <= high + 1e-9
+        assert float(values.max()) >= high - step
+        if values is not azimuth and low != region.range_m[0]:
+            assert float(values.min()) == pytest.approx(low, abs=step)
+    assert float(azimuth.min()) >= region.azimuth_rad[0] - 1e-9
+    assert bool(region.holds(position).all())
+    assert not bool(region.holds(position * torch.tensor([1.0, 1.0, 5.0])).all())
+
+
+def test_a_box_with_a_side_that_is_no_interval_is_refused():
+    for side in ((1.0, 1.0), (2.0, 1.0), (0.0, math.inf), (0.0, math.nan), 3.0):
+        with pytest.raises(ValueError, match="y of a box"):
+            Region.box_m((0, 1), side, (1, 2))
+
+
+def test_places_on_a_face_are_at_the_edge_and_a_little_outside_is_still_held():
+    region = Region.box_m((-1, 1), (-1, 1), (1, 3))
+    places = torch.tensor([[0.0, 0.0, 2.0], [1.0, 0.0, 2.0], [0.0, 0.0, 3.03], [0.0, 0.0, 3.05]]).double()
+    position = cartesian_to_spherical(places)
+    assert region.at_edge(position).tolist() == [False, True, True, True]
+    assert region.holds(position).tolist() == [True, True, True, False]

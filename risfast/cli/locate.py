@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _SCENES_AT_ONCE = 8  # so that a long file shows progress
 _REGION_DEG = tuple[float, float, float, float, float, float]
+_BOX_METAVAR = "X0 X1 Y0 Y1 Z0 Z1"
 _REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"
 
 
@@ -43,6 +44,7 @@ class OutputOptions:
     no_picture: Flag = False  # Draw nothing.
     picture_scene: int = 0  # Which scene of a file with several is drawn, from 0.
     overwrite: Flag = False  # Replace results and pictures that are there.
+    xyz: Flag = False  # Print x, y and z in metres, too.
 
     def picture_of(self, file: Path) -> Path | None:
         """Where the picture goes, None where none is drawn; results that could not be written are refused."""
@@ -81,11 +83,19 @@ class _SourceCommand(Command):
         named: bool = False,
         loading: float = 1e-2,
         method: str = "auto",
+        **noise: Any,
     ) -> int:
         """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
         self.results.check_scene(len(matrices))
         target, wavefront = (setup.array, setup.wavefront) if named else (setup, None)
-        how: dict[str, Any] = {"wavefront": wavefront, "loading": loading, "method": method, "options": detection}
+        how: dict[str, Any] = {
+            "wavefront": wavefront,
+            "loading": loading,
+            "method": method,
+            "options": detection,
+            **noise,
+        }
+        how["report"] = lambda done, total: progress("simulating noise", done, total, unit="scenes")
         found: list[Sources] = []
         progress("detecting", 0, len(matrices), unit="scenes")
         for chunk in matrices.split(_SCENES_AT_ONCE):
@@ -98,7 +108,8 @@ class _SourceCommand(Command):
             power = mvdr_spectrum(matrix, setup.array, grid, loading=loading, wavefront=wavefront, method=method)
             return power.power[0], grid
 
-        return self.report(found, setup, [_edge_note(found, setup.region)], picture, spectrum, progress)
+        said = setup.ambiguities if setup.sampling == "direct" else ()
+        return self.report(found, setup, [*said, _edge_note(found, setup.region)], picture, spectrum, progress)
 
     def report(
         self,
@@ -110,7 +121,7 @@ class _SourceCommand(Command):
         progress: ProgressBar,
     ) -> int:
         """The table first, so that it is there whatever becomes of the files; then notes, results and picture."""
-        print(source_table(found))
+        print(source_table(found, xyz=self.results.xyz))
         for note in notes:
             if note is not None:
                 progress.say(note)
@@ -118,12 +129,12 @@ class _SourceCommand(Command):
             write_results(self.results.output, found, setup)
             print(f"results: {self.results.output}")
         if picture is not None:
-            from risfast.report.plots import SpectrumPanel, save_figure, spectrum_figure  # noqa: PLC0415 - matplotlib
+            from risfast.report.plots import SpectrumPanel, direction_figure, save_figure  # noqa: PLC0415 - matplotlib
 
             scene = self.results.picture_scene
             power, grid = spectrum(scene)
             panel = SpectrumPanel(f"{self.file.name}, scene {scene}", power, found[scene].position)
-            save_figure(spectrum_figure([panel], grid.azimuth_rad, grid.elevation_rad), picture)
+            save_figure(direction_figure(panel, grid.azimuth_rad, grid.elevation_rad), picture)
             print(f"picture: {picture}")
         return 0
 
@@ -154,6 +165,8 @@ class LocateCommand(_SourceCommand):
     # Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup, or what the
     # array can tell apart.
     region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
+    # A box in metres in which sources are looked for, in the coordinates of the elements, in place of --region.
+    box: Annotated[Opt[_REGION_DEG], arg(metavar=_BOX_METAVAR)] = None
     # Speed of the waves in m/s, where only a frequency is known.
     speed: Annotated[Opt[float], arg(metavar="M_S")] = None
     # Frequency, where FILE has several, none, or samples in time.
@@ -179,7 +192,7 @@ class LocateCommand(_SourceCommand):
         if self.sources is not None and self.sources < 1:
             raise ValueError(f"--sources must be at least 1, got {self.sources}")
         parts = None if self.setup is None else read_setup_parts(self.setup)
-        region = region_of(self.region)
+        region = region_of(self.region, self.box)
         chosen = None if self.model in (None, "none") else self._named_model()
         recording = self._read(chosen, progress)
         if self.common.verbose:
@@ -331,6 +344,8 @@ class DetectCommand(_SourceCommand):
     key: Annotated[Opt[str], arg(metavar="NAME")] = None  # Variable in the file; by default R or covariance.
     # Where sources are looked for, in degrees and metres; R_MAX may be inf. By default that of the setup.
     region: Annotated[Opt[_REGION_DEG], arg(metavar=_REGION_METAVAR)] = None
+    # A box in metres in which sources are looked for, in the coordinates of the elements, in place of --region.
+    box: Annotated[Opt[_REGION_DEG], arg(metavar=_BOX_METAVAR)] = None
     # A search grid of the reference system, in place of the one that follows from the setup.
     grid: Opt[Literal["reference", "training"]] = None
     # Azimuth axis in degrees, within +-180, in place of the grid's.
@@ -343,6 +358,11 @@ class DetectCommand(_SourceCommand):
     loading: float = 1e-2  # Diagonal loading as a share of trace(R)/N.
     method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"  # How to compute it.
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a covariance.
+    # How many independent snapshots the covariance is the mean of: peaks are tested against noise, not against the
+    # median of the map.
+    snapshots: Annotated[Opt[int], arg(metavar="L")] = None
+    # Probability that noise alone has a source, for that test; 0.01 by default. Snapshots in FILE are counted.
+    false_alarm: Annotated[Opt[float], arg(metavar="P")] = None
     device: str = "cpu"  # Where to compute, cpu or cuda.
     results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
     common: Annotated[Common, Flat] = field(default_factory=Common)
@@ -352,9 +372,11 @@ class DetectCommand(_SourceCommand):
         picture = self.results.picture_of(self.file)
         device = usable_device(self.device)
         mapped = {} if self.key is None else {"covariance": self.key}
-        recording = read(self.file, fields=mapped, setup=self.setup).with_covariance()
+        recording = read(self.file, fields=mapped, setup=self.setup)
+        noise = self._noise(recording)
+        recording = recording.with_covariance()
         assert recording.covariance is not None
-        setup = _problem(recording, region_of(self.region))
+        setup = _problem(recording, region_of(self.region, self.box))
         if self.wavefront is not None:
             setup = setup.replace(wavefront=self.wavefront, tolerance=None)
         setup, grid = self._search(setup)
@@ -362,7 +384,19 @@ class DetectCommand(_SourceCommand):
         if self.max_sources is not None:
             detection = replace(detection, max_sources=self.max_sources)
         how: dict[str, Any] = {"loading": self.loading, "method": self.method, "named": self.grid is not None}
+        how |= noise
         return self.peaks(recording.covariance.to(device), setup, grid, detection, picture, progress, **how)
+
+    def _noise(self, recording: Recording) -> dict[str, Any]:
+        """What the test against noise takes; nothing where peaks are compared with the median of the map."""
+        snapshots = self.snapshots
+        if snapshots is None and self.false_alarm is not None:
+            if recording.snapshots is None:
+                raise ValueError("--false-alarm needs --snapshots, how many of them the covariance is the mean of")
+            snapshots = recording.n_snapshots
+        if snapshots is None:
+            return {}
+        return {"snapshots": snapshots, **({} if self.false_alarm is None else {"false_alarm": self.false_alarm})}
 
     def _search(self, setup: Setup) -> tuple[Setup, SearchGrid]:
         """The grid with the axes that were given in place of its own, and the setup with their ends as its region."""
@@ -375,7 +409,7 @@ class DetectCommand(_SourceCommand):
         if self.range_m is not None:
             given["range_m"] = torch.tensor(self.range_m, dtype=torch.float64)
         searched = replace(grid, **given)
-        ends = {name: (float(axis[0]), float(axis[-1])) for name, axis in given.items()}
+        ends: dict[str, Any] = {name: (float(axis[0]), float(axis[-1])) for name, axis in given.items()}
         return setup.replace(region=replace(setup.region, **ends)), searched
 
 
@@ -388,8 +422,15 @@ def _problem(recording: Recording, region: Region | None) -> Setup:
     return Setup(recording.array, region, sampling=recording.sampling, speed_m_s=recording.speed_m_s)
 
 
-def region_of(given: _REGION_DEG | None) -> Region | None:
-    """--region, in degrees and metres."""
+def region_of(given: _REGION_DEG | None, box: _REGION_DEG | None = None) -> Region | None:
+    """--region, in degrees and metres, or --box."""
+    if given is not None and box is not None:
+        raise ValueError("give --region or --box, not both")
+    if box is not None:
+        try:
+            return Region.box_m(box[:2], box[2:4], box[4:])
+        except ValueError as error:
+            raise ValueError(f"--box: {error}") from error
     if given is None:
         return None
     az_low, az_high, el_low, el_high, near, far = given
@@ -416,13 +457,14 @@ def _axis_rad(name: str, limits: Sequence[float], largest_deg: float) -> Tensor:
     return torch.linspace(low, high, int(count), dtype=torch.float64).deg2rad()
 
 
-def source_table(scenes: Sequence[Sources]) -> str:
+def source_table(scenes: Sequence[Sources], *, xyz: bool = False) -> str:
     """A line a source: degrees, metres and dB; columns that say nothing of any source are left out."""
     rows = [
         {**row, "range_m": _range(row["range_m"]), "edge": "yes" if row["at_edge"] else "-"}
         for row in source_rows(scenes)
     ]
     forms = {"scene": ">5", "source": ">6", "azimuth deg": ">11.2f", "elevation deg": ">13.2f", "range m": ">14"}
+    forms |= {f"{axis} m": ">9.3f" for axis in "xyz" if xyz}
     forms |= {"power dB": ">8.1f", "confidence": ">10.3f", "prominence dB": ">13.1f", "edge": ">4"}
     keys = {name: name.replace(" ", "_").lower() for name in forms}
     for name in ("confidence", "prominence dB"):

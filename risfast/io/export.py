@@ -35,6 +35,9 @@ _COLUMNS: dict[str, type] = {
     "azimuth_deg": float,
     "elevation_deg": float,
     "range_m": float,
+    "x_m": float,
+    "y_m": float,
+    "z_m": float,
     "power_db": float,
     "confidence": float,
     "prominence_db": float,
@@ -53,8 +56,9 @@ def source_rows(scenes: Sequence[Sources]) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Keys scene, source (both from 0), azimuth_deg, elevation_deg, range_m (NaN where it is not determined),
-        power_db (10 log10 of the linear power), confidence, prominence_db (both NaN where there is none), at_edge.
+        Keys scene, source (both from 0), azimuth_deg, elevation_deg, range_m (NaN where it is not determined), x_m,
+        y_m, z_m (NaN with it), power_db (10 log10 of the linear power), confidence, prominence_db (both NaN where there
+        is none), at_edge.
     """
     return [
         {
@@ -63,12 +67,14 @@ def source_rows(scenes: Sequence[Sources]) -> list[dict[str, Any]]:
             "azimuth_deg": math.degrees(float(found.azimuth[index])),
             "elevation_deg": math.degrees(float(found.elevation[index])),
             "range_m": float(found.range[index]),
+            **dict(zip(("x_m", "y_m", "z_m"), xyz[index], strict=True)),
             "power_db": 10 * math.log10(power) if (power := float(found.power[index])) > 0 else -math.inf,
             "confidence": float(found.confidence[index]),
             "prominence_db": float(found.prominence_db[index]),
             "at_edge": bool(found.at_edge[index]),
         }
         for scene, found in enumerate(scenes)
+        for xyz in [found.xyz_m.tolist()]
         for index in range(len(found))
     ]
 
@@ -81,9 +87,9 @@ def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | No
     path : str or Path
         ``.json``, ``scenes`` with a list of records for each; ``.csv``, one line a record; ``.parquet`` (needs
         pyarrow), a table with typed columns; ``.mat`` (version 5) with a variable per column, all (K, 1) doubles, and
-        ``n_scenes``. The columns are scene and source (from 0), azimuth_deg, elevation_deg, range_m, power_db,
-        confidence, prominence_db, at_edge. A range that the data do not determine, or a confidence that there is not,
-        is null in .json, empty in .csv and NaN in the others.
+        ``n_scenes``. The columns are scene and source (from 0), azimuth_deg, elevation_deg, range_m, x_m, y_m,
+        z_m, power_db, confidence, prominence_db, at_edge. A range that the data do not determine (nor x, y and z
+        with it), or a confidence that there is not, is null in .json, empty in .csv and NaN in the others.
     scenes : sequence of Sources
         One per measurement. A scene without sources is an empty list in .json, and has no record in the others.
     setup : Setup, optional

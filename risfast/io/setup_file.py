@@ -26,6 +26,7 @@ SETUP_FILE_FORMAT = 1
 
 _TOP_KEYS = ("format", "wavefront", "sampling", "speed_m_s", "array", "region", "tolerance")
 _ANGLES = {"azimuth_deg": 360.0, "elevation_deg": 90.0}
+_BOX = ("x_m", "y_m", "z_m")
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
 _EXACT_DIGITS = 17  # a number with more digits than a double needs is converted to radians from its digits
 
@@ -72,6 +73,7 @@ def read_setup(path: str | Path) -> Setup:
             azimuth_deg = [-60.0, 60.0]
             elevation_deg = [-30.0, 30.0]
             range_m = [0.5, inf]
+            # or a box: x_m = [-2.0, 2.0], y_m = [-1.0, 1.5], z_m = [0.5, 6.0]
 
             [tolerance]                     # of a hit
             azimuth_deg = 5.0
@@ -175,6 +177,7 @@ def write_setup(path: str | Path, setup: Setup) -> None:
         f"azimuth_deg = [{', '.join(map(_degrees, region.azimuth_rad))}]",
         f"elevation_deg = [{', '.join(map(_degrees, region.elevation_rad))}]",
         f"range_m = {list(region.range_m)!r}",
+        *(f"{key} = {list(side)!r}" for key, side in zip(_BOX, region.box or (), strict=False)),
         "",
         "[tolerance]",
         f"azimuth_deg = {_degrees(tolerance.azimuth_rad)}",
@@ -378,8 +381,8 @@ def _positions(table: _Table, form: str, wavelength: float) -> SensorArray:
 
 def _region(table: _Table, array: SensorArray) -> Region:
     """The intervals that are given, and those of the array for the others."""
-    table.refuse_unknown((*_ANGLES, "range_m"))
-    given: dict[str, tuple[float, float]] = {}
+    table.refuse_unknown((*_ANGLES, "range_m", *_BOX))
+    given: dict[str, Any] = {}
     for key, limit in _ANGLES.items():
         if key in table.values:
             low, high = _interval(table, key, f"[lowest, highest] in degrees within +-{limit:g}", -limit, limit)
@@ -389,12 +392,30 @@ def _region(table: _Table, array: SensorArray) -> Region:
         if not 0 < low < math.inf:
             raise table.wrong(f"range_m in [region] must start at a finite range above 0, got [{low!r}, {high!r}]")
         given["range_m"] = (float(low), float(high))
-    missing = [field.name for field in fields(Region) if field.name not in given]
+    missing = [name for name in ("azimuth_rad", "elevation_rad", "range_m") if name not in given]
+    box = _box(table)
+    if box is not None:
+        return replace(box, **given)
     try:
         return replace(Region.of(array), **given) if missing else Region(**given)
     except ValueError as error:
         names = ", ".join(name.replace("_rad", "_deg") for name in missing) or "it"
         raise table.wrong(f"[region]: {error}; give {names} in [region]") from error
+
+
+def _box(table: _Table) -> Region | None:
+    """The region of x_m, y_m and z_m; None where they are not there."""
+    there = [key for key in _BOX if key in table.values]
+    if not there:
+        return None
+    if len(there) < 3:
+        missing = ", ".join(key for key in _BOX if key not in there)
+        raise table.wrong(f"a box needs x_m, y_m and z_m in [region]; {missing} is missing")
+    inf = math.inf
+    try:
+        return Region.box_m(*(_interval(table, key, "[lowest, highest] in metres", -inf, inf) for key in _BOX))
+    except ValueError as error:
+        raise table.wrong(f"[region]: {error}") from error
 
 
 def _interval(table: _Table, key: str, words: str, lowest: float, highest: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from risfast.geometry import PlanarArray
+from risfast.geometry import Folds, PlanarArray
 from risfast.models.base import Measurement
 from risfast.setup import Setup
 from risfast.steering import check_wavefront, direction_cosines, steering_phase, steering_phase_gradient
@@ -639,6 +639,7 @@ class Box:
     high: Tensor  # (3,) Bounds of (azimuth, elevation, 1/range)
     longest: Tensor  # (3,) Longest step of the same
     full_circle: bool  # Whether azimuth goes round
+    folds: Folds  # Ends at which it turns back
     least_power: Tensor  # (B,) or (B, F)
     least_noise: Tensor  # (B,) or (B, F)
 
@@ -652,18 +653,19 @@ class Box:
         # No step is longer than the region is.
         longest = torch.minimum(steps, (high - low).clamp_min(1e-12))
         device = least_power.device
-        circle = setup.region.full_circle
-        return cls(low.to(device), high.to(device), longest.to(device), circle, least_power, least_noise)
+        circle, folds = setup.region.full_circle, Folds.of(setup.array, setup.region)
+        return cls(low.to(device), high.to(device), longest.to(device), circle, folds, least_power, least_noise)
 
     def __getitem__(self, scenes: Tensor) -> Box:
         """The same of some of the scenes."""
         return replace(self, least_power=self.least_power[scenes], least_noise=self.least_noise[scenes])
 
     def inside(self, position: Tensor) -> Tensor:
-        """The nearest positions inside; azimuth goes round where the region does.
+        """The nearest positions inside; azimuth goes round, and angles turn back, where the region does.
 
         position (..., 3)
         """
+        position = self.folds.inside(position)
         if self.full_circle:
             middle = (self.low[0] + self.high[0]) / 2
             azimuth = torch.remainder(position[..., 0] - middle + math.pi, 2 * math.pi) - math.pi + middle
@@ -801,6 +803,9 @@ def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
     out |= box.high <= box.low  # a fixed coordinate
     if box.full_circle:
         out[..., 0] = False
+    for axis, ends in enumerate((box.folds.azimuth, box.folds.elevation)):
+        if all(ends):
+            out[..., axis] = False
     return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), state.n_parameters - 3 * k)], 1)
 
 

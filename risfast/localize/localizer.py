@@ -15,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from risfast.errors import ShapeError
-from risfast.geometry import Region, SensorArray
+from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
 from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.atoms import MOST_ATOMS, AtomAxes
 from risfast.models.direct import SampleCovariance
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
@@ -502,7 +503,8 @@ class Localizer:
         options = self.options if polish is None else replace(self.options, polished=polish)
         counts = _counts(n_sources, len(measurement))
         result = pipeline.run(self.parts, fit.ordered(measurement), options, counts, report)
-        return fit.restored(result, result.setup or self.setup)
+        result = fit.restored(result, result.setup or self.setup)
+        return result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
 
     def _measurement(
         self, y: Any, codes: Any, channel: Any, noise_power: Any, noise_covariance: Any, snapshots: Any
@@ -574,6 +576,22 @@ def _counts(n_sources: Any, scenes: int) -> Tensor | None:
     if counts.shape != (scenes,):
         raise ShapeError(f"n_sources must be one number or have shape ({scenes},), got {tuple(counts.shape)}")
     return counts.long()
+
+
+def _limits(setup: Setup, counts: Tensor | None) -> tuple[str, ...]:
+    """What an array that is sampled directly cannot tell apart, and more sources than it can."""
+    if setup.sampling != "direct":
+        return ()
+    said, most = setup.ambiguities, most_sources(setup.array)
+    asked = 0 if counts is None or not len(counts) else int(counts.max())
+    if asked > most:
+        said = (*said, f"{asked} sources were asked for, and this array can tell {most} apart at the most")
+    axes = AtomAxes.of(setup, MOST_ATOMS)
+    steps = zip(axes.spacing, setup.extents_m, axes.shape, strict=False)  # of the angles
+    beams = max((abs(step) * extent / setup.array.wavelength_m for step, extent, n in steps if n > 1), default=0.0)
+    if beams > 1:
+        said = (*said, f"the region is searched in steps of {beams:.1f} beam widths, which may miss sources: narrow it")
+    return said
 
 
 class _Fit(NamedTuple):

@@ -272,7 +272,8 @@ class Localisation(NamedTuple):
     refused : tuple of B tuples of str
         Why a scene's refined map was not believed; its candidates are those of the Capon map then.
     notes : tuple of str
-        What was done to the data to fit the model: a change of units, an order of elements.
+        What was done to the data to fit the model: a change of units, an order of elements; and what an array that is
+        sampled directly cannot tell apart.
     setup : Setup or None
         Of the answer: array and region of the data.
     mismatch : list of B float64 tensors, shape (K,), or None
@@ -538,16 +539,25 @@ def run(
     seconds = {name: sum(result.seconds[name] for result in results) for name in results[0].seconds}
     covariances = [c for result in results for c in result.position_covariance or ()]
     noise = [result.noise_power for result in results if result.noise_power is not None]
+    mismatch = None if results[0].mismatch is None else [m for result in results for m in result.mismatch or ()]
+    sources = [s for result in results for s in result.sources]
+    kept = [parts.setup.region.holds(found.position) for found in sources]
+    left_out = sum(len(inside) - int(inside.sum()) for inside in kept)
+    if left_out:
+        sources = [found[inside] for found, inside in zip(sources, kept, strict=True)]
+        covariances = [c[inside.to(c.device)] for c, inside in zip(covariances, kept, strict=False)]
+        mismatch = mismatch and [m[inside.to(m.device)] for m, inside in zip(mismatch, kept, strict=True)]
+    outside = (f"sources outside of the box were left out: {left_out}",) if left_out else ()
     return Localisation(
-        [s for result in results for s in result.sources],
+        sources,
         covariances if options.polished else None,
         torch.cat(noise) if noise else None,
         torch.cat([result.factor for result in results]),
         seconds,
         tuple(why for result in results for why in result.refused),
-        _mismatch_notes([m for result in results for m in result.mismatch or ()]),
+        (*_mismatch_notes(mismatch or []), *outside),
         parts.setup,
-        [m for result in results for m in result.mismatch or ()] if results[0].mismatch is not None else None,
+        mismatch,
         [c for result in results for c in result.copies or ()] if results[0].copies is not None else None,
     )
 

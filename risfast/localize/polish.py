@@ -43,6 +43,7 @@ _LEAST_MASS = 0.2  # of a posterior within the tolerance; a uniform one over ten
 _FINE = 0.5  # tolerances between points of range up to which they tell the mass within one
 _FINER = 4  # times the points of the range posterior, the most that are spent on reaching that
 _FACTOR = 1.3  # about a range, that the posterior of a region without end is weighed within
+_FAR_FIELD = 2.0  # by how much a log-likelihood must exceed that of the far field, two deviations
 _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is read with
 _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
@@ -83,9 +84,9 @@ class PolishOptions:
         Points of the range posterior, at least 2; 0 reports the maximum of the likelihood.
     range_mass : float in [0, 1]
         Posterior mass that must lie within 30 % of a range for it to be reported as a number, in a region that reaches
-        to the far field. 0.25 is what a source has whose likeliest place is the far field itself; sources farther than
-        the array can tell have 0.2 to 0.25. In any region a range is not determined where nothing tells ranges apart;
-        at 0 it always is a number.
+        to the far field. 0.25 is what a source has whose likeliest place is one deviation of 1/range from the far
+        field, 0.4 two: of sources farther than the array can tell, a few in a hundred have a range. In any region a
+        range is not determined where nothing tells ranges apart; at 0 it always is a number.
     imperfect : bool
         Whether, of an array that is sampled directly, the data may say that the model is not exact: that waves decay
         from element to element, and that what looks like weak sources is what gains, positions or a room did to the
@@ -102,7 +103,7 @@ class PolishOptions:
     max_sources: int = 8
     penalty: float = 2.0
     range_points: int = 64
-    range_mass: float = 0.23
+    range_mass: float = 0.4
     imperfect: bool = True
 
     def __post_init__(self) -> None:
@@ -223,7 +224,9 @@ def polish_sources(
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
-    found = _settled(likelihood, found, box, atoms, penalty, options)
+    found, grown = _settled(likelihood, found, box, atoms, penalty, options)
+    if isinstance(atoms, SteeredAtoms):
+        found = _started_again(likelihood, found, grown, box, atoms, penalty, options)
     if not (options.imperfect and measurement.pooled is not None):
         return _report(likelihood, found, box, atoms.setup, penalty, options)
     likelihood, found = _with_spreading(likelihood, found, box, atoms, penalty, options)
@@ -233,18 +236,53 @@ def polish_sources(
 
 
 def _settled(
-    likelihood: AnyLikelihood, found: Point, box: Box, atoms: Atoms, penalty: float, options: PolishOptions
-) -> Point:
-    """Fewer sources, then more, until the penalised likelihood does not rise."""
+    likelihood: AnyLikelihood,
+    found: Point,
+    box: Box,
+    atoms: Atoms,
+    penalty: float,
+    options: PolishOptions,
+    far: bool = False,
+) -> tuple[Point, Tensor]:
+    """Fewer sources, then more, until the penalised likelihood does not rise; and which scenes have got more (B,)."""
     found = _fewer(likelihood, found, box, penalty, options.iterations)
     before = found.state.mask.sum(1)
-    propose = partial(_with_best_atom, atoms=atoms, penalty=penalty)
+    propose = partial(_with_best_atom, atoms=atoms, penalty=penalty, far=far)
     found = _changed(likelihood, found, box, penalty, options.births, options.iterations, propose)
-    grown = (found.state.mask.sum(1) != before).nonzero()[:, 0]
-    if len(grown):  # a new source may have taken over an old one
-        again = _fewer(likelihood[grown], found.take(grown), box[grown], penalty, options.iterations)
-        found = found.put(grown, again)
-    return found
+    grown = found.state.mask.sum(1) != before
+    born = grown.nonzero()[:, 0]
+    if len(born):  # a new source may have taken over an old one
+        again = _fewer(likelihood[born], found.take(born), box[born], penalty, options.iterations)
+        found = found.put(born, again)
+    return found, grown
+
+
+def _started_again(
+    likelihood: AnyLikelihood,
+    found: Point,
+    grown: Tensor,
+    box: Box,
+    atoms: Atoms,
+    penalty: float,
+    options: PolishOptions,
+) -> Point:
+    """The better of what is found and of another start, in scenes whose sources were born late or stand on an edge."""
+    # Candidates beside the right hill of several climb a wrong one, at an end of the region or with further sources
+    # that fill what it misses, and close to the array hills are many: the other start is noise alone, with sources born
+    # in the farthest third of the region.
+    state = found.state
+    place = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
+    edge = atoms.setup.region.at_edge(place).to(state.mask.device) & state.mask
+    scenes = (grown | edge.any(1)).nonzero()[:, 0]
+    if not len(scenes):
+        return found
+    nothing = replace(state.take(scenes), mask=torch.zeros_like(state.mask[scenes]))
+    how = replace(options, births=options.max_sources)
+    other = ascend(likelihood[scenes], nothing, box[scenes], options.iterations)
+    other, _ = _settled(likelihood[scenes], other, box[scenes], atoms, penalty, how, far=True)
+    worth = [point.value - penalty * point.state.mask.sum(1) for point in (other, found.take(scenes))]
+    better = (worth[0] > worth[1]).nonzero()[:, 0]
+    return found.put(scenes[better], other.take(better))
 
 
 def _with_spreading(
@@ -268,7 +306,7 @@ def _with_spreading(
     better = tried.value > found.value[scenes]
     scenes, tried = scenes[better], tried.take(better.nonzero()[:, 0])
     chosen = likelihood.with_spreading(torch.zeros_like(ones).index_fill(0, scenes, 1.0))
-    settled = _settled(chosen[scenes], tried, box[scenes], atoms, penalty, options)
+    settled, _ = _settled(chosen[scenes], tried, box[scenes], atoms, penalty, options)
     return chosen, found.put(scenes, settled)
 
 
@@ -457,13 +495,13 @@ def _without_weakest_of_bands(
 
 
 def _with_best_atom(
-    likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, penalty: float
+    likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, penalty: float, far: bool
 ) -> tuple[Tensor, SourceState]:
-    """The sources, and one more where the likelihood gains most over the grid."""
+    """The sources, and one more where the likelihood gains most over the grid, or the farthest third of its ranges."""
     room = (~state.mask.all(1)).nonzero()[:, 0]
     if not len(room):
         return room, state.take(room)
-    gain, position, power = _best_atom(likelihood[room], state.take(room), atoms)
+    gain, position, power = _best_atom(likelihood[room], state.take(room), atoms, far)
     # Scoring moves the source off the grid and gains again: half the penalty is worth a trial.
     enough = (gain > 0.5 * penalty).nonzero()[:, 0]
     trial = room[enough]
@@ -483,7 +521,7 @@ def _fewer(likelihood: AnyLikelihood, point: Point, box: Box, penalty: float, it
     return _changed(likelihood, point, box, -penalty, most, iterations, without)
 
 
-def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor, Tensor]:
+def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B] or [B, F]."""
     state = state.columns(state.mask.any(0).nonzero()[:, 0])
     n, d = _statistics(likelihood, state, atoms)
@@ -492,6 +530,8 @@ def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> t
     promise = rho - 1 - rho.log()
     if isinstance(likelihood, BandLikelihood):
         promise = likelihood.summed(promise)
+    if far:  # ranges increase along the last axis
+        promise.unflatten(1, atoms.shape)[..., : 2 * atoms.shape[2] // 3] = 0.0
     best = promise.topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
     _, n_el, n_r = atoms.shape
     azimuth, elevation = (angle.to(best.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
@@ -770,7 +810,9 @@ def _likeliest_factor(profile: _Profile, at: Tensor, spread: Tensor, setup: Setu
     nearest_point = (inverse - chosen[:, None]).abs().argmin(1) + 1
     moved = path[index, nearest_point]
     moved[:, 2] = chosen
+    # In the far field, too, the likelihood ends somewhere: a range is one that it can be told from.
     told_apart = value.amax(1) - value.amin(1) > _ROUNDING
+    told_apart &= (value.amax(1) - value[:, 0] > _FAR_FIELD) | (far > 0)
     determined = told_apart & ((most >= options.range_mass) | (far > 0)) | (options.range_mass == 0)
     return _Ranged(moved, best_power[index, ..., nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
 

@@ -115,6 +115,79 @@ def spectrum_figure(
     return figure
 
 
+def direction_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> Figure:
+    """The picture that suits the directions of a map: bearings round a full circle, a curve along one angle, or a map.
+
+    azimuth_rad, elevation_rad (G_az,) and (G_el,)
+    """
+    n_azimuth, n_elevation = azimuth_rad.numel(), elevation_rad.numel()
+    if tuple(panel.power.shape) != (n_azimuth, n_elevation):
+        raise ShapeError(f"power must have shape {(n_azimuth, n_elevation)}, got {tuple(panel.power.shape)}")
+    step = float(azimuth_rad[-1] - azimuth_rad[0]) / max(n_azimuth - 1, 1)
+    if n_azimuth > 2 and n_azimuth * step > 2 * math.pi - step / 2:
+        return _bearing_figure(panel, azimuth_rad, elevation_rad)
+    if min(n_azimuth, n_elevation) == 1 < max(n_azimuth, n_elevation):
+        return _curve_figure(panel, azimuth_rad, elevation_rad)
+    return spectrum_figure([panel], azimuth_rad, elevation_rad)
+
+
+def _bearing_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> Figure:
+    """Power over azimuth as on a compass, the most of all elevations; where there are several, with the map beside."""
+    several = elevation_rad.numel() > 1
+    figure = new_figure(11.0 if several else 5.6, 5.6)
+    places = figure.add_gridspec(1, 2, width_ratios=(1.0, 1.25)) if several else figure.add_gridspec(1, 1)
+    axes: Any = figure.add_subplot(places[0], projection="polar")
+    axes.set_theta_zero_location("N")
+    axes.set_theta_direction(-1)
+    strongest = panel.power.amax(1)
+    level, azimuth = decibels(strongest), azimuth_rad.cpu().double().numpy()
+    floor = min(float(np.floor(level.min() / 5) * 5), -5.0)
+    axes.plot(np.append(azimuth, azimuth[0] + 2 * math.pi), np.append(level, level[0]), linewidth=1.6, color=COLOURS[0])
+    axes.set_ylim(floor, -0.4 * floor)  # room for the labels outside of the curve
+    axes.set_rlabel_position(112.5)
+    axes.set_yticks(np.linspace(floor, 0, 3))
+    axes.set_yticklabels([f"{value:g} dB" for value in np.linspace(floor, 0, 3)], fontsize=8, color="#555555")
+    axes.set_thetagrids(
+        range(0, 360, 30), [f"{angle if angle <= 180 else angle - 360}°" for angle in range(0, 360, 30)]
+    )
+    for bearing, _, r in panel.found.detach().cpu().double().tolist():
+        axes.plot([bearing, bearing], [floor, 0], color=FOUND_COLOUR, linewidth=1.4, linestyle="--")
+        text = f"{math.degrees(bearing):.1f}°" + ("" if math.isnan(r) else f", {_metres(r)}")
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
+        axes.annotate(text, (bearing, -0.2 * floor), ha="center", va="center", fontsize=9, color=FOUND_COLOUR, bbox=box)
+    axes.set_title(panel.title, fontsize=10, loc="left", pad=18)
+    axes.set_xlabel("azimuth, 0° along z; power re maximum")
+    if several:
+        beside = figure.add_subplot(places[1])
+        _draw_map(beside, panel._replace(title=""), azimuth_rad, elevation_rad)
+        label_ranges(beside, panel.found.detach().cpu().double(), FOUND_COLOUR, -13)
+        _mark(beside, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR)
+        beside.set_xlabel("azimuth (deg)")
+    return figure
+
+
+def _curve_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> Figure:
+    """Power along the one angle that there is, and the sources."""
+    name, axis, column = ("azimuth", azimuth_rad, 0) if azimuth_rad.numel() > 1 else ("elevation", elevation_rad, 1)
+    angle, level = axis.rad2deg().cpu().double().numpy(), decibels(panel.power.flatten())
+    figure = new_figure(8.0, 3.6)
+    axes = figure.subplots()
+    axes.plot(angle, level, linewidth=1.6, color=COLOURS[0])
+    floor = min(float(np.floor(level.min())), -1.0)
+    axes.set(xlim=(float(angle[0]), float(angle[-1])), ylim=(floor, -0.2 * floor))
+    found = panel.found.detach().cpu().double()
+    places = found.rad2deg()[:, column].numpy()
+    axes.plot(places, np.interp(places, angle, level), "x", color=FOUND_COLOUR, ms=8, mew=2, label="found")
+    for place, r in zip(places.tolist(), found[:, 2].tolist(), strict=True):
+        text = f"{place:.1f}°" + ("" if math.isnan(r) else f"\n{_metres(r)}")
+        axes.annotate(text, (place, -0.02 * floor), ha="center", va="bottom", fontsize=9, color=FOUND_COLOUR)
+    axes.set_xlabel(f"{name} (deg)")
+    axes.set_ylabel("power re maximum (dB)")
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    return figure
+
+
 def _draw_map(axes: Axes, panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> None:
     """One map with a scale of its own: a flat spectrum shows its structure, and its scale says that it is flat."""
     level = decibels(panel.power)

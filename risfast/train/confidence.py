@@ -85,7 +85,8 @@ def training_system(setup: Setup, card: dict[str, Any]) -> SystemConfig:
     # The array is the setup's, whatever became of the file that it was read from.
     told = {**training.get("system", {}), "array": "", "wavefront": setup.wavefront}
     kinds = tuple(training.get("data", {}).get("code_kinds", CODE_KINDS))
-    return replace(from_table(SystemOptions, told).system(1, kinds), array=setup.array, **vars(setup.region))
+    intervals: dict[str, Any] = setup.region.intervals
+    return replace(from_table(SystemOptions, told).system(1, kinds), array=setup.array, **intervals)
 
 
 @torch.no_grad()

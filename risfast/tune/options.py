@@ -153,7 +153,7 @@ class Hpo2Config:
 def _quick() -> Hpo2Config:
     """A 6 x 6 surface and half a minute a training: both stages in minutes on one core."""
     system = SystemOptions(n_h=6, n_v=6, n_antennas=8, n_sources=(1, 3), range_m=(0.5, 4.0))
-    ends = {name: list(pair) for name, pair in vars(system.setup().region).items()}
+    ends = {name: list(pair) for name, pair in system.setup().region.intervals.items()}
     axes = {"n_azimuth": 15, "n_elevation": 9, "n_range": 6, **ends}
     base = RunConfig(
         system=system,

@@ -130,8 +130,9 @@ def test_a_batch_gives_one_scene_each_in_order(folder: Path, capsys: pytest.Capt
     np.savez("batch.npz", S=batch)
     assert main(detect("batch.npz", "--key", "S", "--output", "out.csv")) == 0
     lines = (folder / "out.csv").read_text().splitlines()
-    assert lines[0] == ",".join([*COLUMNS[:6], "confidence", "prominence_db", "at_edge"])
-    rows = [dict(zip(COLUMNS[:6], map(float, line.split(",")[:6]), strict=True)) for line in lines[1:]]
+    names = [*COLUMNS[:5], "x_m", "y_m", "z_m", "power_db", "confidence", "prominence_db", "at_edge"]
+    assert lines[0] == ",".join(names)
+    rows = [dict(zip(names[:9], map(float, line.split(",")[:9]), strict=True)) for line in lines[1:]]
     scenes = [[row for row in rows if row["scene"] == scene] for scene in range(10)]
     assert_found(scenes[0], SOURCES[:1])
     assert_found(scenes[1], SOURCES[1:])
@@ -193,6 +194,46 @@ def test_an_irregular_array_is_taken_in_the_order_of_its_file(folder: Path) -> N
     np.savez("R.npz", covariance=covariance(points=points))
     assert main(detect("R.npz", "--max-sources", "2", "--output", "out.json")) == 0
     assert_found(json.loads((folder / "out.json").read_text())["scenes"][0])
+
+
+def test_a_box_leaves_out_what_is_outside_and_x_y_and_z_are_printed(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    box = ["--box", "-3", "0", "-1", "1", "0.5", "3"]  # the second source has x > 0
+    command = ["detect", "R.npz", "--setup", "array.toml", *box, "--xyz", "--no-picture", "--output", "out.json"]
+    assert main(command) == 0
+    header, row = capsys.readouterr().out.splitlines()[:2]
+    assert header.split()[6:13] == ["range", "m", "x", "m", "y", "m", "z"]
+    azimuth, elevation = np.radians(SOURCES[0, :2])
+    across = 1.5 * np.cos(elevation)
+    place = [across * np.sin(azimuth), 1.5 * np.sin(elevation), across * np.cos(azimuth)]
+    np.testing.assert_allclose([float(cell) for cell in row.split()[5:8]], place, atol=5e-3)
+    document = json.loads((folder / "out.json").read_text())
+    assert len(document["scenes"][0]) == 1
+    assert Setup.from_json(document["setup"]).region.box == ((-3, 0), (-1, 1), (0.5, 3))
+
+
+def test_peaks_are_tested_against_noise_where_the_snapshots_are_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(2)
+    points = np.array([[0.15 * (i - 3.5), 0.0, 0.0] for i in range(8)])
+    white = random.standard_normal((50, 8, 2)) @ [1, 1j]
+    (folder / "line.toml").write_text(
+        "format = 1\n[array]\nwavelength_m = 0.3\n[array.linear]\nn = 8\nspacing_m = 0.15"
+    )
+    np.savez("noise.npz", R=white.T @ white.conj() / 50)
+    np.savez("one.npz", R=covariance(np.array([[20.0, 0.0, 3.0]]), points) + white.T @ white.conj() / 5000)
+    how = ["--setup", "line.toml", "--no-picture", "--snapshots", "50", "--false-alarm", "0.001"]
+    assert main(["detect", "noise.npz", *how]) == 0
+    printed = capsys.readouterr()
+    assert "no sources in scene 0" in printed.out
+    assert "simulating noise: 200/200" in printed.err
+    assert "the array lies on a line" in printed.err
+    assert main(["detect", "one.npz", *how]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main(["detect", "one.npz", "--setup", "line.toml", "--false-alarm", "0.1"]) == 2
+    assert "--false-alarm needs --snapshots" in capsys.readouterr().err
 
 
 def test_max_sources_keeps_the_strongest(folder: Path) -> None:

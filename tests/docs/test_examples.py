@@ -74,3 +74,29 @@ def test_from_matlab_and_back(run, tmp_path):
     measured, covariance = (scipy.io.loadmat(tmp_path / name) for name in ("measured.mat", "covariance.mat"))
     X = measured["data"]
     np.testing.assert_allclose(covariance["covariance"], X @ X.conj().T / X.shape[1], rtol=1e-10, atol=1e-12)
+
+
+def test_the_bearing_of_one_emitter_and_of_two(run, tmp_path):
+    first, second, *_ = run("direction_finding.py").splitlines()
+    bearing, deviation = numbers(first)[:2]
+    assert bearing == pytest.approx(62.0, abs=5 * deviation)
+    assert 0 < deviation < 0.1
+    assert second == "no second emitter"
+    lines = run("direction_finding.py", "--second-deg", "170", "--picture", "two.png").splitlines()
+    bearings = sorted(numbers(line)[0] for line in lines if line.startswith("emitter at"))
+    assert bearings == pytest.approx([62.0, 170.0], abs=0.5)
+    for name in ("bearings.png", "two.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_antennas_that_go_round_the_other_way_see_the_mirror_image(run, tmp_path):
+    (tmp_path / "there").mkdir()
+    example = runpy.run_path(str(EXAMPLES / "direction_finding.py"))
+    path = tmp_path / "there" / "mine.sigmf-meta"
+    example["simulate"](path, example["circle"](0.28, 20.0), [(100.0, 15.0)])
+    told = {}
+    for name, more in (("right", []), ("wrong", ["--counterclockwise"])):
+        printed = run("direction_finding.py", str(path), "--first-deg", "20", "--picture", f"{name}.png", *more)
+        told[name] = numbers(printed.splitlines()[0])[0]
+    assert told["right"] == pytest.approx(100.0, abs=0.5)
+    assert told["wrong"] == pytest.approx(20.0 - (100.0 - 20.0) + 360.0, abs=0.5)

@@ -295,3 +295,21 @@ def test_a_damaged_setup_is_read_or_refused_with_one_sentence(
         assert path.name in str(error)  # noqa: PT017  (a result is fine too)
     else:
         assert setup.array.n_elements >= 1
+
+
+def test_a_box_is_written_and_read_and_scaled(tmp_path):
+    region = Region.box_m((-2.0, 2.5), (-1.0, 1.5), (0.5, 6.0))
+    setup = Setup(SensorArray.rectangular(4, 4), region, sampling="direct")
+    write_setup(tmp_path / "setup.toml", setup)
+    assert read_setup(tmp_path / "setup.toml") == setup
+    assert Setup.from_json(setup.to_json()) == setup
+    assert setup.scaled(2.0).region == Region.box_m((-4.0, 5.0), (-2.0, 3.0), (1.0, 12.0))
+    text = "format = 1\n[array]\nwavelength_m = 0.3\n[array.linear]\nn = 4\nspacing_m = 0.1\n[region]\n"
+    (tmp_path / "short.toml").write_text(text + "x_m = [-2.0, 2.5]\ny_m = [-1.0, 1.5]\nz_m = [0.5, 6.0]\n")
+    assert read_setup(tmp_path / "short.toml").region == region
+    (tmp_path / "part.toml").write_text(text + "x_m = [-2.0, 2.5]\ny_m = [-1.0, 1.5]\n")
+    with pytest.raises(FileFormatError, match="z_m is missing"):
+        read_setup(tmp_path / "part.toml")
+    (tmp_path / "flat.toml").write_text(text + "x_m = [-2.0, 2.5]\ny_m = [1.0, 1.0]\nz_m = [0.5, 6.0]\n")
+    with pytest.raises(FileFormatError, match="y of a box"):
+        read_setup(tmp_path / "flat.toml")

@@ -11,7 +11,7 @@ import oracles
 import pytest
 import torch
 
-from risfast import SearchGrid
+from risfast import Localizer, Region, SearchGrid, Setup
 from risfast.errors import FileFormatError
 from risfast.io import SPEED_OF_LIGHT_M_S
 from risfast.ops import bartlett_spectrum, mvdr_spectrum
@@ -170,3 +170,29 @@ def test_frequency_and_polarisation_must_be_chosen_where_there_are_several():
         read(MWA)
     with pytest.raises(FileFormatError, match="got 'rr'"):
         read(MWA, polarization="rr")
+
+
+def test_a_strong_source_in_the_sky_of_hera_is_localised_in_the_far_field():
+    half = np.pi / 2
+    recording = read(HERA, frequency_hz=137.1e6)
+    region = Region((-half, half), (-half, half), (1e6, np.inf))
+    localizer = Localizer.classical(Setup(recording.array, region, sampling="direct"))
+    [sources] = localizer.localize(recording.covariance, snapshots=1000, n_sources=1)
+    assert len(sources) == 1
+    assert bool(sources.range.isnan().all())
+    # The beam toward it holds about the most power; the likelihood weighed other sources, too, that were not asked for.
+    R, positions, wavelength = image(HERA, 0, 0)
+    azimuth, elevation = float(sources.azimuth[0]), float(sources.elevation[0])
+    around = np.linspace(-0.03, 0.03, 7)
+    points = oracles.box(azimuth + around, elevation + around, np.array([1.0]))
+    power = oracles.bartlett(R[None], oracles.steering(positions, wavelength, points, "planar")).reshape(7, 7)
+    assert power[3, 3] > 0.9 * power.max()
+    assert power[3, 3] > 1.5 * np.trace(R).real / len(R) ** 2
+
+
+@pytest.mark.parametrize(("path", "how"), [(HERA, {"frequency_hz": 162.5e6}), (MWA, {"polarization": "xx"})])
+def test_an_empty_sky_has_no_sources(path, how):
+    recording = read(path, **how)
+    region = Region((-0.02, 0.02), (-0.02, 0.02), (1e6, np.inf))
+    localizer = Localizer.classical(Setup(recording.array, region, sampling="direct"))
+    assert len(localizer.localize(recording.covariance, snapshots=1000)[0]) == 0

@@ -428,8 +428,8 @@ def test_a_source_in_the_far_field_is_no_number_or_far(polish):
         if polish:
             assert (distant.confidence < 0.3).all()
             assert float(sources[sources.azimuth < 0].range[0]) == pytest.approx(0.8, rel=0.1)
-    # Of a range without end about half of the estimates lie beyond it.
-    assert not polish or 1 <= unknown <= 5
+    # A range that is not two deviations from the far field is none; one in forty is by chance.
+    assert not polish or unknown >= 5
 
 
 RING = SensorArray.circular(12, 0.25, 0.3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import subprocess
 import sys
@@ -14,7 +15,15 @@ import pytest
 import torch
 
 from risfast.errors import ShapeError
-from risfast.report.plots import RangeProfile, SpectrumPanel, error_figure, range_figure, save_figure, spectrum_figure
+from risfast.report.plots import (
+    RangeProfile,
+    SpectrumPanel,
+    direction_figure,
+    error_figure,
+    range_figure,
+    save_figure,
+    spectrum_figure,
+)
 
 AZIMUTH = torch.tensor([-0.5, 0.0, 0.25, 0.75], dtype=torch.float64)
 ELEVATION = torch.tensor([-0.25, 0.0, 0.5], dtype=torch.float64)
@@ -188,3 +197,52 @@ def test_neither_importing_nor_drawing_touches_global_plotting_state() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_full_circle_is_drawn_as_bearings_and_closes(tmp_path):
+    azimuth = torch.linspace(-math.pi, math.pi, 73, dtype=torch.float64)[:-1] + math.pi / 72
+    power = (1.001 - (azimuth - 0.5).cos()).reciprocal()[:, None]
+    found = torch.tensor([[0.5, 0.0, math.nan], [-3.1, 0.0, 2.5]])
+    figure = direction_figure(SpectrumPanel("ring", power, found), azimuth, torch.zeros(1))
+    [axes] = figure.axes
+    assert axes.name == "polar"
+    curve = axes.get_lines()[0]
+    turn, level = curve.get_xdata(), curve.get_ydata()
+    assert turn[-1] - turn[0] == pytest.approx(2 * math.pi)
+    assert level[-1] == level[0]
+    assert turn[level.argmax()] == pytest.approx(0.5, abs=math.radians(5))
+    assert axes.get_theta_direction() == -1  # clockwise, as a compass
+    assert [line.get_xdata()[0] for line in axes.get_lines()[1:]] == pytest.approx([0.5, -3.1])
+    labels = [text.get_text() for text in axes.texts]
+    assert labels == ["28.6\N{DEGREE SIGN}", "-177.6\N{DEGREE SIGN}, 2.5 m"]
+    save_figure(figure, tmp_path / "bearings.png")
+
+
+def test_a_sphere_is_drawn_as_bearings_and_as_a_map():
+    azimuth = torch.linspace(-math.pi, math.pi, 37, dtype=torch.float64)[:-1]
+    elevation = torch.linspace(-1.5, 1.5, 9)
+    figure = direction_figure(SpectrumPanel("sphere", torch.rand(36, 9), FOUND), azimuth, elevation)
+    assert figure.axes[0].name == "polar"
+    assert figure.axes[1].get_ylabel() == "elevation (deg)"
+
+
+@pytest.mark.parametrize("name", ["azimuth", "elevation"])
+def test_one_angle_is_drawn_as_a_curve(name):
+    axis, none = torch.linspace(-1.0, 1.0, 41, dtype=torch.float64), torch.zeros(1)
+    power = (1.01 - (axis - 0.5).cos()).reciprocal()
+    position = torch.tensor([[0.5, 0.0, 3.0]]) if name == "azimuth" else torch.tensor([[0.0, 0.5, 3.0]])
+    axes_of = (axis, none) if name == "azimuth" else (none, axis)
+    shaped = power[:, None] if name == "azimuth" else power[None]
+    [axes] = direction_figure(SpectrumPanel("line", shaped, position), *axes_of).axes
+    assert axes.get_xlabel() == f"{name} (deg)"
+    curve, marks = axes.get_lines()
+    np.testing.assert_allclose(curve.get_xdata(), axis.rad2deg(), atol=1e-9)
+    np.testing.assert_allclose(marks.get_xdata(), [math.degrees(0.5)], rtol=1e-6)
+    assert float(marks.get_ydata()[0]) == pytest.approx(0.0, abs=0.1)
+
+
+def test_a_map_of_two_angles_stays_a_map():
+    axes = direction_figure(SpectrumPanel("a", POWER, FOUND), AZIMUTH, ELEVATION).axes[0]
+    assert axes.get_ylabel() == "elevation (deg)"
+    with pytest.raises(ShapeError, match="power"):
+        direction_figure(SpectrumPanel("a", POWER.T, FOUND), AZIMUTH, ELEVATION)
