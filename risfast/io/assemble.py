@@ -426,10 +426,10 @@ def _from_time(found: FoundData, options: ReadOptions, given: SetupParts | None,
         )
     if welch.segments == 1:
         found.notes.append("one segment only: each covariance is of rank one")
-    if rate / block * travel > NARROW:
+    if rate / block * travel > 2 * NARROW:  # by default it is half of that, where the recording is long enough
         found.notes.append(
-            f"the bins are {rate / block:.4g} Hz wide and waves take {travel:.3g} s across the array: their product "
-            f"{rate / block * travel:.2g} is above {NARROW}, longer segments would be narrower"
+            f"bins of {rate / block:.4g} Hz are not narrow: waves take {1e3 * travel:.3g} ms across the array, and the "
+            f"product is {rate / block * travel:.2g}; longer segments (block_size) are better where there are enough"
         )
     found.notes += watcher.notes([centre + offset for offset in welch.frequencies_hz], len(samples) / rate)
     one = options.setup is not None and (given is None or given.wavelengths_m is None)
@@ -476,8 +476,10 @@ def _with_energy(
     found: FoundData, matrices: Array, frequencies: Array, power: float, samples: Snapshots, block: int
 ) -> list[int]:
     """Indices of the bands whose power is above that of the rounding of the samples."""
-    # Rounding is white noise of eps^2 / 12 of the power; a Hann window has a noise bandwidth of 1.5 bins.
-    floor = 10 * power * float(np.finfo(samples.dtype).eps) ** 2 / 12 * 3 / block
+    # Rounding of the samples is white noise of about eps^2 / 12 of the power, that of the sums grows with the segment;
+    # a Hann window has a noise bandwidth of 1.5 bins.
+    rounding = float(np.finfo(samples.dtype).eps) ** 2 + block * float(np.finfo(np.float64).eps) ** 2
+    floor = power * rounding * 3 / block
     level = np.einsum("fnn->fn", matrices).real.mean(1)
     kept = np.flatnonzero(level > floor)
     if not len(kept):
