@@ -558,10 +558,10 @@ def _of_recording(
         if snapshots is not None:
             return recording.covariance, None, None, array, snapshots
         if effective is not None:
-            known = max(int(effective[0]), 1) if len(effective) == 1 else effective
-            return recording.covariance, None, None, array, known
+            counts = [max(int(value) if value.is_integer() else value, 1) for value in effective]
+            return recording.covariance, None, None, array, counts
         raise ValueError(
-            "this recording holds a covariance and no snapshots: give recording.covariance and snapshots=, how many it "
+            "this recording holds a covariance and no snapshots: give snapshots=, how many it "
             "is the mean of, or take risfast.detect_sources, which needs no number (on the command line, `risfast "
             "detect FILE`)"
         )

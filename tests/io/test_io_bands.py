@@ -206,11 +206,13 @@ def test_what_cannot_be_is_refused(file: Path, options: dict[str, Any], message:
 def test_segments_are_as_long_as_the_array_needs_and_the_recording_allows() -> None:
     band = BandRequest.of((800.0, 5000.0), None)
     assert band is not None
-    # 0.5 m of sound: 10 * 16000 * 0.5 / 343 = 233 samples and more.
-    assert segment_length(band, 16000.0, 0.5 / 343, 16000 * 60, 8) == 256
-    assert segment_length(band, 16000.0, 2.0 / 343, 16000 * 60, 8) == 1024
+    # 0.5 m of sound: 10 * 16000 * 0.5 / 343 = 233 samples and more, four times that where there are 64 segments of it.
+    assert segment_length(band, 16000.0, 0.5 / 343, 16000 * 60, 8) == 1024
+    assert segment_length(band, 16000.0, 0.5 / 343, 16000 * 2, 8) == 512
+    assert segment_length(band, 16000.0, 0.5 / 343, 8000, 8) == 256
+    assert segment_length(band, 16000.0, 0.5 / 343, 8000, 60) == 128
     third = BandRequest.of(None, 100)  # 23 Hz wide: 695 samples
-    assert segment_length(third, 16000.0, 0.5 / 343, 16000 * 60, 8) == 1024
+    assert segment_length(third, 16000.0, 0.1 / 343, 16000 * 60, 8) == 1024
     for channels in (4, 64):
         for length in (2000, 20000):
             block = segment_length(band, 16000.0, 1.0, length, channels)
@@ -221,7 +223,7 @@ def test_segments_are_as_long_as_the_array_needs_and_the_recording_allows() -> N
 
 def test_an_explicit_segment_wins_and_what_was_chosen_is_said(file: Path) -> None:
     how: dict[str, Any] = {"positions_m": POSITIONS, "frequency_hz": (1000.0, 3000.0)}
-    assert any("segments of 128" in note for note in read(file, **how).provenance.notes)
+    assert any("segments of 256" in note for note in read(file, **how).provenance.notes)
     notes = read(file, **how, block_size=64).provenance.notes
     assert any("499 segments of 64, worth 472.8 independent" in note for note in notes)
     assert any("are not narrow" in note for note in read(file, **how, block_size=32).provenance.notes)
