@@ -561,9 +561,8 @@ def _of_recording(
             counts = [max(int(value) if value.is_integer() else value, 1) for value in effective]
             return recording.covariance, None, None, array, counts
         raise ValueError(
-            "this recording holds a covariance and no snapshots: give snapshots=, how many it "
-            "is the mean of, or take risfast.detect_sources, which needs no number (on the command line, `risfast "
-            "detect FILE`)"
+            "this recording holds a covariance and not how many snapshots it is the mean of: give snapshots=, or take "
+            "risfast.detect_sources, which needs no number (on the command line, `risfast detect FILE`)"
         )
     y, codes, channel = recording.scene_batch()
     if not y.is_complex():
