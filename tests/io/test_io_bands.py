@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import h5py
 import numpy as np
 import oracles
 import pytest
+import torch
 from wideband import SPEED, spherical
 
+from risfast import Localizer
 from risfast.errors import FileFormatError, ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.io import Recording, Snapshots, read, write_recording
@@ -313,11 +316,69 @@ def test_a_setup_of_bands_chooses_the_frequencies_and_keeps_its_gains(file: Path
     assert read(file, setup=setup, frequency_hz=[2000.0], block_size=BLOCK).wavelengths_m == (SPEED / 2000,)
 
 
+def test_matrices_of_many_frequencies_are_chosen_from_a_benchmark_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(7)
+    X = rng.normal(size=(6, 40, 5)) + 1j * rng.normal(size=(6, 40, 5))
+    csm = np.einsum("alf,blf->abf", X, X.conj())
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["CsmData/csmReal"], file["CsmData/csmImaginary"] = csm.real, csm.imag
+        file["CsmData/binCenterFrequenciesHz"] = 500.0 * np.arange(1, 6)
+        file["CsmData"].attrs["fftSign"] = 1
+    recording = read(tmp_path / "x.h5", positions_m=POSITIONS, frequency_hz=(900.0, 2100.0))
+    assert recording.frequencies_hz == (1000.0, 1500.0, 2000.0)
+    assert recording.wavelengths_m == pytest.approx(SPEED / np.array([1000.0, 1500.0, 2000.0]))
+    np.testing.assert_allclose(recording.covariance[0], np.moveaxis(csm[..., 1:4], -1, 0), rtol=1e-14)
+    assert recording.effective_snapshots is None
+    assert read(tmp_path / "x.h5", positions_m=POSITIONS, frequency_hz=[1600.0]).frequency_hz == 1500.0
+    with pytest.raises(FileFormatError, match=r"3000 \.\. 4000 Hz is outside of what the file holds, 500 to 2500 Hz"):
+        read(tmp_path / "x.h5", positions_m=POSITIONS, frequency_hz=(3000.0, 4000.0))
+
+
+def test_formats_of_one_frequency_say_so(tmp_path: Path) -> None:
+    with pytest.raises(FileFormatError, match="of visibilities one frequency is read at a time"):
+        read(Path(__file__).parents[1] / "data" / "hera19.uvh5", frequency_hz=[1.5e8, 1.51e8])
+    np.savez(tmp_path / "x.npz", R=np.eye(6), positions_m=POSITIONS, wavelength_m=0.3)
+    with pytest.raises(FileFormatError, match="several frequencies are made of samples in time"):
+        read(tmp_path / "x.npz", frequency_hz=[1.5e8, 1.51e8])
+    setup = Setup(SensorArray(POSITIONS, 0.1), sampling="direct", wavelengths_m=(0.2, 0.1))
+    with pytest.raises(FileFormatError, match="the setup is of 2 bands, and the file holds one"):
+        read(tmp_path / "x.npz", setup=setup)
+
+
+@pytest.mark.parametrize("band", [3000.0, [2000.0, 3000.0, 4000.0]])
+def test_a_localizer_takes_the_recording_with_what_it_is_worth(file: Path, band: Any) -> None:
+    recording = read(file, positions_m=POSITIONS, frequency_hz=band, block_size=BLOCK)
+    localizer = Localizer.classical(recording.setup)
+    [found] = localizer.localize(recording, n_sources=1)
+    assert float((found.xyz_m[0] - torch.tensor(PLACE, dtype=torch.float64)).norm()) < 0.05
+    given: dict[str, Any] = {"snapshots": list(recording.effective_snapshots), "n_sources": 1}
+    [same] = localizer.localize(recording.covariance, **given)
+    torch.testing.assert_close(same.position, found.position, rtol=1e-9, atol=1e-9)
+    # Ten times as many snapshots say about ten times more of the position.
+    spread = [
+        localizer.analyse(recording, n_sources=1, **more).position_covariance[0][0, 0, 0]
+        for more in ({}, {"snapshots": [10 * value for value in recording.effective_snapshots]})
+    ]
+    assert float(spread[1]) == pytest.approx(float(spread[0]) / 10, rel=0.3)
+    unknown = replace(recording, effective_snapshots=None)
+    with pytest.raises(ValueError, match="not how many snapshots it is the mean of: give snapshots="):
+        localizer.localize(unknown)
+
+
+def test_snapshots_and_their_covariance_are_the_same_recording() -> None:
+    array = SensorArray(POSITIONS, 0.1)
+    rng = np.random.default_rng(8)
+    a = oracles.steering(POSITIONS, 0.1, np.array([[0.3, 0.1, 0.9]]))[0]
+    x = np.outer(rng.normal(size=(30, 2)) @ [1, 1j], a) + 0.1 * rng.normal(size=(30, 6, 2)) @ [1, 1j]
+    recording = Recording(array, snapshots=Snapshots.of(x))
+    localizer = Localizer.classical(recording.setup)
+    [first], [second] = localizer.localize(recording), localizer.localize(recording.with_covariance())
+    torch.testing.assert_close(first.position, second.position, rtol=1e-4, atol=1e-5)
+
+
 def test_the_parts_of_a_recording_in_bands_belong_together() -> None:
     array = SensorArray(POSITIONS, 0.1)
     matrix = np.eye(6, dtype=complex)
-    import torch
-
     two = torch.from_numpy(np.stack([matrix, matrix])[None])
     with pytest.raises(ShapeError, match=r"covariance must be \(B, 2, 6, 6\)"):
         Recording(array, two[0], wavelengths_m=(0.2, 0.1))
