@@ -14,13 +14,13 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
-from risfast.io.bands import MOST_BANDS, NARROW, BandRequest, segment_length
-from risfast.io.guard import Array, as_numbers, check_held, held_dtype, inventory, naming, shape_text
-from risfast.io.inspection import Inspection, grating_note
+from risfast.io.bands import MOST_BANDS, BandRequest
+from risfast.io.guard import Array, as_numbers, held_dtype, inventory, naming, shape_text
+from risfast.io.inspection import grating_note
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
 from risfast.io.setup_file import SetupParts, read_setup_parts
-from risfast.io.welch import narrowband_covariances
+from risfast.io.time_data import BandReader
 from risfast.setup import Setup
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
@@ -403,94 +403,28 @@ def _from_time(found: FoundData, options: ReadOptions, given: SetupParts | None,
             f"{found.path}: {found.name('time_data')!r} holds {len(samples)} samples in time of {n} channels at "
             f"{rate:g} Hz; choose the frequency of the covariance, several, or a band with frequency_hz or third_octave"
         )
-    real = samples.dtype.kind != "c"
-    centre = 0.0 if real else (found.frequency_hz or 0.0)
-    aperture = float(np.linalg.norm(positions - positions.mean(0), axis=1).max()) * 2
-    travel = 0.0 if speed is None else aperture / speed
-    block = options.block_size or (256 if request.one else segment_length(request, rate, travel, len(samples), n))
-    wanted = [request.points[0]] if request.one else _bins(found, options, request, rate, block, centre)
-    check_held(found.path, "the covariances of all bands", (len(wanted), n, n), 16)
-    names = found.element_names or [str(index) for index in range(n)]
-    watcher = Inspection(2 * (len(samples) - block) // block + 1, names)
-    offsets = [frequency - centre for frequency in wanted]
-    welch = narrowband_covariances(samples, rate, offsets, block_size=block, watcher=watcher)
-    frequencies = np.array([centre + offset for offset in welch.frequencies_hz])
-    kept = _with_energy(found, welch.covariance.numpy(), frequencies, watcher.power, samples, block)
-    matrices, frequencies = welch.covariance.numpy()[kept], frequencies[kept]
-    how = f"{welch.segments} segments of {block}, worth {welch.effective:.4g} independent ones"
-    if len(frequencies) == 1:
-        found.notes.append(f"covariance by Welch at {frequencies[0]:g} Hz, {how}")
-    else:
-        found.notes.append(
-            f"covariances by Welch in {len(frequencies)} bands from {frequencies[0]:g} to {frequencies[-1]:g} Hz, {how}"
-        )
-    if welch.segments == 1:
-        found.notes.append("one segment only: each covariance is of rank one")
-    if rate / block * travel > 2 * NARROW:  # by default it is half of that, where the recording is long enough
-        found.notes.append(
-            f"bins of {rate / block:.4g} Hz are not narrow: waves take {1e3 * travel:.3g} ms across the array, and the "
-            f"product is {rate / block * travel:.2g}; longer segments (block_size) are better where there are enough"
-        )
-    found.notes += watcher.notes([centre + offset for offset in welch.frequencies_hz], len(samples) / rate)
-    one = options.setup is not None and (given is None or given.wavelengths_m is None)
-    if request.one and (one or options.wavelength_m is not None or speed is None):
-        wavelengths = [_wavelength(found, options, given, float(frequencies[0]))]
-    elif speed is None:
+    # A single frequency may come with a wavelength, or with a setup that has one.
+    own = options.wavelength_m is not None or (options.setup is not None and (given is None or not given.wavelengths_m))
+    own = request.one and (own or speed is None)
+    if speed is None and not own:
         raise FileFormatError(f"{found.path}: the speed of the waves is missing, for wavelengths; give speed_m_s")
+    reach = float(np.linalg.norm(positions - positions.mean(0), axis=1).max())
+    travel = 0.0 if speed is None else 2 * reach / speed
+    centre = (found.frequency_hz or 0.0) if samples.dtype.kind == "c" else 0.0
+    names = found.element_names or [str(index) for index in range(n)]
+    reader = BandReader(found.path, samples, rate, travel, centre)
+    bands = reader.read(request, options.block_size, options.most_bands, names)
+    found.notes += bands.notes
+    frequencies = bands.frequencies_hz
+    if own or speed is None:
+        wavelengths = [_wavelength(found, options, given, float(frequencies[0]))]
     elif (frequencies <= 0).any():
         raise FileFormatError(f"{found.path}: {frequencies.min():g} Hz has no wavelength; give a positive frequency_hz")
     else:
         wavelengths = (speed / frequencies).tolist()
-    covariance = matrices if len(frequencies) == 1 else matrices[None]
-    effective = (welch.effective,) * len(frequencies)
+    covariance = bands.covariance if len(frequencies) == 1 else bands.covariance[None]
+    effective = (bands.effective,) * len(frequencies)
     return _Bands(covariance, tuple(wavelengths), tuple(frequencies.tolist()), effective)
-
-
-def _bins(
-    found: FoundData, options: ReadOptions, request: BandRequest, rate: float, block: int, centre: float
-) -> list[float]:
-    """Centres of the bins that were asked for, in hertz, of those that have a phase and a wavelength."""
-    assert found.time_data is not None
-    # The ends of the spectrum of real samples are real: they have no phase.
-    real = found.time_data.dtype.kind != "c"
-    index = np.arange(1, (block + 1) // 2) if real else np.arange(-(block // 2), (block + 1) // 2)
-    axis = centre + index * rate / block
-    axis = axis[axis > 0]
-    if not len(axis):
-        raise FileFormatError(f"{found.path}: block_size={block} leaves no bins between 0 and half the sample rate")
-    low, high = request.ends
-    half = rate / block / 2
-    if low < axis[0] - half or high > axis[-1] + half:
-        limits = f"{axis[0]:g} .. {axis[-1]:g} Hz (bins of {rate / block:g} Hz of samples at {rate:g} Hz)"
-        inside = [pair for pair in request.intervals if pair[1] > axis[0] and pair[0] < axis[-1]]
-        if request.points or not inside:
-            raise ValueError(f"frequency_hz must lie within {limits}, got {low:g} .. {high:g}")
-        found.notes.append(f"of {low:g} .. {high:g} Hz, what lies within {limits}")
-        request = BandRequest(intervals=tuple(inside))
-    chosen, notes = request.choose(axis, options.most_bands)
-    found.notes += notes
-    return axis[chosen].tolist()
-
-
-def _with_energy(
-    found: FoundData, matrices: Array, frequencies: Array, power: float, samples: Snapshots, block: int
-) -> list[int]:
-    """Indices of the bands whose power is above that of the rounding of the samples."""
-    # Rounding of the samples is white noise of about eps^2 / 12 of the power, that of the sums grows with the segment;
-    # a Hann window has a noise bandwidth of 1.5 bins.
-    rounding = float(np.finfo(samples.dtype).eps) ** 2 + block * float(np.finfo(np.float64).eps) ** 2
-    floor = power * rounding * 3 / block
-    level = np.einsum("fnn->fn", matrices).real.mean(1)
-    kept = np.flatnonzero(level > floor)
-    if not len(kept):
-        raise FileFormatError(
-            f"{found.path}: {found.name('time_data')!r} has no energy at {', '.join(f'{f:g}' for f in frequencies[:8])}"
-            f" Hz{' and more' if len(frequencies) > 8 else ''}; choose another band"
-        )
-    if len(kept) < len(frequencies):
-        gone = [f"{f:g}" for f in np.delete(frequencies, kept)]
-        found.notes.append(f"left out, without energy: {', '.join(gone[:8])}{' ...' if len(gone) > 8 else ''} Hz")
-    return kept.tolist()
 
 
 def _matrix(found: FoundData, what: str, array: SensorArray) -> Tensor | None:
