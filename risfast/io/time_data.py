@@ -48,7 +48,7 @@ class BandReader:
         elif block is None:
             block = segment_length(request, self._rate, self._travel, length, n)
         notes: list[str] = []
-        wanted = [request.points[0]]
+        wanted = list(request.points)
         if not request.one:
             wanted, notes = self._bins(request, block, most_bands)
         check_held(self._path, "the covariances of all bands", (len(wanted), n, n), 16)
