@@ -117,8 +117,9 @@ def segment_length(request: BandRequest, sample_rate_hz: float, travel_s: float,
     """Samples of a segment, a power of two: short enough for many segments, long enough for narrow bins.
 
     A bin is narrow where its width times the time across the array (``travel_s``) is at most 0.1, better 0.025, and
-    resolves what was asked for where it is no wider than that. At least 2 N (and 32) half-overlapping segments come
-    before the first, 4 N (and 64) before the better.
+    resolves what was asked for where it is no wider than that. At least N / 2 (and 32) half-overlapping segments come
+    before the first, 4 N (and 64) before the better: fewer snapshots than elements cost the likelihood of many bands
+    little, a wave that is not narrow looks like several.
     """
 
     def power_of_two(narrow: float, segments: int) -> int:
@@ -129,5 +130,5 @@ def segment_length(request: BandRequest, sample_rate_hz: float, travel_s: float,
     resolved = sample_rate_hz / request.resolution_hz
     narrow = max(sample_rate_hz * travel_s / NARROW, resolved)
     better = max(sample_rate_hz * travel_s / _VERY_NARROW, resolved)
-    fewest, enough = max(2 * channels, _FEWEST_SEGMENTS), max(4 * channels, _ENOUGH_SEGMENTS)
+    fewest, enough = max(channels // 2, _FEWEST_SEGMENTS), max(4 * channels, _ENOUGH_SEGMENTS)
     return max(power_of_two(narrow, fewest), power_of_two(better, enough))

@@ -119,7 +119,7 @@ def read(
     block_size : int, optional
         Samples of a segment of Welch's method (Hann window, half overlapping). By default 256 of a single
         frequency. Otherwise the power of two from which on bins are narrow, bin width * aperture / speed <= 0.1, and
-        no wider than the band or the gaps that were asked for; but no longer than leaves 2 N, and 32, segments. It is
+        no wider than the band or the gaps that were asked for; but no longer than leaves N / 2, and 32, segments. It is
         longer still, up to a product of 0.025, while that leaves 4 N, and 64.
     most_bands : int
         Of a band with more bins than its share of so many, that share is taken, evenly.
