@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -25,14 +25,14 @@ class ImportCommand(Command):
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup", "--array-output": "--setup-output"}
     IN_OPTIONS: ClassVar[dict[str, str]] = {"array": "--setup", "positions_m": "--positions"}
 
-    # .npz, .mat, .h5, .uvh5, .sigmf-meta
+    # .npz, .mat, .h5, .uvh5, .sigmf-meta, .sigmf, .wav, .flac
     source: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SOURCE")]
     target: Annotated[tyro.conf.Positional[Opt[Path]], tyro.conf.arg(metavar="[OUTPUT]")] = None  # .h5, .npz or .mat
     output: Opt[Path] = None  # The same as OUTPUT.
     setup_output: Opt[Path] = None  # Write the setup (array, region, wavefront) as a .toml for --setup.
     overwrite: Flag = False  # Replace an output that is there.
     # By default what the content looks like.
-    format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf"]] = None
+    format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf", "audio"]] = None
     # Names of variables, such as covariance=Rxx positions_m=mic/xyz.
     fields: Annotated[
         tuple[str, ...], tyro.conf.arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")
@@ -40,11 +40,16 @@ class ImportCommand(Command):
     setup: Opt[Path] = None  # TOML file with positions and wavelength, in place of the source's.
     positions: Opt[Path] = None  # Positions as acoular's .xml, .csv or .toml.
     wavelength_m: Opt[float] = None  # Wavelength in metres.
-    frequency_hz: Opt[float] = None  # Frequency, where the source has several or samples in time.
+    # Frequency, or several, where the source has several or samples in time.
+    frequency_hz: Annotated[Opt[tuple[float, ...]], tyro.conf.arg(metavar="HZ ...")] = None
+    band: Annotated[Opt[tuple[float, float]], tyro.conf.arg(metavar="LOW HIGH")] = None  # All bins of a band, in hertz.
+    # Third-octave bands by their nominal centres, such as 1000 1250.
+    third_octave: Annotated[Opt[tuple[float, ...]], tyro.conf.arg(metavar="HZ ...")] = None
     speed_m_s: Opt[float] = None  # Speed of the waves.
     sample_rate_hz: Opt[float] = None  # Of samples in time.
     polarization: Opt[str] = None  # Of visibilities, such as xx.
-    block_size: int = 256  # Samples of a segment of Welch's method.
+    # Samples of a segment of Welch's method; by default 256 at a single frequency, else as the array and bands need.
+    block_size: Opt[int] = None
     # Elements to leave out, from 0.
     flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...", help_behavior_hint="")] = ()
     covariance: Flag = False  # Make the sample covariance of the snapshots.
@@ -63,8 +68,18 @@ class ImportCommand(Command):
                 raise ValueError(f"{name} is the file that is read, {str(path)!r}")
         check_output(output, "OUTPUT", RECORDING_SUFFIXES, overwrite=self.overwrite)
         check_output(self.setup_output, "--setup-output", (".toml",), overwrite=self.overwrite)
-        named = ("format", "setup", "wavelength_m", "frequency_hz", "speed_m_s", "sample_rate_hz", "polarization")
-        given = {name: getattr(self, name) for name in (*named, "block_size", "flagged")}
+        named = (
+            "format",
+            "setup",
+            "wavelength_m",
+            "speed_m_s",
+            "sample_rate_hz",
+            "polarization",
+            "block_size",
+            "flagged",
+        )
+        given = {name: getattr(self, name) for name in named}
+        given |= chosen_bands(self.frequency_hz, self.band, self.third_octave)
         recording = read(self.source, fields=field_names(self.fields), positions_m=self.positions, **given)
         if self.covariance:
             recording = recording.with_covariance()
@@ -89,14 +104,36 @@ def field_names(pairs: tuple[str, ...]) -> dict[str, str]:
     return mapped
 
 
+def chosen_bands(
+    frequency_hz: tuple[float, ...] | None, band: tuple[float, float] | None, third_octave: tuple[float, ...] | None
+) -> dict[str, Any]:
+    """What ``read`` takes of --frequency-hz, --band and --third-octave, of which one may be given."""
+    given = {"--frequency-hz": frequency_hz, "--band": band, "--third-octave": third_octave}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise ValueError(f"give one of {', '.join(given)}, got {' and '.join(names)}")
+    if band is not None and not band[0] < band[1]:
+        raise ValueError(f"--band must be LOW HIGH with LOW below HIGH, got {band[0]:g} {band[1]:g}")
+    if third_octave is not None:
+        return {"third_octave": list(third_octave)}
+    if frequency_hz is not None and len(frequency_hz) == 1:
+        return {"frequency_hz": frequency_hz[0]}
+    return {"frequency_hz": band if frequency_hz is None else list(frequency_hz)}
+
+
 def describe(recording: Recording) -> str:
     """A recording in a few lines for people."""
     source = recording.provenance
     lines = [f"format: {source.format}", f"array: {recording.array!r}, aperture {recording.array.aperture_m:g} m"]
+    if recording.n_bands > 1 and recording.frequencies_hz is not None:
+        low, high = min(recording.frequencies_hz), max(recording.frequencies_hz)
+        lines.append(f"frequencies: {recording.n_bands} from {low:g} to {high:g} Hz")
     if recording.frequency_hz is not None:
         lines.append(f"frequency: {recording.frequency_hz:g} Hz")
     if recording.covariance is not None:
         lines.append(f"covariance: {' x '.join(map(str, recording.covariance.shape))}")
+    if recording.effective_snapshots is not None:
+        lines.append(f"worth {min(recording.effective_snapshots):.4g} independent snapshots")
     if recording.snapshots is not None:
         lines.append(f"snapshots: {' x '.join(map(str, recording.snapshots.shape))} {recording.snapshots.dtype}")
     lines += [

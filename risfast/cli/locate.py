@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from risfast.cli.import_file import field_names
+from risfast.cli.import_file import chosen_bands, field_names
 from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output, usable_device
 from risfast.cli.progress import ProgressBar
 from risfast.detect import DetectionOptions, detect_sources
@@ -145,12 +145,13 @@ class LocateCommand(_SourceCommand):
 
     HELP: ClassVar[str] = (
         "FILE holds snapshots behind a surface with its codes and channel, snapshots of an array that is sampled "
-        "itself, or a covariance; .npz, .mat, .h5, .uvh5 or SigMF, as risfast import reads them."
+        "itself, samples in time, or a covariance; .npz, .mat, .h5, .uvh5, SigMF, .wav or .flac, as risfast import "
+        "reads them."
     )
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup"}
     IN_OPTIONS: ClassVar[dict[str, str]] = {
         **{"n_sources": "--sources", "array": "--setup"},
-        **{"positions_m": "--positions", "speed_m_s": "--speed"},
+        **{"positions_m": "--positions", "speed_m_s": "--speed", "block_size": "--segment"},
     }
 
     file: Annotated[Positional[Path], arg(metavar="FILE")]  # The recording.
@@ -169,13 +170,20 @@ class LocateCommand(_SourceCommand):
     box: Annotated[Opt[_REGION_DEG], arg(metavar=_BOX_METAVAR)] = None
     # Speed of the waves in m/s, where only a frequency is known.
     speed: Annotated[Opt[float], arg(metavar="M_S")] = None
-    # Frequency, where FILE has several, none, or samples in time.
-    frequency_hz: Annotated[Opt[float], arg(metavar="HZ")] = None
+    # Frequency, or several, where FILE has several, none, or samples in time.
+    frequency_hz: Annotated[Opt[tuple[float, ...]], arg(metavar="HZ ...")] = None
+    # A band of samples in time, in hertz: all of its bins, at most 32.
+    band: Annotated[Opt[tuple[float, float]], arg(metavar="LOW HIGH")] = None
+    # Third-octave bands by their nominal centres, such as 1000 1250.
+    third_octave: Annotated[Opt[tuple[float, ...]], arg(metavar="HZ ...")] = None
+    # Samples of a segment of Welch's method; by default 256 at a single frequency, else as the array and bands need.
+    segment: Annotated[Opt[int], arg(metavar="N")] = None
     # Names of variables in FILE, such as snapshots=Y channel=H.
     fields: Annotated[tuple[str, ...], arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")] = ()
     # Options of the localisation, as risfast hpo writes them.
     options: Annotated[Opt[Path], arg(metavar="TOML")] = None
-    # How many independent snapshots a covariance is the mean of: it is localised as they would be, not only mapped.
+    # How many independent snapshots a covariance is the mean of: it is localised as they would be, not only mapped. Of
+    # samples in time it is known.
     snapshots: Annotated[Opt[int], arg(metavar="L")] = None
     sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources there are, if that is known.
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
@@ -195,25 +203,26 @@ class LocateCommand(_SourceCommand):
         region = region_of(self.region, self.box)
         chosen = None if self.model in (None, "none") else self._named_model()
         recording = self._read(chosen, progress)
-        if self.common.verbose:
-            for note in recording.provenance.notes:
-                progress.say(f"{self.file.name}: {note}")
+        for note in (*recording.provenance.notes, *(f"left out: {it.name}, {it.reason}" for it in recording.flagged)):
+            progress.say(f"{self.file.name}: {note}")
         options = None if self.options is None else read_options(self.options)
         matrices = recording.covariance
         if matrices is None and self.snapshots is not None:
             raise ValueError(f"--snapshots goes with a covariance, and {self.file} holds the snapshots themselves")
-        if matrices is not None and self.snapshots is None:
+        if matrices is not None and self.snapshots is None and recording.effective_snapshots is None:
             return self._covariance(matrices.to(device), _problem(recording, region), options, picture, progress)
         localizer = self._localizer(chosen, recording, parts, region, options, progress).to(device)
         typed = {name: getattr(self, name) for name in ("least_confidence", "max_sources")}
         decision = replace(localizer.options.decision, **{k: v for k, v in typed.items() if v is not None})
         localizer.options = replace(localizer.options, decision=decision)
-        self.results.check_scene(recording.scenes)
-        progress("localising", 0, recording.scenes, unit="scenes")
+        self.results.check_scene(recording.n_scenes)
+        progress("localising", 0, recording.n_scenes, unit="scenes")
+        if matrices is not None and self.snapshots is not None:
+            known = (float(self.snapshots),) * recording.n_bands
+            recording = replace(recording, effective_snapshots=known)
         found = localizer.analyse(
-            recording if matrices is None else matrices.to(device),
+            recording if matrices is None else replace(recording, covariance=matrices.to(device)),
             n_sources=self.sources,
-            snapshots=self.snapshots,
             report=lambda done, total: progress("localising", done, total, unit="scenes"),
         )
         progress.close()
@@ -242,8 +251,9 @@ class LocateCommand(_SourceCommand):
 
     def _read(self, chosen: Localizer | None, progress: ProgressBar) -> Recording:
         """The recording; of a file that says nothing of its array, with the array of the model that was asked for."""
-        same = {"wavelength_m": self.wavelength_m, "frequency_hz": self.frequency_hz, "speed_m_s": self.speed}
+        same = {"wavelength_m": self.wavelength_m, "speed_m_s": self.speed, "block_size": self.segment}
         how: dict[str, Any] = {"fields": field_names(self.fields), "positions_m": self.positions, **same}
+        how |= chosen_bands(self.frequency_hz, self.band, self.third_octave)
         try:
             return read(self.file, setup=self.setup, **how)
         except FileFormatError as error:
@@ -325,6 +335,8 @@ class LocateCommand(_SourceCommand):
             detection = replace(detection, max_sources=self.max_sources)
         if self.sources is not None:  # as many peaks, however weak
             detection = replace(detection, max_sources=self.sources, max_db=math.inf, mad_z=None, prominence_db=0.0)
+        if setup.n_bands > 1:
+            raise ValueError(f"{self.file} holds {setup.n_bands} bands and not how many snapshots: give --snapshots")
         grid = setup.search_grid() if options is None else options.grid(setup)
         how: dict[str, Any] = {} if options is None else {"loading": options.map.loading}
         return self.peaks(matrices, setup, grid, detection, picture, progress, **how)
@@ -373,6 +385,8 @@ class DetectCommand(_SourceCommand):
         device = usable_device(self.device)
         mapped = {} if self.key is None else {"covariance": self.key}
         recording = read(self.file, fields=mapped, setup=self.setup)
+        if recording.n_bands > 1:
+            raise ValueError(f"{self.file} holds {recording.n_bands} bands, and a map is of one: take risfast locate")
         noise = self._noise(recording)
         recording = recording.with_covariance()
         assert recording.covariance is not None
@@ -419,7 +433,8 @@ def _problem(recording: Recording, region: Region | None) -> Setup:
         return recording.setup
     if recording.given is not None:
         return recording.setup.replace(region=region)
-    return Setup(recording.array, region, sampling=recording.sampling, speed_m_s=recording.speed_m_s)
+    own: dict[str, Any] = {"sampling": recording.sampling, "wavelengths_m": recording.wavelengths_m}
+    return Setup(recording.array, region, **own, speed_m_s=recording.speed_m_s)
 
 
 def region_of(given: _REGION_DEG | None, box: _REGION_DEG | None = None) -> Region | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.geometry import SensorArray
+from risfast.io.bands import MOST_BANDS, BandRequest
 from risfast.io.guard import Array, as_numbers, held_dtype, inventory, naming, shape_text
+from risfast.io.inspection import grating_note
 from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
 from risfast.io.setup_file import SetupParts, read_setup_parts
-from risfast.io.welch import narrowband_covariance
+from risfast.io.time_data import BandReader
 from risfast.setup import Setup
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
@@ -34,12 +36,15 @@ class ReadOptions:
     setup: Setup | SensorArray | str | Path | None = None
     positions_m: Any = None
     wavelength_m: float | None = None
-    frequency_hz: float | None = None
+    frequency_hz: Any = None
     speed_m_s: float | None = None
     sample_rate_hz: float | None = None
     polarization: str | None = None
-    block_size: int = 256
+    block_size: int | None = None
     flagged: Iterable[int] = ()
+    third_octave: Any = None
+    most_bands: int = MOST_BANDS
+    request: BandRequest | None = field(init=False, default=None)  # of frequency_hz or third_octave
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, before any file is opened."""
@@ -47,14 +52,30 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None and not (_is_real(value) and math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} must be a positive number, got {value!r}")
-        if self.frequency_hz is not None and not (_is_real(self.frequency_hz) and math.isfinite(self.frequency_hz)):
-            raise ValueError(f"frequency_hz must be a finite number of hertz, got {self.frequency_hz!r}")
+        object.__setattr__(self, "request", BandRequest.of(self.frequency_hz, self.third_octave))
+        if self.several and self.wavelength_m is not None:
+            raise ValueError("wavelength_m is of one band: give speed_m_s with several frequencies")
+        for name in ("block_size", "most_bands"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         if self.setup is not None and self.positions_m is not None:
             raise ValueError("give setup (or array) or positions_m, not both")
         flagged = tuple(self.flagged)
         if not all(isinstance(index, int) and index >= 0 for index in flagged):
             raise ValueError(f"flagged must be indices of elements, from 0, got {flagged!r}")
         object.__setattr__(self, "flagged", flagged)
+
+    @property
+    def several(self) -> bool:
+        """Whether bands were asked for, not the one at a single frequency."""
+        return self.request is not None and not self.request.one
+
+    def check_one(self, path: Path, what: str) -> float | None:
+        """The single frequency that was asked for, of a format that has no more."""
+        if self.several:
+            raise FileFormatError(f"{path}: of {what} one frequency is read at a time: give frequency_hz as one number")
+        return None if self.request is None else self.request.points[0]
 
 
 def _is_real(value: Any) -> bool:
@@ -68,7 +89,7 @@ class FoundData:
     path: Path
     format: str  # For people
     holds: Mapping[str, tuple[int, ...]]  # Everything in the file with its shape
-    covariance: Array | None = None  # (N, N), (B, N, N), or with pages last
+    covariance: Array | None = None  # (N, N), (B, N, N), or with pages last; of F bands (F, N, N) or (B, F, N, N)
     snapshots: Snapshots | None = None  # Rows of complex samples at one frequency; rows of samples in time
     time_data: Snapshots | None = None  # Rows of complex samples at one frequency; rows of samples in time
     batch: Array | None = None  # Snapshots of several scenes, three axes, in place of ``snapshots``
@@ -78,6 +99,9 @@ class FoundData:
     frequency_hz: float | None = None
     chosen: bool = False  # whether frequency_hz is the one of the file's that comes nearest to what was asked for
     speed_m_s: float | None = None
+    wavelengths_m: Array | None = None  # (F,), as the next two
+    frequencies_hz: Array | None = None
+    effective_snapshots: Array | None = None
     codes: Array | None = None
     channel: Array | None = None
     setup: Setup | None = None  # That the file itself describes
@@ -96,20 +120,20 @@ class FoundData:
         """Everything in the file with its shape."""
         return inventory(self.holds)
 
+    @property
+    def n_bands(self) -> int:
+        """F, of the covariances; 1 where nothing says more."""
+        series = (self.wavelengths_m, self.frequencies_hz)
+        return max([len(values) for values in series if values is not None], default=1)
+
 
 def assemble(found: FoundData, options: ReadOptions) -> Recording:
     """Check everything and put it together; see :func:`risfast.simulate.read` for the errors."""
     given = _parts(found, options)
     _check_sampling(found, given)
     positions = _positions(found, options, given)
-    own = found.chosen or options.frequency_hz is None
-    frequency = found.frequency_hz if own else options.frequency_hz
-    covariance = found.covariance
-    if found.time_data is not None:
-        covariance, frequency = _from_time(found, options, frequency)
-    if found.chosen and options.frequency_hz not in (None, frequency):
-        found.notes.append(f"{frequency:g} Hz is the nearest frequency in the file to {options.frequency_hz:g} Hz")
-    array = SensorArray(torch.from_numpy(positions), _wavelength(found, options, given, frequency))
+    bands = _bands(found, options, given, positions)
+    array = SensorArray(torch.from_numpy(positions), min(bands.wavelengths_m))
     n = array.n_elements
     flagged = [flag for flag in found.flagged if flag.index < n]
     scenes, snapshots = 1, None
@@ -119,20 +143,34 @@ def assemble(found: FoundData, options: ReadOptions) -> Recording:
         codes, channel = _matrix(found, "codes", array), _matrix(found, "channel", array)
         snapshots = None if found.snapshots is None else _oriented(found, found.snapshots, channel, n)
     matrix = None
-    if covariance is not None:
-        matrix, dead = _covariance(found, covariance, n, {flag.index for flag in flagged})
+    if bands.covariance is not None:
+        matrix, dead = _covariance(found, bands.covariance, n, {flag.index for flag in flagged})
         flagged += [Flagged(index, _element_name(found, index), "no power") for index in dead]
-    provenance = Provenance(str(found.path), found.format, found.details, tuple(found.notes))
-    speed = options.speed_m_s or (given.speed_m_s if given else None) or found.speed_m_s
+    speed = _speed(found, options, given)
     if speed is not None and not (math.isfinite(speed) and speed > 0):
         name = found.name("speed_m_s")
         raise FileFormatError(f"{found.path}: {name!r} must be a positive number, found {speed!r}; give speed_m_s")
+    if codes is None and channel is None:
+        grating = grating_note(positions, bands.wavelengths_m, speed)
+        found.notes += [] if grating is None else [grating]
+    provenance = Provenance(str(found.path), found.format, found.details, tuple(found.notes))
     with naming(found.path):
         recording = Recording(
-            array, matrix, snapshots, codes, channel, frequency, provenance, scenes=scenes, speed_m_s=speed
+            array,
+            matrix,
+            snapshots,
+            codes,
+            channel,
+            provenance=provenance,
+            scenes=scenes,
+            speed_m_s=speed,
+            wavelengths_m=bands.wavelengths_m,
+            frequencies_hz=bands.frequencies_hz,
+            effective_snapshots=bands.effective,
         )
         if given is not None and given != SetupParts(given.array):  # it says more than the array
-            setup = given.setup(array=array, sampling=given.sampling or recording.sampling)
+            own = {"array": array, "wavelengths_m": bands.wavelengths_m}
+            setup = given.setup(**own, sampling=given.sampling or recording.sampling)
             recording = replace(recording, given=setup)
         return _without(recording, found, flagged, options)
 
@@ -145,7 +183,8 @@ def _parts(found: FoundData, options: ReadOptions) -> SetupParts | None:
     if setup is None:
         setup = found.setup
     if isinstance(setup, Setup):
-        return SetupParts(setup.array, setup.region, setup.wavefront, setup.sampling, setup.speed_m_s, setup.tolerance)
+        given = {item.name: getattr(setup, item.name) for item in fields(SetupParts)}
+        return SetupParts(**given | {"wavelengths_m": setup.wavelengths_m if setup.n_bands > 1 else None})
     return None if setup is None else SetupParts(setup)
 
 
@@ -244,22 +283,148 @@ def _wavelength(found: FoundData, options: ReadOptions, setup: SetupParts | None
     return speed / frequency
 
 
-def _from_time(found: FoundData, options: ReadOptions, frequency: float | None) -> tuple[Array, float]:
-    """Welch's covariance [1, N, N] of samples in time, and its frequency."""
-    samples = found.time_data
+def _speed(found: FoundData, options: ReadOptions, given: SetupParts | None) -> float | None:
+    """Of the waves: the caller's, then the setup's, then the file's."""
+    return options.speed_m_s or (given.speed_m_s if given else None) or found.speed_m_s
+
+
+@dataclass(frozen=True)
+class _Bands:
+    """The narrow bands of a recording; the covariance is (.., N, N), or (B, F, N, N) of several."""
+
+    covariance: Array | None
+    wavelengths_m: tuple[float, ...]
+    frequencies_hz: tuple[float, ...] | None
+    effective: tuple[float, ...] | None
+
+
+def _bands(found: FoundData, options: ReadOptions, given: SetupParts | None, positions: Array) -> _Bands:
+    """From samples in time by Welch's method, else as the file has them."""
+    if found.time_data is not None:
+        return _from_time(found, options, given, positions)
+    if found.covariance is not None and (_in_bands(found.covariance) or found.n_bands > 1):
+        return _several(found, options, given)
+    if options.several and not found.chosen:
+        raise FileFormatError(
+            f"{found.path}: several frequencies are made of samples in time, and the file holds {found.inventory()}; "
+            "give frequency_hz as one number"
+        )
+    if given is not None and given.wavelengths_m is not None:
+        raise FileFormatError(
+            f"{found.path}: the setup is of {len(given.wavelengths_m)} bands, and the file holds one; give "
+            "wavelength_m in the setup, or a file with covariances (F, N, N)"
+        )
+    own = found.chosen or options.request is None
+    frequency = found.frequency_hz if own else options.frequency_hz
+    if found.chosen and options.request is not None and options.request.one:
+        found.notes += _nearest_note(options.request.points[0], frequency)
+    wavelength = _wavelength(found, options, given, frequency)
+    return _Bands(found.covariance, (wavelength,), None if frequency is None else (frequency,), _effective(found, 1))
+
+
+def _in_bands(covariance: Array) -> bool:
+    """Whether these can be (B, F, N, N)."""
+    return covariance.ndim == 4 and covariance.shape[2] == covariance.shape[3]
+
+
+def _nearest_note(wanted: float, frequency: float | None) -> list[str]:
+    if frequency in (None, wanted):
+        return []
+    return [f"{frequency:g} Hz is the nearest frequency in the file to {wanted:g} Hz"]
+
+
+def _effective(found: FoundData, bands: int) -> tuple[float, ...] | None:
+    """Numbers of independent snapshots that the file gives, one for each band."""
+    values = found.effective_snapshots
+    if values is None or found.covariance is None:
+        return None
+    if len(values) != bands or not (np.isfinite(values) & (values > 0)).all():
+        raise FileFormatError(
+            f"{found.path}: {found.name('effective_snapshots')!r} must be {bands} positive numbers, one for each band, "
+            f"found {values.tolist()!r:.80}"
+        )
+    return tuple(values.tolist())
+
+
+def _several(found: FoundData, options: ReadOptions, given: SetupParts | None) -> _Bands:
+    """Covariances of several bands that the file holds."""
+    values, name = found.covariance, found.name("covariance")
+    assert values is not None
+    if found.pages_last or values.ndim not in (3, 4):
+        raise FileFormatError(
+            f"{found.path}: {name!r} is {shape_text(values.shape)}; covariances of several bands are (F, N, N) or "
+            "(B, F, N, N), in .npz or .h5"
+        )
+    batch = values if values.ndim == 4 else values[None]
+    bands, speed = batch.shape[1], _speed(found, options, given)
+    frequencies = found.frequencies_hz
+    if options.setup is not None and given is not None and given.wavelengths_m is not None:
+        wavelengths = np.array(given.wavelengths_m)
+    elif found.wavelengths_m is not None and options.speed_m_s is None:
+        wavelengths = found.wavelengths_m
+    elif frequencies is not None and speed is not None:
+        wavelengths = speed / np.where(frequencies > 0, frequencies, np.nan)
+    else:
+        raise FileFormatError(
+            f"{found.path}: the wavelengths of {bands} bands are missing: the file holds neither wavelengths_m nor "
+            f"frequencies_hz with speed_m_s (it holds {found.inventory()}); give them with a setup"
+        )
+    for what, series in (("wavelengths_m", wavelengths), ("frequencies_hz", frequencies)):
+        if series is not None and (len(series) != bands or not (np.isfinite(series) & (series > 0)).all()):
+            raise FileFormatError(
+                f"{found.path}: {found.name(what)!r} must be {bands} positive numbers, one for each band of {name!r} "
+                f"({shape_text(values.shape)}), found {series.tolist()!r:.80}"
+            )
+    if options.request is not None and not found.chosen:
+        raise FileFormatError(
+            f"{found.path}: the file holds {bands} bands, and all of them are read: give no frequency_hz"
+        )
+    hertz = None if frequencies is None else tuple(frequencies.tolist())
+    return _Bands(batch, tuple(wavelengths.tolist()), hertz, _effective(found, bands))
+
+
+def _from_time(found: FoundData, options: ReadOptions, given: SetupParts | None, positions: Array) -> _Bands:
+    """Welch's covariances [1, N, N], or [1, F, N, N], of samples in time, and what the samples show of their faults."""
+    samples, n = found.time_data, len(positions)
     assert samples is not None
-    rate = options.sample_rate_hz or found.sample_rate_hz
+    rate, speed = options.sample_rate_hz or found.sample_rate_hz, _speed(found, options, given)
+    request = options.request
+    if request is None and given is not None and given.wavelengths_m is not None and speed is not None:
+        request = BandRequest(points=tuple(sorted(speed / value for value in given.wavelengths_m)))
     if rate is None or not (math.isfinite(rate) and rate > 0):
         raise FileFormatError(f"{found.path}: the sample rate is missing or not positive ({rate}); give sample_rate_hz")
-    if frequency is None:
+    if samples.shape[1] != n:
         raise FileFormatError(
-            f"{found.path}: {found.name('time_data')!r} holds {len(samples)} samples in time of {samples.shape[1]} "
-            f"channels at {rate:g} Hz; choose the frequency of the covariance with frequency_hz"
+            f"{found.path}: {found.name('time_data')!r} has {samples.shape[1]} channels, but the array has {n} "
+            "elements; give the positions of all channels in their order, with flagged= those to leave out"
         )
-    centre = 0.0 if samples.dtype.kind != "c" else (found.frequency_hz or 0.0)
-    matrix, actual, segments = narrowband_covariance(samples, rate, frequency - centre, block_size=options.block_size)
-    found.notes.append(f"covariance by Welch at {centre + actual:g} Hz, {segments} segments of {options.block_size}")
-    return matrix.numpy()[None], centre + actual
+    if request is None:
+        raise FileFormatError(
+            f"{found.path}: {found.name('time_data')!r} holds {len(samples)} samples in time of {n} channels at "
+            f"{rate:g} Hz; choose the frequency of the covariance, several, or a band with frequency_hz or third_octave"
+        )
+    # A single frequency may come with a wavelength, or with a setup that has one.
+    own = options.wavelength_m is not None or (options.setup is not None and (given is None or not given.wavelengths_m))
+    own = request.one and (own or speed is None)
+    if speed is None and not own:
+        raise FileFormatError(f"{found.path}: the speed of the waves is missing, for wavelengths; give speed_m_s")
+    reach = float(np.linalg.norm(positions - positions.mean(0), axis=1).max())
+    travel = 0.0 if speed is None else 2 * reach / speed
+    centre = (found.frequency_hz or 0.0) if samples.dtype.kind == "c" else 0.0
+    names = found.element_names or [str(index) for index in range(n)]
+    reader = BandReader(found.path, samples, rate, travel, centre)
+    bands = reader.read(request, options.block_size, options.most_bands, names)
+    found.notes += bands.notes
+    frequencies = bands.frequencies_hz
+    if own or speed is None:
+        wavelengths = [_wavelength(found, options, given, float(frequencies[0]))]
+    elif (frequencies <= 0).any():
+        raise FileFormatError(f"{found.path}: {frequencies.min():g} Hz has no wavelength; give a positive frequency_hz")
+    else:
+        wavelengths = (speed / frequencies).tolist()
+    covariance = bands.covariance if len(frequencies) == 1 else bands.covariance[None]
+    effective = (bands.effective,) * len(frequencies)
+    return _Bands(covariance, tuple(wavelengths), tuple(frequencies.tolist()), effective)
 
 
 def _matrix(found: FoundData, what: str, array: SensorArray) -> Tensor | None:
@@ -309,9 +474,11 @@ def _oriented(found: FoundData, snapshots: Snapshots, channel: Tensor | None, n:
 
 
 def _covariance(found: FoundData, values: Array, n: int, known: set[int]) -> tuple[Tensor, list[int]]:
-    """(B, N, N), checked, and the elements that are dead in all of them."""
+    """(B, N, N) or (B, F, N, N), checked, and the elements that are dead in all of them."""
     name = found.name("covariance")
     numbers = as_complex(values, found.path, name)
+    bands = numbers.shape[:2] if _in_bands(numbers) else None
+    numbers = numbers if bands is None else numbers.reshape(-1, *numbers.shape[2:])
     batch = as_batch(numbers, found.path, name, pages_last=found.pages_last, n_elements=n).copy()
     for index in known:  # what is flagged may hold anything, and is cut out anyway
         batch[:, index, :] = 0
@@ -324,7 +491,8 @@ def _covariance(found: FoundData, values: Array, n: int, known: set[int]) -> tup
             "it is not a covariance"
         )
     dead = torch.nonzero(power.amax(0) == 0)[:, 0].tolist()
-    return matrix, [index for index in dead if index not in known]
+    shaped = matrix if bands is None else matrix.reshape(*bands, n, n)
+    return shaped, [index for index in dead if index not in known]
 
 
 # Deviation from Hermitian symmetry, relative to the largest entry, that rounding to single precision or a printout with

@@ -158,7 +158,8 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     path : str or Path
         ``.h5`` holds everything, of any size: snapshots are copied in blocks, and the provenance is an attribute.
         ``.npz``, or ``.mat`` (version 5; ``load`` in MATLAB gives ``covariance`` (N, N), or (N, N, B) with pages last,
-        ``positions_m`` (N, 3), ``wavelength_m`` and so on) hold what fits into memory.
+        ``positions_m`` (N, 3), ``wavelength_m`` and so on) hold what fits into memory; several bands are not for
+        .mat.
     recording : Recording
         Its fields become variables of the same name; B = 1 is written as a plain (N, N) matrix, or (L, M) snapshots.
         Its setup becomes ``risfast_setup``, the bytes of JSON (``jsondecode(char(risfast_setup))`` in MATLAB).
@@ -166,7 +167,7 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     Raises
     ------
     FileFormatError
-        The name ends in something else, or snapshots do not fit into the format.
+        The name ends in something else, or snapshots or several bands do not fit into the format.
     OSError
         The file cannot be written; what was there before is still there.
     """
@@ -174,6 +175,8 @@ def write_recording(path: str | Path, recording: Recording) -> None:
     suffix = path.suffix.lower()
     if suffix not in RECORDING_SUFFIXES:
         raise FileFormatError(f"{path}: a recording is written as {', '.join(RECORDING_SUFFIXES)}")
+    if recording.n_bands > 1 and suffix == ".mat":
+        raise FileFormatError(f"{path}: covariances of {recording.n_bands} bands are written as .h5 or .npz")
     snapshots = recording.snapshots
     variables = _variables(recording)
     if suffix in (".h5", ".hdf5"):
@@ -225,7 +228,15 @@ def _variables(recording: Recording) -> dict[str, Any]:
     }
     if recording.covariance is not None:
         covariance = recording.covariance.numpy()
-        variables["covariance"] = covariance[0] if len(covariance) == 1 else covariance
+        one = len(covariance) == 1 and recording.n_bands == 1
+        variables["covariance"] = covariance[0] if one else covariance
+    if recording.effective_snapshots is not None:
+        variables["effective_snapshots"] = np.array(recording.effective_snapshots)
+    if recording.n_bands > 1:
+        del variables["wavelength_m"]
+        variables["wavelengths_m"] = np.array(recording.wavelengths_m)
+        if recording.frequencies_hz is not None:
+            variables["frequencies_hz"] = np.array(recording.frequencies_hz)
     for name in ("codes", "channel"):
         values = getattr(recording, name)
         if values is not None:
@@ -248,7 +259,9 @@ def _write_hdf5(path: Path, variables: dict[str, Any], recording: Recording) -> 
     with h5py.File(path, "w") as file:
         for name, values in variables.items():
             file[name] = values
-        file["positions_m"].attrs["units"] = file["wavelength_m"].attrs["units"] = "m"
+        for name in ("positions_m", "wavelength_m", "wavelengths_m"):
+            if name in file:
+                file[name].attrs["units"] = "m"
         described = {**asdict(recording.provenance), "flagged": [astuple(item) for item in recording.flagged]}
         file.attrs["provenance"] = json.dumps(described)
         snapshots = recording.snapshots

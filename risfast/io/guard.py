@@ -60,6 +60,8 @@ def content_of(path: Path) -> str:
         return "NumPy zip"
     if head.startswith(b"\x93NUMPY"):
         return "a single NumPy array (.npy)"
+    if (head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE") or head[:4] == b"fLaC":
+        return "WAV or FLAC"
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return "a Python pickle, which is never opened because it can run code"
     return "something else"
@@ -100,7 +102,7 @@ def need(module: str, what: str, extra: str) -> ModuleType:
     """An optional dependency, or an error that says which it is and how to install it."""
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library that it needs
         package = module.partition(".")[0]
         raise FileFormatError(
             f"{what} needs the package {package}, which is not installed: pip install 'risfast[{extra}]' "

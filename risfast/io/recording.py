@@ -183,15 +183,15 @@ class Provenance:
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Measurements of one array at one wavelength: one scene, or several of the same size.
+    """Measurements of one array in one narrow band or several: one scene, or several of the same size.
 
     Exactly one of ``covariance`` and ``snapshots`` is there.
 
     Attributes
     ----------
     array : SensorArray
-        Positions of the elements in metres, and the wavelength in metres; flagged elements are not in it.
-    covariance : complex tensor, shape (B, N, N), or None
+        Positions of the elements in metres, and the (shortest) wavelength in metres; flagged elements are not in it.
+    covariance : complex tensor, shape (B, N, N), of F > 1 bands (B, F, N, N), or None
         Hermitian. B integration times, or files' batches.
     snapshots : Snapshots or None
         L rows, complex, of the N elements; with ``channel``, of the M antennas behind the surface of N elements. Of
@@ -201,7 +201,7 @@ class Recording:
     channel : complex tensor, shape (M, N) or (B, M, N), or None
         From the surface to the antennas.
     frequency_hz : float or None
-        Where the file or the caller gave it.
+        Of one band, where the file or the caller gave it.
     provenance : Provenance
     flagged : tuple of Flagged
         Elements of the file that were left out.
@@ -211,6 +211,13 @@ class Recording:
         Of the waves, where the file or the caller gave it.
     given : Setup or None
         The setup that the file or the caller gave; :attr:`setup` is the one to use.
+    wavelengths_m : tuple of float
+        Of the F bands, in the order of the covariances; by default the array's alone.
+    frequencies_hz : tuple of float, or None
+        Of the F bands, where they are known.
+    effective_snapshots : tuple of float, or None
+        Of a covariance, where it is known: how many independent snapshots each band is the mean of. Overlapping
+        segments of Welch's method are worth fewer than there are.
 
     Raises
     ------
@@ -229,14 +236,23 @@ class Recording:
     scenes: int = 1
     speed_m_s: float | None = None
     given: Setup | None = None
+    wavelengths_m: tuple[float, ...] = ()
+    frequencies_hz: tuple[float, ...] | None = None
+    effective_snapshots: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check that the parts belong together."""
         n, several = self.array.n_elements, self.scenes
+        self._fill_bands()
         if (self.covariance is None) == (self.snapshots is None):
             raise ShapeError("a recording holds either covariance or snapshots, exactly one of them")
-        if self.covariance is not None and self.covariance.shape[1:] != (n, n):
-            raise ShapeError(f"covariance must be (B, {n}, {n}), got {tuple(self.covariance.shape)}")
+        inner = (n, n) if self.n_bands == 1 else (self.n_bands, n, n)
+        if self.covariance is not None and self.covariance.shape[1:] != inner:
+            raise ShapeError(
+                f"covariance must be (B, {', '.join(map(str, inner))}), got {tuple(self.covariance.shape)}"
+            )
+        if self.snapshots is not None and self.n_bands > 1:
+            raise ShapeError(f"snapshots are of one band, and there are {self.n_bands} wavelengths_m")
         for name in ("codes", "channel"):
             values = getattr(self, name)
             row = "L" if name == "codes" else "M"
@@ -253,6 +269,30 @@ class Recording:
             raise ShapeError(f"snapshots of {several} scenes must be (B L, {seen}), got {self.snapshots.shape}")
         if self.codes is not None and self.codes.shape[-2] != self.n_snapshots:
             raise ShapeError(f"codes must be (L = {self.n_snapshots}, {n}), got {tuple(self.codes.shape)}")
+
+    def _fill_bands(self) -> None:
+        """Wavelengths and frequencies of the bands, each from what is there."""
+        wavelengths = tuple(self.wavelengths_m) or (self.array.wavelength_m,)
+        frequencies = self.frequencies_hz
+        if frequencies is None and self.frequency_hz is not None:
+            frequencies = (self.frequency_hz,)
+        for name, values in (("frequencies_hz", frequencies), ("effective_snapshots", self.effective_snapshots)):
+            if values is not None and len(values) != len(wavelengths):
+                raise ShapeError(f"{name} must be {len(wavelengths)} numbers, as wavelengths_m, got {len(values)}")
+        if min(wavelengths) != self.array.wavelength_m:
+            raise ShapeError(
+                f"the shortest of wavelengths_m must be the array's, {self.array.wavelength_m!r}, got "
+                f"{min(wavelengths)!r}"
+            )
+        object.__setattr__(self, "wavelengths_m", wavelengths)
+        object.__setattr__(self, "frequencies_hz", frequencies)
+        if frequencies is not None and len(frequencies) == 1:
+            object.__setattr__(self, "frequency_hz", frequencies[0])
+
+    @property
+    def n_bands(self) -> int:
+        """F."""
+        return len(self.wavelengths_m)
 
     @property
     def n_scenes(self) -> int:
@@ -275,9 +315,10 @@ class Recording:
 
         A ``ValueError`` says to give the region of an array for which none can be derived.
         """
+        own: dict[str, Any] = {"array": self.array, "wavelengths_m": self.wavelengths_m}
         if self.given is None:
-            return Setup(self.array, sampling=self.sampling, speed_m_s=self.speed_m_s)
-        return self.given.replace(array=self.array, speed_m_s=self.given.speed_m_s or self.speed_m_s)
+            return Setup(**own, sampling=self.sampling, speed_m_s=self.speed_m_s)
+        return self.given.replace(**own, speed_m_s=self.given.speed_m_s or self.speed_m_s)
 
     def scene_batch(self) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Snapshots, codes and channel of all scenes in memory, as the localizer takes them.
@@ -339,11 +380,16 @@ class Recording:
         original = [i for i in range(self.n_elements + len(out)) if i not in out]  # place in the file
         keep = torch.tensor([i for i in range(self.n_elements) if i not in gone])
         flagged = (*self.flagged, *(Flagged(original[i], str(original[i]), reason) for i in gone))
-        covariance = self.covariance
+        covariance, given = self.covariance, self.given
+        array = SensorArray(self.array.positions_m[keep], self.array.wavelength_m)
+        if given is not None and given.gains is not None:
+            gains = tuple(given.gains[index] for index in keep.tolist())
+            given = given.replace(array=array, wavelengths_m=given.wavelengths_m, gains=gains)
         return replace(
             self,
-            array=SensorArray(self.array.positions_m[keep], self.array.wavelength_m),
-            covariance=None if covariance is None else covariance[:, keep][:, :, keep],
+            array=array,
+            given=given,
+            covariance=None if covariance is None else covariance[..., keep, :][..., keep],
             snapshots=None if self.snapshots is None else self.snapshots.columns(keep.numpy()),
             flagged=tuple(sorted(flagged, key=lambda item: item.index)),
         )
@@ -357,7 +403,8 @@ class Recording:
         Returns
         -------
         Recording
-            ``covariance`` complex128 (B, N, N). A recording that has a covariance comes back as it is.
+            ``covariance`` complex128 (B, N, N), of ``effective_snapshots`` L. A recording that has a covariance comes
+            back as it is.
 
         Raises
         ------
@@ -382,7 +429,8 @@ class Recording:
         dead = torch.nonzero(covariance.diagonal(dim1=1, dim2=2).real.amax(0) == 0)[:, 0].tolist()
         if len(dead) == self.n_elements:
             raise ValueError("snapshots hold zeros only: no element has any power")
-        return replace(self, covariance=covariance, snapshots=None, scenes=1).without(dead, "no power")
+        made = replace(self, covariance=covariance, snapshots=None, scenes=1, effective_snapshots=(float(length),))
+        return made.without(dead, "no power")
 
 
 def raw_snapshots(

@@ -24,7 +24,7 @@ from risfast.steering import WAVEFRONTS, Wavefront
 
 SETUP_FILE_FORMAT = 1
 
-_TOP_KEYS = ("format", "wavefront", "sampling", "speed_m_s", "array", "region", "tolerance")
+_TOP_KEYS = ("format", "wavefront", "sampling", "speed_m_s", "gains", "array", "region", "tolerance")
 _ANGLES = {"azimuth_deg": 360.0, "elevation_deg": 90.0}
 _BOX = ("x_m", "y_m", "z_m")
 _PI = Decimal("3.14159265358979323846264338327950288419716939937510582")
@@ -41,6 +41,8 @@ class SetupParts:
     sampling: Sampling | None = None  # As in :class:`risfast.setup.Setup`, or None
     speed_m_s: float | None = None  # As in :class:`risfast.setup.Setup`, or None
     tolerance: Tolerance | None = None  # As in :class:`risfast.setup.Setup`, or None
+    wavelengths_m: tuple[float, ...] | None = None  # Of several bands
+    gains: tuple[complex, ...] | None = None  # As in :class:`risfast.setup.Setup`, or None
 
     def setup(self, **changes: Any) -> Setup:
         """The setup, with some fields in place of the file's; what is left out takes the defaults of a setup."""
@@ -60,9 +62,11 @@ def read_setup(path: str | Path) -> Setup:
             wavefront = "spherical"         # "fresnel", "planar"
             sampling = "surface"            # "direct": the array is sampled itself
             speed_m_s = 299792458.0
+            gains = [[1.0, 0.0], [0.9, 0.1]]  # [real, imaginary] of each element, as a calibration found it; not above
 
             [array]
-            wavelength_m = 0.3              # or frequency_hz, with speed_m_s above
+            wavelength_m = 0.3              # or frequency_hz, with speed_m_s above; several bands of an array that is
+                                            # sampled itself: wavelengths_m = [0.3, 0.28] or frequencies_hz = [...]
 
             [array.rectangular]             # centred on the origin, in the x-y plane
             n_h = 12
@@ -100,7 +104,8 @@ def read_setup(path: str | Path) -> Setup:
     try:
         return parts.setup()
     except ValueError as error:
-        raise FileFormatError(f"{path}: {error}; it stands in the table [region]") from error
+        where = "; it stands in the table [region]" if "region" in str(error) else ""
+        raise FileFormatError(f"{path}: {error}{where}") from error
 
 
 def read_setup_parts(path: str | Path) -> SetupParts:
@@ -120,7 +125,9 @@ def read_setup_parts(path: str | Path) -> SetupParts:
         )
     document.refuse_unknown(_TOP_KEYS)
     speed = document.positive("speed_m_s", "metres per second") if "speed_m_s" in values else None
-    array = _array(document.table("array"), speed)
+    table = document.table("array")
+    bands = _bands(table, speed)
+    array = _array(table, speed, bands)
     return SetupParts(
         array,
         _region(document.table("region"), array) if "region" in values else None,
@@ -128,6 +135,8 @@ def read_setup_parts(path: str | Path) -> SetupParts:
         document.choice("sampling", get_args(Sampling)) if "sampling" in values else None,
         speed,
         _tolerance(document, array) if "tolerance" in values else None,
+        bands if bands is not None and len(bands) > 1 else None,
+        _gains(document) if "gains" in values else None,
     )
 
 
@@ -163,9 +172,15 @@ def write_setup(path: str | Path, setup: Setup) -> None:
         f'wavefront = "{setup.wavefront}"',
         f'sampling = "{setup.sampling}"',
         *([] if setup.speed_m_s is None else [f"speed_m_s = {float(setup.speed_m_s)!r}"]),
+    ]
+    if setup.gains is not None:
+        lines += ["gains = [", *(f"    [{gain.real!r}, {gain.imag!r}]," for gain in setup.gains), "]"]
+    wavelength = array.pop("wavelength_m")
+    bands = setup.n_bands > 1
+    lines += [
         "",
         "[array]",
-        f"wavelength_m = {array.pop('wavelength_m')!r}",
+        f"wavelengths_m = {list(setup.wavelengths_m)!r}" if bands else f"wavelength_m = {wavelength!r}",
     ]
     if "positions_m" in array:
         lines += ["positions_m = [", *(f"    {row!r}," for row in array["positions_m"]), "]"]
@@ -310,17 +325,43 @@ _SHAPES: dict[str, dict[str, Callable[[_Table, str], Any]]] = {
     "circular": {"n": _Table.whole, "radius_m": _Table.positive, "plane": _Table.plane},
 }
 _FORMS = (*_SHAPES, "positions_m", "positions_file")
+_WAVES = ("wavelength_m", "frequency_hz", "wavelengths_m", "frequencies_hz")
 _OLD_FORMS = ("rectangular", "positions_m", "positions_file")
 
 
-def _array(table: _Table, speed: float | None) -> SensorArray:
-    table.refuse_unknown((*_FORMS, "wavelength_m", "frequency_hz"))
+def _gains(document: _Table) -> tuple[complex, ...]:
+    pairs = document.values["gains"]
+    if not isinstance(pairs, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in pairs
+    ):
+        raise document.wrong(f"gains must be a list of [real, imaginary], one pair for each element, got {pairs!r:.80}")
+    return tuple(complex(*pair) for pair in pairs)
+
+
+def _bands(table: _Table, speed: float | None) -> tuple[float, ...] | None:
+    """Wavelengths of several bands; None where [array] gives one."""
+    key = next((key for key in ("wavelengths_m", "frequencies_hz") if key in table.values), None)
+    if key is None:
+        return None
+    both = [name for name in _WAVES if name in table.values]
+    if len(both) > 1:
+        raise table.wrong(f"{' and '.join(both)} are both there in [array]; give one of them")
+    values = table.values[key]
+    if not isinstance(values, list) or not values or not all(_is_number(value) and value > 0 for value in values):
+        raise table.wrong(f"{key}{table.where} must be a list of positive numbers, got {values!r:.80}")
+    if key == "wavelengths_m":
+        return tuple(map(float, values))
+    return tuple(_known_speed(table, key, speed) / value for value in values)
+
+
+def _array(table: _Table, speed: float | None, bands: Sequence[float] | None) -> SensorArray:
+    table.refuse_unknown((*_FORMS, *_WAVES))
     form = _one_form(table, _FORMS)
-    wavelength = _wavelength(table, speed)
+    wavelength = _wavelength(table, speed) if bands is None else min(bands)
     if form not in _SHAPES:
         return _positions(table, form, wavelength)
     inside = table.table(form)
-    outside = dict.fromkeys(("wavelength_m", "frequency_hz"), "; it stands in [array], above the line [array.*]")
+    outside = dict.fromkeys(_WAVES, "; it stands in [array], above the line [array.*]")
     inside.refuse_unknown(tuple(_SHAPES[form]), outside)
     return _shaped(inside, form, wavelength)
 
@@ -338,12 +379,16 @@ def _wavelength(table: _Table, speed: float | None) -> float:
     if both != ["frequency_hz"]:
         return table.positive("wavelength_m")
     frequency = table.positive("frequency_hz", "hertz")
+    return _known_speed(table, "frequency_hz", speed) / frequency
+
+
+def _known_speed(table: _Table, key: str, speed: float | None) -> float:
     if speed is None:
         raise table.wrong(
-            "frequency_hz in [array] needs speed_m_s, the speed of the waves, in front of the tables (299792458 for "
-            "radio waves, 343 for sound in air)"
+            f"{key} in [array] needs speed_m_s, the speed of the waves, in front of the tables (299792458 for radio "
+            "waves, 343 for sound in air)"
         )
-    return speed / frequency
+    return speed
 
 
 def _old_array(document: _Table) -> SensorArray:

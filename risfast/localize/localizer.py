@@ -425,7 +425,8 @@ class Localizer:
         ----------
         y : complex array or tensor, shape (L, M) or (B, L, M); or Recording, or Measurement
             Snapshots of the M antennas behind a surface; of an array that is sampled directly, of its N elements,
-            without codes and channel.
+            without codes and channel. A recording may hold the covariance of an array that is sampled directly, with
+            ``effective_snapshots`` or with ``snapshots`` given here.
         codes : complex array or tensor, shape (L, N) or (B, L, N)
             Phase code of the surface in each snapshot.
         channel : complex array or tensor, shape (M, N) or (B, M, N)
@@ -520,7 +521,7 @@ class Localizer:
             return direct_measurement(y.y, self.setup, y.noise_power), None
         array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
-            y, codes, channel, array = _of_recording(y, codes, channel)
+            y, codes, channel, array, snapshots = _of_recording(y, codes, channel, snapshots)
         if codes is None and channel is None:
             if self.setup.sampling != "direct" and not self._any_sampling:
                 raise ValueError(
@@ -547,14 +548,23 @@ def _is_direct(measurement: Measurement) -> bool:
     return bool((channel == torch.eye(channel.shape[-1], dtype=channel.dtype, device=channel.device)).all())
 
 
-def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, Any, Any, SensorArray | Setup]:
+def _of_recording(
+    recording: Recording, codes: Any, channel: Any, snapshots: Any
+) -> tuple[Any, Any, Any, SensorArray | Setup, Any]:
+    """The measurement in a recording, its array, and how many snapshots a covariance is the mean of."""
     if codes is not None or channel is not None:
         raise ValueError("a recording brings its own codes and channel: give it alone")
+    array = recording.array if recording.given is None else recording.setup
     if recording.snapshots is None:
+        effective = recording.effective_snapshots
+        if snapshots is not None:
+            return recording.covariance, None, None, array, snapshots
+        if effective is not None:
+            counts = [max(int(value) if value.is_integer() else value, 1) for value in effective]
+            return recording.covariance, None, None, array, counts
         raise ValueError(
-            "this recording holds a covariance and no snapshots: give recording.covariance and snapshots=, how many it "
-            "is the mean of, or take risfast.detect_sources, which needs no number (on the command line, `risfast "
-            "detect FILE`)"
+            "this recording holds a covariance and not how many snapshots it is the mean of: give snapshots=, or take "
+            "risfast.detect_sources, which needs no number (on the command line, `risfast detect FILE`)"
         )
     y, codes, channel = recording.scene_batch()
     if not y.is_complex():
@@ -562,7 +572,7 @@ def _of_recording(recording: Recording, codes: Any, channel: Any) -> tuple[Any, 
             f"{recording.provenance.path}: the snapshots are real samples in time; a narrow band of them is needed: "
             "read the file with frequency_hz="
         )
-    return y, codes, channel, recording.array if recording.given is None else recording.setup
+    return y, codes, channel, array, snapshots
 
 
 def _counts(n_sources: Any, scenes: int) -> Tensor | None:

@@ -324,10 +324,15 @@ def effective(found: CovarianceEstimate, measurement: Measurement | None, option
     return effective_covariance(matrix, sample=sample, beta=options.map.blend, snr_db=snr_db)
 
 
+_COARSER = 8  # at the most, in points
+
+
 def spectrum(covariance: Tensor, setup: Setup, options: PipelineOptions) -> tuple[Spectrum, SearchGrid]:
     """The Capon map of effective covariances, and its grid; of several bands (B, F, N, N), their geometric mean."""
     grid = options.grid(setup)
-    if setup.n_bands > 1:
+    if setup.n_bands > 1:  # all bands together cost a few maps of one, on a coarser grid
+        most = max(options.map.most_points // min(setup.n_bands, _COARSER), 1)
+        grid = setup.search_grid(options.map.points_per_beam, most)
         return band_spectrum(covariance, setup, grid, loading=options.map.loading), grid
     power = mvdr_spectrum(covariance, setup.array, grid, loading=options.map.loading, wavefront=setup.wavefront)
     assert isinstance(power, Spectrum)

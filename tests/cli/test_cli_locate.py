@@ -6,11 +6,13 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oracles
 import pytest
 import scipy.io
+from wideband import spherical
 
 from risfast.cli import main
 from risfast.geometry import Region, SensorArray
@@ -199,6 +201,92 @@ def test_what_cannot_be_done_is_one_line_with_the_mend(
     assert re.search(words, printed.err.splitlines()[-1])
     assert printed.err.splitlines()[-1].startswith("risfast locate: ")
     assert sorted(folder.iterdir()) == before
+
+
+@pytest.fixture
+def sound(folder: Path) -> list[str]:
+    """A second of one source before twelve microphones, as options: the file and the positions."""
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install soundfile)")
+    positions = np.random.default_rng(6).uniform(-0.1, 0.1, (12, 3)) * [1, 1, 0]
+    values = spherical(positions, [(0.4, 0.2, 1.1)], 16000.0, 16000)
+    values[:, 3] = 0
+    soundfile.write("recording.wav", values, 16000)
+    np.savetxt("array.csv", positions, delimiter=",")
+    return ["recording.wav", "--positions", "array.csv"]
+
+
+PLACE = (
+    math.atan2(0.4, 1.1),
+    math.asin(0.2 / math.sqrt(0.4**2 + 0.2**2 + 1.1**2)),
+    math.sqrt(0.4**2 + 0.2**2 + 1.1**2),
+)
+
+
+@pytest.mark.parametrize(
+    ("band", "note"),
+    [
+        (["--band", "800", "5000"], "covariances by Welch in 32 bands from"),
+        (["--third-octave", "1600", "2000", "--segment", "512"], "segments of 512"),
+        (["--frequency-hz", "2000", "3000"], "covariances by Welch in 2 bands from 2000 to 3000 Hz"),
+        (["--frequency-hz", "3000"], "covariance by Welch at 3000 Hz"),
+    ],
+)
+def test_a_sound_recording_is_localised_in_its_bands_and_drawn(
+    folder: Path, sound: list[str], capsys: pytest.CaptureFixture[str], band: list[str], note: str
+) -> None:
+    assert main(["locate", *sound, *band, "--sources", "1", "--output", "out.json"]) == 0
+    printed = capsys.readouterr()
+    assert f"recording.wav: {note}" in printed.err or note in printed.err
+    assert "recording.wav: left out: 3, no power" in printed.err
+    assert "confidence" in printed.out
+    np.testing.assert_allclose(found(folder / "out.json")[0, :2], PLACE[:2], atol=0.02)
+    np.testing.assert_allclose(found(folder / "out.json")[0, 2], PLACE[2], rtol=0.1)
+    assert (folder / "recording.wav.sources.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_bands_are_imported_and_localised_from_the_file(folder: Path, sound: list[str], capsys: Any) -> None:
+    bands = ["--band", "2000", "3000"]
+    assert main(["import", *sound, *bands, "--output", "bands.h5"]) == 0
+    printed = capsys.readouterr().out
+    assert "frequencies: 17 from 2000 to 3000 Hz" in printed
+    assert "worth 117.5 independent snapshots" in printed
+    same = ["--sources", "1", "--no-picture", "--output"]
+    assert main(["locate", *sound, *bands, *same, "one.json"]) == 0
+    assert main(["locate", "bands.h5", *same, "other.json"]) == 0
+    np.testing.assert_allclose(found(folder / "one.json"), found(folder / "other.json"), rtol=1e-6)
+    assert main(["detect", "bands.h5"]) == 2
+    assert "bands, and a map is of one: take risfast locate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--band", "800", "5000", "--frequency-hz", "1000"],
+            "give one of --frequency-hz, --band, --third-octave, got",
+        ),
+        (["--band", "5000", "800"], "--band must be LOW HIGH with LOW below HIGH, got 5000 800"),
+        (["--third-octave", "1100"], "the nearest is 1000"),
+        (["--band", "9000", "9900"], "must lie within .* got 9000 .. 9900"),
+        (["--band", "800", "5000", "--segment", "0"], "--segment must be a whole number of at least 1"),
+        ([], "choose the frequency of the covariance, several, or a band with --frequency-hz or --third-octave"),
+    ],
+)
+def test_bands_that_cannot_be_are_one_line(
+    sound: list[str], options: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["locate", *sound, *options]) == 2
+    assert re.search(words, capsys.readouterr().err.splitlines()[-1])
+
+
+def test_a_covariance_that_knows_its_snapshots_is_localised_without_being_told(folder: Path) -> None:
+    same = [*REGION, "--model", "none", "--no-picture", "--output"]
+    assert main(["import", "direct.npz", "own.h5", "--covariance"]) == 0
+    assert main(["locate", "own.h5", *same, "one.json"]) == 0
+    assert main(["locate", "covariance.npz", "--snapshots", "40", *same, "other.json"]) == 0
+    np.testing.assert_allclose(found(folder / "one.json"), found(folder / "other.json"), rtol=1e-6)
+    assert main(["locate", "own.h5", "--snapshots", "3", *same, "fewer.json"]) == 0
+    assert (folder / "fewer.json").read_bytes() != (folder / "one.json").read_bytes()
 
 
 def test_a_covariance_with_its_snapshots_is_localised_as_they_are(folder: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import resource
+import tarfile
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -124,6 +125,29 @@ def make_sigmf(folder):
     return folder / "x.sigmf-meta", {}
 
 
+def make_archive(folder):
+    make_sigmf(folder)
+    with tarfile.open(folder / "x.sigmf", "w") as tar:
+        for name in ("x.sigmf-meta", "x.sigmf-data"):
+            tar.add(folder / name, name)
+    return folder / "x.sigmf", {}
+
+
+def make_sound(folder, suffix):
+    soundfile = pytest.importorskip("soundfile", reason="soundfile is not installed (pip install soundfile)")
+    values = np.random.default_rng(0).normal(size=(400, N)) * 0.1
+    soundfile.write(folder / f"x.{suffix}", values, 1000)
+    return folder / f"x.{suffix}", {"frequency_hz": 100.0, "block_size": 64}
+
+
+def make_wav(folder):
+    return make_sound(folder, "wav")
+
+
+def make_flac(folder):
+    return make_sound(folder, "flac")
+
+
 MAKERS = {
     maker.__name__.removeprefix("make_"): maker
     for maker in (
@@ -138,6 +162,9 @@ MAKERS = {
         make_benchmark,
         make_uvh5,
         make_sigmf,
+        make_archive,
+        make_wav,
+        make_flac,
     )
 }
 

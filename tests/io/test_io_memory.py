@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,48 @@ def assert_read_in_blocks(folder, size_bytes):
 
 def test_a_recording_is_read_in_a_fraction_of_its_size(tmp_path):
     assert_read_in_blocks(tmp_path, 192 << 20)
+
+
+SOUND = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from risfast.errors import FileFormatError
+from risfast.simulate import read
+
+def peak_mb():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) // 1024
+
+before = 0
+for path in sys.argv[1:]:
+    channels = 8
+    try:
+        read(path, positions_m=np.eye(channels, 3), frequency_hz=(800.0, 5000.0), block_size=512)
+        raise SystemExit("silence has covariances")
+    except FileFormatError as error:
+        assert "no energy" in str(error), error
+    print(peak_mb() - before, peak_mb())
+    before = peak_mb()
+"""
+
+
+def test_a_sound_file_is_read_to_all_of_its_bands_in_a_fraction_of_its_size(tmp_path):
+    """Of a short file first, which imports and warms up what there is to; then of 192 MB of silence."""
+    pytest.importorskip("soundfile", reason="soundfile is not installed (pip install soundfile)")
+    paths = []
+    for name, rows in (("short", 16000), ("long", (192 << 20) // (2 * CHANNELS))):
+        size = rows * 2 * CHANNELS
+        head = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + size, b"WAVE", b"fmt ", 16, 1, CHANNELS, 16000,
+                           16000 * 2 * CHANNELS, 2 * CHANNELS, 16, b"data", size)  # fmt: skip
+        paths.append(tmp_path / f"{name}.wav")
+        with paths[-1].open("wb") as stream:
+            stream.write(head)
+            stream.truncate(len(head) + size)
+    done = subprocess.run([sys.executable, "-c", SOUND, *map(str, paths)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    grown, peak = map(int, done.stdout.splitlines()[-1].split())
+    assert grown < LARGEST_MB
+    assert peak < LARGEST_PROCESS_MB
 
 
 @pytest.mark.slow

@@ -203,7 +203,45 @@ def test_a_frequency_and_a_speed_take_the_place_of_the_wavelength(tmp_path: Path
     assert setup == Setup(SensorArray.linear(4, 0.1, 343 / 1000), sampling="direct", speed_m_s=343.0)
 
 
+BANDS = Setup(SensorArray.linear(3, 0.1, 0.2), sampling="direct", wavelengths_m=(0.3, 0.2), gains=(1, 1j, 0.1 - 2 / 3j))
+
+
+def test_bands_and_gains_are_written_and_read_to_the_last_bit(tmp_path: Path) -> None:
+    write_setup(tmp_path / "setup.toml", BANDS)
+    assert read_setup(tmp_path / "setup.toml") == BANDS
+    parts = read_setup_parts(tmp_path / "setup.toml")
+    assert parts.wavelengths_m == (0.3, 0.2)
+    assert parts.gains == BANDS.gains
+    assert parts.array.wavelength_m == 0.2
+
+
+def test_bands_are_given_by_frequencies_too(tmp_path: Path) -> None:
+    text = document("linear = { n = 3, spacing_m = 0.1 }", "speed_m_s = 343\nsampling = 'direct'")
+    several = text.replace("wavelength_m = 0.25", "frequencies_hz = [1000, 2000.0]")
+    assert read_setup(write_toml(tmp_path, several)).wavelengths_m == (0.343, 0.1715)
+    one = text.replace("wavelength_m = 0.25", "wavelengths_m = [0.25]")
+    assert read_setup(write_toml(tmp_path, one)) == read_setup(write_toml(tmp_path, text))
+
+
+LINEAR = "linear = { n = 2, spacing_m = 1 }"
 WRONG_SETUPS = {
+    "bands of a surface": (
+        document(LINEAR).replace("wavelength_m = 0.25", "wavelengths_m = [1, 2]"),
+        "several wavelengths_m need an array that is sampled directly: sampling='direct'$",
+    ),
+    "bands and one": (document(f"wavelengths_m = [1]\n{LINEAR}"), "wavelength_m and wavelengths_m are both there"),
+    "no bands": (
+        document(LINEAR).replace("wavelength_m = 0.25", "wavelengths_m = []"),
+        "wavelengths_m in .array. must be a list of positive numbers",
+    ),
+    "bands without speed": (
+        document(LINEAR).replace("wavelength_m = 0.25", "frequencies_hz = [1, 2]"),
+        "frequencies_hz in .array. needs speed_m_s",
+    ),
+    "bands within": (document("linear = { n = 2, spacing_m = 1, wavelengths_m = [1] }"), "it stands in .array."),
+    "gains of one": (document(LINEAR, top="gains = [[1, 0]]"), "gains must be 2 finite complex numbers"),
+    "gains of zero": (document(LINEAR, top="gains = [[1, 0], [0, 0]]"), "gains must be 2 .* not zero"),
+    "gains not pairs": (document(LINEAR, top="gains = [1, 2]"), "gains must be a list of .real, imaginary."),
     "other format": (document().replace("format = 1", "format = 2"), "format 2, and this version reads 1"),
     "no format": (document().replace("format = 1", ""), "the key format is missing; put format = 1"),
     "no array": ("format = 1\n", "the key array is missing"),

@@ -67,6 +67,25 @@ def assert_scenes(recording: Recording, expected: dict[str, np.ndarray]) -> None
         np.testing.assert_array_equal(found, expected[name].reshape(-1, *expected[name].shape[-2:]))
 
 
+@pytest.mark.parametrize("scenes", [2, B, L])
+def test_matlab_pages_of_direct_snapshots_are_scenes(tmp_path: Path, scenes: int) -> None:
+    """(L, N, B) as MATLAB has it, or (N, L, B); by 5 and by 7.3, whose axes stand in reverse in the file."""
+    x = complex_normal(scenes, L, N, seed=5)
+    pages = np.moveaxis(x, 0, -1)
+    for name, values in (("rows", pages), ("columns", pages.swapaxes(0, 1))):
+        scipy.io.savemat(tmp_path / f"{name}.mat", {"snapshots": values, **PLACE})
+        with h5py.File(tmp_path / f"{name}73.mat", "w", userblock_size=512) as file:
+            for variable, value in {"snapshots": values, **PLACE}.items():
+                file[variable] = np.atleast_2d(value).T
+                file[variable].attrs["MATLAB_class"] = np.bytes_("double")
+        for path in (tmp_path / f"{name}.mat", tmp_path / f"{name}73.mat"):
+            recording = read(path)
+            assert recording.n_scenes == scenes
+            np.testing.assert_array_equal(recording.scene_batch()[0], x)
+    found = Localizer.classical(recording.setup).localize(recording)
+    assert len(found) == scenes
+
+
 def test_the_setup_follows_from_the_data_where_nobody_gives_one(write: Any) -> None:
     assert read(write(**SCENE, **PLACE)).setup == Setup(ARRAY, sampling="surface")
     assert read(write(X=SCENES["codes"][0], **PLACE)).setup == Setup(ARRAY, sampling="direct")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -127,8 +129,8 @@ def test_captures_at_several_frequencies_are_refused_with_them(tmp_path):
         read(meta, positions_m=POSITIONS)
 
 
-def test_an_archive_and_missing_positions_say_what_to_do(tmp_path):
-    with pytest.raises(FileFormatError, match="unpack it"):
+def test_missing_positions_say_what_to_do(tmp_path):
+    with pytest.raises(FileFormatError, match="there is no such file"):
         read(tmp_path / "some.sigmf")
     with pytest.raises(FileFormatError, match=r"give the array with setup='setup\.toml', or positions_m="):
         read(write(tmp_path, samples()))
@@ -136,3 +138,84 @@ def test_an_archive_and_missing_positions_say_what_to_do(tmp_path):
     with pytest.raises(FileFormatError, match="wavelength is missing"):
         read(meta, positions_m=POSITIONS)
     assert read(meta, positions_m=POSITIONS, wavelength_m=0.1).array.wavelength_m == 0.1
+
+
+def archive(folder, meta, members=()):
+    """As the specification says: the two files in a folder of their name; and what else is given."""
+    path = folder / "some.sigmf"
+    with tarfile.open(path, "w") as tar:
+        for name in (meta, meta.with_suffix(".sigmf-data")):
+            tar.add(name, f"some/{name.name}")
+        for member, content in members:
+            tar.addfile(member, io.BytesIO(content) if content else None)
+    return path
+
+
+def member(name, kind=tarfile.REGTYPE, content=b"", **fields):
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, len(content)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info, content
+
+
+@pytest.mark.parametrize("datatype", ["cf32_le", "ci16_be"])
+def test_an_archive_is_read_as_its_two_files(tmp_path, datatype):
+    meta = write(tmp_path, samples(), datatype, **{"core:author": "somebody"})
+    path = archive(tmp_path, meta, [member("some/", tarfile.DIRTYPE), member("some/notes.txt", content=b"hello")])
+    beside, inside = (read(p, positions_m=POSITIONS) for p in (meta, path))
+    before = sorted(tmp_path.iterdir())
+    np.testing.assert_array_equal(inside.snapshots.read(), beside.snapshots.read())
+    np.testing.assert_array_equal(inside.snapshots.read(100, 120), beside.snapshots.read(100, 120))
+    assert inside.array == beside.array
+    assert inside.provenance.details == beside.provenance.details
+    assert sorted(tmp_path.iterdir()) == before
+    several = read(path, positions_m=POSITIONS, frequency_hz=(CENTRE - 1e5, CENTRE + 1e5), block_size=32)
+    np.testing.assert_allclose(several.frequencies_hz, CENTRE + RATE / 32 * np.arange(-3, 4))
+    assert several.array.wavelength_m == SPEED_OF_LIGHT_M_S / several.frequencies_hz[-1]
+
+
+def test_the_archive_that_the_package_writes_is_read(tmp_path):
+    values = samples().astype(np.complex64)
+    written = sigmf.fromfile(str(write(tmp_path, values)))
+    written.archive(str(tmp_path / "theirs"))
+    recording = read(tmp_path / "theirs.sigmf", positions_m=POSITIONS)
+    np.testing.assert_array_equal(recording.snapshots.read(), values)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (member("/etc/x"), "leads out of the archive"),
+        (member("some/../../x"), "leads out of the archive"),
+        (member("some/a", tarfile.SYMTYPE, linkname="/etc/passwd"), "a link, device or hole"),
+        (member("some/b.sigmf-data", tarfile.LNKTYPE, linkname="some/some.sigmf-data"), "a link, device or hole"),
+        (member("some/c", tarfile.CHRTYPE), "a link, device or hole"),
+        (
+            member("some/other.sigmf-meta", content=b"{}"),
+            "one .sigmf-meta and one .sigmf-data are read from an archive",
+        ),
+        (member("some/other.sigmf-data", content=b"0000"), "one .sigmf-meta and one .sigmf-data"),
+        (member("x" * 100, size=1 << 40), "declared to have .* past the end|cannot be read"),
+        (member("x", tarfile.XHDTYPE, size=1 << 40), "past the end|cannot be read"),
+    ],
+)
+def test_a_hostile_archive_is_refused(tmp_path, more, message):
+    with pytest.raises(FileFormatError, match=message):
+        read(archive(tmp_path, write(tmp_path, samples()), [more]), positions_m=POSITIONS)
+
+
+def test_an_archive_that_is_cut_off_names_other_files_or_is_none(tmp_path):
+    meta = write(tmp_path, samples())
+    path = archive(tmp_path, meta)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(FileFormatError, match=r"past the end of the archive|cannot be read as a SigMF archive"):
+        read(path, positions_m=POSITIONS)
+    path.write_bytes(b"no tar" * 500)
+    with pytest.raises(FileFormatError, match="cannot be read as a SigMF archive"):
+        read(path, positions_m=POSITIONS)
+    path = archive(tmp_path, change(meta, dataset="other.bin"))
+    with pytest.raises(FileFormatError, match="no place in an archive"):
+        read(path, positions_m=POSITIONS)
+    assert "core:dataset" in meta.read_text()

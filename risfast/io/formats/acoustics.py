@@ -8,8 +8,9 @@ import numpy as np
 
 from risfast.errors import FileFormatError
 from risfast.io.assemble import SPEED_OF_SOUND_M_S, FoundData, ReadOptions
+from risfast.io.bands import BandRequest
 from risfast.io.formats.hdf5 import Hdf5Container
-from risfast.io.guard import Array, inventory, shape_text
+from risfast.io.guard import Array, check_held, inventory, shape_text
 from risfast.io.recording import Snapshots
 
 
@@ -106,11 +107,40 @@ def _read_matrix(container: Hdf5Container, found: FoundData, options: ReadOption
     sign = _attribute(container, "CsmData", "fftSign")
     if sign not in (-1.0, 1.0):
         raise FileFormatError(f"{path}: the attribute fftSign of CsmData must be -1 or 1, found {sign}")
-    index = choose_frequency(path, frequencies, options.frequency_hz)
-    part = (slice(None), slice(None), index)
-    found.covariance = container.load(names[0], part) + sign * 1j * container.load(names[1], part)
     found.names["covariance"] = "CsmData"
-    found.frequency_hz, found.chosen = float(frequencies[index]), True
+    found.chosen = True
+
+    def matrix(index: int) -> Array:
+        part = (slice(None), slice(None), index)
+        return container.load(names[0], part) + sign * 1j * container.load(names[1], part)
+
+    if options.request is None or not options.several:
+        index = choose_frequency(path, frequencies, None if options.request is None else options.request.points[0])
+        found.covariance, found.frequency_hz = matrix(index), float(frequencies[index])
+        return
+    chosen, notes = choose_frequencies(path, frequencies, options.request, options.most_bands)
+    check_held(path, "the covariances of all bands", (len(chosen), *shape[:2]), 16)
+    found.notes += notes
+    if len(chosen) == 1:
+        found.covariance, found.frequency_hz = matrix(chosen[0]), float(frequencies[chosen[0]])
+    else:
+        found.covariance = np.stack([matrix(index) for index in chosen])
+        found.frequencies_hz = frequencies[chosen]
+
+
+def choose_frequencies(path: Path, frequencies: Array, wanted: BandRequest, most: int) -> tuple[list[int], list[str]]:
+    """Indices of the file's frequencies (F,) in the bands that were asked for, increasing in frequency, and notes."""
+    if not len(frequencies) or not np.isfinite(frequencies).all():
+        raise FileFormatError(f"{path}: the frequencies of the file are missing or not finite")
+    low, high = wanted.ends
+    if high < frequencies.min() or low > frequencies.max():
+        raise FileFormatError(
+            f"{path}: {low:g} .. {high:g} Hz is outside of what the file holds, {frequencies.min():g} to "
+            f"{frequencies.max():g} Hz; choose others with frequency_hz"
+        )
+    order = np.argsort(frequencies)
+    chosen, notes = wanted.choose(frequencies[order], most)
+    return [int(order[index]) for index in chosen], notes
 
 
 def choose_frequency(path: Path, frequencies: Array, wanted: float | None) -> int:

@@ -1,12 +1,14 @@
-"""SigMF recordings: a metadata file in JSON, and samples interleaved by channel."""
+"""SigMF recordings: metadata in JSON and samples interleaved by channel, as two files or in one archive."""
 
 from __future__ import annotations
 
 import json
 import re
+import tarfile
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from risfast.io.recording import raw_snapshots
 _KIND = "SigMF"
 _LARGEST_META = 16 << 20
 _LARGEST_NUMBER = 1e300
+_MOST_MEMBERS = 1000  # of an archive
 _DATATYPE = re.compile(r"(?P<complex>[cr])(?P<kind>[fiu])(?P<bits>8|16|32|64)(?:_(?P<order>le|be))?")
 
 
@@ -41,18 +44,14 @@ def _conversion(stored: np.dtype[Any], pairs: bool) -> Callable[[Array], Array]:
 def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
     """Metadata, and the samples in blocks; see :func:`risfast.simulate.read`."""
     # Specification: SigMF 1.x, https://sigmf.org. The positions of the elements are not part of the core namespace.
-    if path.suffix == ".sigmf":
-        raise FileFormatError(f"{path}: this is a SigMF archive; unpack it (tar -xf) and give the .sigmf-meta file")
-    meta, data = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")
-    document = _document(meta)
-    core = document["global"]
-    data = _dataset(meta, core, data)
+    parts = _archived(path) if path.suffix == ".sigmf" else _beside(path)
+    meta, data, core = parts.meta, parts.data, parts.document["global"]
     stored, pairs = _datatype(meta, core)
     channels = _whole(meta, core, "core:num_channels", 1)
-    capture = _capture(meta, document["captures"], options)
+    capture = _capture(meta, parts.document["captures"], options)
     width = channels * (2 if pairs else 1)
     row = width * stored.itemsize
-    size = data.stat().st_size - _whole(meta, core, "core:trailing_bytes", 0)
+    size = parts.size - _whole(meta, core, "core:trailing_bytes", 0)
     header = _whole(meta, capture, "core:header_bytes", 0)
     length = (size - header) // row
     if length < 1 or (size - header) % row:
@@ -61,10 +60,12 @@ def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
             f"(core:datatype {core['core:datatype']}, core:num_channels {channels}): it is cut off, or "
             "core:num_channels is wrong"
         )
-    rows = raw_snapshots(data, header, (length, channels), width, stored, _conversion(stored, pairs))
+    convert = _conversion(stored, pairs)
+    rows = raw_snapshots(data, parts.offset + header, (length, channels), width, stored, convert)
     centre = _number(meta, capture, "core:frequency")
     # Complex baseband is a series of snapshots at its centre; another frequency, or real samples, need Welch.
-    in_time = not pairs or (options.frequency_hz is not None and centre is not None and options.frequency_hz != centre)
+    wanted = None if options.request is None or options.several else options.request.points[0]
+    in_time = not pairs or options.several or (wanted is not None and centre is not None and wanted != centre)
     return FoundData(
         meta,
         _KIND,
@@ -79,12 +80,90 @@ def read_sigmf(path: Path, options: ReadOptions) -> FoundData:
     )
 
 
-def _document(meta: Path) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Parts:
+    """Where the metadata and the samples of a recording are."""
+
+    meta: Path  # for messages
+    document: dict[str, Any]
+    data: Path
+    offset: int  # in bytes, of the samples in that file
+    size: int
+
+
+def _beside(path: Path) -> _Parts:
+    """Two files of one name, or a dataset that the metadata name."""
+    meta, data = path.with_suffix(".sigmf-meta"), path.with_suffix(".sigmf-data")
     file_head(meta)
     if meta.stat().st_size > _LARGEST_META:
         raise FileFormatError(f"{meta}: {megabytes(meta.stat().st_size)} are too much for SigMF metadata")
+    document = _document(meta, meta.read_bytes())
+    data = _dataset(meta, document["global"], data)
+    return _Parts(meta, document, data, 0, data.stat().st_size)
+
+
+class _Headers:
+    """A file that gives no more at a time than the header of a member of an archive needs."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.seek, self.tell = stream.seek, stream.tell
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= _LARGEST_META:
+            raise ValueError(f"a header of {count} bytes")
+        return self._stream.read(count)
+
+
+def _archived(path: Path) -> _Parts:
+    """The one recording of an archive, read in its place: nothing is extracted."""
+    file_head(path)
+    size = path.stat().st_size
+    found: dict[str, list[tarfile.TarInfo]] = {".sigmf-meta": [], ".sigmf-data": []}
+    with parsing(path, "a SigMF archive (tar)"), path.open("rb") as stream:
+        with tarfile.open(fileobj=_Headers(stream), mode="r:") as archive:  # type: ignore[call-overload]
+            for count, member in enumerate(archive):
+                _check_member(path, member, count, size)
+                suffix = PurePosixPath(member.name).suffix
+                if member.isreg() and suffix in found:
+                    found[suffix].append(member)
+        if [len(members) for members in found.values()] != [1, 1]:
+            names = ", ".join(member.name[:60] for members in found.values() for member in members) or "none"
+            raise FileFormatError(
+                f"{path}: one .sigmf-meta and one .sigmf-data are read from an archive, found {names}; unpack it (tar "
+                "-xf) and give a .sigmf-meta file"
+            )
+        (meta,), (data,) = found.values()
+        if PurePosixPath(meta.name).with_suffix("") != PurePosixPath(data.name).with_suffix(""):
+            raise FileFormatError(f"{path}: {meta.name!r} and {data.name!r} are not of one recording")
+        if meta.size > _LARGEST_META:
+            raise FileFormatError(f"{path}: {megabytes(meta.size)} are too much for SigMF metadata")
+        stream.seek(meta.offset_data)
+        document = _document(path, stream.read(meta.size))
+    if document["global"].get("core:dataset") is not None or document["global"].get("core:metadata_only"):
+        raise FileFormatError(f"{path}: core:dataset and core:metadata_only have no place in an archive")
+    return _Parts(path, document, path, data.offset_data, data.size)
+
+
+def _check_member(path: Path, member: tarfile.TarInfo, count: int, size: int) -> None:
+    """Refuse what only an archive that was made to harm has."""
+    name = PurePosixPath(member.name)
+    if count >= _MOST_MEMBERS:
+        raise FileFormatError(f"{path}: an archive of more than {_MOST_MEMBERS} members is no recording")
+    if name.is_absolute() or ".." in name.parts:
+        raise FileFormatError(f"{path}: the member {member.name[:80]!r} leads out of the archive")
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise FileFormatError(f"{path}: the member {member.name[:80]!r} is a link, device or hole, not a plain file")
+    if member.size < 0 or member.offset_data + member.size > size:
+        raise FileFormatError(
+            f"{path}: the member {member.name[:80]!r} is declared to have {megabytes(member.size)}, past the end of "
+            "the archive: it is cut off"
+        )
+
+
+def _document(meta: Path, text: bytes) -> dict[str, Any]:
     with parsing(meta, "SigMF metadata (JSON)"):
-        document = json.loads(meta.read_bytes())
+        document = json.loads(text)
     if not isinstance(document, dict):
         raise FileFormatError(f"{meta}: SigMF metadata are an object with global and captures, found {document!r:.60}")
     for name, kind in (("global", dict), ("captures", list)):

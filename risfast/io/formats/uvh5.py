@@ -39,7 +39,7 @@ def read_uvh5(path: Path, options: ReadOptions) -> FoundData:
         raise FileFormatError(f"{path}: not complete as UVH5: {', '.join(missing)} is missing")
     header = {item: container.load(f"Header/{item}") for item in _HEADER}
     frequencies = header["freq_array"].reshape(-1).astype(np.float64)
-    channel = choose_frequency(path, frequencies, options.frequency_hz)
+    channel = choose_frequency(path, frequencies, options.check_one(path, "visibilities"))
     polarization = _polarization(path, header["polarization_array"].reshape(-1), options.polarization)
     visibilities, flags = _select(container, channel, polarization, len(frequencies), header["polarization_array"].size)
     numbers, first, second = _antennas(path, header, len(visibilities))
