@@ -399,6 +399,8 @@ def detect_fixed(
         raise ValueError(f"false_alarm must be a probability between 0 and 1, got {false_alarm!r}")
     chosen = options or DetectionOptions()
     setup, grid = _with_grid(setup, grid, wavefront)
+    if isinstance(setup, Setup):
+        matrix, setup = setup.without_gains(matrix, factored=factored), setup.replace(gains=None)
     how: dict[str, Any] = {"loading": loading, "wavefront": wavefront, "method": method, "options": chosen}
     peaks = refined_peaks(matrix, setup, grid, factored=factored, **how)
     if snapshots is not None:
@@ -496,7 +498,7 @@ def detect_sources(
     R : complex64 or complex128 tensor, shape (B, N, N) or (N, N)
         Hermitian, positive semi-definite.
     setup : Setup or SensorArray
-        Of N elements. A setup says where sources are looked for and what waves are like.
+        Of N elements. A setup says where sources are looked for and what waves are like; its gains are divided out.
     grid : SearchGrid or None
         Coarse grid; by default over the region of the setup, which for a bare array is all that it can tell apart
         (:meth:`risfast.Setup.search_grid`).

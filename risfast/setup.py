@@ -176,6 +176,25 @@ class Setup:
         """F, of the narrow bands."""
         return len(self.wavelengths_m)
 
+    def without_gains(self, matrix: Tensor, *, factored: bool = False) -> Tensor:
+        """Covariances, or factors of them, of the waves that fall on the elements, in place of what these make of them.
+
+        Parameters
+        ----------
+        matrix : complex tensor, shape (..., N, N), or (..., N, K)
+        factored : bool
+            Whether it is a factor.
+
+        Returns
+        -------
+        complex tensor, of the same shape
+            The same where the setup has no gains.
+        """
+        if self.gains is None:
+            return matrix
+        gains = torch.tensor(self.gains, dtype=torch.complex128).to(matrix)[:, None]
+        return matrix / gains if factored else matrix / (gains @ gains.mH)
+
     def _behind(self) -> bool:
         """Whether no direction of the region is in front of a planar array."""
         try:

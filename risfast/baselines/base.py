@@ -33,7 +33,8 @@ class Baseline(ABC):
     """Its options, a frozen dataclass; without arguments, the defaults."""
 
     def __init__(self, setup: Setup, options: Any = None) -> None:
-        self.setup, self.options = setup, self.Options() if options is None else options
+        # Measurements have the gains of the elements in their channel.
+        self.setup, self.options = setup.replace(gains=None), self.Options() if options is None else options
 
     def localize(self, measurement: Measurement, n_sources: Tensor | None = None) -> list[Sources]:
         """Find the sources of B scenes.

@@ -17,7 +17,7 @@ from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output, 
 from risfast.cli.progress import ProgressBar
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import FileFormatError
-from risfast.geometry import Region, SearchGrid
+from risfast.geometry import Region, SearchGrid, SensorArray
 from risfast.io import RESULT_SUFFIXES, Recording, read, read_options, source_rows, write_results
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.ops import mvdr_spectrum
@@ -87,6 +87,7 @@ class _SourceCommand(Command):
     ) -> int:
         """Search every covariance, and report; the ends of a ``named`` grid of the reference system are the region."""
         self.results.check_scene(len(matrices))
+        matrices, setup = setup.without_gains(matrices), setup.replace(gains=None)
         target, wavefront = (setup.array, setup.wavefront) if named else (setup, None)
         how: dict[str, Any] = {
             "wavefront": wavefront,
@@ -232,8 +233,12 @@ class LocateCommand(_SourceCommand):
             from risfast.covariance import covariance_from_factor, effective_covariance  # noqa: PLC0415
             from risfast.localize import pipeline  # noqa: PLC0415
 
-            matrix = effective_covariance(covariance_from_factor(found.factor[scene : scene + 1]))
-            power, grid = pipeline.spectrum(matrix, setup, localizer.options)
+            factor = found.factor[scene : scene + 1]
+            heard = factor.abs().amax(-1).flatten(0, -2).amax(0) > 0  # channels that were left out have zeros
+            array = SensorArray(setup.array.positions_m[heard.cpu()], setup.array.wavelength_m)
+            used = setup.replace(array=array, wavelengths_m=setup.wavelengths_m, gains=None)
+            matrix = effective_covariance(covariance_from_factor(factor[..., heard, :]))
+            power, grid = pipeline.spectrum(matrix, used, localizer.options)
             return power.power[0], grid
 
         notes = [*found.notes, _edge_note(found.sources, setup.region)]

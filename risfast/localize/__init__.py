@@ -1,5 +1,6 @@
 """From measurements to sources: the one path, and the localizer that walks it."""
 
+from risfast.localize.array_calibration import ArrayCalibration, calibrate
 from risfast.localize.localizer import Localizer
 from risfast.localize.pipeline import (
     CandidateOptions,
@@ -9,4 +10,13 @@ from risfast.localize.pipeline import (
     PipelineOptions,
 )
 
-__all__ = ["CandidateOptions", "DecisionOptions", "Localisation", "Localizer", "MapOptions", "PipelineOptions"]
+__all__ = [
+    "ArrayCalibration",
+    "CandidateOptions",
+    "DecisionOptions",
+    "Localisation",
+    "Localizer",
+    "MapOptions",
+    "PipelineOptions",
+    "calibrate",
+]

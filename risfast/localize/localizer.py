@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
+from risfast.localize.channels import faulty_channels, merged, of_channels
 from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
@@ -184,6 +186,7 @@ def _checked_noise(noise: Tensor, measurement: Measurement) -> Tensor:
 REFINER_FOLDER = "refiner"
 OPTIONS_FILE = "options.toml"
 _SBL_STEPS = 30
+_FEWEST_CHANNELS = 3
 _HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
@@ -235,6 +238,7 @@ class Localizer:
         self.parts = Parts(backbone.eval(), setup, calibration, refiner)
         self.options = options or PipelineOptions()
         self._any_sampling = False
+        self._by_channels: dict[tuple[int, ...], Parts] = {}
         if self.options.candidates.source == "refined" and refiner is None:
             raise ValueError(
                 "candidates.source='refined' needs a refiner, and this model has none whose own test says that it "
@@ -356,7 +360,7 @@ class Localizer:
             problem = problem.replace(region=region)
         backbone: nn.Module
         if problem.sampling == "direct":
-            backbone = SampleCovariance(problem)
+            backbone = SampleCovariance(problem.replace(gains=None))  # it sees what falls on the elements
         else:
             backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
         made = cls(backbone, problem, options)
@@ -400,6 +404,7 @@ class Localizer:
             This one: its networks move in place.
         """
         self.__dict__.pop("_directly", None)
+        self._by_channels.clear()
         self.parts.backbone.to(device)
         self.parts.atoms.to(device)
         if self.parts.refiner is not None:
@@ -497,15 +502,82 @@ class Localizer:
             As :meth:`localize`.
         """
         measurement, found = self._measurement(y, codes, channel, noise_power, noise_covariance, snapshots)
+        if not isinstance(y, Measurement):  # which is whole as it is
+            measurement = _with_gains(measurement, array if array is not None else found, self.setup)
         if self._any_sampling and measurement.pooled is not None:
             given = array if array is not None else found
             return self._directly.analyse(measurement, array=given, n_sources=n_sources, polish=polish, report=report)
         fit = _fitted(array if array is not None else found, self.setup)
         options = self.options if polish is None else replace(self.options, polished=polish)
         counts = _counts(n_sources, len(measurement))
-        result = pipeline.run(self.parts, fit.ordered(measurement), options, counts, report)
+        # Where the noise of each channel is told, what does not follow the others is no news.
+        gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains
+        checked = options.channels == "check" and measurement.pooled is not None and noise_covariance is None
+        checked = checked and (gains is not None or not measurement.whitened)
+        measurement = fit.ordered(measurement)
+        if not checked or not isinstance(self.backbone, SampleCovariance):
+            result = pipeline.run(self.parts, measurement, options, counts, report)
+        else:
+            result = self._checked(measurement, options, counts, report, fit.order)
         result = fit.restored(result, result.setup or self.setup)
         return result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+
+    def _checked(
+        self,
+        measurement: Measurement,
+        options: PipelineOptions,
+        counts: Tensor | None,
+        report: Callable[[int, int], None] | None,
+        order: Tensor | None,
+    ) -> Localisation:
+        """Each scene by the channels that the data do not show to be faulty; indices in notes are the data's."""
+        began = time.perf_counter()
+        n, bands = self.setup.array.n_elements, measurement.bands
+        least, problem = min(measurement.pooled or ()), self.setup.replace(gains=None)
+        atoms: Any = self.backbone.atoms
+        by_channels: dict[tuple[int, ...], list[int]] = {}
+        notes = []
+        for scene, covariance in enumerate(measurement.covariance.unflatten(0, (-1, bands))):
+            faults = faulty_channels(covariance, least, problem, atoms)
+            if n - len(faults) < _FEWEST_CHANNELS:
+                notes.append(f"scene {scene}: {len(faults)} of {n} channels look faulty, too many to do without")
+                faults = []
+            for fault in faults:
+                own = fault.channel if order is None else int(order[fault.channel])
+                notes.append(f"scene {scene}: channel {own} is left out: {fault.reason}")
+            faulty = {fault.channel for fault in faults}
+            by_channels.setdefault(tuple(i for i in range(n) if i not in faulty), []).append(scene)
+        spent, done, results = time.perf_counter() - began, 0, []
+
+        def told(now: int, total: int) -> None:
+            if report is not None:
+                report(done + now, len(measurement))
+
+        for channels, scenes in by_channels.items():
+            index = torch.tensor(scenes)
+            part = measurement if len(by_channels) == 1 else measurement[index]
+            if len(channels) < n:
+                part = of_channels(part, torch.tensor(channels))
+            known = None if counts is None else counts[index]
+            results.append(pipeline.run(self._using(channels), part, options, known, told))
+            done += len(scenes)
+        result = results[0]
+        if len(by_channels) != 1 or len(channels) < n:
+            result = merged(results, list(by_channels.values()), list(by_channels), n)
+        seconds = {"channels": spent, **result.seconds}
+        notes = [note.removeprefix("scene 0: ") for note in notes] if len(measurement) == 1 else notes
+        return result._replace(notes=(*notes, *result.notes), seconds=seconds, setup=self.setup)
+
+    def _using(self, channels: tuple[int, ...]) -> Parts:
+        """What localises by some of the channels alone, made once."""
+        if len(channels) == self.setup.array.n_elements:
+            return self.parts
+        if channels not in self._by_channels:
+            array = SensorArray(self.setup.array.positions_m[list(channels)], self.setup.array.wavelength_m)
+            setup = self.setup.replace(array=array, gains=None, wavelengths_m=self.setup.wavelengths_m)
+            made = Localizer.classical(setup).to(next(self.backbone.buffers()).device)
+            self._by_channels[channels] = made.parts
+        return self._by_channels[channels]
 
     def _measurement(
         self, y: Any, codes: Any, channel: Any, noise_power: Any, noise_covariance: Any, snapshots: Any
@@ -538,6 +610,16 @@ class Localizer:
         if self.setup.sampling == "direct":
             raise ValueError(_NOT_DIRECT)
         return measurement_from(y, codes, channel, noise_power), array
+
+
+def _with_gains(measurement: Measurement, given: SensorArray | Setup | None, own: Setup) -> Measurement:
+    """The measurement with the gains of the data's setup, or else of the model's, whose elements have another order."""
+    gains = getattr(given, "gains", None)
+    if gains is None and own.gains is None:
+        return measurement
+    values = torch.tensor(gains or own.gains, dtype=torch.complex128)
+    order = None if gains else _fitted(given, own).order
+    return measurement.with_gains(values if order is None else values[order.argsort()])
 
 
 def _is_direct(measurement: Measurement) -> bool:

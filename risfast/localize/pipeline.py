@@ -184,11 +184,15 @@ class PipelineOptions:
         Whether simulated scenes tell their noise power (:func:`measure`); it is estimated otherwise.
     scenes_at_once : int
         Scenes that go through together; memory follows it.
+    channels : {"check", "all"}
+        Of an array that is sampled directly: whether channels that the data show to be dead, far too loud, exchanged
+        or not phase-locked are left out, and said in the notes, or all are taken, as they are where the covariance of
+        their noise is told.
 
     Raises
     ------
     ValueError
-        ``scenes_at_once`` is below 1.
+        ``scenes_at_once`` is below 1, or ``channels`` is neither.
     """
 
     map: MapOptions = field(default_factory=MapOptions)
@@ -198,11 +202,14 @@ class PipelineOptions:
     polished: bool = True
     noise_known: bool = False
     scenes_at_once: int = 16
+    channels: str = "check"
 
     def __post_init__(self) -> None:
         """Check every value."""
         if self.scenes_at_once < 1:
             raise ValueError(f"scenes_at_once must be at least 1, got {self.scenes_at_once}")
+        if self.channels not in ("check", "all"):
+            raise ValueError(f"channels must be 'check' or 'all', got {self.channels!r}")
 
     @property
     def capon_detection(self) -> DetectionOptions:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -188,6 +188,21 @@ class Measurement:
         rows = (0, 0, 0, self.n_snapshots - self.y.shape[1])
         y, codes = nn.functional.pad(self.y, rows), self.codes[:, :1].expand(-1, self.n_snapshots, -1)
         return Measurement(y, codes, self.channel, self.noise_power)
+
+    def with_gains(self, gains: Tensor) -> Measurement:
+        """The same as received by elements that are not alike.
+
+        Parameters
+        ----------
+        gains : complex tensor, shape (N,)
+            What each element makes of the wave that falls on it.
+
+        Returns
+        -------
+        Measurement
+            Of the same snapshots, with the gains in its channel.
+        """
+        return replace(self, channel=self.channel * gains.to(self.channel))
 
     def __getitem__(self, index: slice | Tensor) -> Measurement:
         """Some of the scenes."""
