@@ -15,6 +15,8 @@ from risfast.ops import checks
 from risfast.ops.form import QuadraticForm, Spectrum
 from risfast.setup import Setup
 
+_DENSE_PRODUCTS = 4e9  # of a band, on a grid: a second or less
+
 Fusion = Literal["geometric", "sum", "phat"]
 
 
@@ -85,6 +87,8 @@ def _volumes(scene: Tensor, setup: Setup, grid: SearchGrid, fusion: str, loading
     """Of each band, (G_az, G_el, G_r), single precision."""
     n = setup.array.n_elements
     one = torch.ones(1, dtype=torch.float64, device=scene.device)
+    # A plan of every wavelength, which no other map uses, would take longer than the maps.
+    method = "dense" if grid.size * n * n < _DENSE_PRODUCTS else "auto"
     for wavelength, matrix in zip(setup.wavelengths_m, scene, strict=True):
         array = SensorArray(setup.array.positions_m, wavelength)
         if fusion == "phat":
@@ -96,4 +100,4 @@ def _volumes(scene: Tensor, setup: Setup, grid: SearchGrid, fusion: str, loading
             if not (mean > 0 and math.isfinite(mean)):
                 raise ValueError(f"R of the band at {wavelength:.4g} m has no positive trace")
             form = QuadraticForm.capon((matrix / mean).to(torch.complex64)[None], loading)
-        yield form.spectrum(array, grid, wavefront=setup.wavefront, reduce="none")[0]
+        yield form.spectrum(array, grid, wavefront=setup.wavefront, method=method, reduce="none")[0]
