@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional, arg
 
-from risfast.cli.import_file import field_names
+from risfast.cli.import_file import chosen_bands, field_names
 from risfast.cli.options import Command, Common, Flag, Flat, Opt, check_output
 from risfast.cli.progress import ProgressBar
 from risfast.report.plots import PICTURE_SUFFIXES
@@ -41,8 +41,10 @@ class CalibrateCommand(Command):
     sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources are searched for in each scene, if known.
     # How many independent snapshots a covariance is the mean of.
     snapshots: Annotated[Opt[float], arg(metavar="L")] = None
-    # Frequency, where a FILE has several, none, or samples in time.
-    frequency_hz: Annotated[Opt[float], arg(metavar="HZ")] = None
+    # Frequency, or several, where a FILE has several, none, or samples in time.
+    frequency_hz: Annotated[Opt[tuple[float, ...]], arg(metavar="HZ ...")] = None
+    # A band of samples in time, in hertz: all of its bins, at most 32; the gains are those of all of them.
+    band: Annotated[Opt[tuple[float, float]], arg(metavar="LOW HIGH")] = None
     speed: Annotated[Opt[float], arg(metavar="M_S")] = None  # Speed of the waves in m/s.
     # Names of variables in the files, such as snapshots=X.
     fields: Annotated[tuple[str, ...], arg(name="field", metavar="FIELD=NAME ...", help_behavior_hint="")] = ()
@@ -111,7 +113,8 @@ class CalibrateCommand(Command):
         """The setup, the covariances of all scenes, and L."""
         from risfast.io import read  # noqa: PLC0415 - file formats, once arguments are right
 
-        how: dict[str, Any] = {"frequency_hz": self.frequency_hz, "speed_m_s": self.speed, "setup": self.setup}
+        how: dict[str, Any] = {"speed_m_s": self.speed, "setup": self.setup}
+        how |= chosen_bands(self.frequency_hz, self.band, None)
         recording: Recording = read(file, fields=field_names(self.fields), **how)
         if recording.sampling != "direct":
             raise ValueError(f"{file} was received through a surface; calibrate takes an array that is sampled itself")
@@ -120,6 +123,8 @@ class CalibrateCommand(Command):
             if length is not None:
                 raise ValueError(f"--snapshots goes with a covariance, and {file} holds the snapshots themselves")
             length = recording.n_snapshots
+        if length is None and recording.effective_snapshots is not None:
+            length = min(recording.effective_snapshots)
         if length is None:
             raise ValueError(f"{file} holds a covariance: give --snapshots, how many it is the mean of")
         recording = recording.with_covariance()

@@ -82,6 +82,16 @@ class BandLikelihood:
         """What the log-likelihood loses without each source (B, K)."""
         return self.summed(self.each.losses(state.by_band))
 
+    def own_losses(self, state: SourceState, alike: float) -> Tensor:
+        """The part of :meth:`losses` in bands where no other source has a response of this squared correlation."""
+        by_band = state.by_band
+        lost, responses = self.each.losses(by_band), self.each.seen(by_band.position)[:, 0]
+        gram = squared_magnitude(responses.mH @ responses)
+        norm = gram.diagonal(dim1=1, dim2=2).sqrt()
+        others = by_band.mask[:, None] & ~torch.eye(gram.shape[1], dtype=torch.bool, device=gram.device)
+        apart = (torch.where(others, gram, 0.0) / (norm[:, :, None] * norm[:, None])).amax(2) < alike
+        return self.summed(torch.where(apart & by_band.mask, lost, 0.0))
+
     def correction(self, state: SourceState) -> Tensor:
         """Low-rank part of the inverse covariance of each band (B F, 1, N, K)."""
         return self.each.correction(state.by_band)

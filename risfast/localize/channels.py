@@ -17,7 +17,7 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import direction_cosines
-from risfast.localize.likelihood import Box
+from risfast.localize.likelihood import Box, squared_magnitude
 from risfast.localize.pipeline import Localisation
 from risfast.models import Measurement
 from risfast.models.direct import SteeredAtoms
@@ -40,6 +40,7 @@ _ALIKE = 0.85  # of the power of a group of channels, that one source explains
 _MISFIT, _MISFIT_TIMES, _BETTER = 0.001, 12.0, 4.0
 _PRODUCTS = 1 << 21  # of places and pairs
 _STARTS, _PAIRS, _STEPS, _NEWTON_STEPS = 6, 16, 24, 6  # of the search for the place of the source
+_BANDS = 3  # that a place is looked for in
 _CENTRE = 13  # of 27 points
 
 
@@ -221,7 +222,7 @@ def _groups(matrix: Tensor, setup: Setup, atoms: SteeredAtoms | None, found: dic
     if float(squared[group][:, group].min()) < _WITHIN or float(squared[group][:, ~group].max()) > _APART:
         return
     # Of two sources, too, some channels may be coherent and the others not: but these are no single source.
-    received, _ = _principal(_coherences(matrix, rest[group]))
+    received, _ = _principal(_coherences(matrix[_few_bands(len(matrix))], rest[group]))
     _, fits = _Search(setup, atoms, rest[group]).start(received)
     if float(fits.max()) < _ALIKE:
         return
@@ -236,7 +237,7 @@ def _exchanged(
     rest = _rest(matrix.shape[1], found)
     if len(rest) <= _FEWEST:
         return
-    received, share = _principal(_coherences(matrix, rest))
+    received, share = _principal(_coherences(matrix[_few_bands(len(matrix))], rest))
     if float(share.min()) < _ONE_SOURCE:
         return
     search = _Search(setup, atoms, rest)
@@ -269,6 +270,11 @@ def _exchanged(
         found[index] = f"exchanged with channel {partner}: the strongest source fits once they are turned back"
 
 
+def _few_bands(bands: int) -> list[int]:
+    """Some of the bands, evenly: an exchange is one in all of them."""
+    return sorted({(2 * i + 1) * bands // (2 * _BANDS) for i in range(_BANDS)})
+
+
 def _principal(coherence: Tensor) -> tuple[Tensor, Tensor]:
     """Phases (F, n) of the principal eigenvectors, as numbers of modulus one, and their shares (F,) of the power."""
     value, vector = torch.linalg.eigh(coherence)
@@ -281,7 +287,10 @@ class _Search:
     def __init__(self, setup: Setup, atoms: SteeredAtoms | None, channels: Tensor) -> None:
         atoms = atoms or SteeredAtoms(setup)
         self.setup, self.positions = setup, setup.array.positions_m[channels]
-        self._atoms = atoms.steering.cpu()[:, :, channels]  # [F, G, n]
+        self.wavelengths = [setup.wavelengths_m[band] for band in _few_bands(setup.n_bands)]
+        steering = [atoms.steering[band].cpu() for band in _few_bands(setup.n_bands)]
+        every = len(channels) == setup.array.n_elements
+        self._atoms = steering if every else [each[:, channels] for each in steering]  # of each band [G, n]
         places = atoms.positions.cpu().double().flatten(0, 2)
         self.places = torch.cat([places[:, :2], 1 / places[:, 2:]], 1)
         none = torch.zeros(1, dtype=torch.float64)
@@ -289,15 +298,15 @@ class _Search:
 
     def fit(self, received: Tensor) -> Tensor:
         """|a_g^H z|^2 of all atoms, (G,), the sum of the bands; received (F, n)."""
-        products = self._atoms.conj() @ received.to(self._atoms.dtype)[:, :, None]
-        return products.abs().square().sum((0, 2))
+        products = [atoms @ own.conj().to(atoms.dtype) for atoms, own in zip(self._atoms, received, strict=True)]
+        return torch.stack([squared_magnitude(product) for product in products]).sum(0)
 
     def steering(self, places: Tensor) -> Tensor:
         """Steering vectors (F, ..., n) of places (..., 3)."""
         azimuth, elevation, inverse = places.unbind(-1)
         direction = direction_cosines(azimuth, elevation)
         path = steering_phase(self.positions, direction, 1 / inverse, 1.0, self.setup.wavefront)
-        phase = torch.stack([2 * math.pi / wavelength * path for wavelength in self.setup.wavelengths_m])
+        phase = torch.stack([2 * math.pi / wavelength * path for wavelength in self.wavelengths])
         return torch.polar(torch.ones_like(phase), phase)
 
     def start(self, received: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,7 +319,7 @@ class _Search:
         """Places (J, 3) after Gauss-Newton steps on the phases, and the shares (J,) of :meth:`refined` there."""
         for _ in range(_NEWTON_STEPS):
             matrix, slope = torch.zeros(len(place), 3, 3).double(), torch.zeros(len(place), 3, 1).double()
-            for wavelength, own in zip(self.setup.wavelengths_m, received, strict=True):
+            for wavelength, own in zip(self.wavelengths, received, strict=True):
                 way = place[:, 0], place[:, 1], 1 / place[:, 2]
                 wave, wavefront = 2 * math.pi / wavelength, self.setup.wavefront
                 phase, change = steering_phase_gradient(self.positions, *way, wave, wavefront)

@@ -123,15 +123,19 @@ def _rows_of(covariance: Tensor, n: int, counts: tuple[float, ...]) -> Tensor:
     r = covariance.to(torch.complex128)
     if float((r - r.mH).abs().amax()) > _HERMITIAN * float(r.abs().amax()):
         raise ValueError("x is not Hermitian: with snapshots given, it must be a covariance")
+    whole = len(counts) == 1 and isinstance(counts[0], int)
+    weight = r.real.new_tensor(counts)
+    weight = (weight[0] if len(counts) == 1 else weight[:, None, None]).sqrt()
+    factor = torch.linalg.cholesky_ex((r + r.mH) / 2)
+    if not bool(factor.info.any()) and (not whole or counts[0] >= n):
+        return factor.L.mT * weight
     value, vector = torch.linalg.eigh((r + r.mH) / 2)
     if bool((value[..., 0] < -_HERMITIAN * value[..., -1]).any()):
         raise ValueError("x is not positive semi-definite: with snapshots given, it must be a covariance")
     value = value.clamp_min(0)
-    if len(counts) == 1 and isinstance(counts[0], int):  # L whole snapshots have a covariance of rank L at the most
-        value, vector = value[..., -counts[0] :], vector[..., -counts[0] :]
-    weight = value.new_tensor(counts)
-    weight = weight[0] if len(counts) == 1 else weight[:, None]
-    return (vector * (weight * value).sqrt()[..., None, :]).mT
+    if whole:  # L whole snapshots have a covariance of rank L at the most
+        value, vector = value[..., -int(counts[0]) :], vector[..., -int(counts[0]) :]
+    return (vector * value.sqrt()[..., None, :]).mT * weight
 
 
 def _whitening(noise_covariance: Any, scenes: int, n: int) -> Tensor:

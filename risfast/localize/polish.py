@@ -48,6 +48,7 @@ _WINDOW = 2.0  # deviations of a blunt posterior, half the window that it is rea
 _ROUNDING = 1e-2  # of a log-likelihood whose products are of 32 bits
 _KNOWN = 1e30  # information of a coordinate that the region fixes
 _CERTAIN = 5.0  # deviations of range within which a source is certain to be
+_LEAD = 8  # leading directions of what sources leave, in which another would stand out
 _CLUTTER = 2.0  # penalties that a signal which is no source has to be worth, besides the cost of its signature
 _MARGIN = 0.5  # of a penalty that a model with signatures has to be better by
 # Numbers of a small scene that two sources and the noise take for themselves, so that what is left of noise is smaller
@@ -483,10 +484,14 @@ def _without_weakest_of_bands(
     likelihood: BandLikelihood, state: SourceState, penalty: float
 ) -> tuple[Tensor, SourceState]:
     """The same, where a grid lobe may have all of the power of its source in some of the bands."""
-    value = likelihood.value(state)
-    left = [likelihood.refitted(replace(state, mask=_dropped(state.mask, k))) for k in range(state.mask.shape[1])]
-    drops = torch.stack([value - likelihood.value(one) for one in left], 1)
-    drop, weakest = torch.where(state.mask, drops, torch.inf).min(1)
+    value, left = likelihood.value(state), {}
+    drops = torch.full_like(state.strength, torch.inf)
+    # What is lost in bands where a source looks like no other, no other can take over.
+    open_sources = state.mask & (likelihood.own_losses(state, _ALIKE) < 3 * penalty)
+    for k in open_sources.any(0).nonzero()[:, 0].tolist():
+        left[k] = likelihood.refitted(replace(state, mask=_dropped(state.mask, k)))
+        drops[:, k] = torch.where(open_sources[:, k], value - likelihood.value(left[k]), torch.inf)
+    drop, weakest = drops.min(1)
     trial = (drop < 3 * penalty).nonzero()[:, 0]
     mask, power = state.mask[trial], state.power[trial]
     for row, (scene, k) in enumerate(zip(trial.tolist(), weakest[trial].tolist(), strict=True)):
@@ -529,7 +534,7 @@ def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far:
     rho = (n / d).clamp_min(1)
     promise = rho - 1 - rho.log()
     if isinstance(likelihood, BandLikelihood):
-        promise = likelihood.summed(promise)
+        promise = likelihood.summed(promise * likelihood.each.weight[:, None].to(promise))
     if far:  # ranges increase along the last axis
         promise.unflatten(1, atoms.shape)[..., : 2 * atoms.shape[2] // 3] = 0.0
     best = promise.topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
@@ -544,7 +549,7 @@ def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far:
 
 
 def _statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
-    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], float64."""
+    """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], up to a common factor."""
     if isinstance(atoms, SteeredAtoms):
         return _pooled_statistics(likelihood.each, state.by_band, atoms)
     assert isinstance(likelihood, Likelihood)  # a surface has one band
@@ -569,16 +574,15 @@ def _statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> 
 
 
 def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: SteeredAtoms) -> tuple[Tensor, Tensor]:
-    """The same of snapshots that share one covariance."""
+    """The same of snapshots that share one covariance, single precision."""
     noise = state.noise[:, None]
     v = noise.sqrt()[..., None] * likelihood.correction(state)[:, 0]
     y = likelihood.y[:, 0] / noise[..., None].sqrt()
     channel = likelihood.channel.mH  # whitens, and is an identity where noise is white
-    lead = condensed(y - v @ (v.mH @ y))
-    whole = atoms.power(channel) if likelihood.whitened else y.new_tensor(float(atoms.array.n_elements)).real
-    matched = atoms.power(channel @ (lead.basis * lead.value.sqrt()[:, None])) + lead.floor[:, None] * whole
-    left = (whole - atoms.power(channel @ v)).double()
-    return matched.double() / noise, likelihood.weight[:, None] * left / noise
+    lead = condensed(y - v @ (v.mH @ y), _LEAD)
+    whole = atoms.power(channel) if likelihood.whitened else noise.new_full((), atoms.array.n_elements)
+    matched = atoms.power(channel @ (lead.basis * lead.value.sqrt()[:, None])) + lead.floor[:, None].float() * whole
+    return matched, likelihood.weight[:, None].float() * (whole - atoms.power(channel @ v))
 
 
 def _report(

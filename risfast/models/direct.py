@@ -32,7 +32,7 @@ _LOADING = 1e-2  # of trace / N
 _STEERING_BYTES = 1 << 28
 _BLOCK = 1 << 17  # products that are made at once: 1 MB, which a processor's cache holds
 _CANDIDATES = 20
-_RANK, _ITERATIONS = 16, 2  # of the leading part of a sample covariance: twice the most sources of a polish
+_RANK, _ITERATIONS = 10, 2  # of the leading part of a sample covariance: more than the most sources of a polish
 _LEAST_LEFT = 1e-5  # of a steering vector's N: what single precision leaves
 
 
