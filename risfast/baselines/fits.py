@@ -9,7 +9,8 @@ from torch import Tensor
 
 from risfast.baselines.base import Baseline, by_count, completed, exactly, reported
 from risfast.baselines.capon import EVERY_DB
-from risfast.localize.polish import PolishOptions, atoms_of, polish_sources
+from risfast.localize.polish import PolishOptions, polish_sources
+from risfast.localize.source_sets import atoms_of
 from risfast.models.atoms import AtomAxes
 from risfast.models.base import Measurement
 from risfast.models.decode import PowerDetection, sources_of_power

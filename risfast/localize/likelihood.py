@@ -171,6 +171,7 @@ class Derivatives:
 
 # Eigenvalues of the Fisher information, scaled to a unit diagonal, that rounding cannot tell from zero; and the part
 # of a coordinate that must lie in their space for it to count as unbounded.
+KNOWN = 1e30  # information of a coordinate that the region fixes
 SINGULAR = 1e-12
 UNBOUNDED = 1e-9
 

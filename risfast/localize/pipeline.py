@@ -36,8 +36,9 @@ from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
 from risfast.localize.confidence import HitModel, hit_features
-from risfast.localize.polish import Atoms, Polished, PolishOptions, atoms_of, polish_sources
+from risfast.localize.polish import Polished, PolishOptions, polish_sources
 from risfast.localize.refiner import Refiner, estimate_maps, refined_sources
+from risfast.localize.source_sets import Atoms, atoms_of
 from risfast.models.base import CovarianceEstimate, Measurement
 from risfast.ops import Spectrum, mvdr_spectrum
 from risfast.ops.wideband import band_spectrum

@@ -14,7 +14,8 @@ import torch
 from risfast.evaluate import match
 from risfast.geometry import Region, SensorArray
 from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
-from risfast.localize.polish import PolishOptions, _statistics, polish_sources
+from risfast.localize.polish import PolishOptions, polish_sources
+from risfast.localize.source_sets import statistics
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.setup import Setup, Tolerance
@@ -425,7 +426,7 @@ def test_the_gain_is_what_the_likelihood_loses_without_the_source():
             assert float(found.gain[i][k]) == pytest.approx(float(whole[i] - without), rel=1e-4, abs=0.05)
 
 
-def brute_statistics(scenes, state):
+def brutestatistics(scenes, state):
     """n and d of every atom of GRID, by their definitions."""
     axes = GRID.axes
     azimuth, elevation = (angle.numpy() for angle in axes.angles(axes.coordinates))
@@ -450,7 +451,7 @@ def test_the_statistics_of_the_atoms_are_their_definition():
     scenes = scenes_of(3, snr=10.0, n_sources=(1, 3))
     state = state_of(truth_of(scenes), scenes.noise_power.double())
     likelihood = Likelihood(measurement_of(scenes), ARRAY, dtype=torch.complex64)
-    for found, exact in zip(_statistics(likelihood, state, GRID), brute_statistics(scenes, state), strict=True):
+    for found, exact in zip(statistics(likelihood, state, GRID), brutestatistics(scenes, state), strict=True):
         error = np.abs(found.numpy() - exact).max(1) / exact.max(1)
         assert error.max() < 4e-3  # the maps of the atoms hold 60 dB of the largest entry of a matrix
 
