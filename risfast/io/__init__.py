@@ -1,6 +1,7 @@
 """Measurements from files, and results into files.
 
-:func:`read` (also ``risfast.simulate.read``) reads every format into a :class:`Recording`; the writers are
+:func:`read` (also ``risfast.simulate.read``) reads every format into a :class:`Recording`, :func:`from_samples` takes
+samples that are in memory; the writers are
 :func:`write_recording`, :func:`write_results` and :func:`write_spectrum`. Files that describe a problem are read and
 written by :func:`read_setup` and :func:`write_setup`, those of options by
 :func:`read_options` and :func:`write_options`.
@@ -12,6 +13,7 @@ from risfast.io.options_file import read_options, write_options
 from risfast.io.positions import read_positions
 from risfast.io.reading import FIELDS, FORMATS, read
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
+from risfast.io.samples import from_samples
 from risfast.io.setup_file import read_setup, write_setup
 from risfast.io.welch import narrowband_covariance
 
@@ -25,6 +27,7 @@ __all__ = [
     "Provenance",
     "Recording",
     "Snapshots",
+    "from_samples",
     "narrowband_covariance",
     "read",
     "read_options",

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from scipy.io import wavfile
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -100,3 +101,44 @@ def test_antennas_that_go_round_the_other_way_see_the_mirror_image(run, tmp_path
         told[name] = numbers(printed.splitlines()[0])[0]
     assert told["right"] == pytest.approx(100.0, abs=0.5)
     assert told["wrong"] == pytest.approx(20.0 - (100.0 - 20.0) + 360.0, abs=0.5)
+
+
+def simulated_checkout(folder, places):
+    """Files with the names of the example's repository: impulse responses without a room, and noise for speech."""
+    random = np.random.default_rng(0)
+    rate, length = 48000, 1024
+    (folder / "data" / "sources").mkdir(parents=True)
+    microphones = 0.03 * np.arange(32)
+    for number, (before, along) in enumerate(places, 1):
+        distance = np.hypot(before, along - microphones)
+        phase = np.exp(-2j * np.pi * np.fft.rfftfreq(length, 1 / rate)[:, None] * (distance / 343 + 1e-3))
+        response = np.fft.irfft(phase / distance, length, axis=0)
+        stored = np.round(8000 * response / np.abs(response).max()).astype(np.int16)
+        wavfile.write(folder / "data" / "sources" / f"rir_source_{number}.wav", rate, stored)
+    scipy.io.savemat(folder / "data" / "sources" / "source_location.mat", {"sourceLocation": np.array(places)})
+    for kind in ("female", "male"):
+        (folder / "data" / "audio" / kind).mkdir(parents=True)
+        for number in (1, 2, 3):
+            voice = (3000 * random.standard_normal(16000 * 3)).astype(np.int16)
+            wavfile.write(folder / "data" / "audio" / kind / f"{number}.wav", 16000, voice)
+
+
+def test_loudspeakers_are_found_one_by_one_and_together(run, tmp_path):
+    simulated_checkout(tmp_path / "made", [(0.5, 0.2), (0.8, 0.7)])
+    given = ["loudspeakers.py", str(tmp_path / "made"), "--at-once", "1", "2", "--mixtures", "1"]
+    for talkers in ("noise", "speech"):
+        lines = run(*given, "--talkers", talkers, "--picture", f"{talkers}.png").splitlines()
+        for number in (1, 2):
+            (line,) = [line for line in lines if line.startswith(f"{number} at once, 1 scenes: ")]
+            assert f"found {number} of {number}, false alarms 0" in line
+            assert numbers(line)[0] < 0.02
+        assert (tmp_path / f"{talkers}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_hits_are_as_many_pairs_as_there_can_be(tmp_path):
+    hits = runpy.run_path(str(EXAMPLES / "loudspeakers.py"))["hits"]
+    true = np.array([[0.0, 0.0, 1.0], [0.3, 0.0, 1.0]])
+    found = np.array([[0.1, 0.0, 1.0], [-0.2, 0.0, 1.0], [np.nan] * 3])
+    np.testing.assert_allclose(np.sort(hits(found, true)), [0.2, 0.2])
+    assert len(hits(found[2:], true)) == len(hits(found[:0], true)) == 0
+    np.testing.assert_allclose(hits(found, true[:1]), [0.1])
