@@ -125,13 +125,12 @@ def simulated_checkout(folder, places):
 
 def test_loudspeakers_are_found_one_by_one_and_together(run, tmp_path):
     simulated_checkout(tmp_path / "made", [(0.5, 0.2), (0.8, 0.7)])
-    given = ["loudspeakers.py", str(tmp_path / "made"), "--at-once", "1", "2", "--mixtures", "1"]
-    for talkers in ("noise", "speech"):
-        lines = run(*given, "--talkers", talkers, "--picture", f"{talkers}.png").splitlines()
-        for number in (1, 2):
-            (line,) = [line for line in lines if line.startswith(f"{number} at once, 1 scenes: ")]
-            assert f"found {number} of {number}, false alarms 0" in line
-            assert numbers(line)[0] < 0.02
+    for number, talkers in ((1, "noise"), (2, "speech")):
+        given = ["--at-once", str(number), "--mixtures", "1", "--talkers", talkers, "--picture", f"{talkers}.png"]
+        lines = run("loudspeakers.py", str(tmp_path / "made"), *given).splitlines()
+        (line,) = [line for line in lines if line.startswith(f"{number} at once, 1 scenes: ")]
+        assert f"found {number} of {number}, false alarms 0" in line
+        assert numbers(line)[0] < 0.02
         assert (tmp_path / f"{talkers}.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -1,13 +1,17 @@
 """The README's promises: its code runs, its files exist, its commands are the ones that CI runs."""
 
+import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from scipy.io import wavfile
+from wideband import spherical
 
 from risfast.cli import main
 from risfast.evaluate import match
@@ -20,7 +24,8 @@ README = (ROOT / "README.md").read_text()
 def positions_printed_by(block):
     """Run a Python block of the README; the positions it prints, [K, 3], nearest first."""
     code = re.findall(r"```python\n(.*?)```", README, re.S)[block]
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     numbers = torch.tensor([float(x) for x in re.findall(r"-?\d+\.\d+", done.stdout)], dtype=torch.float64)
     found = numbers.reshape(-1, 3)
@@ -29,7 +34,7 @@ def positions_printed_by(block):
 
 def test_the_localizer_finds_the_sources_of_its_scene():
     scene = generate_scenes(SystemConfig(n_sources=(2, 2), snr_db=(15.0, 15.0), range_m=(1.0, 4.0)), 3, [0])
-    found = positions_printed_by(1)
+    found = positions_printed_by(2)
     result = match(found, scene.position[0])
     assert (result.hits, result.ghosts) == (2, 0)
     assert float(result.distance_m.max()) < 0.2
@@ -38,6 +43,17 @@ def test_the_localizer_finds_the_sources_of_its_scene():
 def test_the_five_lines_find_the_two_sources_they_simulate():
     found = positions_printed_by(0)
     torch.testing.assert_close(found, torch.tensor([[0.3, 0.1, 1.7], [-0.5, -0.2, 4.2]]).double(), atol=1e-3, rtol=0)
+
+
+def test_the_sources_of_a_recording_are_found(tmp_path, monkeypatch):
+    pytest.importorskip("soundfile", reason="sound files need: pip install 'risfast[audio]'")
+    monkeypatch.chdir(tmp_path)
+    microphones = np.random.default_rng(0).uniform(-0.2, 0.2, (12, 3)) * [1, 1, 0]
+    places = [[0.3, 0.1, 0.9], [-0.5, -0.2, 1.4]]
+    wavfile.write("recording.wav", 16000, spherical(microphones, places, 16000.0, 16000).astype(np.float32))
+    np.savetxt("array.csv", microphones, delimiter=",")
+    found = positions_printed_by(1)
+    torch.testing.assert_close(found, torch.tensor(places).double(), atol=0.05, rtol=0)
 
 
 def test_every_relative_link_and_picture_exists():
