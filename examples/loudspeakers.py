@@ -162,18 +162,21 @@ def draw(room: Room, panels: dict[int, list[Scene]], path: Path) -> None:
         axes.plot(*room.places_m[shown][:, [0, 2]].T, "o", color=COLOURS[0], ms=10, mfc="none", label="true places")
         found = np.concatenate([scene.found_m for scene in scenes])
         spread = np.concatenate([scene.spread_m2 for scene in scenes])
-        axes.plot(*found[:, [0, 2]].T, "x", color=FOUND_COLOUR, label="found")
-        for place, covariance in zip(found[:, [0, 2]], spread, strict=True):
+        sure = np.concatenate([scene.confidence for scene in scenes])
+        for place, covariance, confidence in zip(found[:, [0, 2]], spread, sure, strict=True):
+            paint = {"color": FOUND_COLOUR, "alpha": 0.2 + 0.8 * confidence}
+            axes.plot(*place, "x", **paint, label="found, pale if unsure")
             if np.isfinite(covariance).all() and np.isfinite(place).all():
                 border = confidence_ellipse(torch.from_numpy(place), torch.from_numpy(covariance))
-                axes.fill(*border.T, fill=False, color=FOUND_COLOUR, lw=1, label="95 % region")
+                axes.fill(*border.T, fill=False, lw=1, **paint, label="95 % region")
         one_by_one = f", {len(scenes)} scenes" if len(scenes) > 1 else ""
         axes.set(title=f"{talkers} at once{one_by_one}", xlabel="x (m)", xlim=(-0.75, 0.75), ylim=(-0.1, 1.3))
         axes.set_aspect("equal")
     figure.axes[0].set_ylabel("z (m)")
-    named = {
-        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
+    named = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=5, frameon=False)
     save_figure(figure, path)
 

@@ -48,12 +48,12 @@ def test_the_five_lines_find_the_two_sources_they_simulate():
 def test_the_sources_of_a_recording_are_found(tmp_path, monkeypatch):
     pytest.importorskip("soundfile", reason="sound files need: pip install 'risfast[audio]'")
     monkeypatch.chdir(tmp_path)
-    microphones = np.random.default_rng(0).uniform(-0.2, 0.2, (12, 3)) * [1, 1, 0]
+    microphones = np.random.default_rng(0).uniform(-0.2, 0.2, (16, 3)) * [1, 1, 0]
     places = [[0.3, 0.1, 0.9], [-0.5, -0.2, 1.4]]
-    wavfile.write("recording.wav", 16000, spherical(microphones, places, 16000.0, 16000).astype(np.float32))
+    wavfile.write("recording.wav", 16000, spherical(microphones, places, 16000.0, 32000).astype(np.float32))
     np.savetxt("array.csv", microphones, delimiter=",")
     found = positions_printed_by(1)
-    torch.testing.assert_close(found, torch.tensor(places).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(found, torch.tensor(places).double(), atol=0.02, rtol=0)
 
 
 def test_every_relative_link_and_picture_exists():
