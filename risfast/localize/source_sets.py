@@ -261,6 +261,7 @@ def _pooled_statistics(likelihood: Likelihood, state: SourceState, atoms: Steere
 
 
 def dropped(mask: Tensor, k: int) -> Tensor:
+    """A mask of sources (B, K) without one of them."""
     mask = mask.clone()
     mask[:, k] = False
     return mask

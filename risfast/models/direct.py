@@ -6,7 +6,6 @@ steering vectors are kept, N numbers an atom, where a surface needs maps between
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -103,12 +102,12 @@ def condensed(vectors: Tensor, rank: int = _RANK) -> Condensed:
     vectors (B, N, R)
     """
     # Subspace iteration: N. Halko, P.-G. Martinsson, J. A. Tropp, "Finding structure with randomness", SIAM Review 53,
-    # 2011, from columns of a Fourier matrix in the place of random ones.
+    # 2011. Always from the same columns, so that only W W^H matters and not W.
     _, n, r = vectors.shape
     rank = min(rank, n, r)
-    turns = torch.outer(torch.arange(r), torch.arange(rank)) / r
-    basis = vectors @ torch.polar(torch.ones_like(turns), 2 * math.pi * turns).to(vectors)
-    for _ in range(_ITERATIONS):
+    drawn = torch.randn(n, rank, dtype=vectors.dtype, generator=torch.Generator().manual_seed(0))
+    basis = vectors @ (vectors.mH @ drawn.to(vectors.device))
+    for _ in range(_ITERATIONS - 1):
         basis = torch.linalg.qr(basis).Q
         basis = vectors @ (vectors.mH @ basis)
     basis = torch.linalg.qr(basis).Q

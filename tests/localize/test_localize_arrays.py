@@ -503,7 +503,7 @@ def test_without_polish_the_candidates_are_the_answer():
     localizer = Localizer.classical(DIRECT)
     result = localizer.analyse(x, polish=False)
     assert result.position_covariance is None
-    assert set(result.seconds) == {"backbone", "detection"}
+    assert set(result.seconds) == {"channels", "backbone", "detection"}
     for sources in result.sources:
         assert_found(sources, TWO, 0.08, None)
         assert (sources.power.diff() <= 0).all()
