@@ -32,7 +32,7 @@ from risfast.setup import Setup
 from risfast.sources import Sources
 
 # Part of a signature that may lie off its steering vector: beyond it there is no point source to speak of.
-_MOST_BENT = 0.65
+_MOST_BENT = 0.6
 _LEAST_SNAPSHOTS = 2.0  # times the sources: fewer snapshots cannot tell signals from signatures
 _CLUTTER = 2.0  # penalties that a signal which is no source has to be worth, besides the cost of its signature
 _MARGIN = 0.5  # of a penalty that a model with signatures has to be better by
