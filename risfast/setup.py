@@ -157,7 +157,10 @@ class Setup:
         """Wavelengths and gains as tuples; the array with the shortest wavelength."""
         n = self.array.n_elements
         given = (self.array.wavelength_m,) if self.wavelengths_m is _DERIVED else self.wavelengths_m
-        wavelengths = tuple(float(value) for value in given)
+        try:
+            wavelengths = tuple(float(value) for value in given)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"wavelengths_m must be a sequence of numbers, got {given!r}") from error
         if not wavelengths or not all(0 < value < math.inf for value in wavelengths):
             raise ValueError(f"wavelengths_m must be positive numbers of metres, at least one, got {given!r}")
         if len(wavelengths) > 1 and self.sampling != "direct":
@@ -166,7 +169,10 @@ class Setup:
         if min(wavelengths) != self.array.wavelength_m:
             object.__setattr__(self, "array", SensorArray(self.array.positions_m, min(wavelengths)))
         if self.gains is not None:
-            gains = tuple(complex(value) for value in self.gains)
+            try:
+                gains = tuple(complex(value) for value in self.gains)
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"gains must be a sequence of complex numbers, got {self.gains!r}") from error
             if len(gains) != n or not all(0 < abs(value) < math.inf for value in gains):
                 raise ValueError(f"gains must be {n} finite complex numbers that are not zero, got {len(gains)}")
             object.__setattr__(self, "gains", gains)

@@ -192,7 +192,7 @@ def _checked(covariances: Any, lengths: list[float], setup: Setup) -> list[Tenso
             _measurement(matrix, setup, length)
         except (TypeError, ValueError) as error:
             raise type(error)(f"covariances[{number}]: {error}") from error
-        found.append(matrix.to(torch.complex128))
+        found.append(matrix.to("cpu", torch.complex128))
     return found
 
 

@@ -52,11 +52,6 @@ class BandLikelihood:
         return part
 
     @property
-    def spreading(self) -> Tensor | None:
-        """Exponents of the decay (B,)."""
-        return None if self.each.spreading is None else self.each.spreading[:: self.bands]
-
-    @property
     def shape(self) -> tuple[int, int, int]:
         """(B, F, N)."""
         rows, _, n = self.each.shape
@@ -65,6 +60,8 @@ class BandLikelihood:
     @property
     def size(self) -> float:
         """How many numbers a scene is."""
+        if not len(self.each.weight):
+            return float(self.bands * self.shape[2])
         return float(self.each.weight[: self.bands].sum()) * self.shape[2]
 
     def seen(self, position: Tensor) -> Tensor:

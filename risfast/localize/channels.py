@@ -25,6 +25,7 @@ from risfast.setup import Setup
 from risfast.steering import steering_phase, steering_phase_gradient
 
 _FEWEST = 4  # channels that a test needs
+_FEWEST_SNAPSHOTS = 2.0  # that tell what noise makes of one source
 _OFF_DB = 20.0  # that a power may differ from the others' before it is no power of this array
 _SILENT_DB = 10.0  # below the others: of a channel that does not follow them, it is dead
 _RARE = 1e-4  # probability of a false alarm of a test on a recording of noise-like signals
@@ -125,7 +126,7 @@ def of_channels(measurement: Measurement, channels: Tensor) -> Measurement:
     return replace(part, noise_power=measurement.noise_power)
 
 
-def merged(
+def joined(
     results: Sequence[Localisation], scenes: Sequence[Sequence[int]], channels: Sequence[Sequence[int]], n: int
 ) -> Localisation:
     """Localisations of some scenes each by some of N channels each, as one; a factor has zeros for the others."""
@@ -164,7 +165,8 @@ def _relative_db(powers: Tensor) -> Tensor:
 
     powers (F, N) -> (N,)
     """
-    median = powers.median(1, keepdim=True).values.clamp_min(torch.finfo(powers.dtype).tiny)
+    median = torch.where(powers > 0, powers, torch.nan).nanmedian(1, keepdim=True).values  # of those that hear at all
+    median = median.nan_to_num(nan=1.0)
     return (10 * (powers / median).log10()).median(0).values
 
 
@@ -217,7 +219,7 @@ def _groups(matrix: Tensor, setup: Setup, atoms: SteeredAtoms | None, found: dic
     together = squared > _TOGETHER
     group = together[int(together.sum(1).argmax())]
     # Two thirds of them (five of eight), for two sources can split an array in halves.
-    if 3 * int(group.sum()) + 1 < 2 * len(rest) or bool(group.all()):
+    if int(group.sum()) < _FEWEST or 3 * int(group.sum()) + 1 < 2 * len(rest) or bool(group.all()):
         return
     if float(squared[group][:, group].min()) < _WITHIN or float(squared[group][:, ~group].max()) > _APART:
         return
@@ -235,7 +237,7 @@ def _exchanged(
 ) -> None:
     """Two channels whose exchange makes one strong source fit the array."""
     rest = _rest(matrix.shape[1], found)
-    if len(rest) <= _FEWEST:
+    if len(rest) <= _FEWEST or snapshots < _FEWEST_SNAPSHOTS:
         return
     received, share = _principal(_coherences(matrix[_few_bands(len(matrix))], rest))
     if float(share.min()) < _ONE_SOURCE:

@@ -262,7 +262,10 @@ class Likelihood:
         if self.pooled:  # [B, G, M, R]
             self.y, codes, dtype = y.mT[:, None], codes[:, :1], torch.complex128
         self.codes, self.channel = codes.to(dtype), measurement.channel.to(dtype)
-        self.phi = self.channel[:, None] * self.codes[:, :, None]  # [B, G, M, N]
+        # Pooled snapshots have codes of ones.
+        self.phi = self.channel[:, None]  # [B, G, M, N]
+        if not self.pooled:
+            self.phi = self.phi * self.codes[:, :, None]
         self.array, self.wavefront = array, wavefront
         self.whitened = self.pooled and measurement.whitened
         self._positions = array.positions_m.to(self.y.device)
@@ -274,8 +277,12 @@ class Likelihood:
         if len(index) == len(self.y):
             return self
         part = object.__new__(Likelihood)
-        part.y, part.phi = self.y[index], self.phi[index]
-        part.codes, part.channel = self.codes[index], self.channel[index]
+        part.y, part.codes = self.y[index], self.codes[index]
+        if self.pooled and not self.whitened:  # one identity for all
+            part.channel = self.channel[:1].expand(len(index), -1, -1)
+        else:
+            part.channel = self.channel[index]
+        part.phi = part.channel[:, None] if self.pooled else self.phi[index]
         part.array, part.wavefront, part._positions = self.array, self.wavefront, self._positions
         part.weight, part.pooled, part.whitened = self.weight[index], self.pooled, self.whitened
         part._wavenumbers = None if self._wavenumbers is None else self._wavenumbers[index]

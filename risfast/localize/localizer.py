@@ -18,13 +18,12 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
-from risfast.localize.channels import faulty_channels, merged, of_channels
+from risfast.localize.channels import faulty_channels, joined, of_channels
 from risfast.localize.confidence import HitModel
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
-from risfast.models.atoms import MOST_ATOMS, AtomAxes
-from risfast.models.direct import SampleCovariance
+from risfast.models.direct import SampleCovariance, SteeredAtoms
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
@@ -94,16 +93,19 @@ def direct_measurement(
             f"got {tuple(tensor.shape)}{'; it looks transposed' if turned else ''}"
         )
     x = tensor if tensor.ndim == rank + 1 else tensor[None]
-    _check_rows(x.flatten(0, 1) if several else x, "x")
+    for band in range(bands):
+        _check_rows(x[:, band] if several else x, f"x[:, {band}]" if several else "x")
     whitening = None if noise_covariance is None else _whitening(noise_covariance, len(x), n).to(x.device)
     return _with_noise(Measurement.direct(x, whitening=whitening, pooled=counts), noise_power)
 
 
 def _snapshot_counts(snapshots: Any, bands: int) -> tuple[float, ...]:
     """How many independent snapshots a covariance is the mean of, for each band."""
-    counts = tuple(snapshots) if isinstance(snapshots, Sequence | np.ndarray | Tensor) else (snapshots,) * bands
-    wrong = [value for value in counts if isinstance(value, bool) or not 1 <= float(value) < math.inf]
-    if len(counts) != bands or wrong:
+    if isinstance(snapshots, np.ndarray | Tensor | np.generic):
+        snapshots = snapshots.tolist()
+    counts = tuple(snapshots) if isinstance(snapshots, list | tuple) else (snapshots,) * bands
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in counts)
+    if len(counts) != bands or not numbers or not all(1 <= value < math.inf for value in counts):
         raise ValueError(
             f"snapshots must be a number of at least 1{f', or one for each of {bands} bands' if bands > 1 else ''}, "
             f"got {snapshots!r}"
@@ -121,7 +123,7 @@ def _rows_of(covariance: Tensor, n: int, counts: tuple[float, ...]) -> Tensor:
             f"{tuple(covariance.shape)}"
         )
     r = covariance.to(torch.complex128)
-    if float((r - r.mH).abs().amax()) > _HERMITIAN * float(r.abs().amax()):
+    if len(r) and float((r - r.mH).abs().amax()) > _HERMITIAN * float(r.abs().amax()):
         raise ValueError("x is not Hermitian: with snapshots given, it must be a covariance")
     whole = len(counts) == 1 and isinstance(counts[0], int)
     weight = r.real.new_tensor(counts)
@@ -140,14 +142,23 @@ def _rows_of(covariance: Tensor, n: int, counts: tuple[float, ...]) -> Tensor:
 
 def _whitening(noise_covariance: Any, scenes: int, n: int) -> Tensor:
     """W (B, N, N) with W C W^H = I, for C of trace N: the noise that is estimated is a factor of it."""
-    c = torch.as_tensor(noise_covariance).to(torch.complex128)
+    try:
+        c = torch.as_tensor(noise_covariance).to(torch.complex128)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"noise_covariance must be a matrix or the powers of the channels: {error}") from error
     if c.shape == (n,):
         c = torch.diag(c)
     if c.shape not in ((n, n), (scenes, n, n)):
         raise ShapeError(f"noise_covariance must have shape ({n},), ({n}, {n}) or ({scenes}, {n}, {n}), got {c.shape}")
     trace = c.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    if bool(((c - c.mH).abs().amax((-1, -2)) > _HERMITIAN * trace.abs()).any()):
+        raise ValueError("noise_covariance must be Hermitian")
     found = torch.linalg.cholesky_ex(c * (n / trace)[..., None, None])
-    if bool((found.info > 0).any()) or not bool(torch.isfinite(torch.view_as_real(found.L)).all()):
+    if (
+        not bool((trace > 0).all())
+        or bool((found.info > 0).any())
+        or not bool(torch.isfinite(torch.view_as_real(found.L)).all())
+    ):
         raise ValueError("noise_covariance must be positive definite (powers of channels must be positive)")
     eye = torch.eye(n, dtype=c.dtype, device=c.device)
     return torch.linalg.solve_triangular(found.L, eye, upper=False).expand(scenes, n, n)
@@ -194,6 +205,7 @@ _FEWEST_CHANNELS = 3
 _HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
+_SAME_BAND = 1e-6  # relative difference of wavelengths that rounding leaves
 _MEND = (
     "take a model of its own (`risfast backbone --system.array FILE`), or Localizer.classical(array) (on the command "
     "line, --model none)"
@@ -517,7 +529,7 @@ class Localizer:
         # Where the noise of each channel is told, what does not follow the others is no news.
         gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains
         checked = options.channels == "check" and measurement.pooled is not None and noise_covariance is None
-        checked = checked and (gains is not None or not measurement.whitened)
+        checked = checked and len(measurement) > 0 and (gains is not None or not measurement.whitened)
         measurement = fit.ordered(measurement)
         if not checked or not isinstance(self.backbone, SampleCovariance):
             result = pipeline.run(self.parts, measurement, options, counts, report)
@@ -567,7 +579,7 @@ class Localizer:
             done += len(scenes)
         result = results[0]
         if len(by_channels) != 1 or len(channels) < n:
-            result = merged(results, list(by_channels.values()), list(by_channels), n)
+            result = joined(results, list(by_channels.values()), list(by_channels), n)
         seconds = {"channels": spent, **result.seconds}
         notes = [note.removeprefix("scene 0: ") for note in notes] if len(measurement) == 1 else notes
         return result._replace(notes=(*notes, *result.notes), seconds=seconds, setup=self.setup)
@@ -597,7 +609,7 @@ class Localizer:
             return direct_measurement(y.y, self.setup, y.noise_power), None
         array: SensorArray | Setup | None = None
         if hasattr(y, "provenance"):  # a Recording, whose class is not imported before there is one
-            y, codes, channel, array, snapshots = _of_recording(y, codes, channel, snapshots)
+            y, codes, channel, array, snapshots = _of_recording(y, codes, channel, snapshots, self.setup)
         if codes is None and channel is None:
             if self.setup.sampling != "direct" and not self._any_sampling:
                 raise ValueError(
@@ -635,12 +647,16 @@ def _is_direct(measurement: Measurement) -> bool:
 
 
 def _of_recording(
-    recording: Recording, codes: Any, channel: Any, snapshots: Any
+    recording: Recording, codes: Any, channel: Any, snapshots: Any, own: Setup
 ) -> tuple[Any, Any, Any, SensorArray | Setup, Any]:
     """The measurement in a recording, its array, and how many snapshots a covariance is the mean of."""
     if codes is not None or channel is not None:
         raise ValueError("a recording brings its own codes and channel: give it alone")
-    array = recording.array if recording.given is None else recording.setup
+    array: SensorArray | Setup = recording.array
+    if recording.given is not None:
+        array = recording.setup
+    elif recording.n_bands > 1:
+        array = recording.setup if own is None else own.replace(array=array, wavelengths_m=recording.wavelengths_m)
     if recording.snapshots is None:
         effective = recording.effective_snapshots
         if snapshots is not None:
@@ -682,7 +698,7 @@ def _limits(setup: Setup, counts: Tensor | None) -> tuple[str, ...]:
     asked = 0 if counts is None or not len(counts) else int(counts.max())
     if asked > most:
         said = (*said, f"{asked} sources were asked for, and this array can tell {most} apart at the most")
-    axes = AtomAxes.of(setup, MOST_ATOMS)
+    axes = SteeredAtoms.axes_of(setup)
     steps = zip(axes.spacing, setup.extents_m, axes.shape, strict=False)  # of the angles
     beams = max((abs(step) * extent / setup.array.wavelength_m for step, extent, n in steps if n > 1), default=0.0)
     if beams > 1:
@@ -697,6 +713,7 @@ class _Fit(NamedTuple):
     scale: float  # the data's metres in one of the model's
     array: SensorArray | None  # of the data
     notes: tuple[str, ...]
+    gains: tuple[complex, ...] | None = None  # of the data
 
     def ordered(self, measurement: Measurement) -> Measurement:
         """As the model has it."""
@@ -715,16 +732,20 @@ class _Fit(NamedTuple):
         if self.order is not None:
             back = torch.empty_like(self.order)
             back[self.order] = torch.arange(len(self.order))
-            factor = factor[:, back.to(factor.device)]
+            factor = factor[..., back.to(factor.device), :]
         if covariance is not None:
             covariance = [c * unit[:, None] * unit for c in covariance]
+        gains = self.gains
+        if gains is None and setup.gains is not None:  # those of the model, in the order of the data
+            places = range(len(setup.gains)) if self.order is None else back.tolist()
+            gains = tuple(setup.gains[place] for place in places)
         return result._replace(
             sources=[s.replace(range=s.range * self.scale) for s in result.sources],
             position_covariance=covariance,
             factor=factor,
             notes=(*self.notes, *result.notes),
             copies=None if result.copies is None else [s.replace(range=s.range * self.scale) for s in result.copies],
-            setup=setup.scaled(self.scale).replace(array=self.array),
+            setup=setup.scaled(self.scale).replace(array=self.array, gains=gains),
         )
 
 
@@ -740,6 +761,15 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
             f"the data are of an array of {array.n_elements} elements, the model is of {own.array.n_elements}; {_MEND}"
         )
     scale = array.wavelength_m / own.array.wavelength_m
+    bands = given.wavelengths_m if isinstance(given, Setup) else own.scaled(scale).wavelengths_m
+    if len(bands) != own.n_bands or any(
+        abs(one / (scale * other) - 1) > _SAME_BAND for one, other in zip(bands, own.wavelengths_m, strict=True)
+    ):
+        raise ValueError(
+            f"the data are of other bands than the model: {len(bands)} wavelengths of {min(bands):.5g} .. "
+            f"{max(bands):.5g} m, in its unit {own.n_bands} of {min(own.wavelengths_m) * scale:.5g} .. "
+            f"{max(own.wavelengths_m) * scale:.5g} m, one by one in the same order; {_MEND}"
+        )
     theirs, ours = array.positions_m / array.wavelength_m, own.array.positions_m / own.array.wavelength_m
     distance = torch.cdist(ours, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1)
     order = distance.indices
@@ -765,4 +795,5 @@ def _fitted(given: SensorArray | Setup | None, own: Setup) -> _Fit:
             notes.append(f"the region of the model is searched, {model.region}, not the data's, {given.region}")
         if given.tolerance != model.tolerance:
             notes.append(f"a hit is within the tolerance of the model, {model.tolerance}, not {given.tolerance}")
-    return _Fit(None if same else order, scale, array, tuple(notes))
+    gains = given.gains if isinstance(given, Setup) else None
+    return _Fit(None if same else order, scale, array, tuple(notes), gains)

@@ -273,8 +273,9 @@ class Localisation(NamedTuple):
         Cramér-Rao bound of each source's (azimuth, elevation, range) at the estimate; infinite where the data do not
         determine a coordinate; None without polish.
     noise_power : real tensor, shape (B,), or None
+        Of several bands (B, F).
     factor : complex tensor, shape (B, N, K_f)
-        Of the backbone's covariance.
+        Of the backbone's covariance; of several bands (B, F, N, K_f).
     seconds : dict of str to float
         Wall time of each stage, of all scenes together.
     refused : tuple of B tuples of str
@@ -341,7 +342,7 @@ def spectrum(covariance: Tensor, setup: Setup, options: PipelineOptions) -> tupl
     if setup.n_bands > 1:  # all bands together cost a few maps of one, on a coarser grid
         most = max(options.map.most_points // min(setup.n_bands, _COARSER), 1)
         grid = setup.search_grid(options.map.points_per_beam, most)
-        return band_spectrum(covariance, setup, grid, loading=options.map.loading), grid
+        return band_spectrum(covariance, setup.replace(gains=None), grid, loading=options.map.loading), grid
     power = mvdr_spectrum(covariance, setup.array, grid, loading=options.map.loading, wavefront=setup.wavefront)
     assert isinstance(power, Spectrum)
     return power, grid
@@ -511,6 +512,11 @@ def _put(polished: Polished, scenes: list[int], part: Polished) -> Polished:
     for name, values in fields.items():
         for scene, value in zip(scenes, getattr(part, name), strict=True):
             values[scene] = value
+    for name in ("mismatch", "copies"):
+        if getattr(polished, name) is not None and getattr(part, name) is not None:
+            fields[name] = list(getattr(polished, name))
+            for scene, one in zip(scenes, getattr(part, name), strict=True):
+                fields[name][scene] = one
     noise, value = polished.noise_power.clone(), polished.log_likelihood.clone()
     noise[scenes], value[scenes] = part.noise_power, part.log_likelihood
     return polished._replace(noise_power=noise, log_likelihood=value, **fields)

@@ -97,6 +97,7 @@ class Polished(NamedTuple):
         Inverse Fisher information of each source's (azimuth, elevation, range), in the same order; infinite variance
         of a coordinate that the data do not determine.
     noise_power : float64 tensor, shape (B,)
+        Of several bands (B, F).
     log_likelihood : float64 tensor, shape (B,)
         At the maximum, without the constant -L M log(pi).
     gain : list of float64 tensors, shape (K,)

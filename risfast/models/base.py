@@ -101,6 +101,8 @@ class Measurement:
             x = x @ channel.mT
         if x.shape[1] > n:
             x = torch.linalg.qr(x, mode="r").R
+        if noise_power is not None and bands > 1 and noise_power.ndim == 1:
+            noise_power = noise_power[:, None].expand(-1, bands)
         codes = torch.ones(1, dtype=x.dtype, device=x.device).expand(x.shape)
         return cls(x, codes, channel.expand(len(x), n, n), noise_power, snapshots)
 

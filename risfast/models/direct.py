@@ -43,8 +43,7 @@ class SteeredAtoms(nn.Module):
 
     def __init__(self, setup: Setup, axes: AtomAxes | None = None) -> None:
         super().__init__()
-        most = min(MOST_ATOMS, _STEERING_BYTES // (8 * setup.array.n_elements * setup.n_bands))
-        self.setup, self.axes = setup, axes or AtomAxes.of(setup, max(most, 1))
+        self.setup, self.axes = setup, axes or self.axes_of(setup)
         self.array, self.wavefront = setup.array, setup.wavefront
         azimuth, elevation = self.axes.angles(self.axes.coordinates)
         places = torch.meshgrid(azimuth, elevation, 1 / self.axes.inverse_range, indexing="ij")
@@ -55,6 +54,12 @@ class SteeredAtoms(nn.Module):
             vectors = steering_vectors(array, *places, wavefront=self.wavefront, dtype=torch.complex64)
             by_band.append(vectors.flatten(0, 2))
         self.register_buffer("steering", torch.stack(by_band), persistent=False)
+
+    @staticmethod
+    def axes_of(setup: Setup) -> AtomAxes:
+        """As dense as the array asks for, and as memory allows."""
+        most = min(MOST_ATOMS, _STEERING_BYTES // (8 * setup.array.n_elements * setup.n_bands))
+        return AtomAxes.of(setup, max(most, 1))
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -151,7 +156,7 @@ class SampleCovariance(nn.Module):
         return CovarianceEstimate(factor, power.unflatten(1, self.atoms.shape), level)
 
     def sources(self, estimate: CovarianceEstimate, **detection: Any) -> list[Sources]:
-        """Peaks of the Capon spectrum, refined.
+        """Peaks of the Capon spectrum, refined; of several bands, peaks of their spectrum among the atoms.
 
         Parameters
         ----------
@@ -164,6 +169,8 @@ class SampleCovariance(nn.Module):
         -------
         list of Sources, one a scene
         """
+        if self.setup.n_bands > 1:
+            return self.candidates(estimate, **detection)
         return detect_sources(estimate.covariance(), self.setup, options=DetectionOptions(**detection))
 
     def candidates(self, estimate: CovarianceEstimate, **detection: Any) -> list[Sources]:

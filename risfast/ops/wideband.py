@@ -69,7 +69,7 @@ def band_spectrum(
     if covariance.ndim not in (3, 4) or covariance.shape[-3:] != (bands, n, n):
         raise ShapeError(f"R must have shape ({bands}, {n}, {n}) or (B, {bands}, {n}, {n}), got {tuple(R.shape)}")
     grid = setup.search_grid() if grid is None else grid
-    batch = covariance if covariance.ndim == 4 else covariance[None]
+    batch = setup.without_gains(covariance if covariance.ndim == 4 else covariance[None])
     found = []
     for scene in batch:
         total: Tensor | None = None
@@ -79,6 +79,9 @@ def band_spectrum(
         assert total is not None  # a setup has at least one band
         total /= bands
         found.append((total.exp_() if fusion == "geometric" else total).max(-1))
+    if not found:
+        nothing = covariance.real.new_zeros(0, *grid.shape[:2], dtype=torch.float32)
+        return Spectrum(nothing, nothing.long())
     power, plane = (torch.stack([one[i] for one in found]) for i in range(2))
     return Spectrum(power, plane) if covariance.ndim == 4 else Spectrum(power[0], plane[0])
 

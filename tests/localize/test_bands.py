@@ -168,3 +168,42 @@ def test_what_does_not_fit_the_bands_is_refused():
         localizer.localize(torch.eye(N, dtype=torch.complex128), snapshots=5)
     with pytest.raises(ValueError, match="one for each of 3 bands"):
         localizer.localize(rows()[0], snapshots=[3, 3])
+
+
+def test_data_of_other_bands_are_refused_and_another_order_of_elements_is_not():
+    localizer = Localizer.classical(SETUP)
+    x = wide_snapshots(SETUP, np.array([[0.2, 0.1, 5.0]]), 40, np.random.default_rng(6))
+    with pytest.raises(ValueError, match="other bands than the model"):
+        localizer.localize(x, array=SETUP.replace(wavelengths_m=WAVELENGTHS[::-1]))
+    order = [3, 1, 0, 5, 4, 2]
+    turned = SETUP.replace(array=SensorArray(ARRAY.positions_m[order], 0.2), wavelengths_m=WAVELENGTHS)
+    whole, other = localizer.analyse(x), localizer.analyse(x[..., order], array=turned)
+    np.testing.assert_allclose(other.sources[0].position, whole.sources[0].position, rtol=1e-4)
+    covariances = [found.factor @ found.factor.mH for found in (whole, other)]
+    np.testing.assert_allclose(covariances[1], covariances[0][..., order, :][..., order], atol=1e-12)
+
+
+def test_no_scene_has_no_sources():
+    localizer = Localizer.classical(SETUP)
+    assert localizer.localize(rows(0)) == []
+    assert localizer.localize(torch.zeros(0, F, N, N, dtype=torch.complex128), snapshots=5) == []
+    assert Localizer.classical(Setup(ARRAY, sampling="direct")).localize(rows(0)[:, 0]) == []
+
+
+def test_without_a_polish_the_peaks_of_all_bands_are_the_answer():
+    x = wide_snapshots(SETUP, np.array([[0.2, 0.1, 5.0]]), 40, np.random.default_rng(6))
+    [found] = Localizer.classical(SETUP).localize(x, polish=False)
+    assert len(found) >= 1
+    np.testing.assert_allclose(found.position[0, :2], [0.2, 0.1], atol=0.15)
+
+
+def test_as_many_sources_as_are_known_come_with_their_mismatch():
+    x = wide_snapshots(SETUP, np.array([[0.2, 0.1, 5.0]]), 40, np.random.default_rng(6))
+    found = Localizer.classical(SETUP).analyse(x, n_sources=2)
+    assert len(found.sources[0]) == len(found.mismatch[0]) == len(found.position_covariance[0]) == 2
+
+
+def test_noise_powers_of_scenes_are_those_of_their_bands():
+    measurement = Measurement.direct(rows(3), noise_power=torch.tensor([1.0, 2.0, 3.0]), pooled=COUNTS)
+    assert measurement.noise_power.shape == (3, F)
+    assert measurement[torch.tensor([1])].noise_power.tolist() == [[2.0] * F]

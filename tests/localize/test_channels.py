@@ -217,3 +217,16 @@ def test_too_many_faulty_channels_are_said_and_taken():
 def test_channels_is_an_option_of_two_values():
     with pytest.raises(ValueError, match="channels must be 'check' or 'all'"):
         PipelineOptions(channels="some")
+
+
+def test_a_short_line_with_two_sources_and_a_single_snapshot_lose_no_channel():
+    """Every other element of a short line may hear two sources alike, and one snapshot fits any exchange."""
+    setup = Setup(SensorArray.linear(5, 0.05, 0.1), sampling="direct")
+    rng = np.random.default_rng(7)
+    place = np.radians([-30.8, 29.4])
+    a = oracles.steering(setup.array.positions_m.numpy(), 0.1, np.c_[place, 0 * place, 1e9 + 0 * place])
+    for _ in range(40):
+        x = noisy(rng, oracles.complex_normal(rng, 200, 2) @ a / math.sqrt(2), 20)
+        assert not faulty_channels(covariance_of(x), 200, setup)
+        one = noisy(rng, oracles.complex_normal(rng, 1, 1) @ a[:1], 20)
+        assert not faulty_channels(covariance_of(one), 1, setup)

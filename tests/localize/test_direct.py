@@ -183,3 +183,9 @@ def test_the_polish_takes_pooled_snapshots():
         polish_sources(raw, None, SteeredAtoms(SETUP))
     [sources] = Localizer.classical(SETUP).localize(raw)  # which sees that they are of the elements
     assert_found(sources)
+
+
+@pytest.mark.parametrize("wrong", [-np.eye(24), np.eye(24) + np.triu(np.ones((24, 24)), 1)])
+def test_a_noise_covariance_that_is_none_is_refused(localizer, wrong):
+    with pytest.raises(ValueError, match="noise_covariance must be"):
+        localizer.localize(snapshots(30), noise_covariance=wrong)

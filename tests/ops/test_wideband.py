@@ -70,3 +70,14 @@ def test_what_does_not_fit_is_refused():
         band_spectrum(torch.zeros_like(given), SETUP, GRID)
     with pytest.raises(ValueError, match="the setup is of 3 bands"):
         detect_sources(given[0, 0], SETUP)
+
+
+def test_gains_are_divided_out_and_no_scene_has_no_map():
+    gains = np.exp(0.3j * np.arange(7)) * np.linspace(0.5, 2.0, 7)
+    given = torch.as_tensor(covariances(1))
+    gained = given * torch.as_tensor(np.outer(gains, gains.conj()))
+    setup = Setup(SETUP.array, sampling="direct", wavelengths_m=WAVELENGTHS, gains=gains)
+    np.testing.assert_allclose(
+        band_spectrum(gained, setup, GRID).power, band_spectrum(given, SETUP, GRID).power, rtol=1e-4
+    )
+    assert band_spectrum(given[:0], SETUP, GRID).power.shape == (0, 7, 5)
