@@ -177,7 +177,9 @@ def draw(room: Room, panels: dict[int, list[Scene]], path: Path) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
-    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=5, frameon=False)
+    figure.legend(
+        named.values(), named.keys(), loc="outside upper center", ncols=min(5, 2 * len(panels)), frameon=False
+    )
     save_figure(figure, path)
 
 
