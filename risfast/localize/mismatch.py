@@ -27,7 +27,7 @@ from risfast.localize.likelihood import (
     scaled_inverse,
     squared_magnitude,
 )
-from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, merged, settled, without_weakest
+from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, merged, settle, without_weakest
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -187,7 +187,7 @@ def with_spreading(
     better = tried.value > found.value[scenes]
     scenes, tried = scenes[better], tried.take(better.nonzero()[:, 0])
     chosen = likelihood.with_spreading(torch.zeros_like(ones).index_fill(0, scenes, 1.0))
-    tried, _ = settled(chosen[scenes], tried, box[scenes], atoms, rules)
+    tried, _ = settle(chosen[scenes], tried, box[scenes], atoms, rules)
     return chosen, found.put(scenes, tried)
 
 

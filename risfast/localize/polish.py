@@ -20,7 +20,7 @@ from risfast.localize.bands import likelihood_of
 from risfast.localize.likelihood import KNOWN, Box, Point, SourceState, ascend, coordinate_covariance
 from risfast.localize.mismatch import copies_of, resolved, signature_covariance, with_spreading
 from risfast.localize.range_posterior import range_posterior
-from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, settled, started_again
+from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, settle, started_again
 from risfast.models.base import Measurement
 from risfast.models.direct import SteeredAtoms
 from risfast.setup import Setup
@@ -194,7 +194,7 @@ def polish_sources(
         return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
     rules = Rules(penalty, options.births, options.iterations)
-    found, grown = settled(likelihood, found, box, atoms, rules)
+    found, grown = settle(likelihood, found, box, atoms, rules)
     if isinstance(atoms, SteeredAtoms):
         found = started_again(likelihood, found, grown, box, atoms, rules)
     if not (options.imperfect and measurement.pooled is not None):

@@ -42,7 +42,7 @@ def atoms_of(setup: Setup, axes: AtomAxes | None = None) -> Atoms:
     return SteeredAtoms(setup, axes) if setup.sampling == "direct" else AtomGrid(setup, axes)
 
 
-def settled(
+def settle(
     likelihood: AnyLikelihood,
     found: Point,
     box: Box,
@@ -85,7 +85,7 @@ def started_again(
     nothing = replace(state.take(scenes), mask=torch.zeros_like(state.mask[scenes]))
     other = ascend(likelihood[scenes], nothing, box[scenes], rules.iterations)
     rules = rules._replace(births=state.mask.shape[1])
-    other, _ = settled(likelihood[scenes], other, box[scenes], atoms, rules, far=True)
+    other, _ = settle(likelihood[scenes], other, box[scenes], atoms, rules, far=True)
     worth = [point.value - rules.penalty * point.state.mask.sum(1) for point in (other, found.take(scenes))]
     better = (worth[0] > worth[1]).nonzero()[:, 0]
     return found.put(scenes[better], other.take(better))
@@ -204,7 +204,7 @@ def _fewer(likelihood: AnyLikelihood, point: Point, box: Box, penalty: float, it
 def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Largest likelihood gain over the atoms [B], where it is [B, 3], and with what power [B] or [B, F]."""
     state = state.columns(state.mask.any(0).nonzero()[:, 0])
-    n, d = statistics(likelihood, state, atoms)
+    n, d = atom_statistics(likelihood, state, atoms)
     d = torch.maximum(d, 1e-6 * d.amax(1, keepdim=True))
     rho = (n / d).clamp_min(1)
     promise = rho - 1 - rho.log()
@@ -223,7 +223,7 @@ def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far:
     return most, position[index, first], power[index, ..., first]
 
 
-def statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
+def atom_statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:
     """sum_l |b_lg^H R_l^-1 y_l|^2 and sum_l b_lg^H R_l^-1 b_lg of every atom g [B, G], up to a common factor."""
     if isinstance(atoms, SteeredAtoms):
         return _pooled_statistics(likelihood.each, state.by_band, atoms)

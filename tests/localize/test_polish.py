@@ -15,7 +15,7 @@ from risfast.evaluate import match
 from risfast.geometry import Region, SensorArray
 from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
 from risfast.localize.polish import PolishOptions, polish_sources
-from risfast.localize.source_sets import statistics
+from risfast.localize.source_sets import atom_statistics
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
 from risfast.setup import Setup, Tolerance
@@ -451,7 +451,7 @@ def test_the_statistics_of_the_atoms_are_their_definition():
     scenes = scenes_of(3, snr=10.0, n_sources=(1, 3))
     state = state_of(truth_of(scenes), scenes.noise_power.double())
     likelihood = Likelihood(measurement_of(scenes), ARRAY, dtype=torch.complex64)
-    for found, exact in zip(statistics(likelihood, state, GRID), brutestatistics(scenes, state), strict=True):
+    for found, exact in zip(atom_statistics(likelihood, state, GRID), brutestatistics(scenes, state), strict=True):
         error = np.abs(found.numpy() - exact).max(1) / exact.max(1)
         assert error.max() < 4e-3  # the maps of the atoms hold 60 dB of the largest entry of a matrix
 
