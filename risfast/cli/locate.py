@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -190,6 +190,8 @@ class LocateCommand(_SourceCommand):
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
     # Report no source that is less probable than this, from 0 to 1; by default as the options or the model say.
     least_confidence: Annotated[Opt[float], arg(metavar="P")] = None
+    # Also say how probable each number of sources is: of sources of equal powers, or of powers whose spread FILE tells.
+    count: Opt[Literal["equal", "spread"]] = None
     device: str = "cpu"  # Where to compute, cpu or cuda.
     results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)
     common: Annotated[Common, Flat] = field(default_factory=Common)
@@ -224,6 +226,7 @@ class LocateCommand(_SourceCommand):
         found = localizer.analyse(
             recording if matrices is None else replace(recording, covariance=matrices.to(device)),
             n_sources=self.sources,
+            count=self.count,
             report=lambda done, total: progress("localising", done, total, unit="scenes"),
         )
         progress.close()
@@ -241,7 +244,7 @@ class LocateCommand(_SourceCommand):
             power, grid = pipeline.spectrum(matrix, used, localizer.options)
             return power.power[0], grid
 
-        notes = [*found.notes, _edge_note(found.sources, setup.region)]
+        notes = [*_count_notes(found.count_probability), *found.notes, _edge_note(found.sources, setup.region)]
         if self.common.verbose:
             notes.append(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
         return self.report(found.sources, setup, notes, picture, spectrum, progress)
@@ -502,6 +505,20 @@ def _range(metres: float) -> str:
     if math.isnan(metres):
         return "not determined"
     return "far field" if math.isinf(metres) else f"{metres:.3f}"
+
+
+_LEAST_SAID = 0.005  # probability of a number of sources
+
+
+def _count_notes(probability: Tensor | None) -> Iterator[str]:
+    """How probable each number of sources is, a line for each scene."""
+    for scene, row in enumerate([] if probability is None else probability.tolist()):
+        of = "" if len(probability or ()) == 1 else f"scene {scene}: "
+        if math.isnan(row[0]):
+            yield f"{of}the number of sources is not weighed, for the array is not quite as the model has it"
+            continue
+        said = (f"{k}: {100 * p:.0f} %" for k, p in enumerate(row) if p >= _LEAST_SAID)
+        yield f"{of}probability of each number of sources: {', '.join(said)}"
 
 
 def _edge_note(scenes: Sequence[Sources], region: Region) -> str | None:

@@ -70,6 +70,8 @@ class Collected:
     failures: dict[Key, int]  # Scenes that a method gave up with an error; they count as scenes without estimates
     # By (set, cell, L), of the cells whose true system is not the nominal one
     mismatched: dict[tuple[str, int, int], Mismatched] = field(default_factory=dict)
+    # (S, K_max + 1) Of runs that tell how probable each number of sources is
+    counts: dict[Key, Array] = field(default_factory=dict)
 
 
 def collect(
@@ -97,6 +99,8 @@ def collect(
         collected.estimates[key] = estimates
         collected.scores[key] = score_against(estimates, truth[key[:3]].first(len(estimates)), tolerance)
         collected.timing[key] = _timing(parts)
+        if all("count_probability" in part for part in parts):
+            collected.counts[key] = np.concatenate([part["count_probability"] for part in parts])
         collected.failures[key] = sum(int(part["failed"].sum()) for part in parts)
     return collected
 

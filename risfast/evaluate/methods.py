@@ -54,6 +54,8 @@ _CAPON_RAW = {"candidates.source": "capon", "polished": False}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "localizer": Variant("localizer", {"polished": True}),
+        "localizer_count": Variant("localizer, count of equal powers", {"polished": True, "count": "equal"}),
+        "localizer_count_spread": Variant("localizer, count of any powers", {"polished": True, "count": "spread"}),
         "without_confidence": Variant("no calibrated confidence", _NO_CONFIDENCE),
         "without_posterior": Variant(
             "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}
@@ -106,6 +108,9 @@ class Found(NamedTuple):
     sources: list[Sources]
     seconds: float  # Wall time of all of them
     stages: dict[str, float]  # Wall time of each stage, where the method tells
+    count_probability: Tensor | None = (
+        None  # (B, K_max + 1) Probability of each number of sources, where the method tells
+    )
 
 
 class Method(ABC):
@@ -141,7 +146,8 @@ class _Localizer(Method):
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         began = time.perf_counter()
         result = pipeline.run(self.parts, measurement.to(self.device), self.options, n_sources)
-        return Found(result.sources, time.perf_counter() - began, result.seconds)
+        spent = time.perf_counter() - began
+        return Found(result.sources, spent, result.seconds, result.count_probability)
 
 
 class _Baseline(Method):
@@ -246,6 +252,7 @@ class Methods:
                 "setup": card["setup"],
                 "options": _plain(options),
                 "calibration": None if calibration is None else _plain(calibration),
+                **({} if options.count == "off" else {"counts": _plain(self.localizer.parts.count_model(options))}),
             }
         if name == "transformer_capon":
             assert self._transformer is not None

@@ -246,7 +246,10 @@ class _Bench:
             self._warm.add(key)
         found, failed = self._tried(method, scenes, knowledge)
         stages = {f"stage_{stage}": np.array(value) for stage, value in found.stages.items()}
-        return {**_flat(found.sources), "failed": failed, "seconds": np.array(found.seconds), **stages}
+        record = {**_flat(found.sources), "failed": failed, "seconds": np.array(found.seconds), **stages}
+        if found.count_probability is not None:
+            record["count_probability"] = found.count_probability.cpu().numpy()
+        return record
 
     def _tried(self, method: Method, scenes: Scenes, knowledge: str) -> tuple[Found, np.ndarray[Any, Any]]:
         """What a method finds; a scene that it fails on has no estimates, and is counted."""
@@ -274,7 +277,7 @@ def _in_processor_time(method: Method, scenes: Scenes, knowledge: str) -> Found:
     own, wall = time.process_time() - own, time.perf_counter() - wall
     share = min(own / wall, 1.0)
     stages = {name: seconds * share for name, seconds in found.stages.items()}
-    return Found(found.sources, found.seconds * share, stages)
+    return found._replace(seconds=found.seconds * share, stages=stages)
 
 
 def _flat(found: Sequence[Sources]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from risfast.evaluate.calibration import calibration
 from risfast.evaluate.collected import Collected, Key, Mismatched, Truth, bound_errors
 from risfast.evaluate.figures import NOTHING, Interval, bootstrap, bootstrap_difference
 from risfast.evaluate.matching import Array
@@ -376,6 +377,23 @@ def timing_rows(collected: Collected) -> Table:
                     "chunks": len(seconds),
                 }
             )
+    return rows
+
+
+def calibration_rows(collected: Collected) -> Table:
+    """How far confidences and probabilities of numbers of sources are from what they say, of the main set."""
+    rows = []
+    for key, scores in collected.scores.items():
+        if key.scene_set != "main" or not key.label.startswith("localizer"):
+            continue
+        confidence = np.concatenate([rows[:, 4] for rows in collected.estimates[key]])
+        of = {"confidence": calibration(confidence, scores.estimate_hit)}
+        if (probability := collected.counts.get(key)) is not None:
+            weighed = ~np.isnan(probability[:, 0])
+            likeliest = probability[weighed].argmax(1)
+            of["count"] = calibration(probability[weighed].max(1), likeliest == scores.n_true[weighed])
+        for name, found in of.items():
+            rows.append({"snapshots": key.snapshots, **_told(key.label), "probability": name, **found._asdict()})
     return rows
 
 

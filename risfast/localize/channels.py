@@ -146,7 +146,7 @@ def joined(
         wide = first.new_zeros(len(some), *first.shape[1:-2], n, rank)
         wide[..., list(used), : result.factor.shape[-1]] = result.factor
         factor[torch.as_tensor(some, device=first.device)] = wide
-    noise = sorted_by_scene("noise_power")
+    noise, counted = sorted_by_scene("noise_power"), sorted_by_scene("count_probability")
     return Localisation(
         sorted_by_scene("sources") or [],
         sorted_by_scene("position_covariance"),
@@ -157,6 +157,7 @@ def joined(
         tuple(dict.fromkeys(note for result in results for note in result.notes)),
         mismatch=sorted_by_scene("mismatch"),
         copies=sorted_by_scene("copies"),
+        count_probability=None if counted is None else torch.stack(counted),
     )
 
 

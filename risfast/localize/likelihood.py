@@ -506,26 +506,35 @@ class Likelihood:
         s and q are the sparsity and quality factors of M. E. Tipping and A. C. Faul, "Fast marginal likelihood
         maximisation for sparse Bayesian models", AISTATS 2003.
         """
-        eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
-        factor = self._factor(self.seen(others.position), others)
-        inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
-        white_y = inverse_factor @ self.y
-        # 64 bits: the gain is some L M times the SNR, and the posterior of range looks at differences of order one.
-        white = inverse_factor @ self._products(self._steering(path)).to(torch.complex128)  # [B, L, M, J]
-        s = squared_magnitude(white).sum(2)  # [B, G, J]
-        # Sums over the snapshots of a group, in units of their number.
-        q = squared_magnitude(white_y.mH @ white).sum(2)
-        if self.pooled:
-            q = q / self.weight[:, None, None]
+        s, q = self._along(others, path)
         total = s.sum(1).clamp_min(1e-300)
         rho = (q.sum(1) / total).clamp_min(_LEAST_RATIO)
         power = (rho - 1 + _LEAST_RATIO) * s.shape[1] / total
         for _ in range(_POWER_STEPS):
             shrunk = 1 / (1 + power[:, None] * s)
             power = power * (q * shrunk.square()).sum(1) / (s * shrunk).sum(1).clamp_min(1e-300)
-        scaled = power[:, None] * s
-        gain = self._weighted((power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1))
+        gain = self._gain(s, q, power)
         return gain.clamp_min(0), torch.where(gain > 0, power, 0.0)
+
+    def gains(self, others: SourceState, path: Tensor, power: Tensor) -> Tensor:
+        """As :meth:`profile`, at a given power (B,): -> (B, J)."""
+        return self._gain(*self._along(others, path), power[:, None])
+
+    def _along(self, others: SourceState, path: Tensor) -> tuple[Tensor, Tensor]:
+        """b^H R^-1 b, and the mean of |b^H R^-1 y|^2 over the snapshots of a group, along a path: [B, G, J] both."""
+        eye = torch.eye(self.shape[2], dtype=torch.complex128, device=self.y.device)
+        factor = self._factor(self.seen(others.position), others)
+        inverse_factor = torch.linalg.solve_triangular(factor, eye, upper=False)
+        white_y = inverse_factor @ self.y
+        # 64 bits: the gain is some L M times the SNR, and the posterior of range looks at differences of order one.
+        white = inverse_factor @ self._products(self._steering(path)).to(torch.complex128)  # [B, L, M, J]
+        s, q = squared_magnitude(white).sum(2), squared_magnitude(white_y.mH @ white).sum(2)
+        return s, q / self.weight[:, None, None] if self.pooled else q
+
+    def _gain(self, s: Tensor, q: Tensor, power: Tensor) -> Tensor:
+        """What the log-likelihood gains by one more source of a power [B, J], of :meth:`_along`."""
+        scaled = power[:, None] * s
+        return self._weighted((power[:, None] * q / (1 + scaled) - scaled.log1p()).sum(1))
 
     def derivatives(self, state: SourceState) -> Derivatives:
         """Value, gradient and Fisher information.

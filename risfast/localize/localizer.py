@@ -20,6 +20,7 @@ from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
 from risfast.localize.channels import faulty_channels, joined, of_channels
 from risfast.localize.confidence import HitModel
+from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
@@ -230,6 +231,8 @@ class Localizer:
         Of this backbone: turns what the polish ends with into probabilities of a hit, by which sources are kept.
     refiner : Refiner, optional
         Of this backbone, for candidates from "refined".
+    counts : mapping of str to CountModel, optional
+        Of this backbone: turn evidence into the probability of each number of sources.
 
     Raises
     ------
@@ -250,8 +253,9 @@ class Localizer:
         options: PipelineOptions | None = None,
         calibration: HitModel | None = None,
         refiner: Refiner | None = None,
+        counts: CountModels | None = None,
     ) -> None:
-        self.parts = Parts(backbone.eval(), setup, calibration, refiner)
+        self.parts = Parts(backbone.eval(), setup, calibration, refiner, counts or {})
         self.options = options or PipelineOptions()
         self._any_sampling = False
         self._by_channels: dict[tuple[int, ...], Parts] = {}
@@ -337,7 +341,7 @@ class Localizer:
         setup = Setup.from_json(card["setup"])
         within = folder / REFINER_FOLDER
         refiner = load_helpful_refiner(within, card, setup, where) if within.is_dir() else None
-        return cls(module, setup, options, HitModel.load(folder), refiner)
+        return cls(module, setup, options, HitModel.load(folder), refiner, load_counts(folder))
 
     @classmethod
     def classical(
@@ -497,6 +501,7 @@ class Localizer:
         noise_covariance: Any = None,
         snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
+        count: str | None = None,
         report: Callable[[int, int], None] | None = None,
     ) -> Localisation:
         """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage.
@@ -505,6 +510,9 @@ class Localizer:
         ----------
         y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish
             As :meth:`localize` takes them.
+        count : {"off", "equal", "spread"}, optional
+            Whether the probability of each number of sources is computed, for sources of equal powers or of powers
+            whose spread the scene tells; as the options say by default.
         report : callable, optional
             Told how many of how many scenes are done.
 
@@ -522,9 +530,11 @@ class Localizer:
             measurement = _with_gains(measurement, array if array is not None else found, self.setup)
         if self._any_sampling and measurement.pooled is not None:
             given = array if array is not None else found
-            return self._directly.analyse(measurement, array=given, n_sources=n_sources, polish=polish, report=report)
+            how = {"n_sources": n_sources, "polish": polish, "count": count, "report": report}
+            return self._directly.analyse(measurement, array=given, **how)
         fit = _fitted(array if array is not None else found, self.setup)
         options = self.options if polish is None else replace(self.options, polished=polish)
+        options = options if count is None else replace(options, count=count)
         counts = _counts(n_sources, len(measurement))
         # Where the noise of each channel is told, what does not follow the others is no news.
         gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains

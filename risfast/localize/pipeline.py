@@ -36,6 +36,7 @@ from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.detect import DetectionOptions, RefinedPeaks, as_lists, choose_peaks, refined_peaks
 from risfast.geometry import SearchGrid
 from risfast.localize.confidence import HitModel, hit_features
+from risfast.localize.count import COUNTS, CountModel, CountModels, polished_evidence
 from risfast.localize.polish import Polished, PolishOptions, polish_sources
 from risfast.localize.refiner import Refiner, estimate_maps, refined_sources
 from risfast.localize.source_sets import Atoms, atoms_of
@@ -204,6 +205,7 @@ class PipelineOptions:
     noise_known: bool = False
     scenes_at_once: int = 16
     channels: str = "check"
+    count: str = "off"
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -211,6 +213,10 @@ class PipelineOptions:
             raise ValueError(f"scenes_at_once must be at least 1, got {self.scenes_at_once}")
         if self.channels not in ("check", "all"):
             raise ValueError(f"channels must be 'check' or 'all', got {self.channels!r}")
+        if self.count not in COUNTS:
+            raise ValueError(f"count must be one of {', '.join(COUNTS)}; got {self.count!r}")
+        if self.count != "off" and not self.polished:
+            raise ValueError("the probability of each number of sources follows from the polish: polished must be set")
 
     @property
     def capon_detection(self) -> DetectionOptions:
@@ -246,12 +252,19 @@ class Parts:
         Turns what the polish ends with into probabilities of a hit.
     refiner : Refiner, optional
         Redraws the backbone's maps, for candidates from "refined".
+    counts : mapping of str to CountModel
+        Turn evidence into the probability of each number of sources, by the option ``count``.
     """
 
     backbone: nn.Module
     setup: Setup
     calibration: HitModel | None = None
     refiner: Refiner | None = None
+    counts: CountModels = field(default_factory=dict)
+
+    def count_model(self, options: PipelineOptions) -> CountModel:
+        """Of the model, or for any system."""
+        return self.counts.get(options.count, CountModel())
 
     @cached_property
     def atoms(self) -> Atoms:
@@ -291,6 +304,10 @@ class Localisation(NamedTuple):
     copies : list of B Sources, or None
         In such scenes, places that the model would need further point sources at, with the signals of those that are
         reported: reflections, where they are strong.
+    count_probability : float64 tensor, shape (B, K_max + 1), or None
+        Of 0, 1, ... sources, where the options ask for it; NaN in scenes whose data say that the array is not quite as
+        the model has it. The sources that are reported are those that are probably hits, and may be fewer than are
+        probably there.
     """
 
     sources: list[Sources]
@@ -303,6 +320,7 @@ class Localisation(NamedTuple):
     setup: Setup | None = None
     mismatch: list[Tensor] | None = None
     copies: list[Sources] | None = None
+    count_probability: Tensor | None = None
 
 
 def measure(scenes: Scenes, options: PipelineOptions | None = None) -> Measurement:
@@ -472,6 +490,12 @@ def decide(
     return decided
 
 
+def count(parts: Parts, measurement: Measurement, polished: Polished, options: PipelineOptions) -> Tensor:
+    """How probable each number of sources is (B, K_max + 1), from what the polish ended with, before any decision."""
+    evidence = polished_evidence(measurement, polished, parts.atoms, options.polish, options.count)
+    return parts.count_model(options).probability(evidence)
+
+
 def _calibrated(
     parts: Parts, measurement: Measurement, polished: Polished, found: CovarianceEstimate, least: float
 ) -> Polished:
@@ -566,6 +590,7 @@ def run(
         sources = [found[inside] for found, inside in zip(sources, kept, strict=True)]
         covariances = [c[inside.to(c.device)] for c, inside in zip(covariances, kept, strict=False)]
         mismatch = mismatch and [m[inside.to(m.device)] for m, inside in zip(mismatch, kept, strict=True)]
+    counted = options.count != "off"
     outside = (f"sources outside of the box were left out: {left_out}",) if left_out else ()
     return Localisation(
         sources,
@@ -578,6 +603,7 @@ def run(
         parts.setup,
         mismatch,
         [c for result in results for c in result.copies or ()] if results[0].copies is not None else None,
+        torch.cat([r.count_probability for r in results if r.count_probability is not None]) if counted else None,
     )
 
 
@@ -622,8 +648,14 @@ def after_estimate(
         starts = [s[:count] for s, count in zip(starts, most, strict=True)]
         return Localisation(starts, None, found.noise_power, found.factor, seconds, refused)
     polished = polish(parts, measurement, starts, found, options)
-    polished = decide(parts, measurement, polished, found, options, n_sources)
-    seconds["polish"] = time.perf_counter() - times[1]
+    decided = decide(parts, measurement, polished, found, options, n_sources)
+    times.append(time.perf_counter())
+    seconds["polish"] = times[2] - times[1]
+    probability = None
+    if options.count != "off":
+        probability = count(parts, measurement, polished, options)
+        seconds["count"] = time.perf_counter() - times[2]
+    polished = decided
     return Localisation(
         polished.sources,
         polished.covariance,
@@ -633,4 +665,5 @@ def after_estimate(
         refused,
         mismatch=polished.mismatch,
         copies=polished.copies,
+        count_probability=probability,
     )

@@ -189,7 +189,7 @@ def polish_sources(
     penalty = options.penalty * math.log(max(likelihood.size, 2)) * (3 + measurement.bands) / 4
     if measurement.pooled is not None:
         penalty *= likelihood.size / (likelihood.size - min(_TAKEN, likelihood.size / 3))
-    state, box = _start(measurement, candidates, atoms, options, noise_power)
+    state, box = start_of(measurement, candidates, atoms, options, noise_power)
     if b == 0:
         return Polished([], [], state.noise, state.noise, [], [])
     found = ascend(likelihood, state, box, options.iterations)
@@ -205,13 +205,14 @@ def polish_sources(
     return report._replace(copies=copies_of(found.state, kept.state, mismatch, atoms.setup))
 
 
-def _start(
+def start_of(
     measurement: Measurement,
     candidates: Sequence[Sources] | None,
     atoms: Atoms,
     options: PolishOptions,
     noise_power: Tensor | None,
 ) -> tuple[SourceState, Box]:
+    """The state of candidate sources, and where it may go."""
     device = measurement.y.device
     b, k = len(measurement), options.max_sources
     received = measurement.received.clamp_min(1e-300)

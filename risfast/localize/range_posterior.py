@@ -71,7 +71,7 @@ def range_posterior(
         own = state.take(here)
 
         def profile(inverse: Tensor, k: int = k, own: SourceState = own, here: Tensor = here) -> tuple[Tensor, ...]:
-            path = _ridge(own, information[here], k, inverse, box)
+            path = ridge(own, information[here], k, inverse, box)
             return path, *likelihood[here].profile(replace(own, mask=dropped(own.mask, k)), path)
 
         spread = torch.where(curved[here, k] > 0, deviation[here, k], torch.inf)
@@ -161,7 +161,7 @@ def _likeliest_factor(
     return _Ranged(moved, best_power[index, ..., nearest_point], (edges[:, 0] - edges[:, 1]).clamp(0, 1), determined)
 
 
-def _ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box: Box) -> Tensor:
+def ridge(state: SourceState, information: Tensor, k: int, inverse: Tensor, box: Box) -> Tensor:
     """(azimuth, elevation, 1/range) [B, J, 3] of source k as its 1/range [B, J] varies and its direction follows."""
     count = state.mask.shape[1]
     own = information[:, [k, count + k, 2 * count + k]][:, :, [k, count + k, 2 * count + k]]

@@ -213,14 +213,24 @@ def _best_atom(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms, far:
     if far:  # ranges increase along the last axis
         promise.unflatten(1, atoms.shape)[..., : 2 * atoms.shape[2] // 3] = 0.0
     best = promise.topk(min(_SHORTLIST, rho.shape[1]), dim=1).indices  # [B, J]
-    _, n_el, n_r = atoms.shape
-    azimuth, elevation = (angle.to(best.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
-    inverse = atoms.axes.inverse_range.to(best.device)
-    position = torch.stack([azimuth[best // (n_el * n_r)], elevation[best // n_r % n_el], inverse[best % n_r]], -1)
+    position, _ = atom_positions(atoms, best)
     gain, power = likelihood.profile(state, position)
     most, first = gain.max(1)
     index = torch.arange(len(most), device=best.device)
     return most, position[index, first], power[index, ..., first]
+
+
+def atom_positions(atoms: Atoms, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Azimuth, elevation and 1/range of atoms, and their places along the axes, by their indices.
+
+    index (...,) -> (..., 3), (..., 3)
+    """
+    _, n_el, n_r = atoms.shape
+    azimuth, elevation = (angle.to(index.device) for angle in atoms.axes.angles(atoms.axes.coordinates))
+    inverse = atoms.axes.inverse_range.to(index.device)
+    cell = torch.stack([index // (n_el * n_r), index // n_r % n_el, index % n_r], -1)
+    position = [axis[place] for axis, place in zip((azimuth, elevation, inverse), cell.unbind(-1), strict=True)]
+    return torch.stack(position, -1), cell
 
 
 def atom_statistics(likelihood: AnyLikelihood, state: SourceState, atoms: Atoms) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from risfast.evaluate.suite import SuiteConfig
 from risfast.evaluate.tables import (
     Edges,
     Table,
+    calibration_rows,
     frozen_rows,
     group_rows,
     groups_of,
@@ -33,7 +34,8 @@ from risfast.report.page import Findings, latex_tables, report_html
 
 FROZEN, SUITE_JSON = "frozen.csv", "suite.json"
 _FROZEN_METHODS = ("localizer", "localizer_raw", "greedy_ml")
-_EXPORTED = ("headline", "figures", "mismatch", "timing", "frozen")  # small enough to be kept with the code
+# Small enough to be kept with the code.
+_EXPORTED = ("headline", "figures", "calibration", "mismatch", "timing", "frozen")
 _NOT_EXPORTED = ("sources", "recall_over_implied", "gospa_m", "rmse")  # figures whose names start so
 
 
@@ -87,6 +89,7 @@ def finish(
         "headline": headline_rows(collected, groups),
         "figures": group_rows(groups),
         "timing": timing_rows(collected),
+        "calibration": calibration_rows(collected),
         "scenes": scene_rows(collected),
         "frozen": frozen_rows(collected, _FROZEN_METHODS),
     }

@@ -69,6 +69,7 @@ def report_html(findings: Findings) -> str:
         ("oracles", "What knowing more is worth", _oracles(findings)),
         ("ablation", "What each stage brings", _ablation(findings)),
         ("robustness", "When the system is not what it is taken for", _robustness(findings)),
+        ("calibration", "What probabilities say", tables.calibration_sheet(findings.rows["calibration"]).html()),
         ("timing", "Time", tables.timing_sheet(findings.rows["timing"]).html()),
         ("spectra", "Best, median and worst scene", _spectra(findings)),
         ("latex", "LaTeX", _latex(findings)),

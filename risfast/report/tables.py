@@ -293,6 +293,20 @@ def ablation_sheet(groups: Sequence[Group], timing: Table, length: int) -> Sheet
     return Sheet(heads, lines, caption, _own(own))
 
 
+def calibration_sheet(rows: Table) -> Sheet:
+    """What probabilities say, how often what they are of came, and the calibration error beside that of chance."""
+    heads = ["method", "L", "probability of", "said", "came", "calibration error", "of a perfect one"]
+    of = {"confidence": "a source to be a hit", "count": "the likeliest number of sources"}
+    names = ("said", "right", "error", "perfect")
+    lines: list[list[Cell]] = [
+        [title_of(row["method"]), str(row["snapshots"]), of[row["probability"]], *(f"{row[n]:.3f}" for n in names)]
+        for row in rows
+        if row["knowledge"] == "blind"
+    ]
+    caption = "Mean distance of probability and share over ten bins of as many cases each; chance alone makes the last."
+    return Sheet(heads, lines, caption, [""] * len(lines))
+
+
 def timing_sheet(rows: Table) -> Sheet:
     """Milliseconds a scene of every method and stage, one column for each L."""
     main = [row for row in rows if row["scene_set"] == "main"]

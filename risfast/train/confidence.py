@@ -96,7 +96,7 @@ def labelled(subject: Subject, snapshots: int, scenes: range, seed: int = SEED) 
     rows, hits = [torch.zeros(0, len(FEATURES), dtype=torch.float64)], [torch.zeros(0, dtype=torch.float64)]
     for start in range(0, len(scenes), at_once):
         batch = generate_scenes(system, seed, scenes[start : start + at_once])
-        polished, maps = _polished(subject, pipeline.measure(batch, subject.options))
+        polished, maps = polished_scenes(subject, pipeline.measure(batch, subject.options))
         cells = subject.parts.backbone.range_cells
         rows += hit_features(polished, maps, cells, subject.parts.setup, snapshots)  # type: ignore[arg-type]
         for i, sources in enumerate(polished.sources):
@@ -107,7 +107,7 @@ def labelled(subject: Subject, snapshots: int, scenes: range, seed: int = SEED) 
     return Labelled(torch.cat(rows), torch.cat(hits))
 
 
-def _polished(subject: Subject, measurement: Measurement) -> tuple[Polished, SourceMap]:
+def polished_scenes(subject: Subject, measurement: Measurement) -> tuple[Polished, SourceMap]:
     """The path up to where the confidence decides."""
     parts, options = subject.parts, replace(subject.options, polished=True)
     found = pipeline.estimate(parts, measurement)
@@ -188,7 +188,11 @@ def reliability(probability: Tensor, hit: Tensor, bins: int = 10) -> Tensor:
     return torch.stack(rows)
 
 
-def draw(path: Path, curves: dict[str, Tensor]) -> None:
+def draw(
+    path: Path,
+    curves: dict[str, Tensor],
+    labels: tuple[str, str] = ("confidence", "share of hits among reported sources"),
+) -> None:
     """Write the reliability diagram."""
     figure = Figure(figsize=(5, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -196,7 +200,7 @@ def draw(path: Path, curves: dict[str, Tensor]) -> None:
     axes.plot([0, 1], [0, 1], color="0.6", lw=1, label="calibrated")
     for name, rows in curves.items():
         axes.errorbar(rows[:, 0], rows[:, 1], 2 * rows[:, 2], fmt="o-", ms=4, capsize=2, label=name)
-    axes.set(xlabel="confidence", ylabel="share of hits", title="Unseen scenes: hits among reported sources")
+    axes.set(xlabel=labels[0], ylabel=labels[1], title="Scenes that it was not fitted on")
     axes.legend()
     figure.savefig(path, dpi=110)
 

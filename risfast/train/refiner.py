@@ -90,8 +90,8 @@ class RefinerStage:
             sources, verdict = refined_sources(self.refiner, given, factor, self.setup)
             found += sources
             believed += verdict.ok.tolist()
-        # Where the guard does not believe a map, Capon is the answer, here as in production.
-        found = [own if ok else capon for own, capon, ok in zip(found, known.capon, believed, strict=True)]
+        # What the network itself finds: where the guard does not believe a map, nothing. Capon's answer, which stands in
+        # for it in use, would hide a network that has learned nothing.
         figures = summary_figures(found, known.scenes, self.setup.tolerance)
         share = sum(believed) / len(believed)
         return Measured({**figures, **known.others, "guard_accepts": share}, False)
@@ -129,7 +129,7 @@ class RefinerStage:
             **summary_figures(own, scenes, self.setup.tolerance, "own_"),
             **summary_figures(capon, scenes, self.setup.tolerance, "capon_"),
         }
-        return _Judged(scenes, batches, capon, others)
+        return _Judged(scenes, batches, others)
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,6 @@ class _Judged:
 
     scenes: Scenes
     batches: list[tuple[RefinerInput, torch.Tensor]]
-    capon: list[Sources]
     others: dict[str, float]
 
 

@@ -181,11 +181,11 @@ class _Best:
     constant: int = 0
 
     def judge(self, value: float, step: int) -> None:
-        """Take in a validation; lower is better."""
-        if math.isfinite(value) and (self.value is None or value < self.value):
-            self.value, self.step, self.stale = value, step, 0
-        else:
-            self.stale += 1
+        """Take in a validation; lower is better, and of equal ones the later, which has learned more."""
+        better = math.isfinite(value) and (self.value is None or value < self.value)
+        if better or value == self.value:
+            self.value, self.step = value, step
+        self.stale = 0 if better else self.stale + 1
 
 
 @dataclass(frozen=True)
