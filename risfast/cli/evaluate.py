@@ -47,6 +47,10 @@ class EvaluateCommand(Command):
     setup: Opt[Path] = None
     device: str = "cpu"  # Of the localizer; baselines run on the CPU.
     transformer: Opt[Path] = None  # Model folder of a transformer backbone, for transformer_capon.
+    # Model folder of a refiner behind the model, whether it helps or not, for refined and refined_raw.
+    refiner: Opt[Path] = None
+    # Options of the localizer, as risfast hpo writes them; by default those that are stored with the model.
+    options: Opt[Path] = None
     workers: int = 1  # Processes, of one thread each.
     resamples: int = 1000  # Of the bootstrap intervals.
     output: Path = Path("risfast-evaluate")  # Folder of the results: records, tables and report.html.
@@ -65,7 +69,7 @@ class EvaluateCommand(Command):
         from risfast.simulate.system_file import read_system  # noqa: PLC0415
 
         methods = self.methods or (*DEFAULT_METHODS, *(("transformer_capon",) if self.transformer else ()))
-        same = ("suite", "scenes", "snapshots", "seed", "device", "transformer")
+        same = ("suite", "scenes", "snapshots", "seed", "device", "transformer", "refiner", "options")
         config = SuiteConfig(
             methods=methods,
             model={"default": DEFAULT_MODEL, "none": None}.get(self.model, Path(self.model)),

@@ -190,6 +190,8 @@ class LocateCommand(_SourceCommand):
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
     # Report no source that is less probable than this, from 0 to 1; by default as the options or the model say.
     least_confidence: Annotated[Opt[float], arg(metavar="P")] = None
+    # Where sources come from, before the polish chooses: own (the model's), capon, union of both, or refined.
+    candidates: Opt[Literal["own", "capon", "union", "refined"]] = None
     # Also say how probable each number of sources is: of sources of equal powers, or of powers whose spread FILE tells.
     count: Opt[Literal["equal", "spread"]] = None
     device: str = "cpu"  # Where to compute, cpu or cuda.
@@ -218,6 +220,9 @@ class LocateCommand(_SourceCommand):
         typed = {name: getattr(self, name) for name in ("least_confidence", "max_sources")}
         decision = replace(localizer.options.decision, **{k: v for k, v in typed.items() if v is not None})
         localizer.options = replace(localizer.options, decision=decision)
+        if self.candidates is not None:
+            chosen_from = replace(localizer.options.candidates, source=self.candidates)
+            localizer.options = replace(localizer.options, candidates=chosen_from)
         self.results.check_scene(recording.n_scenes)
         progress("localising", 0, recording.n_scenes, unit="scenes")
         if matrices is not None and self.snapshots is not None:

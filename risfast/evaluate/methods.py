@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from risfast.baselines import BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
+from risfast.io.options_file import read_options
 from risfast.localize import Localizer, pipeline
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.localize.polish import PolishOptions
+from risfast.localize.refiner import load_refiner
 from risfast.models import CovarianceEstimate, Measurement, build_backbone
 from risfast.models.files import load_model, read_card
 from risfast.setup import Setup
@@ -50,6 +52,7 @@ def _changed(options: Any, name: str, value: Any) -> Any:
 
 
 _NO_CONFIDENCE = {"decision.least_confidence": 0.0}
+_REFINED = {"candidates.source": "refined"}
 _CAPON_RAW = {"candidates.source": "capon", "polished": False}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
@@ -68,6 +71,8 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "localizer_raw": Variant("localizer, no polish", {"polished": False}),
         "capon_polish": Variant("candidates from Capon peaks", {"candidates.source": "capon"}),
         "capon_raw": Variant("Capon peaks of the covariance, no polish", _CAPON_RAW),
+        "refined": Variant("candidates from the refiner's map", _REFINED),
+        "refined_raw": Variant("peaks of the refiner's map, no polish", {**_REFINED, "polished": False}),
         "capon_blend": Variant(
             "the same, a tenth of the sample covariance blended in", {**_CAPON_RAW, "map.blend": 0.1}
         ),
@@ -186,11 +191,19 @@ class Methods:
     """Makes methods by name and keeps them."""
 
     def __init__(
-        self, model: Path | None, transformer: Path | None = None, *, setup: Setup | None = None, device: str = "cpu"
+        self,
+        model: Path | None,
+        transformer: Path | None = None,
+        *,
+        setup: Setup | None = None,
+        device: str = "cpu",
+        refiner: Path | None = None,
+        options: Path | None = None,
     ) -> None:
         if model is None and setup is None:
             raise ValueError("without a model, a setup or a system says what the problem is")
         self._model, self._transformer, self._device = model, transformer, device
+        self._refiner, self._options = refiner, None if options is None else read_options(options)
         own = None if model is None else Setup.from_json(read_card(model)["setup"])
         self.setup: Setup = setup or own  # type: ignore[assignment]  # one of them is there
         if own is not None:
@@ -226,14 +239,23 @@ class Methods:
             raise ValueError(f"methods must not repeat, got {', '.join(names)}")
         if "transformer_capon" in names and self._transformer is None:
             raise ValueError("transformer_capon needs a trained model: give its folder with --transformer")
+        for name in names:
+            if name.startswith("refined") and (self._model is None or self.localizer.parts.refiner is None):
+                raise ValueError(f"{name} needs a refiner behind the model: give its folder with --refiner")
 
     @cached_property
     def localizer(self) -> Localizer:
         """Of the model folder, or the classical one."""
-        return self._classical() if self._model is None else Localizer.load(self._model, self._device)
+        if self._model is None:
+            return self._classical(self._options)
+        found = Localizer.load(self._model, self._device, self._options)
+        if self._refiner is not None:
+            refiner = load_refiner(self._refiner, read_card(self._model), found.setup, self._device)
+            found.parts = replace(found.parts, refiner=refiner)
+        return found
 
-    def _classical(self) -> Localizer:
-        return Localizer.classical(self.setup).to(self._device)
+    def _classical(self, options: PipelineOptions | None = None) -> Localizer:
+        return Localizer.classical(self.setup, options=options).to(self._device)
 
     def _on_path(self, name: str) -> tuple[bool, PipelineOptions]:
         """Whether the classical fit stands in for the model, and the options of the path."""
@@ -252,6 +274,7 @@ class Methods:
                 "setup": card["setup"],
                 "options": _plain(options),
                 "calibration": None if calibration is None else _plain(calibration),
+                **({} if self._refiner is None else {"refiner": read_card(self._refiner)["sha256"]}),
                 **({} if options.count == "off" else {"counts": _plain(self.localizer.parts.count_model(options))}),
             }
         if name == "transformer_capon":

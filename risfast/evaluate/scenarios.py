@@ -80,7 +80,9 @@ def scene_sets(
         pair = _blind(_chosen(_PAIR, methods), count)
         sets.append(SceneSet("map", "fixed number of sources and SNR", tuple(cells), count, pair))
     if suite in ("all", "ablation") and "localizer" in methods:  # the first scenes of the main set once more
-        stages = tuple(name for name, variant in VARIANTS.items() if "count" not in variant.changes)
+        stages = tuple(
+            name for name in VARIANTS if not name.startswith(("refined", "localizer_count")) or name in methods
+        )
         count = _whole_chunks(-(-scenes // 2), scenes)
         sets.append(SceneSet("ablation", "stages of the localizer", (nominal,), count, _blind(stages, count)))
     if suite in ("all", "robustness"):

@@ -53,6 +53,9 @@ class SuiteConfig:
     setup: Setup | None = None
     device: str = "cpu"  # Of the localizer
     transformer: Path | None = None  # Model folder of the transformer backbone
+    refiner: Path | None = None  # Model folder of a refiner behind the model, whether it helps or not
+    # Of the localizer, a file as tuning writes it; by default those that are stored with the model
+    options: Path | None = None
 
     def __post_init__(self) -> None:
         """Check every value that needs no file."""
@@ -75,7 +78,8 @@ class SuiteConfig:
     def build_methods(self) -> Methods:
         """What makes the methods, from the files that this names."""
         setup = self.setup or (None if self.system is None else self.system.setup)
-        return Methods(self.model, self.transformer, setup=setup, device=self.device)
+        more = {"refiner": self.refiner, "options": self.options}
+        return Methods(self.model, self.transformer, setup=setup, device=self.device, **more)
 
     def nominal(self, methods: Methods) -> SystemConfig:
         """The system that is simulated, for the problem of the methods."""

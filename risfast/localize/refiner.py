@@ -174,12 +174,20 @@ def load_helpful_refiner(
     folder: Path | str, backbone_card: dict[str, Any], setup: Setup, device: torch.device | str = "cpu"
 ) -> Refiner | None:
     """A refiner from its model folder, where its own test says that it helps."""
+    from risfast.models.files import read_card  # noqa: PLC0415 - safetensors only where a file is read
+
+    helps = read_card(Path(folder)).get("helps") is True
+    return load_refiner(folder, backbone_card, setup, device) if helps else None
+
+
+def load_refiner(
+    folder: Path | str, backbone_card: dict[str, Any], setup: Setup, device: torch.device | str = "cpu"
+) -> Refiner:
+    """A refiner from its model folder, whether it helps or not."""
     from risfast.models.files import load_model, read_card  # noqa: PLC0415 - safetensors only where a file is read
 
     path = Path(folder)
     card = read_card(path)
-    if card.get("helps") is not True:
-        return None
     if card["backbone"]["sha256"] != backbone_card["sha256"]:
         raise ValueError(f"{path} was trained behind another backbone than the one given; train it behind this one")
     network, card = load_model(path, build_refiner, device, setup)

@@ -64,8 +64,9 @@ def command_of(config: SuiteConfig) -> str:
         words += ["--setup", "setup.toml"]
     if config.device != "cpu":
         words += ["--device", config.device]
-    if config.transformer is not None:
-        words += ["--transformer", config.transformer.name]
+    for name in ("transformer", "refiner", "options"):
+        if (path := getattr(config, name)) is not None:
+            words += [f"--{name}", path.name]
     return shlex.join(words)
 
 

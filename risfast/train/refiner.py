@@ -11,13 +11,15 @@ import torch
 from torch import nn
 
 from risfast.geometry import SearchGrid
+from risfast.io.durable import replace_file
 from risfast.localize import pipeline
+from risfast.localize.localizer import REFINER_FOLDER
 from risfast.localize.pipeline import Parts
 from risfast.localize.refiner import Refiner, RefinerInput, estimate_maps, refined_sources
 from risfast.losses import Terms, blob_heatmap, focal_heatmap
 from risfast.models import build_backbone
 from risfast.models.base import CovarianceEstimate, Measurement
-from risfast.models.files import load_model, read_card, save_model
+from risfast.models.files import MODEL_CARD, MODEL_WEIGHTS, load_model, read_card, save_model
 from risfast.models.refiner import SpectrumRefiner
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
@@ -90,7 +92,7 @@ class RefinerStage:
             sources, verdict = refined_sources(self.refiner, given, factor, self.setup)
             found += sources
             believed += verdict.ok.tolist()
-        # What the network itself finds: where the guard does not believe a map, nothing. Capon's answer, which stands in
+        # What the network itself finds: where the guard does not believe a map, nothing. Capon's answer, that stands in
         # for it in use, would hide a network that has learned nothing.
         figures = summary_figures(found, known.scenes, self.setup.tolerance)
         share = sum(believed) / len(believed)
@@ -151,7 +153,23 @@ def train_refiner(config: RefinerConfig, folder: Path, report: RunReport) -> Run
         network = SpectrumRefiner(replace(config.network, n_maps=len(config.reading.maps))).to(world.device)
         return RefinerStage(network, backbone, setup, config)
 
-    return train_stage(config, folder, report, make)
+    outcome = train_stage(config, folder, report, make)
+    if outcome is None or not outcome.complete:
+        return outcome
+    return replace(outcome, notes=[*outcome.notes, install(outcome.model, config)])
+
+
+def install(model: Path, config: RefinerConfig) -> str:
+    """Put a refiner that helps into the model folder of its backbone, where the localizer finds it, and say so."""
+    if read_card(model)["helps"] is not True:
+        return "the refiner is not put behind its backbone: its own test does not say that it helps"
+    if not config.backbone:
+        return f"the refiner helps; copy {model} to a folder {REFINER_FOLDER} in a model folder of your own to use it"
+    place = config.backbone_folder() / REFINER_FOLDER
+    place.mkdir(exist_ok=True)
+    for name in (MODEL_WEIGHTS, MODEL_CARD):  # the card, which makes it one, comes last
+        replace_file(place / name, (model / name).read_bytes())
+    return f"the refiner helps, and stands behind its backbone: {place}"
 
 
 def helps(figures: Figures) -> bool:

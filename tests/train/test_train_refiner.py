@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,10 @@ from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.setup import Setup
 from risfast.simulate import generate_scenes
 from risfast.simulate.system_file import SystemOptions
+from risfast.sources import Sources
 from risfast.train.config import DataOptions, MachineOptions, OptimiserOptions, ValidationOptions
 from risfast.train.optimisation import Optimiser
-from risfast.train.refiner import RefinerConfig, RefinerStage, helps, train_refiner
+from risfast.train.refiner import RefinerConfig, RefinerStage, helps, install, train_refiner
 from risfast.train.runs import RunProgress
 
 SYSTEM = SystemOptions(n_h=6, n_v=5, n_antennas=6, n_sources=(1, 2))
@@ -201,3 +203,34 @@ def test_the_command_says_whether_it_helps(finished: Path, backbone: Path, capsy
 def test_the_command_names_a_backbone_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["refiner", "--run", str(tmp_path / "run"), "--backbone", str(tmp_path / "none")]) == 2
     assert "model.json: missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("helpful", [True, False])
+def test_a_refiner_that_helps_stands_behind_its_backbone(
+    helpful: bool, finished: Path, backbone: Path, tmp_path: Path
+) -> None:
+    own, model = tmp_path / "backbone", tmp_path / "refiner"
+    shutil.copytree(backbone, own, ignore=shutil.ignore_patterns(REFINER_FOLDER))
+    shutil.copytree(finished / "model", model)
+    card = read_card(model) | {"helps": helpful}
+    (model / "model.json").write_text(json.dumps(card))
+    said = install(model, config(own))
+    assert ("does not say that it helps" in said) is not helpful
+    assert (Localizer.load(own).parts.refiner is not None) is helpful
+
+
+def test_a_network_that_no_map_is_believed_of_scores_nothing(backbone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    network = SpectrumRefiner(RefinerOptions(channels=(8, 16), dilations=(2,)))
+    with torch.no_grad():
+        list(network.parameters())[-1].fill_(50.0)  # the last bias: every direction holds a source
+    module, _ = load_model(backbone, build_backbone)
+    stage = RefinerStage(network, module, SYSTEM.setup(), config(backbone))
+    scenes = generate_scenes(SYSTEM.system(6, ("random",)), 3, range(4))
+    rows = zip(scenes.position, scenes.power, scenes.mask, strict=True)
+    true = [Sources.at(place[mask], power[mask]) for place, power, mask in rows]
+    monkeypatch.setattr("risfast.train.refiner.capon_answers", lambda *_: true)
+    found = stage.measure(scenes).figures
+    assert found["guard_accepts"] == 0
+    assert found["f1"] == 0
+    assert found["capon_f1"] == 1  # what stands in for it in use does not hide that

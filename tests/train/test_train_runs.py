@@ -32,7 +32,7 @@ from risfast.simulate import generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
-from risfast.train.runs import EventFile, RunOutcome, RunProgress, _pictured, validation_scenes
+from risfast.train.runs import EventFile, RunOutcome, RunProgress, _Best, _pictured, validation_scenes
 
 PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 
@@ -425,3 +425,12 @@ def test_events_hold_every_finite_figure_by_its_path(recorded: list[Recorder], t
     events.add({"train": {"loss": 0.5, "parts": {"nmse": 1}, "name": "x", "bad": math.nan, "none": None}}, 8)
     assert events._writer.purge_step == 8
     assert events._writer.scalars == {("train/loss", 8): 0.5, ("train/parts/nmse", 8): 1}
+
+
+def test_of_equal_validations_the_later_is_kept_and_none_is_better() -> None:
+    best = _Best()
+    for step, value in enumerate((3.0, 2.0, 2.0, math.nan, 2.5, 2.0)):
+        best.judge(value, step)
+    assert (best.value, best.step, best.stale) == (2.0, 5, 4)
+    best.judge(1.0, 6)
+    assert (best.value, best.step, best.stale) == (1.0, 6, 0)
