@@ -399,6 +399,10 @@ class ObjectiveOptions:
     intensity: float = 0.05  # Of the Poisson negative log-likelihood of the true sources under the expected counts
     offset: float = 0.1  # Of the Huber loss of the direction offsets, in units of the spacing of atoms
     position: float = 0.1  # Of the permutation-invariant Huber loss of positions, for a backbone that predicts them
+    alignment: float = 0.0  # Of the share of the predicted power outside the span of the true steering vectors
+    orthogonality: float = 0.0  # Of how far the columns of the factor are from orthogonal
+    contrast: float = 0.0  # Of the Capon power at the true sources over that around them
+    chamfer: float = 0.0  # Of the distance of the two sets of directions, for a backbone that predicts positions
 
     def __post_init__(self) -> None:
         """Check the signs."""
@@ -422,14 +426,28 @@ class BackboneObjective:
 
     def __call__(self, estimate: CovarianceEstimate, scenes: Scenes) -> Terms:
         """Compare an estimate with the truth of the scenes; in float32."""
-        parts = {"nmse": factor_nmse(estimate.factor, scenes.true_factor().to(estimate.factor.dtype)).mean()}
+        weights, factor = self.options, estimate.factor
+        true = scenes.true_factor().to(factor.dtype)
+        parts = {"nmse": factor_nmse(factor, true).mean()}
+        if weights.alignment:
+            parts["alignment"] = subspace_alignment(factor, true).mean()
+        if weights.orthogonality:
+            parts["orthogonality"] = orthogonality(factor).mean()
+        if weights.contrast:
+            system, covariance = scenes.config, estimate.covariance()
+            contrast = capon_peak_contrast(
+                covariance, system.array, scenes.position, scenes.mask, wavefront=system.wavefront
+            )
+            parts["contrast"] = contrast.mean()
         if estimate.sources is not None and self.cells is not None:
             parts |= _count_terms(estimate.sources, scenes, self.cells)
         positions = getattr(estimate, "positions", None)
         if positions is not None:
             where, scale = scenes.position.to(positions.dtype), _scale(scenes.config.setup)
             parts["position"] = position_huber(positions, where, scenes.mask, scale=scale).mean()
-        return Terms(reduce(torch.add, (getattr(self.options, name) * term for name, term in parts.items())), parts)
+            if weights.chamfer:
+                parts["chamfer"] = angle_chamfer(positions, where, scenes.mask).mean()
+        return Terms(reduce(torch.add, (getattr(weights, name) * term for name, term in parts.items())), parts)
 
 
 def _scale(setup: Setup) -> tuple[float, float, float]:

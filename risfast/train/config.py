@@ -91,6 +91,8 @@ class OptimiserOptions:
     averaging: Literal["ema", "swa", "none"] = "ema"  # Which average of the weights is validated and kept.
     ema_decay: float = 0.999  # Decay of the exponential average; the first steps forget faster.
     swa_start: float = 0.75  # Part of the run after which the equal-weight average starts.
+    # What moves: parameters whose names start so, such as head; all where it is empty.
+    moves: tuple[str, ...] = ()
     max_skipped: int = 10  # Steps in a row with a gradient that is not finite (or is zero) before the run ends.
     # The run ends when the smoothed loss rises above its start by so many times the start's magnitude.
     divergence: float = 3.0

@@ -143,7 +143,9 @@ class Trainer:
             self.average.update(self.step)
         self.step += 1
         loss = figures.pop("loss")
-        self.means.add({"loss": loss, "grad_norm": norm, **{f"parts.{name}": v for name, v in figures.items()}})
+        parts = {f"parts.{name}": v for name, v in figures.items()}
+        norms = {f"grad_norm.{part}": v for part, v in self.optimiser.part_norms.items()}
+        self.means.add({"loss": loss, "grad_norm": norm, **norms, **parts})
         self._watch(loss, norm, taken)
         return StepReport(self.step, loss, lr, wish)
 
@@ -172,6 +174,8 @@ class Trainer:
             self._skipped_in_row += 1
             if self._skipped_in_row >= self._options.max_skipped:
                 what = "gradient was zero" if norm == 0 else "loss or its gradient was not finite"
+                if self.optimiser.not_finite:
+                    what += f" ({self.optimiser.not_finite} first)"
                 raise TrainingError(
                     f"the {what} in {self._skipped_in_row} steps in a row, up to step {self.step} "
                     f"(learning rate {lr:.3g}); a lower --optimiser.lr may help"

@@ -26,9 +26,14 @@ class Optimiser:
 
     def __init__(self, module: nn.Module, options: OptimiserOptions, *, scaled: bool = False) -> None:
         self.options = options
+        if options.moves:
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and name.startswith(options.moves))
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
-            raise ValueError("the module has no parameters to train")
+            named = f" whose names start with {' or '.join(options.moves)}" if options.moves else ""
+            own = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
+            raise ValueError(f"the module has no parameters to train{named}; it has {own or 'none'}")
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
         groups = [(matrices, options.weight_decay), (vectors, 0.0)]
@@ -38,6 +43,8 @@ class Optimiser:
             betas=options.betas,
         )
         self.scaler = torch.amp.GradScaler("cuda", enabled=scaled)
+        self.part_norms: dict[str, float] = {}  # Of the last step's gradient, by part of the module
+        self.not_finite = ""  # The first parameter whose gradient was not finite in the last step
 
     @property
     def lr(self) -> float:
@@ -52,8 +59,12 @@ class Optimiser:
         """Use the gradients that have been gathered, unless one is not finite."""
         self.scaler.unscale_(self._adamw)
         gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        self.part_norms, self.not_finite = self._by_part(), ""
         norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
         taken = usable and math.isfinite(norm) and norm > 0
+        if not math.isfinite(norm):
+            found = ((n, p.grad) for n, p in self.parameters.items() if p.grad is not None)
+            self.not_finite = next((name for name, gradient in found if not bool(gradient.isfinite().all())), "")
         if taken:
             if self.options.clip_norm:
                 every = list(self.parameters.values())
@@ -63,6 +74,15 @@ class Optimiser:
         self._adamw.zero_grad(set_to_none=True)
         self.schedule(step + 1)
         return norm, taken
+
+    def _by_part(self) -> dict[str, float]:
+        """Norm of the gradient of each part of the module."""
+        squares: dict[str, float] = {}
+        for name, parameter in self.parameters.items():
+            if parameter.grad is not None:
+                part = name.split(".")[0]
+                squares[part] = squares.get(part, 0.0) + float(parameter.grad.square().sum())
+        return {part: math.sqrt(square) for part, square in squares.items()}
 
     def schedule(self, step: int) -> None:
         """Set the learning rate of a step."""
