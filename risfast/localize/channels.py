@@ -42,6 +42,7 @@ _MISFIT, _MISFIT_TIMES, _BETTER = 0.001, 12.0, 4.0
 _PRODUCTS = 1 << 21  # of places and pairs
 _STARTS, _PAIRS, _STEPS, _NEWTON_STEPS = 6, 16, 24, 6  # of the search for the place of the source
 _BANDS = 3  # that a place is looked for in
+_SLACK = 0.9  # of limits, for products of single precision
 _CENTRE = 13  # of 27 points
 
 
@@ -111,6 +112,33 @@ def faulty_channels(
     return [FaultyChannel(index, found[index]) for index in sorted(found)]
 
 
+def suspected(covariances: Tensor, snapshots: float) -> Tensor:
+    """Recordings that :func:`faulty_channels` may find something in, (B,): a cheap test of all at once.
+
+    covariances (B, F, N, N)
+    """
+    b, bands, n, _ = covariances.shape
+    matrix = covariances.to("cpu")
+    powers = matrix.diagonal(dim1=2, dim2=3).real
+    level_db = _relative_db(powers)
+    low, high = _likely_db(n, snapshots)
+    doubtful = ((level_db < low) | (level_db > high)).any(1)
+    scale = powers.clamp_min(1e-300).rsqrt()
+    coherence = (matrix * scale[..., None] * scale[..., None, :]).to(torch.complex64)
+    squared = squared_magnitude(coherence)
+    if n >= _FEWEST:
+        left = _left(coherence.flatten(0, 1)).view(b, bands, n).median(1).values
+        worst, median = left.amax(1), left.median(1).values
+        doubtful |= (worst > _SLACK * _LEFT) & (worst > _SLACK * _TIMES * median)
+        together = (squared.mean(1) > _TOGETHER).sum(2).amax(1)
+        doubtful |= (together >= _FEWEST) & (3 * together + 1 >= 2 * n) & (together < n)
+    if n > _FEWEST and snapshots >= _FEWEST_SNAPSHOTS:
+        # The largest eigenvalue is at most the root of the sum of all squares.
+        share = squared[:, _few_bands(bands)].sum((2, 3)).sqrt().amin(1) / n
+        doubtful |= share > _SLACK * _ONE_SOURCE
+    return doubtful
+
+
 def of_channels(measurement: Measurement, channels: Tensor) -> Measurement:
     """Pooled snapshots of some of the channels alone, by their indices (n,)."""
     fields = measurement.fields[..., channels]
@@ -164,11 +192,11 @@ def joined(
 def _relative_db(powers: Tensor) -> Tensor:
     """Power of each channel over the median, in dB, the median of the bands.
 
-    powers (F, N) -> (N,)
+    powers (..., F, N) -> (..., N)
     """
-    median = torch.where(powers > 0, powers, torch.nan).nanmedian(1, keepdim=True).values  # of those that hear at all
+    median = torch.where(powers > 0, powers, torch.nan).nanmedian(-1, keepdim=True).values  # of those that hear at all
     median = median.nan_to_num(nan=1.0)
-    return (10 * (powers / median).log10()).median(0).values
+    return (10 * (powers / median).log10()).median(-2).values
 
 
 def _likely_db(n: int, snapshots: float) -> tuple[float, float]:
@@ -192,14 +220,19 @@ def _coherences(matrix: Tensor, channels: Tensor) -> Tensor:
     return part * scale[:, :, None] * scale[:, None]
 
 
+def _left(coherence: Tensor) -> Tensor:
+    """What the other channels do not predict of the power of each; coherence (F, n, n) -> (F, n)."""
+    loaded = coherence + _LOADING * torch.eye(coherence.shape[-1], dtype=coherence.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(loaded)).diagonal(dim1=1, dim2=2).real
+    return 1 / inverse - _LOADING
+
+
 def _unlocked(matrix: Tensor, level_db: Tensor, found: dict[int, str]) -> None:
     """Channels that the others do not predict, the worst first, each without those before it."""
     n = matrix.shape[1]
     while len(rest := _rest(n, found)) >= _FEWEST:
         coherence = _coherences(matrix, rest)
-        loaded = coherence + _LOADING * torch.eye(len(rest), dtype=coherence.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(loaded)).diagonal(dim1=1, dim2=2).real
-        left = (1 / inverse - _LOADING).median(0).values
+        left = _left(coherence).median(0).values
         worst = int(left.argmax())
         part = float(left[worst])
         if part < _LEFT or part < _TIMES * float(left.median()):
@@ -246,9 +279,10 @@ def _exchanged(
     search = _Search(setup, atoms, rest)
     noise = float((1 / share - 1).max()) / (2 * snapshots)
     enough = max(_MISFIT, _MISFIT_TIMES * noise)
-    starts, fits = search.start(received)
-    if 1 - float(fits.max()) < enough:
-        return
+    for count in (1, _STARTS):  # mostly the likeliest place is the source's
+        starts, fits = search.start(received, count)
+        if 1 - float(fits.max()) < enough:
+            return
     fits, best = search.refined(received[:, None].expand(-1, len(starts), -1), starts)
     misfit = 1 - float(fits.max())
     if misfit < enough:
@@ -312,10 +346,10 @@ class _Search:
         phase = torch.stack([2 * math.pi / wavelength * path for wavelength in self.wavelengths])
         return torch.polar(torch.ones_like(phase), phase)
 
-    def start(self, received: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, received: Tensor, count: int = _STARTS) -> tuple[Tensor, Tensor]:
         """Some places of the source, (J, 3), and the shares (J,) of :meth:`refined` there; received (F, n)."""
         fit = self.fit(received)
-        places = self.places[fit.topk(min(_STARTS, len(fit))).indices]
+        places = self.places[fit.topk(min(count, len(fit))).indices]
         return self.stepped(received[:, None].expand(-1, len(places), -1), places)
 
     def stepped(self, received: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
