@@ -43,6 +43,7 @@ _PRODUCTS = 1 << 21  # of places and pairs
 _STARTS, _PAIRS, _STEPS, _NEWTON_STEPS = 6, 16, 24, 6  # of the search for the place of the source
 _BANDS = 3  # that a place is looked for in
 _SLACK = 0.9  # of limits, for products of single precision
+_CONVERGED = 1e-5  # of the longest step
 _CENTRE = 13  # of 27 points
 
 
@@ -369,6 +370,8 @@ class _Search:
             system = matrix + torch.diag_embed(1e-6 * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-300)
             step = torch.linalg.solve(system, slope)[..., 0]
             place = self.box.inside(place + torch.maximum(torch.minimum(step, self.box.longest), -self.box.longest))
+            if bool((step.abs() <= _CONVERGED * self.box.longest).all()):
+                break
         return place, self._shares(received, place[:, None])[:, 0]
 
     def _shares(self, received: Tensor, near: Tensor) -> Tensor:
