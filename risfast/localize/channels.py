@@ -42,6 +42,8 @@ _MISFIT, _MISFIT_TIMES, _BETTER = 0.001, 12.0, 4.0
 _PRODUCTS = 1 << 21  # of places and pairs
 _STARTS, _PAIRS, _STEPS, _NEWTON_STEPS = 6, 16, 24, 6  # of the search for the place of the source
 _BANDS = 3  # that a place is looked for in
+# Squared coherence of channels that hear the same, and, times 1 / L, of those that hear noise alone.
+_HEARD, _CHANCE = 0.3, 2.0
 _SLACK = 0.9  # of limits, for products of single precision
 _CONVERGED = 1e-5  # of the longest step
 _CENTRE = 13  # of 27 points
@@ -103,6 +105,8 @@ def faulty_channels(
     powers = matrix.diagonal(dim1=1, dim2=2).real
     level_db = _relative_db(powers)
     low, high = _likely_db(n, snapshots)
+    if _few_alive(matrix, level_db > high, snapshots):
+        level_db = level_db - level_db[level_db > high].median()
     for index, level in enumerate(level_db.tolist()):
         if level < low or level > high:
             what = "no power" if level == -math.inf else f"{abs(level):.0f} dB {'below' if level < 0 else 'above'}"
@@ -198,6 +202,19 @@ def _relative_db(powers: Tensor) -> Tensor:
     median = torch.where(powers > 0, powers, torch.nan).nanmedian(-1, keepdim=True).values  # of those that hear at all
     median = median.nan_to_num(nan=1.0)
     return (10 * (powers / median).log10()).median(-2).values
+
+
+def _few_alive(matrix: Tensor, loud: Tensor, snapshots: float) -> bool:
+    """Whether the channels that are far louder than most are the only ones that hear anything."""
+    # They hear the same, and the others have noise of their own: chance leaves a squared coherence of 1 / L.
+    quiet = (matrix.diagonal(dim1=1, dim2=2).real.amin(0) > 0) & ~loud
+    if min(int(loud.sum()), int(quiet.sum())) < 2:
+        return False
+    among = []
+    for group in (loud.nonzero()[:, 0], quiet.nonzero()[:, 0]):
+        first, second = torch.triu_indices(len(group), len(group), 1)
+        among.append(float(squared_magnitude(_coherences(matrix, group))[:, first, second].mean()))
+    return among[0] > max(_HEARD, 2 * _CHANCE / snapshots) and among[1] < _CHANCE / snapshots
 
 
 def _likely_db(n: int, snapshots: float) -> tuple[float, float]:

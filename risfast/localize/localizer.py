@@ -568,7 +568,11 @@ class Localizer:
         for scene, covariance in enumerate(covariances):
             faults = faulty_channels(covariance, least, problem, atoms) if doubtful[scene] else []
             if n - len(faults) < _FEWEST_CHANNELS:
-                notes.append(f"scene {scene}: {len(faults)} of {n} channels look faulty, too many to do without")
+                named = ", ".join(str(f.channel if order is None else int(order[f.channel])) for f in faults)
+                notes.append(
+                    f"scene {scene}: {len(faults)} of {n} channels look faulty, too many to do without: all are used, "
+                    f"and what is found means little (channels {named}; {faults[0].reason})"
+                )
                 faults = []
             for fault in faults:
                 own = fault.channel if order is None else int(order[fault.channel])
