@@ -27,6 +27,7 @@ from risfast.steering import steering_phase, steering_phase_gradient
 _FEWEST = 4  # channels that a test needs
 _FEWEST_SNAPSHOTS = 2.0  # that tell what noise makes of one source
 _OFF_DB = 20.0  # that a power may differ from the others' before it is no power of this array
+_MANY_SNAPSHOTS = 32  # of which noise has no power 20 dB off, in as many channels as there may be
 _SILENT_DB = 10.0  # below the others: of a channel that does not follow them, it is dead
 _RARE = 1e-4  # probability of a false alarm of a test on a recording of noise-like signals
 _LOADING = 0.05  # of the power of a channel: what a prediction from few snapshots is held by
@@ -219,6 +220,8 @@ def _few_alive(matrix: Tensor, loud: Tensor, snapshots: float) -> bool:
 
 def _likely_db(n: int, snapshots: float) -> tuple[float, float]:
     """Powers that chance alone may give one of N channels in so few snapshots, and 20 dB at least."""
+    if snapshots >= _MANY_SNAPSHOTS:
+        return -_OFF_DB, _OFF_DB
     from scipy.special import gammainccinv, gammaincinv  # noqa: PLC0415 - only where channels are looked at
 
     ends = (float(inverse(snapshots, _RARE / n)) / snapshots for inverse in (gammaincinv, gammainccinv))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from scipy import special
 
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.localize import Localizer, PipelineOptions
+from risfast.localize.channels import _likely_db as likely_db
 from risfast.localize.channels import faulty_channels, of_channels, suspected
 from risfast.localize.likelihood import Likelihood, SourceState
 from risfast.models import Measurement
@@ -248,6 +252,31 @@ def test_a_recording_that_is_not_suspected_has_no_fault(name):
     assert sum(faulty) > 15
     many = [covariance_of(noisy(rng, fields(rng, SETUPS["spiral"], 3, 100)[0], 15)) for _ in range(20)]
     assert int(suspected(torch.stack(many)[:, None], 100).sum()) <= 2
+
+
+@pytest.mark.parametrize("snapshots", [31.0, 32.0, 200.0])
+def test_many_snapshots_leave_no_channel_of_noise_20_db_off(snapshots):
+    """Where the distribution of the power is not looked up, it says the same."""
+    for n in (4, 4096):
+        low, high = (
+            inverse(snapshots, 1e-4 / n) / snapshots for inverse in (special.gammaincinv, special.gammainccinv)
+        )
+        assert low > 0.01
+        assert high < 100
+        assert likely_db(n, snapshots) == (-20.0, 20.0)
+    assert likely_db(8, 1.0)[0] < -40
+
+
+def test_the_first_scene_waits_for_no_module_that_it_does_not_need():
+    """The import of these takes seconds."""
+    code = (
+        "import sys, torch; from risfast import Localizer, SensorArray, Setup; "
+        "setup = Setup(SensorArray.linear(4, 0.05, 0.1), sampling='direct'); "
+        "Localizer.classical(setup).localize(torch.randn(50, 4, dtype=torch.complex64)); "
+        "print([name for name in ('sympy', 'scipy.special') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_channels_is_an_option_of_two_values():
