@@ -105,7 +105,8 @@ _ROUNDING = 1e-9  # of ends of regions
 def takes_bands(name: str) -> bool:
     """Whether a method takes several narrow bands."""
     if name in VARIANTS:
-        return VARIANTS[name].changes.get("candidates.source") != "capon"
+        changes = VARIANTS[name].changes
+        return changes.get("candidates.source") != "capon" and "count" not in changes
     return name in ("greedy_ml", "ml_from_truth")
 
 
