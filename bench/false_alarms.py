@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m bench.false_alarms
 
-takes about half an hour on one core, most of it for the 64 elements, and writes ``bench/results/false_alarms.csv``
+takes an hour or more on one core, most of it for the 64 elements, and writes ``bench/results/false_alarms.csv``
 and ``.png``; ``--arrays`` measures some of them again and keeps the others. Noise is white, and a scene in which
 anything is found counts.
 """
