@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,12 @@ def check_measurements(y: Tensor, codes: Tensor, channel: Tensor) -> None:
             f"y must have shape (.., L, M) = (.., {n_snapshots}, {m}) as codes and channel say, "
             f"got {tuple(y.shape)}{mend}"
         )
-    try:
-        torch.broadcast_shapes(*(t.shape[:-2] for t in tensors.values()))
-    except RuntimeError:
-        shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
-        raise ShapeError(f"the batch dimensions must agree or broadcast, got {shapes}") from None
+    # ``torch.broadcast_shapes`` says the same and takes two seconds to import what it needs.
+    for sizes in zip_longest(*(reversed(t.shape[:-2]) for t in tensors.values()), fillvalue=1):
+        longer = [size for size in sizes if size != 1]
+        if any(size != longer[0] for size in longer):
+            shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in tensors.items())
+            raise ShapeError(f"the batch dimensions must agree or broadcast, got {shapes}")
     for name, t in tensors.items():
         if not bool(torch.isfinite(t).all()):
             raise ValueError(f"{name} must be finite; it holds NaN or infinite values")

@@ -133,7 +133,8 @@ class GreedyMl(Baseline):
     def _matched_filter(self, measurement: Measurement) -> Tensor:
         """|Phi^H y|^2 summed over snapshots, at every atom."""
         if isinstance(self.atoms, SteeredAtoms):
-            return self.atoms.power(measurement.fields.mT).unflatten(1, self.atoms.shape)
+            power = self.atoms.power(measurement.fields.mT).unflatten(0, (-1, measurement.bands)).sum(1)
+            return power.unflatten(1, self.atoms.shape)
         phi = measurement.channel.to(torch.complex64)[:, None] * measurement.codes.to(torch.complex64)[:, :, None]
         v = (self.atoms.transform(phi).mH @ measurement.y.to(torch.complex64)[..., None])[..., 0]
         return self.atoms.analysis(v.mT @ v.conj())

@@ -18,8 +18,10 @@ from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.evaluate.matching import Tolerance
+from risfast.localize.bands import BandLikelihood
 from risfast.localize.likelihood import Likelihood, SourceState, coordinate_covariance
 from risfast.models.base import Measurement
+from risfast.setup import Setup
 
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
@@ -93,6 +95,8 @@ def true_state(scenes: Scenes) -> SourceState:
     position = scenes.position.double().clone()
     position[..., 2] = 1 / torch.where(scenes.mask, position[..., 2], 1.0)
     power = torch.where(scenes.mask, scenes.power.double(), 1.0)
+    if scenes.noise_power.ndim == 2:  # the same in all bands
+        power = power[:, None].expand(-1, scenes.noise_power.shape[1], -1)
     return SourceState(position, power, scenes.noise_power.double(), scenes.mask)
 
 
@@ -118,18 +122,25 @@ def scene_bound(scenes: Scenes) -> SourceBound:
     result = SourceBound(covariance, covariance[..., 0, 0].clone())
     every, measurement, state = torch.arange(b, device=scenes.y.device), Measurement.of(scenes), true_state(scenes)
     for part in every.split(_SCENES_AT_ONCE) if b and k else ():
-        likelihood = Likelihood(measurement[part], scenes.config.array, scenes.config.wavefront)
+        likelihood = _exact_likelihood(measurement[part], scenes.config.setup)
         bound = cramer_rao_bound(likelihood, state.take(part))
         result.covariance[part], result.position_m[part] = bound.covariance, bound.position_m
     return result
 
 
-def cramer_rao_bound(likelihood: Likelihood, state: SourceState) -> SourceBound:
+def _exact_likelihood(measurement: Measurement, setup: Setup) -> Likelihood | BandLikelihood:
+    """Double precision throughout; of several bands the information adds up."""
+    if setup.n_bands > 1:
+        return BandLikelihood(measurement, setup)
+    return Likelihood(measurement, setup.array, setup.wavefront)
+
+
+def cramer_rao_bound(likelihood: Likelihood | BandLikelihood, state: SourceState) -> SourceBound:
     """Bound of every source of B scenes, with all other sources, the powers and the noise unknown.
 
     Parameters
     ----------
-    likelihood : Likelihood
+    likelihood : Likelihood or BandLikelihood
         Sensing operators, array and wavefront; the snapshots themselves do not matter.
     state : SourceState
         The true sources and noise, K of them with a mask.

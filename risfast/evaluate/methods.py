@@ -107,6 +107,14 @@ METHOD_TITLES = {
 _ROUNDING = 1e-9  # of ends of regions
 
 
+def takes_bands(name: str) -> bool:
+    """Whether a method takes several narrow bands."""
+    if name in VARIANTS:
+        changes = VARIANTS[name].changes
+        return changes.get("candidates.source") != "capon" and "count" not in changes
+    return name in ("greedy_ml", "ml_from_truth")
+
+
 class Found(NamedTuple):
     """What a method found in some scenes."""
 
@@ -235,6 +243,11 @@ class Methods:
         for name in names:
             if name not in SUITE_METHODS:
                 raise ValueError(f"methods must be among {', '.join(SUITE_METHODS)}; got {name!r}")
+            if self.setup.n_bands > 1 and not takes_bands(name):
+                raise ValueError(
+                    f"{name} takes one band, and the setup has {self.setup.n_bands}; give --methods without it: "
+                    f"{', '.join(filter(takes_bands, SUITE_METHODS))} take several"
+                )
         if len(set(names)) != len(names):
             raise ValueError(f"methods must not repeat, got {', '.join(names)}")
         if "transformer_capon" in names and self._transformer is None:

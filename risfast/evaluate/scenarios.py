@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from risfast.evaluate.methods import VARIANTS
+from risfast.evaluate.methods import VARIANTS, takes_bands
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 
@@ -88,6 +88,8 @@ def scene_sets(
     if suite in ("all", "robustness"):
         count = _whole_chunks(-(-scenes // 4), scenes)
         sets += _mismatches(nominal, _chosen(_CORE, methods), count)
+    if nominal.wavelengths_m is not None:
+        sets = [replace(each, runs=tuple(run for run in each.runs if takes_bands(run.method))) for each in sets]
     return tuple(sets)
 
 

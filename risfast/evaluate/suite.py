@@ -70,8 +70,8 @@ class SuiteConfig:
         if self.model is None and self.system is None and self.setup is None:
             raise ValueError("without a model, a setup or a system says what the problem is")
         if self.system is not None and self.setup is not None:
-            for name in ("array", "wavefront"):
-                one, other = getattr(self.system, name), getattr(self.setup, name)
+            for name in ("array", "wavefront", "wavelengths_m"):
+                one, other = getattr(self.system.setup, name), getattr(self.setup, name)
                 if one != other:
                     raise ValueError(f"system and setup contradict each other: {name} is {one} and {other}")
 
@@ -305,7 +305,7 @@ def truth_record(scenes: Scenes, seed: int, tolerance: Tolerance) -> dict[str, A
         "position_m": bound.position_m.cpu()[mask].numpy(),
         "implied": bound.implied_recall(tolerance).cpu()[mask].numpy(),
     }
-    if scenes.config.impairments != Impairments():
+    if scenes.config.impairments != Impairments() and scenes.config.wavelengths_m is None:
         mismatched = mismatched_bound(scenes, seed)
         record["mismatched_position_m"] = mismatched.position_m.cpu()[mask].numpy()
         record["mismatched_implied"] = mismatched.implied_recall(tolerance).cpu()[mask].numpy()

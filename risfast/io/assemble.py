@@ -59,6 +59,11 @@ class ReadOptions:
             value = getattr(self, name)
             if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if self.request is not None and len(self.request.intervals) > self.most_bands:
+            raise ValueError(
+                f"third_octave names {len(self.request.intervals)} bands, and most_bands is {self.most_bands}: ask for "
+                "fewer, or for more bands in all"
+            )
         if self.setup is not None and self.positions_m is not None:
             raise ValueError("give setup (or array) or positions_m, not both")
         flagged = tuple(self.flagged)

@@ -49,7 +49,9 @@ class BandReader:
             block = segment_length(request, self._rate, self._travel, length, n)
         notes: list[str] = []
         wanted = list(request.points)
-        if not request.one:
+        if request.one:
+            self._check_phase(wanted[0], block)
+        else:
             wanted, notes = self._bins(request, block, most_bands)
         check_held(self._path, "the covariances of all bands", (len(wanted), n, n), 16)
         watcher = Inspection(2 * (length - block) // block + 1, names)
@@ -63,6 +65,16 @@ class BandReader:
         notes += self._how(welch, frequencies[kept], block)
         notes += watcher.notes(frequencies.tolist(), length / self._rate)
         return TimeBands(welch.covariance.numpy()[kept], frequencies[kept], welch.effective, notes)
+
+    def _check_phase(self, frequency: float, block: int) -> None:
+        """Refuse a bin of real samples whose values are real: they have no phase."""
+        index = round(frequency * block / self._rate)
+        if self._samples.dtype.kind != "c" and (index == 0 or 2 * index == block):
+            width = self._rate / block
+            raise ValueError(
+                f"frequency_hz={frequency:g} falls into the bin at {index * width:g} Hz, which has no phase in real "
+                f"samples at {self._rate:g} Hz; choose one within {width:g} .. {(block - 1) // 2 * width:g} Hz"
+            )
 
     def _bins(self, request: BandRequest, block: int, most: int) -> tuple[list[float], list[str]]:
         """Centres of the bins that were asked for, in hertz, of those that have a phase and a wavelength."""

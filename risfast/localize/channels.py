@@ -27,6 +27,7 @@ from risfast.steering import steering_phase, steering_phase_gradient
 _FEWEST = 4  # channels that a test needs
 _FEWEST_SNAPSHOTS = 2.0  # that tell what noise makes of one source
 _OFF_DB = 20.0  # that a power may differ from the others' before it is no power of this array
+_MANY_SNAPSHOTS = 32  # of which noise has no power 20 dB off, in as many channels as there may be
 _SILENT_DB = 10.0  # below the others: of a channel that does not follow them, it is dead
 _RARE = 1e-4  # probability of a false alarm of a test on a recording of noise-like signals
 _LOADING = 0.05  # of the power of a channel: what a prediction from few snapshots is held by
@@ -42,6 +43,10 @@ _MISFIT, _MISFIT_TIMES, _BETTER = 0.001, 12.0, 4.0
 _PRODUCTS = 1 << 21  # of places and pairs
 _STARTS, _PAIRS, _STEPS, _NEWTON_STEPS = 6, 16, 24, 6  # of the search for the place of the source
 _BANDS = 3  # that a place is looked for in
+# Squared coherence of channels that hear the same, and, times 1 / L, of those that hear noise alone.
+_HEARD, _CHANCE = 0.3, 2.0
+_SLACK = 0.9  # of limits, for products of single precision
+_CONVERGED = 1e-5  # of the longest step
 _CENTRE = 13  # of 27 points
 
 
@@ -101,6 +106,8 @@ def faulty_channels(
     powers = matrix.diagonal(dim1=1, dim2=2).real
     level_db = _relative_db(powers)
     low, high = _likely_db(n, snapshots)
+    if _few_alive(matrix, level_db > high, snapshots):
+        level_db = level_db - level_db[level_db > high].median()
     for index, level in enumerate(level_db.tolist()):
         if level < low or level > high:
             what = "no power" if level == -math.inf else f"{abs(level):.0f} dB {'below' if level < 0 else 'above'}"
@@ -109,6 +116,33 @@ def faulty_channels(
     _groups(matrix, setup, atoms, found)
     _exchanged(matrix, snapshots, setup, atoms, found)
     return [FaultyChannel(index, found[index]) for index in sorted(found)]
+
+
+def suspected(covariances: Tensor, snapshots: float) -> Tensor:
+    """Recordings that :func:`faulty_channels` may find something in, (B,): a cheap test of all at once.
+
+    covariances (B, F, N, N)
+    """
+    b, bands, n, _ = covariances.shape
+    matrix = covariances.to("cpu")
+    powers = matrix.diagonal(dim1=2, dim2=3).real
+    level_db = _relative_db(powers)
+    low, high = _likely_db(n, snapshots)
+    doubtful = ((level_db < low) | (level_db > high)).any(1)
+    scale = powers.clamp_min(1e-300).rsqrt()
+    coherence = (matrix * scale[..., None] * scale[..., None, :]).to(torch.complex64)
+    squared = squared_magnitude(coherence)
+    if n >= _FEWEST:
+        left = _left(coherence.flatten(0, 1)).view(b, bands, n).median(1).values
+        worst, median = left.amax(1), left.median(1).values
+        doubtful |= (worst > _SLACK * _LEFT) & (worst > _SLACK * _TIMES * median)
+        together = (squared.mean(1) > _TOGETHER).sum(2).amax(1)
+        doubtful |= (together >= _FEWEST) & (3 * together + 1 >= 2 * n) & (together < n)
+    if n > _FEWEST and snapshots >= _FEWEST_SNAPSHOTS:
+        # The largest eigenvalue is at most the root of the sum of all squares.
+        share = squared[:, _few_bands(bands)].sum((2, 3)).sqrt().amin(1) / n
+        doubtful |= share > _SLACK * _ONE_SOURCE
+    return doubtful
 
 
 def of_channels(measurement: Measurement, channels: Tensor) -> Measurement:
@@ -164,15 +198,30 @@ def joined(
 def _relative_db(powers: Tensor) -> Tensor:
     """Power of each channel over the median, in dB, the median of the bands.
 
-    powers (F, N) -> (N,)
+    powers (..., F, N) -> (..., N)
     """
-    median = torch.where(powers > 0, powers, torch.nan).nanmedian(1, keepdim=True).values  # of those that hear at all
+    median = torch.where(powers > 0, powers, torch.nan).nanmedian(-1, keepdim=True).values  # of those that hear at all
     median = median.nan_to_num(nan=1.0)
-    return (10 * (powers / median).log10()).median(0).values
+    return (10 * (powers / median).log10()).median(-2).values
+
+
+def _few_alive(matrix: Tensor, loud: Tensor, snapshots: float) -> bool:
+    """Whether the channels that are far louder than most are the only ones that hear anything."""
+    # They hear the same, and the others have noise of their own: chance leaves a squared coherence of 1 / L.
+    quiet = (matrix.diagonal(dim1=1, dim2=2).real.amin(0) > 0) & ~loud
+    if min(int(loud.sum()), int(quiet.sum())) < 2:
+        return False
+    among = []
+    for group in (loud.nonzero()[:, 0], quiet.nonzero()[:, 0]):
+        first, second = torch.triu_indices(len(group), len(group), 1)
+        among.append(float(squared_magnitude(_coherences(matrix, group))[:, first, second].mean()))
+    return among[0] > max(_HEARD, 2 * _CHANCE / snapshots) and among[1] < _CHANCE / snapshots
 
 
 def _likely_db(n: int, snapshots: float) -> tuple[float, float]:
     """Powers that chance alone may give one of N channels in so few snapshots, and 20 dB at least."""
+    if snapshots >= _MANY_SNAPSHOTS:
+        return -_OFF_DB, _OFF_DB
     from scipy.special import gammainccinv, gammaincinv  # noqa: PLC0415 - only where channels are looked at
 
     ends = (float(inverse(snapshots, _RARE / n)) / snapshots for inverse in (gammaincinv, gammainccinv))
@@ -192,14 +241,19 @@ def _coherences(matrix: Tensor, channels: Tensor) -> Tensor:
     return part * scale[:, :, None] * scale[:, None]
 
 
+def _left(coherence: Tensor) -> Tensor:
+    """What the other channels do not predict of the power of each; coherence (F, n, n) -> (F, n)."""
+    loaded = coherence + _LOADING * torch.eye(coherence.shape[-1], dtype=coherence.dtype)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(loaded)).diagonal(dim1=1, dim2=2).real
+    return 1 / inverse - _LOADING
+
+
 def _unlocked(matrix: Tensor, level_db: Tensor, found: dict[int, str]) -> None:
     """Channels that the others do not predict, the worst first, each without those before it."""
     n = matrix.shape[1]
     while len(rest := _rest(n, found)) >= _FEWEST:
         coherence = _coherences(matrix, rest)
-        loaded = coherence + _LOADING * torch.eye(len(rest), dtype=coherence.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(loaded)).diagonal(dim1=1, dim2=2).real
-        left = (1 / inverse - _LOADING).median(0).values
+        left = _left(coherence).median(0).values
         worst = int(left.argmax())
         part = float(left[worst])
         if part < _LEFT or part < _TIMES * float(left.median()):
@@ -246,9 +300,10 @@ def _exchanged(
     search = _Search(setup, atoms, rest)
     noise = float((1 / share - 1).max()) / (2 * snapshots)
     enough = max(_MISFIT, _MISFIT_TIMES * noise)
-    starts, fits = search.start(received)
-    if 1 - float(fits.max()) < enough:
-        return
+    for count in (1, _STARTS):  # mostly the likeliest place is the source's
+        starts, fits = search.start(received, count)
+        if 1 - float(fits.max()) < enough:
+            return
     fits, best = search.refined(received[:, None].expand(-1, len(starts), -1), starts)
     misfit = 1 - float(fits.max())
     if misfit < enough:
@@ -312,10 +367,10 @@ class _Search:
         phase = torch.stack([2 * math.pi / wavelength * path for wavelength in self.wavelengths])
         return torch.polar(torch.ones_like(phase), phase)
 
-    def start(self, received: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, received: Tensor, count: int = _STARTS) -> tuple[Tensor, Tensor]:
         """Some places of the source, (J, 3), and the shares (J,) of :meth:`refined` there; received (F, n)."""
         fit = self.fit(received)
-        places = self.places[fit.topk(min(_STARTS, len(fit))).indices]
+        places = self.places[fit.topk(min(count, len(fit))).indices]
         return self.stepped(received[:, None].expand(-1, len(places), -1), places)
 
     def stepped(self, received: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -335,6 +390,8 @@ class _Search:
             system = matrix + torch.diag_embed(1e-6 * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-300)
             step = torch.linalg.solve(system, slope)[..., 0]
             place = self.box.inside(place + torch.maximum(torch.minimum(step, self.box.longest), -self.box.longest))
+            if bool((step.abs() <= _CONVERGED * self.box.longest).all()):
+                break
         return place, self._shares(received, place[:, None])[:, 0]
 
     def _shares(self, received: Tensor, near: Tensor) -> Tensor:

@@ -261,6 +261,7 @@ class Likelihood:
         self.y, self.weight, self.pooled = y[..., None], measurement.weight, measurement.pooled is not None
         if self.pooled:  # [B, G, M, R]
             self.y, codes, dtype = y.mT[:, None], codes[:, :1], torch.complex128
+        self._energy = squared_magnitude(self.y).sum((1, 2, 3))
         self.codes, self.channel = codes.to(dtype), measurement.channel.to(dtype)
         # Pooled snapshots have codes of ones.
         self.phi = self.channel[:, None]  # [B, G, M, N]
@@ -277,7 +278,7 @@ class Likelihood:
         if len(index) == len(self.y):
             return self
         part = object.__new__(Likelihood)
-        part.y, part.codes = self.y[index], self.codes[index]
+        part.y, part.codes, part._energy = self.y[index], self.codes[index], self._energy[index]
         if self.pooled and not self.whitened:  # one identity for all
             part.channel = self.channel[:1].expand(len(index), -1, -1)
         else:
@@ -457,7 +458,7 @@ class Likelihood:
         logdet = 2 * self._weighted(factor.diagonal(dim1=-2, dim2=-1).real.log().sum((1, 2)))
         logdet = logdet + self._weighted(groups * (m - factor.shape[-1]) * noise.log())
         explained = squared_magnitude(torch.linalg.solve_triangular(factor, matched, upper=False)).sum((1, 2, 3))
-        return -logdet - (squared_magnitude(self.y).sum((1, 2, 3)) - explained) / noise
+        return -logdet - (self._energy - explained) / noise
 
     def correction(self, state: SourceState) -> Tensor:
         """Low-rank part V_l of the inverse covariances, R_l^-1 = I / sigma^2 - V_l V_l^H.
@@ -582,7 +583,7 @@ class Likelihood:
         sigma = state.noise
         absent = self._weighted(torch.full_like(sigma, groups * (m - k)))
         trace = self._weighted(t.diagonal(dim1=2, dim2=3).real.sum((1, 2)))
-        received = squared_magnitude(self.y).sum((1, 2, 3)) if self.pooled else product[..., -1, -1].real.sum(1)
+        received = self._energy if self.pooled else product[..., -1, -1].real.sum(1)
         left = received - (z.conj() * tz).real.sum((1, 2, 3))
         by_noise = (left / sigma - squared_magnitude(tz).sum((1, 2, 3))) - (absent + sigma * trace)
         by_source = torch.cat([slope, scale], 2).sum(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
-from risfast.localize.channels import faulty_channels, joined, of_channels
+from risfast.localize.channels import faulty_channels, joined, of_channels, suspected
 from risfast.localize.confidence import HitModel
 from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
@@ -563,10 +563,16 @@ class Localizer:
         atoms: Any = self.backbone.atoms
         by_channels: dict[tuple[int, ...], list[int]] = {}
         notes = []
-        for scene, covariance in enumerate(measurement.covariance.unflatten(0, (-1, bands))):
-            faults = faulty_channels(covariance, least, problem, atoms)
+        covariances = measurement.covariance.unflatten(0, (-1, bands))
+        doubtful = suspected(covariances, least).tolist()
+        for scene, covariance in enumerate(covariances):
+            faults = faulty_channels(covariance, least, problem, atoms) if doubtful[scene] else []
             if n - len(faults) < _FEWEST_CHANNELS:
-                notes.append(f"scene {scene}: {len(faults)} of {n} channels look faulty, too many to do without")
+                named = ", ".join(str(f.channel if order is None else int(order[f.channel])) for f in faults)
+                notes.append(
+                    f"scene {scene}: {len(faults)} of {n} channels look faulty, too many to do without: all are used, "
+                    f"and what is found means little (channels {named}; {faults[0].reason})"
+                )
                 faults = []
             for fault in faults:
                 own = fault.channel if order is None else int(order[fault.channel])

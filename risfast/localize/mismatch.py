@@ -37,6 +37,7 @@ _LEAST_SNAPSHOTS = 2.0  # times the sources: fewer snapshots cannot tell signals
 _CLUTTER = 2.0  # penalties that a signal which is no source has to be worth, besides the cost of its signature
 _MARGIN = 0.5  # of a penalty that a model with signatures has to be better by
 _DEVIATIONS = 2.0  # of a chi-square, that pass for noise
+_CLOSE = 1.0  # the same, where a wrong answer is not to pass: what it then is worse by is less than a penalty
 _MORE_SIGNALS = (0, 1, 2, 4)  # than sources, that the evidence is tried with
 
 
@@ -63,14 +64,14 @@ class Signals:
 
     def __init__(self, likelihood: Likelihood, price: float) -> None:
         y, self.weight, self.price = likelihood.y[:, 0], likelihood.weight, price
-        value, vector = torch.linalg.eigh(y @ y.mH / self.weight[:, None, None])
-        self.value, self.vector = value.flip(1).clamp_min(0), vector.flip(2)
+        self.covariance = y @ y.mH / self.weight[:, None, None]
+        self.value = torch.linalg.eigvalsh(self.covariance).flip(1).clamp_min(0)
 
     def __getitem__(self, index: Tensor) -> Signals:
         """Of some of the scenes and bands, by their indices."""
         part = object.__new__(Signals)
         part.weight, part.price = self.weight[index], self.price
-        part.value, part.vector = self.value[index], self.vector[index]
+        part.value, part.covariance = self.value[index], self.covariance[index]
         return part
 
     def upper(self, count: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class Signals:
         # orthogonal Procrustes problem). Deviations are Gaussian, their variance the one that fits best, and integrated
         # over.
         n, k = self.value.shape[1], state.mask.shape[1]
-        count = state.mask.sum(1)
+        count, vector = state.mask.sum(1), torch.linalg.eigh(self.covariance).eigenvectors.flip(2)
         steering = likelihood.seen(state.position)[:, 0]
         square = squared_magnitude(steering).sum(1).clamp_min(1e-300)
         target = steering * torch.where(state.mask, state.power, 0.0).sqrt()[:, None]
@@ -104,7 +105,7 @@ class Signals:
             floor, free = self._principal(rank)
             lead = torch.arange(n, device=rank.device) < rank[:, None]
             root = torch.where(lead, (self.value - floor[:, None]).clamp_min(0), 0.0).sqrt()
-            signal = (self.vector * root[:, None])[..., : k + more]
+            signal = (vector * root[:, None])[..., : k + more]
             left, _, right = torch.linalg.svd(signal.mH @ target, full_matrices=False)
             turn = torch.where(state.mask[:, None], left @ right, 0.0)
             signature = signal @ turn
@@ -139,7 +140,19 @@ class Signals:
         return floor, -self.weight * (logs + n)
 
 
-def _fits(value: Tensor, upper: Tensor, count: Tensor, elements: int, bands: int) -> Tensor:
+def explained(likelihood: AnyLikelihood, found: Point) -> Tensor:
+    """Whether the sources explain what they were found in, so that no others could do so better (B,)."""
+    b, f = len(found.value), found.state.bands
+    if not b:
+        return torch.zeros_like(found.value, dtype=torch.bool)
+    signals, count = Signals(likelihood.each, math.inf), found.state.mask.sum(1)
+    upper = signals.upper(count.repeat_interleave(f)).view(b, f).sum(1)
+    return _fits(found.value, upper, count, likelihood.shape[2], f, _CLOSE) & upper.isfinite()
+
+
+def _fits(
+    value: Tensor, upper: Tensor, count: Tensor, elements: int, bands: int, deviations: float = _DEVIATIONS
+) -> Tensor:
     """Whether point sources explain the data as free signatures do, but for what these have from noise (B,).
 
     ``value`` is the log-likelihood of so many of them, ``upper`` that of free signatures.
@@ -147,7 +160,7 @@ def _fits(value: Tensor, upper: Tensor, count: Tensor, elements: int, bands: int
     # Twice the difference of two nested likelihoods is chi-square of the parameters that one has more (S. S. Wilks,
     # 1938): 2 (N - 1) for the signature of each source in each band, less three for its place.
     more = (bands * (elements - 1) - 1.5) * count
-    return upper - value <= more + _DEVIATIONS * more.clamp_min(0).sqrt()
+    return upper - value <= more + deviations * more.clamp_min(0).sqrt()
 
 
 def _alone(steering: Tensor, square: Tensor, mask: Tensor) -> Tensor:

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from risfast.localize.bands import likelihood_of
 from risfast.localize.likelihood import KNOWN, Box, Point, SourceState, ascend, coordinate_covariance
-from risfast.localize.mismatch import copies_of, resolved, signature_covariance, with_spreading
+from risfast.localize.mismatch import copies_of, explained, resolved, signature_covariance, with_spreading
 from risfast.localize.range_posterior import range_posterior
-from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, settle, started_again
+from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, on_wrong_hill, settle, started_again
 from risfast.models.base import Measurement
 from risfast.models.direct import SteeredAtoms
 from risfast.setup import Setup
@@ -196,7 +196,9 @@ def polish_sources(
     rules = Rules(penalty, options.births, options.iterations)
     found, grown = settle(likelihood, found, box, atoms, rules)
     if isinstance(atoms, SteeredAtoms):
-        found = started_again(likelihood, found, grown, box, atoms, rules)
+        doubtful = on_wrong_hill(found, grown, atoms.setup)
+        doubtful = doubtful[~explained(likelihood[doubtful], found.take(doubtful))]
+        found = started_again(likelihood, found, doubtful, box, atoms, rules)
     if not (options.imperfect and measurement.pooled is not None):
         return _report(likelihood, found, box, atoms.setup, penalty, options)
     likelihood, found = with_spreading(likelihood, found, box, atoms, rules)

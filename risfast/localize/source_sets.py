@@ -64,22 +64,27 @@ def settle(
     return found, grown
 
 
+def on_wrong_hill(found: Point, grown: Tensor, setup: Setup) -> Tensor:
+    """Scenes [b] whose sources were born late or stand on an edge, which may be by a wrong start."""
+    state = found.state
+    place = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
+    edge = setup.region.at_edge(place).to(state.mask.device) & state.mask
+    return (grown | edge.any(1)).nonzero()[:, 0]
+
+
 def started_again(
     likelihood: AnyLikelihood,
     found: Point,
-    grown: Tensor,
+    scenes: Tensor,
     box: Box,
     atoms: Atoms,
     rules: Rules,
 ) -> Point:
-    """The better of what is found and of another start, in scenes whose sources were born late or stand on an edge."""
+    """The better of what is found and of another start, in some scenes."""
     # Candidates beside the right hill of several climb a wrong one, at an end of the region or with further sources
     # that fill what it misses, and close to the array hills are many: the other start is noise alone, with sources born
     # in the farthest third of the region.
     state = found.state
-    place = torch.cat([state.position[..., :2], 1 / state.position[..., 2:]], -1)
-    edge = atoms.setup.region.at_edge(place).to(state.mask.device) & state.mask
-    scenes = (grown | edge.any(1)).nonzero()[:, 0]
     if not len(scenes):
         return found
     nothing = replace(state.take(scenes), mask=torch.zeros_like(state.mask[scenes]))

@@ -26,6 +26,7 @@ from risfast.geometry import SearchGrid, uniform_axis
 from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
+from risfast.ops.wideband import band_spectrum
 from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
 from risfast.simulate.scenes import generate_scenes
@@ -318,7 +319,9 @@ def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConf
     key = Key("main", 0, chosen.snapshots, chosen.label)
     system = replace(config.nominal(methods), n_snapshots=chosen.snapshots)
     scenes, setup, model = generate_scenes(system, config.seed, [chosen.scene]), methods.setup, methods.localizer
-    if chosen.label.startswith("localizer"):
+    if setup.n_bands > 1:
+        covariance = Measurement.of(scenes).covariance.unflatten(0, (-1, setup.n_bands))
+    elif chosen.label.startswith("localizer"):
         device = next((p.device for p in model.backbone.parameters()), torch.device("cpu"))
         measurement = Measurement.of(scenes).to(device)
         with torch.no_grad():
@@ -331,8 +334,11 @@ def spectrum_view(chosen: SpectrumScene, collected: Collected, config: SuiteConf
     view = [(-math.pi / 2, math.pi / 2) if low == high else (low, high) for low, high in intervals]
     azimuth, elevation = (uniform_axis(*ends, count) for ends, count in zip(view, _PIXELS, strict=True))
     grid, loading = SearchGrid(azimuth, elevation, model.options.grid(setup).range_m), model.options.map.loading
-    spectrum = mvdr_spectrum(covariance, setup.array, grid, loading=loading, wavefront=setup.wavefront)
-    level = decibels(spectrum.power[0])
+    if setup.n_bands > 1:
+        power = band_spectrum(covariance, setup.replace(gains=None), grid, loading=loading).power
+    else:
+        power = mvdr_spectrum(covariance, setup.array, grid, loading=loading, wavefront=setup.wavefront).power
+    level = decibels(power[0])
     floor = max(_FLOOR_DB, float(np.floor(level.min())))
     true = scenes.position[0][scenes.mask[0]].double().numpy()
     found = collected.estimates[key][chosen.scene][:, :3]

@@ -92,11 +92,14 @@ def report_html(findings: Findings) -> str:
 def _lead(findings: Findings) -> str:
     main = findings.sets[0]
     system, lengths = findings.config.nominal(findings.methods), " and ".join(map(str, findings.snapshots))
+    seen = f"seen through a surface of {system.array.n_elements} elements by {system.n_antennas} antennas"
+    if system.sampling == "direct":
+        bands = "" if system.wavelengths_m is None else f" in {len(system.wavelengths_m)} narrow bands"
+        seen = f"sampled by the {system.array.n_elements} elements of an array{bands}"
     return (
-        f'<p class="lead">{main.scenes} simulated scenes seen through a surface of {system.array.n_elements} elements '
-        f"by {system.n_antennas} antennas, with {lengths} snapshots. How many sources each method finds, how many "
-        "ghosts, and how far off: on the very same scenes, beside greedy maximum likelihood and the Cramér-Rao "
-        "bound.</p>"
+        f'<p class="lead">{main.scenes} simulated scenes {seen}, with {lengths} snapshots. How many sources each '
+        "method finds, how many ghosts, and how far off: on the very same scenes, beside greedy maximum likelihood "
+        "and the Cramér-Rao bound.</p>"
     )
 
 
@@ -253,8 +256,10 @@ def _scenes_text(system: SystemConfig) -> str:
     bits = "continuous" if system.code_bits is None else f"{system.code_bits}-bit"
     text = (
         f"SNR uniform {snr[0]:g} … {snr[1]:g} dB, {counts[0]} to {counts[1]} sources of {power}, range uniform "
-        f"{ranges[0]:g} … {ranges[1]:g} m, Rician channel, {bits} codes ({', '.join(system.code_kinds)})"
+        f"{ranges[0]:g} … {ranges[1]:g} m"
     )
+    if system.sampling == "surface":
+        text += f", Rician channel, {bits} codes ({', '.join(system.code_kinds)})"
     return text.replace("-", "\u2212", 1) if snr[0] < 0 else text
 
 

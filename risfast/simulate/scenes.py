@@ -96,6 +96,10 @@ class SystemConfig:
     sampling : {"surface", "direct"}
         Whether antennas see the array through codes and a channel, or each element is sampled itself: codes of one and
         an identity for a channel. Errors of codes are then errors of the elements' gains.
+    wavelengths_m : tuple of float, optional
+        Of F narrow bands that an array which is sampled directly hears its sources in, as :class:`risfast.Setup` takes
+        them: a source has the same power in each, the SNR is the same, symbols and noise are independent. By default
+        the array's alone.
 
     Raises
     ------
@@ -121,6 +125,7 @@ class SystemConfig:
     impairments: Impairments = field(default_factory=Impairments)
     coherence: Coherence = field(default_factory=Coherence)
     sampling: Sampling = "surface"
+    wavelengths_m: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -153,12 +158,16 @@ class SystemConfig:
             raise ValueError(f"gain must be one of {', '.join(GAINS)}; got {self.gain!r}")
         if not 0 <= self.min_separation_rad <= math.pi:
             raise ValueError(f"min_separation_rad must lie in [0, pi], got {self.min_separation_rad!r}")
+        if self.wavelengths_m is not None:
+            setup = self.setup  # which checks them
+            object.__setattr__(self, "array", setup.array)
+            object.__setattr__(self, "wavelengths_m", None if setup.n_bands == 1 else setup.wavelengths_m)
 
     @property
     def setup(self) -> Setup:
         """The problem that these scenes pose."""
         region = Region(self.azimuth_rad, self.elevation_rad, self.range_m)
-        return Setup(self.array, region, self.wavefront, self.sampling)
+        return Setup(self.array, region, self.wavefront, self.sampling, wavelengths_m=self.wavelengths_m)  # type: ignore[arg-type]
 
     @property
     def max_sources(self) -> int:
@@ -184,13 +193,13 @@ class Scenes:
         Holds the nominal array.
     indices : int64 tensor, shape (B,)
         Which scenes of the endless set.
-    y : complex tensor, shape (B, L, M)
+    y : complex tensor, shape (B, L, M), or (B, F, L, M) of several bands
         Snapshots, noise included.
     codes : complex tensor, shape (B, L, N)
         Nominal codes c_l.
     channel : complex tensor, shape (B, M, N)
         H.
-    noise_power : real tensor, shape (B,)
+    noise_power : real tensor, shape (B,), or (B, F) of several bands
         sigma^2, linear.
     snr_db : real tensor, shape (B,)
         mean |y_clean|^2 / sigma^2 in dB; -inf without sources.
@@ -242,6 +251,8 @@ class Scenes:
 
     def true_factor(self) -> Tensor:
         """F with columns sqrt(p_k) a_k on the nominal array, zero where masked: complex (B, N, K_max).
+
+        Of several bands that of the shortest wavelength.
 
         Notes
         -----
@@ -318,19 +329,25 @@ def generate_scenes(
         factor = low + (high - low) * draws.uniform(Stream.RICIAN_FACTOR)
         channel = rician_channel(config.array, config.n_antennas, factor, draws, dtype=torch.complex128)
 
-    symbols = source_symbols(
-        config.n_snapshots,
-        power,
-        draws,
-        correlation=config.coherence.correlation,
-        coherent=coherent if config.coherence.probability else None,
-    )
-    steering = impaired_steering(config.array, position, config.wavefront, config.impairments, draws)
     true_codes = impair_codes(codes, config.array, config.impairments, draws)
-    clean = SensingOperator(true_codes, channel).apply(symbols @ steering)
     low, high = config.snr_db
     snr_db = low + (high - low) * draws.uniform(Stream.SNR)
-    y, noise_power = add_noise(clean, snr_db, draws)
+    received = []
+    for band, wavelength_m in enumerate(config.wavelengths_m or (config.array.wavelength_m,)):
+        own, array = draws.of_band(band), SensorArray(config.array.positions_m, wavelength_m)
+        symbols = source_symbols(
+            config.n_snapshots,
+            power,
+            own,
+            correlation=config.coherence.correlation,
+            coherent=coherent if config.coherence.probability else None,
+        )
+        steering = impaired_steering(array, position, config.wavefront, config.impairments, draws)
+        clean = SensingOperator(true_codes, channel).apply(symbols @ steering)
+        received.append(add_noise(clean, snr_db, own))
+    y, noise_power = (
+        received[0] if len(received) == 1 else (torch.stack(each, 1) for each in zip(*received, strict=True))
+    )
 
     real = dtype.to_real()
     return Scenes(

@@ -56,6 +56,8 @@ class ShardSpec:
         for name in ("count", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
+        if self.system.wavelengths_m is not None:
+            raise ValueError(f"scenes in files are of one band, and the system has {len(self.system.wavelengths_m)}")
 
     def description(self) -> dict[str, Any]:
         """As JSON values; two sets of the same description hold the same scenes."""

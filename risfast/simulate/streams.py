@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from copy import copy
 from enum import IntEnum
 
 import torch
@@ -48,6 +49,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _MAX_STREAM = 2**32
+_STREAMS_OF_A_BAND = 256
 
 
 def philox(counter: Sequence[Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -94,6 +96,13 @@ class SceneRandom:
             raise ValueError(f"indices must be >= 0, got {int(index.min())}")
         self.indices = index.to(device=device, dtype=torch.int64)
         self._key = (seed & _WORD, seed >> 32)
+        self._first_stream = 0
+
+    def of_band(self, band: int) -> SceneRandom:
+        """Streams of the same scenes for what differs between narrow bands; those of band 0 are the scenes' own."""
+        part = copy(self)
+        part._first_stream = band * _STREAMS_OF_A_BAND
+        return part
 
     @property
     def device(self) -> torch.device:
@@ -113,6 +122,7 @@ class SceneRandom:
         if not 0 <= stream < _MAX_STREAM:
             raise ValueError(f"stream must lie in [0, 2^32), got {stream}")
         block = torch.arange(-(-count // 4), device=self.device)
+        stream += self._first_stream
         index = self.indices[:, None]
         counter = (block, torch.full_like(block, stream), index & _WORD, index >> 32)
         return torch.stack(philox(counter, self._key), -1).flatten(1)[:, :count]

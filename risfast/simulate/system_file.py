@@ -22,15 +22,17 @@ def system_to_json(config: SystemConfig) -> dict[str, Any]:
     """A system as JSON values: numbers, strings, lists and tables."""
     parts = {name: asdict(getattr(config, name)) for name in ("impairments", "coherence")}
     values = {**vars(config), **parts, "array": array_to_json(config.array)}
-    if config.sampling == "surface":  # what is older than the field is of a surface, and stays the same
+    if config.sampling == "surface":  # what is older than these fields is of a surface and one band, and stays the same
         del values["sampling"]
+    if config.wavelengths_m is None:
+        del values["wavelengths_m"]
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def system_from_json(description: Mapping[str, Any]) -> SystemConfig:
     """The system that :func:`system_to_json` described."""
     expected = {f.name for f in fields(SystemConfig)}
-    description = {"sampling": "surface", **description}
+    description = {"sampling": "surface", "wavelengths_m": None, **description}
     if set(description) != expected:
         wrong = sorted(set(description) ^ expected)
         raise ValueError(f"a system has the fields {', '.join(sorted(expected))}; missing or unknown: {wrong}")
@@ -196,4 +198,5 @@ def system_of(setup: Setup) -> SystemConfig:
         range_m=(near, far),
         wavefront=setup.wavefront,
         sampling=setup.sampling,
+        wavelengths_m=setup.wavelengths_m if setup.n_bands > 1 else None,
     )

@@ -16,7 +16,8 @@ from risfast.errors import ShapeError
 from risfast.evaluate import Tolerance
 from risfast.evaluate.bounds import cramer_rao_bound, implied_recall, scene_bound, true_state
 from risfast.geometry import SensorArray
-from risfast.localize.likelihood import Likelihood
+from risfast.localize import Localizer
+from risfast.localize.likelihood import Likelihood, SourceState
 from risfast.localize.polish import PolishOptions, polish_sources
 from risfast.models.atoms import AtomAxes, AtomGrid
 from risfast.models.base import Measurement
@@ -376,3 +377,55 @@ def test_the_bound_of_an_array_that_is_sampled_directly_is_that_of_its_snapshots
     one = dataclasses.replace(config, n_snapshots=1)
     alone = scene_bound(dataclasses.replace(scenes, config=one, y=scenes.y[:, :1], codes=scenes.codes[:, :1]))
     np.testing.assert_allclose(alone.covariance / length, bound.covariance, rtol=1e-6)
+
+
+def test_the_information_of_bands_adds_up():
+    config = SystemConfig(
+        array=ARRAY, n_snapshots=50, n_sources=(1, 2), range_m=(0.5, 2.0), sampling="direct", wavelengths_m=(0.3, 0.36)
+    )
+    scenes = generate_scenes(config, 3, range(4), dtype=torch.complex128)
+    both, state = scene_bound(scenes), true_state(scenes)
+    assert state.power.shape == (4, 2, 2)
+    for scene in range(4):
+        k, position = int(scenes.mask[scene].sum()), 0
+        for band, wavelength in enumerate(config.wavelengths_m):
+            alone = Measurement.direct(scenes.y[scene : scene + 1, band])
+            array = SensorArray(ARRAY.positions_m, wavelength)
+            own = SourceState(
+                state.position[[scene], :k],
+                state.power[[scene], band, :k],
+                state.noise[[scene], band],
+                state.mask[[scene], :k],
+            )
+            found = Likelihood(alone, array).derivatives(own).information[0]
+            # What is left of the places once powers and noise are not known: a Schur complement.
+            places, across, rest = found[: 3 * k, : 3 * k], found[: 3 * k, 3 * k :], found[3 * k :, 3 * k :]
+            position = position + places - across @ torch.linalg.solve(rest, across.mT)
+        inverse = torch.linalg.inv(position)
+        for source in range(k):
+            index = torch.tensor([source, k + source, 2 * k + source])
+            block = inverse[index][:, index]
+            scale = torch.tensor([1.0, 1.0, -(float(scenes.position[scene, source, 2]) ** 2)], dtype=torch.float64)
+            expected = block * scale[:, None] * scale
+            np.testing.assert_allclose(both.covariance[scene, source], expected, rtol=1e-6, atol=1e-15)
+
+
+def test_maximum_likelihood_of_bands_reaches_their_bound():
+    config = SystemConfig(
+        array=SensorArray.rectangular(4, 4),
+        n_snapshots=100,
+        n_sources=(1, 1),
+        snr_db=(15.0, 15.0),
+        azimuth_rad=(-0.5, 0.5),
+        elevation_rad=(-0.3, 0.3),
+        range_m=(0.6, 1.2),
+        sampling="direct",
+        wavelengths_m=(0.3, 0.36),
+    )
+    scenes = generate_scenes(config, 4, range(60))
+    deviation = scene_bound(scenes).deviation[:, 0]
+    found = Localizer.classical(config.setup).localize(Measurement.of(scenes))
+    assert all(len(sources) == 1 for sources in found)
+    error = torch.cat([sources.position for sources in found]) - scenes.position[:, 0]
+    ratio = (error / deviation).square().mean(0).sqrt()
+    np.testing.assert_allclose(ratio, 1.0, atol=0.3)  # three deviations of 60 scenes

@@ -282,6 +282,32 @@ def test_an_array_that_is_sampled_directly_is_run_beside_its_baselines(tmp_path:
     assert min(score["localizer"], score["greedy_ml"]) > 0.9
 
 
+def test_several_bands_are_run_by_what_takes_them(tmp_path: Path) -> None:
+    system = SystemConfig(
+        array=SensorArray.rectangular(4, 4),
+        range_m=(0.5, 1.5),
+        n_sources=(1, 2),
+        snr_db=(15.0, 20.0),
+        sampling="direct",
+        wavelengths_m=(0.3, 0.34, 0.4),
+    )
+    names = ("localizer", "greedy_ml")
+    config = SuiteConfig(suite="main", scenes=6, snapshots=(40,), methods=names, model=None, system=system)
+    outcome = finish(config, run_suite(config, tmp_path / "out"), resamples=10)
+    score = {row["method"]: row["value"] for row in outcome.headline if row["name"] == "f1"}
+    assert min(score["localizer"], score["greedy_ml"]) > 0.9
+    assert "16 elements of an array in 3 narrow bands" in outcome.report.read_text()
+    with pytest.raises(ValueError, match=r"sbl takes one band, and the setup has 3.*greedy_ml"):
+        run_suite(dataclasses.replace(config, methods=("localizer", "sbl")), tmp_path / "other")
+    one = Setup(system.array, system.setup.region, sampling="direct")
+    with pytest.raises(ValueError, match="wavelengths_m is"):
+        dataclasses.replace(config, setup=one)
+    every = dataclasses.replace(config, suite="all")
+    ran = {run.method for part in every.sets(every.build_methods()) for run in part.runs}
+    assert "ml_from_truth" in ran
+    assert not ran & {"true_capon", "capon_polish", "capon_raw"}
+
+
 def test_where_no_range_is_determined_directions_are_scored(tmp_path: Path) -> None:
     plane = dataclasses.replace(OWN, wavefront="planar", n_sources=(1, 1), snr_db=(25.0, 25.0))
     config = tiny_config(None, scenes=4, system=plane, methods=("localizer", "ls_capon"))

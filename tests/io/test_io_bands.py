@@ -199,6 +199,9 @@ def test_a_band_is_all_of_its_bins_or_an_even_share_of_them(file: Path) -> None:
         ({"frequency_hz": (1.0, 2.0), "most_bands": 0}, "most_bands"),
         ({"frequency_hz": 1000.0, "block_size": 2.5}, "block_size"),
         ({"frequency_hz": [1000.0], "block_size": 2}, "leaves no bins"),
+        ({"frequency_hz": 8000.0}, r"no phase in real samples at 16000 Hz; choose one within 31\.25 \.\. 7968\.75 Hz"),
+        ({"frequency_hz": 7990.0}, "bin at 8000 Hz"),
+        ({"third_octave": [500, 1000, 2000], "most_bands": 2}, "third_octave names 3 bands, and most_bands is 2"),
     ],
 )
 def test_what_cannot_be_is_refused(file: Path, options: dict[str, Any], message: str) -> None:

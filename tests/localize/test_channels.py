@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import oracles
 import pytest
 import torch
+from scipy import special
 
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray
 from risfast.localize import Localizer, PipelineOptions
-from risfast.localize.channels import faulty_channels, of_channels
+from risfast.localize.channels import _likely_db as likely_db
+from risfast.localize.channels import faulty_channels, of_channels, suspected
 from risfast.localize.likelihood import Likelihood, SourceState
 from risfast.models import Measurement
 from risfast.models.direct import SteeredAtoms
@@ -210,8 +214,69 @@ def test_too_many_faulty_channels_are_said_and_taken():
     x, _ = fields(rng, setup, 1, 100)
     x[:, :6] = 0
     result = Localizer.classical(setup).analyse(x + 1e-3 * oracles.complex_normal(rng, *x.shape) * (np.arange(8) > 5))
-    assert "too many" in result.notes[0]
+    assert "6 of 8 channels look faulty, too many to do without: all are used" in result.notes[0]
+    assert "channels 0, 1, 2, 3, 4, 5; no power" in result.notes[0]
     assert not any("left out" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("dead_ones", [5, 6])
+def test_where_most_channels_are_dead_they_are_the_faulty_ones(dead_ones):
+    rng, setup = np.random.default_rng(9), SETUPS["line"]
+    for _ in range(20):
+        x, _ = fields(rng, setup, 1, 100)
+        channels = rng.permutation(9)[:dead_ones]
+        x[:, channels] = 0.01 * oracles.complex_normal(rng, 100, dead_ones)
+        told = faulty_channels(covariance_of(x), 100, setup)
+        assert {each.channel for each in told} == set(channels.tolist())
+        assert all("below" in each.reason for each in told)
+    # A few loud ones with a hum of their own are no reason to do without those that hear the source.
+    x, _ = fields(rng, setup, 1, 100)
+    x = noisy(rng, x, 10)
+    x[:, :3] += 30 * oracles.complex_normal(rng, 100, 1)
+    assert {each.channel for each in faulty_channels(covariance_of(x), 100, setup)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_a_recording_that_is_not_suspected_has_no_fault(name):
+    rng, setup = np.random.default_rng(10), SETUPS[name]
+    matrices, faulty = [], []
+    for number in range(40):
+        x, _ = fields(rng, setup, 1 + number % 3, 100)
+        fault = [None, *FAULTS][number % (len(FAULTS) + 1)]
+        if fault is not None:
+            fault(rng, x, rng.permutation(setup.array.n_elements)[: FAULTS[fault][0]])
+        matrices.append(covariance_of(noisy(rng, x, 15)))
+        faulty.append(bool(faulty_channels(matrices[-1], 100, setup, ATOMS[name])))
+    told = suspected(torch.stack(matrices)[:, None], 100)
+    assert not bool((torch.tensor(faulty) & ~told).any())
+    assert sum(faulty) > 15
+    many = [covariance_of(noisy(rng, fields(rng, SETUPS["spiral"], 3, 100)[0], 15)) for _ in range(20)]
+    assert int(suspected(torch.stack(many)[:, None], 100).sum()) <= 2
+
+
+@pytest.mark.parametrize("snapshots", [31.0, 32.0, 200.0])
+def test_many_snapshots_leave_no_channel_of_noise_20_db_off(snapshots):
+    """Where the distribution of the power is not looked up, it says the same."""
+    for n in (4, 4096):
+        low, high = (
+            inverse(snapshots, 1e-4 / n) / snapshots for inverse in (special.gammaincinv, special.gammainccinv)
+        )
+        assert low > 0.01
+        assert high < 100
+        assert likely_db(n, snapshots) == (-20.0, 20.0)
+    assert likely_db(8, 1.0)[0] < -40
+
+
+def test_the_first_scene_waits_for_no_module_that_it_does_not_need():
+    """The import of these takes seconds."""
+    code = (
+        "import sys, torch; from risfast import Localizer, SensorArray, Setup; "
+        "setup = Setup(SensorArray.linear(4, 0.05, 0.1), sampling='direct'); "
+        "Localizer.classical(setup).localize(torch.randn(50, 4, dtype=torch.complex64)); "
+        "print([name for name in ('sympy', 'scipy.special') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
 
 
 def test_channels_is_an_option_of_two_values():

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from risfast import Localizer, Region, SensorArray, Setup
-from risfast.localize.likelihood import Likelihood, SourceState
-from risfast.localize.mismatch import Signals
+from risfast.localize.bands import likelihood_of
+from risfast.localize.likelihood import Box, Likelihood, SourceState, ascend
+from risfast.localize.mismatch import Signals, explained
 from risfast.models.base import Measurement
 
 LENGTH, WAVELENGTH = 200, 0.1
@@ -145,3 +146,22 @@ def test_the_decay_of_spreading_waves_and_its_derivatives_are_those_of_the_formu
             step = np.eye(3)[axis] * 1e-6
             slope = (response(*(at + step)) - response(*(at - step))) / 2e-6
             np.testing.assert_allclose(seen[:, 1 + axis, k], slope, rtol=1e-5, atol=1e-6)
+
+
+def test_sources_that_explain_the_data_are_known_and_one_too_few_is_not():
+    rng = np.random.default_rng(6)
+    x = np.stack([received(rng, bent("exact", rng, SOURCES), 10.0) for _ in range(20)])
+    measurement = Measurement.direct(torch.tensor(x))
+    likelihood = likelihood_of(measurement, LINE)
+    position = torch.tensor(SOURCES).expand(20, 2, 3) ** torch.tensor([1.0, 1.0, -1.0])
+    noise = torch.full((20,), 0.2, dtype=torch.float64)
+    box = Box.of(LINE, 1e-6 * noise, 1e-6 * noise)
+    known = []
+    for count in (2, 1):
+        mask = (torch.arange(2) < count).expand(20, 2)
+        state = SourceState(position.clone(), torch.ones(20, 2, dtype=torch.float64), noise, mask)
+        known.append(int(explained(likelihood, ascend(likelihood, state, box, 20)).sum()))
+    assert known[0] >= 12  # one deviation of a chi-square: five of six
+    assert known[1] == 0
+    silent = ascend(likelihood, replace(state, mask=torch.zeros_like(mask)), box, 20)
+    assert not bool(explained(likelihood, silent).any())

@@ -6,6 +6,7 @@ import dataclasses
 import math
 
 import numpy as np
+import oracles
 import pytest
 import torch
 
@@ -452,3 +453,43 @@ def test_scenes_sampled_directly_are_the_fields_at_the_elements(config):
 def test_sampling_is_checked():
     with pytest.raises(ValueError, match="sampling must be one of"):
         dataclasses.replace(SMALL, sampling="both")
+
+
+# --- several narrow bands
+
+BANDS = dataclasses.replace(SMALL, sampling="direct", n_sources=(2, 2), wavelengths_m=(0.3, 0.4, 0.5))
+
+
+def test_bands_share_the_sources_and_have_symbols_and_noise_of_their_own():
+    one = dataclasses.replace(BANDS, wavelengths_m=None)
+    scenes, alone = (generate_scenes(config, 1, range(3), dtype=torch.complex128) for config in (BANDS, one))
+    assert scenes.y.shape == (3, 3, 7, 12)
+    assert scenes.noise_power.shape == (3, 3)
+    for name in ("position", "mask", "power", "snr_db"):
+        assert torch.equal(getattr(scenes, name), getattr(alone, name))
+    assert torch.equal(scenes.y[:, 0], alone.y)  # the first band is the array's own
+    assert torch.equal(scenes.noise_power[:, 0], alone.noise_power)
+    power = scenes.y.abs().square().mean((2, 3))
+    correlation = (scenes.y[:, 0] * scenes.y[:, 1].conj()).mean((1, 2)).abs() / power[:, 0]
+    assert float(correlation.max()) < 0.5
+
+
+def test_each_band_has_the_waves_of_its_wavelength():
+    long = dataclasses.replace(BANDS, n_snapshots=4000, snr_db=(20.0, 20.0))
+    scenes = generate_scenes(long, 2, [0], dtype=torch.complex128)
+    for band, wavelength in enumerate(long.wavelengths_m):
+        a = oracles.steering(long.array.positions_m.numpy(), wavelength, scenes.position[0].numpy())
+        exact = a.T @ a.conj() + float(scenes.noise_power[0, band]) * np.eye(12)
+        y = scenes.y[0, band].numpy()
+        np.testing.assert_allclose(y.T @ y.conj() / 4000, exact, atol=0.15)
+
+
+def test_bands_are_those_of_the_setup_and_are_checked():
+    assert BANDS.setup.wavelengths_m == (0.3, 0.4, 0.5)
+    shorter = dataclasses.replace(BANDS, wavelengths_m=(0.4, 0.2))
+    assert shorter.array.wavelength_m == 0.2
+    assert dataclasses.replace(BANDS, wavelengths_m=(0.3,)) == dataclasses.replace(BANDS, wavelengths_m=None)
+    with pytest.raises(ValueError, match="sampled directly"):
+        dataclasses.replace(BANDS, sampling="surface")
+    with pytest.raises(ValueError, match="wavelengths_m must be positive"):
+        dataclasses.replace(BANDS, wavelengths_m=(0.3, -1.0))

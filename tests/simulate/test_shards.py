@@ -309,6 +309,12 @@ def test_a_set_without_scenes_is_refused(name: str) -> None:
         dataclasses.replace(SPEC, **{name: 0})
 
 
+def test_scenes_of_several_bands_are_refused() -> None:
+    bands = dataclasses.replace(SPEC.system, sampling="direct", wavelengths_m=(0.3, 0.4))
+    with pytest.raises(ValueError, match="one band, and the system has 2"):
+        dataclasses.replace(SPEC, system=bands)
+
+
 def test_a_full_disk_leaves_the_complete_shards(tmp_path: Path) -> None:
     spec = dataclasses.replace(SPEC, count=60, shard_size=50)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

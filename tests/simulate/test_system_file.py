@@ -120,3 +120,12 @@ def test_a_setup_alone_is_the_reference_distribution_in_its_region() -> None:
     assert direct == dataclasses.replace(system, sampling="direct")
     assert direct.setup.sampling == "direct"
     assert system_from_json(json.loads(json.dumps(system_to_json(direct)))) == direct
+
+
+def test_a_setup_of_several_bands_is_a_system_of_them() -> None:
+    setup = Setup(SensorArray.rectangular(4, 4), sampling="direct", wavelengths_m=(0.3, 0.4))
+    system = system_of(setup)
+    assert system.wavelengths_m == (0.3, 0.4)
+    description = json.loads(json.dumps(system_to_json(system)))
+    assert system_from_json(description) == system
+    assert "wavelengths_m" not in system_to_json(SystemConfig())
