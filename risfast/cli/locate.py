@@ -190,8 +190,8 @@ class LocateCommand(_SourceCommand):
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a scene, the strongest.
     # Report no source that is less probable than this, from 0 to 1; by default as the options or the model say.
     least_confidence: Annotated[Opt[float], arg(metavar="P")] = None
-    # Where sources come from, before the polish chooses: own (the model's), capon, union of both, or refined.
-    candidates: Opt[Literal["own", "capon", "union", "refined"]] = None
+    # Where sources come from, before the polish chooses: own (the model's), capon, or refined.
+    candidates: Opt[Literal["own", "capon", "refined"]] = None
     # Also say how probable each number of sources is: of sources of equal powers, or of powers whose spread FILE tells.
     count: Opt[Literal["equal", "spread"]] = None
     device: str = "cpu"  # Where to compute, cpu or cuda.

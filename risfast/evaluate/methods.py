@@ -57,8 +57,8 @@ _CAPON_RAW = {"candidates.source": "capon", "polished": False}
 VARIANTS: Mapping[str, Variant] = MappingProxyType(
     {
         "localizer": Variant("localizer", {"polished": True}),
-        "localizer_count": Variant("localizer, count of equal powers", {"polished": True, "count": "equal"}),
-        "localizer_count_spread": Variant("localizer, count of any powers", {"polished": True, "count": "spread"}),
+        "localizer_count": Variant("localizer, count of equal powers", {"count": "equal"}),
+        "localizer_count_spread": Variant("localizer, count of any powers", {"count": "spread"}),
         "without_confidence": Variant("no calibrated confidence", _NO_CONFIDENCE),
         "without_posterior": Variant(
             "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}

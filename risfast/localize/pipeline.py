@@ -49,7 +49,7 @@ from risfast.sources import Sources
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
 
-CANDIDATE_SOURCES = ("own", "capon", "union", "refined")
+CANDIDATE_SOURCES = ("own", "capon", "refined")
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,9 @@ class CandidateOptions:
 
     Parameters
     ----------
-    source : {"own", "capon", "union", "refined"}
-        The backbone's own detections, the peaks of the Capon map of its covariance, both for a polish to choose from,
-        or those of the map that the model's refiner redraws; a scene whose redrawn map cannot be believed falls back to
-        the Capon peaks.
+    source : {"own", "capon", "refined"}
+        The backbone's own detections, the peaks of the Capon map of its covariance, or those of the map that the
+        model's refiner redraws; a scene whose redrawn map cannot be believed falls back to the Capon peaks.
     own : dict
         Options of the backbone's own detection, where it is the answer.
     polished : dict
@@ -216,8 +215,6 @@ class PipelineOptions:
             raise ValueError(f"channels must be 'check' or 'all', got {self.channels!r}")
         if self.count not in COUNTS:
             raise ValueError(f"count must be one of {', '.join(COUNTS)}; got {self.count!r}")
-        if self.candidates.source == "union" and not self.polished:
-            raise ValueError("candidates of two kinds, 'union', are for a polish to choose from: polished must be set")
         if self.count != "off" and not self.polished:
             raise ValueError("the probability of each number of sources follows from the polish: polished must be set")
 
@@ -396,13 +393,6 @@ def candidates(
     # ``peaks`` are those of :func:`map_peaks`, where they are cached from options that differ in thresholds alone.
     chosen = options.candidates
     refused: tuple[tuple[str, ...], ...] = ()
-    if chosen.source == "union":
-        each = [replace(options, candidates=replace(chosen, source=source)) for source in ("own", "capon")]
-        own, capon = (candidates(parts, measurement, found, how, peaks)[0] for how in each)
-        return [
-            _united(first, more, parts.setup, options.polish.max_sources)
-            for first, more in zip(own, capon, strict=True)
-        ], ()
     if chosen.source == "own":
         how, detect = chosen.own, parts.backbone.sources  # every backbone has it
         if options.polished:
@@ -418,18 +408,6 @@ def candidates(
     if options.polished:
         return sources, refused
     return [_as_answer(s, parts.setup) for s in sources], refused
-
-
-def _united(first: Sources, more: Sources, setup: Setup, most: int) -> Sources:
-    """The first, and those of the others that stand in other directions, as many as the polish takes."""
-    gap = (more.position[:, None, :2].double() - first.position[None, :, :2].double()).cpu()
-    gap[..., 0] -= 2 * math.pi * (gap[..., 0] / (2 * math.pi)).round()
-    apart = (gap.abs() > torch.tensor(setup.tolerance.limits[:2], dtype=torch.float64)).any(-1).all(-1)
-    both = [
-        torch.cat([a.double().cpu(), b.double().cpu()])
-        for a, b in ((first.position, more.position[apart]), (first.power, more.power[apart]))
-    ]
-    return Sources.at(*both)[:most]
 
 
 def _as_answer(sources: Sources, setup: Setup) -> Sources:

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,14 @@ from risfast.evaluate.records import RecordPlace, ResultsFolder
 from risfast.evaluate.scenarios import CHUNK, SUITES, scene_sets
 from risfast.evaluate.suite import TRUTH, SuiteConfig, run_suite, tasks_of
 from risfast.geometry import SensorArray
-from risfast.localize import Localizer
-from risfast.localize.pipeline import PipelineOptions
+from risfast.io.options_file import write_options
+from risfast.localize import Localizer, pipeline
+from risfast.localize.pipeline import DecisionOptions, PipelineOptions
+from risfast.localize.refiner import estimate_maps, refined_sources
 from risfast.models import Measurement
-from risfast.report.outcome import finish
+from risfast.models.files import read_card, save_model
+from risfast.models.refiner import RefinerOptions, SpectrumRefiner
+from risfast.report.outcome import command_of, finish
 from risfast.report.style import number
 from risfast.setup import Setup, Tolerance
 from risfast.simulate.scenes import SystemConfig, generate_scenes
@@ -185,7 +190,10 @@ def test_a_method_that_is_told_the_number_of_sources_reports_that_many(model: Pa
     assert found.seconds > 0
 
 
-@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "localizer"])
+BY_NAME = ("refined", "localizer_count")  # what the ablation leaves out unless it is named
+
+
+@pytest.mark.parametrize("name", [n for n in VARIANTS if n != "localizer" and not n.startswith("refined")])
 def test_a_variant_is_the_localizer_with_one_thing_changed(model: Path, name: str) -> None:
     methods = Methods(model)
     options, variant = methods.localizer.options, VARIANTS[name]
@@ -205,8 +213,44 @@ def test_the_ablation_is_over_scenes_of_the_main_set(model: Path) -> None:
     sets = {s.name: s for s in scene_sets("ablation", 64, ("localizer", "greedy_ml"))}
     assert sets["ablation"].cells == sets["main"].cells
     assert sets["ablation"].scenes == 32
-    assert {run.method for run in sets["ablation"].runs} == set(VARIANTS)
+    assert {run.method for run in sets["ablation"].runs} == {n for n in VARIANTS if not n.startswith(BY_NAME)}
+    named = {s.name: s for s in scene_sets("ablation", 64, ("localizer", "refined_raw"))}
+    assert "refined_raw" in {run.method for run in named["ablation"].runs}
     assert [s.name for s in scene_sets("ablation", 64, ("greedy_ml",))] == ["main"]  # nothing to take apart
+
+
+def test_a_refiner_is_measured_whether_it_helps_or_not_and_its_rows_need_one(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="refined_raw needs a refiner behind the model: give"):
+        Methods(model).check(("refined_raw",))
+    card = read_card(model)
+    setup, network = Setup.from_json(card["setup"]), SpectrumRefiner(RefinerOptions(channels=(8, 16), dilations=(2,)))
+    grid = {name: axis.tolist() for name, axis in vars(setup.search_grid(4.0)).items()}
+    of = {"helps": False, "reading": {}, "grid": grid, "backbone": {"sha256": card["sha256"]}}
+    save_model(tmp_path, "refiner", network.state_dict(), setup, network.options(), of)
+    methods = Methods(model, refiner=tmp_path)
+    methods.check(("refined", "refined_raw"))
+    scenes = generate_scenes(SystemConfig(array=ARRAY, n_snapshots=6), 0, range(2))
+    with pytest.warns(UserWarning, match="cannot be believed") if _unbelieved(methods, scenes) else nullcontext():
+        found = methods["refined_raw"].find(scenes, *measurement_of(scenes, "blind"))
+    assert len(found.sources) == 2
+    assert methods.identity("refined_raw") != Methods(model).identity("refined_raw")
+
+
+def _unbelieved(methods: Methods, scenes) -> bool:
+    parts = methods.localizer.parts
+    measurement, _ = measurement_of(scenes, "blind")
+    estimate = pipeline.estimate(parts, measurement)
+    given = estimate_maps(estimate, parts.backbone, parts.setup, parts.refiner.grid, parts.refiner.reading)
+    return not bool(refined_sources(parts.refiner, given, estimate.factor, parts.setup)[1].ok.all())
+
+
+def test_options_of_a_file_are_those_of_the_localizer(model: Path, tmp_path: Path) -> None:
+    chosen = PipelineOptions(decision=DecisionOptions(least_confidence=0.45))
+    write_options(tmp_path / "options.toml", chosen)
+    assert Methods(model, options=tmp_path / "options.toml").localizer.options == chosen
+    config = SuiteConfig(model=model, options=tmp_path / "options.toml")
+    assert config.build_methods().localizer.options == chosen
+    assert "--options options.toml" in command_of(config)
 
 
 def test_only_the_knowledge_that_is_named_is_handed_over() -> None:
