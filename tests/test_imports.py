@@ -38,8 +38,15 @@ ORDER = [
     ("__main__",),
 ]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
-# Imports, within functions only, of what stands above: a file of options gives an object of the class that it is for.
-UPWARD = {("risfast.io.options_file", "risfast.localize.pipeline")}
+# Imports, within functions only, of what stands above: a file of options gives an object of the class that it is for,
+# and what can be drawn or listed has a method that does it.
+UPWARD = {
+    ("risfast.io.options_file", "risfast.localize.pipeline"),
+    ("risfast.sources", "risfast.io.export"),
+    ("risfast.sources", "risfast.report.views"),
+    ("risfast.setup", "risfast.report.views"),
+    ("risfast.ops.form", "risfast.report.views"),
+}
 HEAVY = (
     "matplotlib",
     "optuna",

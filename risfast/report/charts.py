@@ -26,7 +26,7 @@ from risfast.geometry import SearchGrid, uniform_axis
 from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
-from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
+from risfast.report.plots import FOUND_COLOUR, MAP_COLOURS, TRUE_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
 from risfast.simulate.scenes import generate_scenes
 
@@ -356,7 +356,7 @@ def _marks(chosen: SpectrumScene, true: Array, found: Array, view_deg: Array) ->
     """Rings at the true sources and crosses at the found ones, each with its range, to lie on the map."""
     figure, axes = _new_axes((480.0, 240.0), (0.0, 0.0, 0.0, 0.0))
     axes.set(xlim=view_deg[0], ylim=view_deg[1], xticks=[], yticks=[])
-    for rows, marker, size, colour in ((true, "o", 16, "#fdfdfd"), (found, "x", 9, FOUND_COLOUR)):
+    for rows, marker, size, colour in ((true, "o", 16, TRUE_COLOUR), (found, "x", 9, FOUND_COLOUR)):
         axes.plot(*np.degrees(rows[:, :2].T), marker, color=colour, markersize=size, markeredgewidth=2, mfc="none")
         for row in rows:
             # Above for what is true and below for what was found, unless that is outside.
@@ -372,6 +372,6 @@ def _png(level: Array, floor: float) -> str:
 
     buffer = io.BytesIO()
     # No versions inside: the same data gives the same picture.
-    how: Any = {"cmap": "viridis", "format": "png", "metadata": {"Software": ""}}
+    how: Any = {"cmap": MAP_COLOURS, "format": "png", "metadata": {"Software": ""}}
     image.imsave(buffer, level.T[::-1], vmin=floor, vmax=0.0, **how)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

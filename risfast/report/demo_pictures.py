@@ -29,6 +29,7 @@ from risfast.report.plots import (
     save_figure,
     spectrum_figure,
 )
+from risfast.report.views import shown_ranges
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -87,7 +88,7 @@ def draw_demo(
         for name, title in scene.title.items()
         if name != LOCALIZER
     ]
-    ranges = _shown_ranges(setup, _RANGE_POINTS)
+    ranges = shown_ranges(setup, _RANGE_POINTS)
     profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
     errors = {_legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()}
     errors["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
@@ -102,14 +103,6 @@ def draw_demo(
     for stem, figure in figures.values():
         save_figure(figure, folder / f"{stem}.png")
     return {description: folder / f"{stem}.png" for description, (stem, _) in figures.items()}
-
-
-def _shown_ranges(setup: Setup, count: int) -> Tensor:
-    """Ranges [count] from a little before to a little beyond the region, in equal ratios."""
-    near, far = setup.region.range_m
-    if math.isinf(far):
-        far = max(setup.array.fraunhofer_distance_m, 2 * near)
-    return torch.logspace(math.log10(0.9 * near), math.log10(1.5 * far), count, dtype=torch.float64)
 
 
 def _spectrum(covariance: Tensor, setup: Setup, grid: SearchGrid) -> Tensor:
@@ -191,7 +184,7 @@ def _range_map(covariance: Tensor, setup: Setup, grid: SearchGrid) -> tuple[Sear
     coarse = SearchGrid(
         _thinned(grid.azimuth_rad, _MAP_AZIMUTHS),
         _thinned(grid.elevation_rad, _MAP_ELEVATIONS),
-        _shown_ranges(setup, _MAP_RANGES),
+        shown_ranges(setup, _MAP_RANGES),
     )
     return coarse, decibels(_volume(covariance, setup, coarse).amax(1))
 

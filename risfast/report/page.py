@@ -212,7 +212,7 @@ def _spectra(findings: Findings) -> str:
         whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
         caption = (
             f"L = {length}. Capon spectrum of the covariance of {whose}, maximum over the range planes, in dB below "
-            f"its peak. White circles: true sources with their ranges. Orange crosses: those of the {title_of(label)}. "
+            f"its peak. Black circles: true sources with their ranges. Red crosses: those of the {title_of(label)}. "
             "Best, median and worst of all scenes by GOSPA."
         )
         parts.append(_figure(f'<div class="row triple">{views}</div>', caption))
