@@ -220,7 +220,7 @@ class Sources:
         from risfast.io.export import COLUMNS, source_rows  # noqa: PLC0415 - of what stands above, as drawing is
 
         rows = source_rows([self])
-        columns = {
+        columns: dict[str, Any] = {
             name: np.array([row[name] for row in rows], kind)
             for name, kind in COLUMNS.items()
             if name not in ("scene", "source")

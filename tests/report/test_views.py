@@ -75,7 +75,18 @@ def test_a_data_frame_has_a_column_for_each_quantity(monkeypatch, library):
     np.testing.assert_allclose(frame["power_db"], 10 * np.log10([2.0, 1.0]))
     np.testing.assert_array_equal(frame["at_edge"], [False, False])
     assert list(frame) == (
-        "azimuth_deg elevation_deg range_m x_m y_m z_m power_db confidence prominence_db at_edge".split()
+        [
+            "azimuth_deg",
+            "elevation_deg",
+            "range_m",
+            "x_m",
+            "y_m",
+            "z_m",
+            "power_db",
+            "confidence",
+            "prominence_db",
+            "at_edge",
+        ]
     )
     assert len(Sources.empty().to_dataframe(library)["range_m"]) == 0
 
