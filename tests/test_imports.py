@@ -26,6 +26,7 @@ ORDER = [
     ("detect",),
     ("io",),
     ("simulate",),
+    ("datasets",),
     ("models",),
     ("losses",),
     ("localize",),
