@@ -93,6 +93,32 @@ def sound_at(
     return np.asarray(0.1 * heard / heard.std())
 
 
+def gaussian_snapshots(steering: Tensor, count: int, *, snr_db: float = 20.0, seed: int = 0) -> Array:
+    """Snapshots of independent Gaussian signals of unit power, and white noise.
+
+    Parameters
+    ----------
+    steering : complex tensor, shape (K, N)
+        A row for each source, times its amplitude where that is not 1.
+    count : int
+        L.
+    snr_db : float
+        Of a source of amplitude 1 at one element.
+    seed : int
+
+    Returns
+    -------
+    complex128 array, shape (L, N)
+    """
+    random = np.random.default_rng(seed)
+
+    def gaussian(columns: int) -> Array:
+        return (random.standard_normal((count, columns, 2)) @ np.array([1, 1j])) / math.sqrt(2)
+
+    noise = 10 ** (-snr_db / 20) * gaussian(steering.shape[1])
+    return gaussian(len(steering)) @ steering.numpy() + noise
+
+
 def _microphones() -> Array:
     """64 places on a spiral in the x-y plane, 0.5 m across: no two distances between them are alike."""
     turn = np.arange(64)
@@ -154,7 +180,7 @@ def five_element_circle(*, bearings_deg: Sequence[float] = (62.0,), snr_db: floa
     array = SensorArray.circular(5, 0.28, 299_792_458.0 / _HERTZ_OF_CIRCLE, plane="xz")
     bearing = torch.tensor(bearings_deg, dtype=torch.float64).deg2rad()
     position = torch.stack([bearing, 0 * bearing, torch.full_like(bearing, math.inf)], -1)
-    snapshots = _snapshots(steering_vectors(array, *position.T, "planar"), 400, snr_db, seed)
+    snapshots = gaussian_snapshots(steering_vectors(array, *position.T, "planar"), 400, snr_db=snr_db, seed=seed)
     given = Setup(array, wavefront="planar", sampling="direct")
     return Sample(Recording(array, snapshots=Snapshots.of(snapshots), given=given), position)
 
@@ -187,14 +213,3 @@ def surface_measurement(*, n_sources: int = 3, snr_db: float = 12.0, snapshots: 
         given=system.setup,
     )
     return Sample(recording, scene.position[0][scene.mask[0]].double())
-
-
-def _snapshots(steering: Tensor, count: int, snr_db: float, seed: int) -> Array:
-    """(L, N) of independent Gaussian signals of power 1 of K sources, steering (K, N), and white noise."""
-    random = np.random.default_rng(seed)
-
-    def gaussian(rows: int) -> Array:
-        return (random.standard_normal((count, rows)) + 1j * random.standard_normal((count, rows))) / math.sqrt(2)
-
-    noise = 10 ** (-snr_db / 20) * gaussian(steering.shape[1])
-    return gaussian(len(steering)) @ steering.numpy() + noise

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,6 +148,12 @@ def test_the_package_itself_imports_only_what_detection_needs_and_the_localizer_
     light = {"errors", "geometry", "tolerance", "sources", "setup", "detect"}
     assert inside(lazily=False) <= light
     assert inside(lazily=True) <= light | {"localize"}
+
+
+def test_the_drawing_of_the_architecture_has_the_layers_of_the_imports():
+    page = (PACKAGE.parent / "docs" / "pages" / "architecture.md").read_text()
+    drawn = re.findall(r"^  │ (\w+) +\S", page, re.M)
+    assert drawn == [name for row in reversed(ORDER) for name in row if name != "__main__"]
 
 
 def test_no_module_imports_itself_round_a_corner():
