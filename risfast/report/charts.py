@@ -271,10 +271,10 @@ def _centre(group: Group) -> float:
 
 
 def map_charts(groups: Sequence[Group], length: int) -> str:
-    """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources."""
+    """F1 of the localizer, of greedy ML, and the recall at the bound, over SNR and number of sources."""
     rows = _by_label(groups, length)
     shown = [(f"F1, {series_of(name).name}", _cells(own, "f1")) for name, own in rows.items()]
-    shown.append(("recall that the bound implies", _cells(next(iter(rows.values())), "implied_recall")))
+    shown.append(("recall at the bound", _cells(next(iter(rows.values())), "implied_recall")))
     columns, lines = [number(s) for s in MAP_SNR_DB], [str(k) for k in MAP_SOURCES]
     charts = [heatmap(title, values, columns, lines, ("SNR (dB)", "sources")) for title, values in shown]
     return f'<div class="row triple">{"".join(charts)}</div>'

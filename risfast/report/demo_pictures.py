@@ -135,7 +135,7 @@ def _range_profile(source: int, setup: Setup, ranges: Tensor, scene: Illustratio
 
 def _legend(name: str, scores: Scores) -> str:
     found, ghosts = scores.source_hit.sum(), (~scores.estimate_hit).sum()
-    return f"{name}: {found} of {len(scores.source_hit)} found, {ghosts} ghosts"
+    return f"{name}: {found} of {len(scores.source_hit)} found, {ghosts} false alarms"
 
 
 def confidence_ellipse(
@@ -228,7 +228,7 @@ def _mark_sources(axes: Axes, scene: Illustration, coordinate: int, *, named: bo
                 _letter(source), point, xytext=(8, 4), textcoords="offset points", fontsize=11, fontweight="bold"
             )
         for index in _ghosts(scene):
-            text = f"ghost, {float(answer.sources[0].confidence[index]):.2f}"
+            text = f"false alarm, {float(answer.sources[0].confidence[index]):.2f}"
             axes.annotate(text, found_at[index], xytext=(7, -10), textcoords="offset points", fontsize=9)
 
 
@@ -244,7 +244,7 @@ def _letter(source: int) -> str:
 
 def _name_axes(above: Axes, below: Axes, scene: Illustration, ranges: Tensor) -> None:
     match = scene.match[LOCALIZER]
-    outcome = f"{match.hits} of {match.n_true} sources found, {match.ghosts} ghosts"
+    outcome = f"{match.hits} of {match.n_true} sources found, {match.ghosts} false alarms"
     above.set_title(f"{scene.title[LOCALIZER]}: {outcome}", fontsize=11, loc="left")
     above.set_ylabel("elevation (deg)")
     below.set(xlabel="azimuth (deg)", ylabel="range (m)", yscale="log")
