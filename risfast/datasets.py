@@ -20,6 +20,7 @@ from risfast.steering import steering_vectors
 
 _RATE_HZ = 16_000
 _MACHINES_M = ((-0.9, -0.3, 1.8), (0.1, 0.2, 1.2), (1.0, -0.1, 2.4))
+_MACHINES_SNR_DB = 10.0
 _HERTZ_OF_CIRCLE = 433.92e6
 
 
@@ -134,7 +135,7 @@ def three_machines() -> Sample:
     Sample
         Covariances of narrow bands from one second at 16 kHz.
     """
-    samples = sound_at(_microphones(), _MACHINES_M)
+    samples = sound_at(_microphones(), _MACHINES_M, snr_db=_MACHINES_SNR_DB)
     recording = from_samples(samples, _RATE_HZ, _microphones(), frequency_hz=(800.0, 4000.0), most_bands=12)
     return Sample(recording, cartesian_to_spherical(torch.tensor(_MACHINES_M, dtype=torch.float64)))
 
@@ -155,7 +156,7 @@ def write_three_machines(folder: str | Path) -> tuple[Path, Path]:
     from scipy.io import wavfile  # noqa: PLC0415  (slow to import)
 
     sound, places = Path(folder) / "machines.wav", Path(folder) / "microphones.csv"
-    samples = sound_at(_microphones(), _MACHINES_M)
+    samples = sound_at(_microphones(), _MACHINES_M, snr_db=_MACHINES_SNR_DB)
     wavfile.write(sound, _RATE_HZ, np.round(samples / np.abs(samples).max() * 32000).astype(np.int16))
     np.savetxt(places, _microphones(), delimiter=",", fmt="%.6f")
     return sound, places
@@ -180,7 +181,9 @@ def five_element_circle(*, bearings_deg: Sequence[float] = (62.0,), snr_db: floa
     array = SensorArray.circular(5, 0.28, 299_792_458.0 / _HERTZ_OF_CIRCLE, plane="xz")
     bearing = torch.tensor(bearings_deg, dtype=torch.float64).deg2rad()
     position = torch.stack([bearing, 0 * bearing, torch.full_like(bearing, math.inf)], -1)
-    snapshots = gaussian_snapshots(steering_vectors(array, *position.T, "planar"), 400, snr_db=snr_db, seed=seed)
+    snapshots = gaussian_snapshots(
+        steering_vectors(array, *position.T, wavefront="planar"), 400, snr_db=snr_db, seed=seed
+    )
     given = Setup(array, wavefront="planar", sampling="direct")
     return Sample(Recording(array, snapshots=Snapshots.of(snapshots), given=given), position)
 

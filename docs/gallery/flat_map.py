@@ -8,7 +8,6 @@ Four maps of the same two sources: one is right, three have a mistake that is ea
 import torch
 
 from risfast import Region, SensorArray, Setup, datasets
-from risfast.covariance import sample_covariance
 from risfast.ops import mvdr_spectrum
 from risfast.report.plots import SpectrumPanel, spectrum_figure
 from risfast.steering import steering_vectors
@@ -17,8 +16,8 @@ array = SensorArray.rectangular(8, 8, spacing_m=0.05, wavelength_m=0.1)
 setup = Setup(array, Region((-1.0, 1.0), (-0.5, 0.5), (0.3, 5.0)), sampling="direct")
 grid = setup.search_grid(6.0)
 true = torch.tensor([[0.5, 0.2, 1.0], [-0.3, -0.1, 1.5]], dtype=torch.float64)
-snapshots = datasets.gaussian_snapshots(steering_vectors(array, *true.T), 100, snr_db=20.0)
-covariance = sample_covariance(torch.from_numpy(snapshots))
+snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering_vectors(array, *true.T), 100, snr_db=20.0))
+covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
 
 # %%
 # A phase of the other sign mirrors every source and curves the wave the wrong way; positions in the wrong order

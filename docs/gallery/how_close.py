@@ -11,7 +11,6 @@ import math
 import torch
 
 from risfast import Localizer, Region, SensorArray, Setup, datasets
-from risfast.covariance import sample_covariance
 from risfast.ops import bartlett_spectrum, mvdr_spectrum
 from risfast.report.plots import COLOURS, new_figure
 from risfast.steering import steering_vectors
@@ -28,7 +27,7 @@ for separation in separations:
     half = math.radians(separation / 2)
     place = torch.tensor([[-half, 0.0, 2.0], [half, 0.0, 2.0]], dtype=torch.float64)
     snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering_vectors(array, *place.T), 200, snr_db=20.0))
-    covariance = sample_covariance(snapshots)
+    covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
     for name, spectrum in (("Bartlett map", bartlett_spectrum), ("Capon map", mvdr_spectrum)):
         power = spectrum(covariance, array, grid).power[0, :, 0]
         peaks = (power[1:-1] > power[:-2]) & (power[1:-1] >= power[2:]) & (power[1:-1] > 0.3 * power.max())

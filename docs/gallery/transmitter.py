@@ -7,7 +7,6 @@ the waves are planar.
 # %%
 # Two transmitters at 62 and 170 degrees, 400 snapshots.
 from risfast import Localizer, datasets
-from risfast.covariance import sample_covariance
 from risfast.ops import mvdr_spectrum
 
 sample = datasets.five_element_circle(bearings_deg=(62.0, 170.0))
@@ -26,6 +25,7 @@ for bearing, spread in zip(found.azimuth.rad2deg(), result.position_covariance[0
 # The Capon spectrum as on a compass, with the bearings that were found.
 grid = setup.search_grid()
 snapshots = sample.recording.snapshots.read()
-spectrum = mvdr_spectrum(sample_covariance(snapshots), setup.array, grid, wavefront=setup.wavefront)
+covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
+spectrum = mvdr_spectrum(covariance, setup.array, grid, wavefront=setup.wavefront)
 figure = spectrum.plot(grid, found)
 figure.savefig("transmitter.png", dpi=80)

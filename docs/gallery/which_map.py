@@ -9,7 +9,6 @@ of the powers; MUSIC is the sharpest, but its heights are no powers, and it need
 import torch
 
 from risfast import Region, SensorArray, Setup, datasets
-from risfast.covariance import sample_covariance
 from risfast.ops import bartlett_spectrum, music_spectrum, mvdr_spectrum
 from risfast.report.plots import SpectrumPanel, spectrum_figure
 from risfast.steering import steering_vectors
@@ -19,7 +18,8 @@ setup = Setup(array, Region((-0.9, 0.9), (-0.45, 0.45), (0.3, 3.0)), sampling="d
 grid = setup.search_grid(8.0)
 true = torch.tensor([[0.5, 0.1, 0.9], [0.3, 0.15, 1.2], [-0.4, -0.2, 0.7]], dtype=torch.float64)
 steering = steering_vectors(array, *true.T) * torch.tensor([1.0, 0.7, 0.3])[:, None]
-covariance = sample_covariance(torch.from_numpy(datasets.gaussian_snapshots(steering, 200, snr_db=10.0)))
+snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering, 200, snr_db=10.0))
+covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
 
 # %%
 maps = {
