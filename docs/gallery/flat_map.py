@@ -31,7 +31,7 @@ tried = {
 }
 panels = []
 for title, (matrix, loading) in tried.items():
-    power = mvdr_spectrum(matrix, array, grid, loading=loading).power[0]
+    power = mvdr_spectrum(matrix, array, grid, loading=loading).power
     contrast_db = 10 * float((power.max() / power.median()).log10())
     print(f"{title}: the peak is {contrast_db:.0f} dB above the median of the map")
     panels.append(SpectrumPanel(title, power, true[:0]))

@@ -29,7 +29,7 @@ for separation in separations:
     snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering_vectors(array, *place.T), 200, snr_db=20.0))
     covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
     for name, spectrum in (("Bartlett map", bartlett_spectrum), ("Capon map", mvdr_spectrum)):
-        power = spectrum(covariance, array, grid).power[0, :, 0]
+        power = spectrum(covariance, array, grid).power[:, 0]
         peaks = (power[1:-1] > power[:-2]) & (power[1:-1] >= power[2:]) & (power[1:-1] > 0.3 * power.max())
         counts[name].append(int(peaks.sum()))
         curves[name, separation] = 10 * (power / power.max()).log10()

@@ -24,9 +24,8 @@ grid = setup.search_grid()
 # %%
 # The highest band alone, and all twelve together.
 first = recording.wavelengths_m.index(min(recording.wavelengths_m))
-one = mvdr_spectrum(recording.covariance[0, first], SensorArray(microphones, min(setup.wavelengths_m)), grid).power[
-    0, :, 0
-]
+highest = SensorArray(microphones, min(setup.wavelengths_m))
+one = mvdr_spectrum(recording.covariance[0, first], highest, grid).power[:, 0]
 together = band_spectrum(recording.covariance, setup, grid).power[0, :, 0]
 figure = new_figure(7.0, 3.6)
 axes = figure.subplots()

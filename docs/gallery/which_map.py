@@ -23,9 +23,9 @@ covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
 
 # %%
 maps = {
-    "Bartlett": bartlett_spectrum(covariance, array, grid).power[0],
-    "Capon": mvdr_spectrum(covariance, array, grid).power[0],
-    "MUSIC, told that there are three": music_spectrum(covariance, array, grid, n_sources=3).power[0],
+    "Bartlett": bartlett_spectrum(covariance, array, grid).power,
+    "Capon": mvdr_spectrum(covariance, array, grid).power,
+    "MUSIC, told that there are three": music_spectrum(covariance, array, grid, n_sources=3).power,
 }
 for name, power in maps.items():
     wide = (power > power.max() / 2).double().mean()

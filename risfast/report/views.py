@@ -115,7 +115,10 @@ def sources_figure(sources: Sources, setup: Setup | None = None) -> Figure:
         )
     else:
         directions.margins(0.25)
-    label_ranges(directions, found, FOUND_COLOUR, 6, undetermined="range not determined")
+    bottom, top = directions.get_ylim()
+    for position, (_, elevation) in zip(found, degrees, strict=True):
+        height = -14 if elevation > top - 0.1 * (top - bottom) else 6  # below, where there is no room above
+        label_ranges(directions, position[None], FOUND_COLOUR, height, undetermined="range not determined")
     directions.grid(color="#dddddd", linewidth=0.6)
     xyz = sources.xyz_m.cpu()
     placed = xyz[xyz.isfinite().all(1)].numpy()
