@@ -5,7 +5,7 @@ sharpens the map, and the likelihood goes further.
 """
 
 # %%
-# Two sources at the same range, closer and closer; 200 snapshots at 20 dB before a line of 16 elements.
+# Two sources at the same range, closer and closer; 200 snapshots at 10 dB before a line of 16 elements.
 import math
 
 import torch
@@ -20,13 +20,13 @@ setup = Setup(array, Region((-0.6, 0.6), (0.0, 0.0), (1.0, 3.0)), sampling="dire
 grid = setup.search_grid()
 beam_deg = math.degrees(array.wavelength_m / array.aperture_m)
 localizer = Localizer.classical(setup)
-separations = (10.0, 6.0, 4.0, 3.0, 2.0)
+separations = (10.0, 6.0, 4.0, 2.0, 1.0)
 counts = {"Bartlett map": [], "Capon map": [], "likelihood": []}
 curves = {}
 for separation in separations:
     half = math.radians(separation / 2)
     place = torch.tensor([[-half, 0.0, 2.0], [half, 0.0, 2.0]], dtype=torch.float64)
-    snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering_vectors(array, *place.T), 200, snr_db=20.0))
+    snapshots = torch.from_numpy(datasets.gaussian_snapshots(steering_vectors(array, *place.T), 200, snr_db=10.0))
     covariance = snapshots.mT @ snapshots.conj() / len(snapshots)
     for name, spectrum in (("Bartlett map", bartlett_spectrum), ("Capon map", mvdr_spectrum)):
         power = spectrum(covariance, array, grid).power[:, 0]

@@ -32,7 +32,8 @@ def deviation_m(apertures: float) -> list[float]:
 
 
 # %%
-# Twice the array sees range about twice as far with the same relative error.
+# An array twice as large sees range about four times as far with the same relative error, as curvature grows with the
+# square of the aperture.
 figure = new_figure(7.0, 4.2)
 axes = figure.subplots()
 for colour, aperture in zip(COLOURS, (0.25, 0.5, 1.0), strict=False):

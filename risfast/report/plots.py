@@ -112,11 +112,12 @@ def spectrum_figure(
             _mark(axes, true, marker="o", s=150, linewidths=1.6, **rings)
             label_ranges(axes, true.detach().cpu().double(), TRUE_COLOUR, 6)
         label_ranges(axes, panel.found.detach().cpu().double(), FOUND_COLOUR, -13)
-        _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR, label="found")
+        if len(panel.found):
+            _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR, label="found")
     figure.colorbar(image, ax=list(grid), label="power re maximum (dB)", pad=0.015)
     grid[-1].set_xlabel("azimuth (deg)")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
+    named = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
     return figure
 
 
