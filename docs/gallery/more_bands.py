@@ -33,9 +33,9 @@ azimuth = grid.azimuth_rad.rad2deg()
 for colour, style, name, power in ((COLOURS[1], "--", "one band", one), (COLOURS[0], "-", "12 bands", together)):
     level = 10 * (power / power.max()).log10()
     others = level[(azimuth - torch.tensor(np.degrees(np.arctan2(0.6, 1.2)))).abs() > 10]
-    print(f"{name}: the highest false peak is {float(others.max()):.1f} dB below the source")
+    print(f"{name}: the highest false peak is at {float(others.max()):.1f} dB, the source at 0 dB")
     axes.plot(azimuth, level, style, color=colour, label=name)
-axes.set(xlabel="azimuth (deg)", ylabel="power re maximum (dB)", ylim=(-30, 1))
+axes.set(xlabel="azimuth (deg)", ylabel="power re maximum (dB)", ylim=(-15, 1))
 axes.legend(frameon=False, loc="lower left")
 axes.grid(color="#dddddd", linewidth=0.6)
 figure.savefig("more_bands.png", dpi=80)

@@ -1,7 +1,8 @@
 """Bartlett, Capon or MUSIC: which map?
 
-Three maps of one covariance on one scale of colours. Bartlett is robust and broad; Capon is sharper and keeps the order
-of the powers; MUSIC is the sharpest, but its heights are no powers, and it needs the number of sources.
+Three maps of one covariance on one scale of colours. Bartlett is robust and broad, and a strong source hides weak ones.
+Capon is sharper, but a source between the points of the grid looks weaker than it is. MUSIC is as sharp, its heights
+are no powers, and it needs the number of sources.
 """
 
 # %%
