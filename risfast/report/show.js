@@ -114,7 +114,7 @@ function drawMap() {
     cross(pen, frame.x(source.azimuth_deg), frame.y(source.elevation_deg), sourceColour(i), taken));
   scene.sources.forEach((source, i) =>
     label(pen, `${i + 1}: ${source.range}`, frame.x(source.azimuth_deg), frame.y(source.elevation_deg), box.right, taken));
-  by("map-ends").textContent = `power from ${plain(map.floor_db)} (light) to 0 dB (strong), relative to the maximum`;
+  by("map-ends").textContent = `power relative to the maximum, ${plain(map.floor_db)} dB (as the page) to 0 dB (blue)`;
 }
 
 function sayLevel(event) {

@@ -158,7 +158,7 @@ def _table(sources: Sources, details: SceneDetails) -> str:
         if deviations is not None:
             scale = 180 / math.pi if place < 2 else 1.0
             cells = [
-                f"{cell} ± {_cell(scale * float(own), digits)}" if math.isfinite(float(own)) and own > 0 else cell
+                f"{cell} ± {_deviation(scale * float(own), digits)}" if math.isfinite(float(own)) and own > 0 else cell
                 for cell, own in zip(cells, deviations[:, place], strict=True)
             ]
         columns[name] = cells
@@ -180,6 +180,11 @@ def _table(sources: Sources, details: SceneDetails) -> str:
         '<div class="scroll"><table><caption>Sources</caption>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _deviation(value: float, digits: int) -> str:
+    """With as many digits as the value beside it, or more where those would all be zeros."""
+    return f"{value:.{digits}f}" if value >= 0.5 * 10**-digits else f"{value:.1g}"
 
 
 def _cell(value: float, digits: int, missing: str = "\u2013") -> str:
