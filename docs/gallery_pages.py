@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import html
 import io
 import json
 import os
@@ -93,12 +94,12 @@ def notebook(entry: Entry) -> str:
 
 def index() -> str:
     """The gallery's list: questions with their pictures."""
-    entries = [read_entry(path) for path in SCRIPTS]
-    return "\n\n".join(
-        f"[**{entry.question}**](gallery/{entry.name}.md)\n\n"
-        f"[![{entry.question}](gallery/{entry.name}.png){{ width=460 }}](gallery/{entry.name}.md)"
-        for entry in entries
-    )
+    cards = [
+        f'<a href="gallery/{path.stem}.html"><img src="gallery/{path.stem}.png" alt="" loading="lazy">'
+        f"<span>{html.escape(read_entry(path).question)}</span></a>"
+        for path in SCRIPTS
+    ]
+    return "\n".join(['<div class="gallery">', *cards, "</div>"])
 
 
 def main() -> None:
