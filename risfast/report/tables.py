@@ -78,17 +78,20 @@ class Sheet:
     def html(self) -> str:
         """A table in a card of its own, with its caption below."""
         styles = [' class="bound"' if head.startswith("bound") else "" for head in self.heads]
-        head = "".join(
+        top = "".join(
             f'<th{style} scope="col">{html.escape(name)}</th>' for style, name in zip(styles, self.heads, strict=True)
         )
         body = ""
         for own, row in zip(self.styles or [""] * len(self.rows), self.rows, strict=True):
             cells = (html.escape(cell) if isinstance(cell, str) else cell.html() for cell in row)
-            shown = "".join(f"<td{style}>{cell}</td>" for style, cell in zip(styles, cells, strict=True))
+            shown = "".join(
+                f'<td{style} data-name="{html.escape(head)}">{cell}</td>'
+                for style, head, cell in zip(styles, self.heads, cells, strict=True)
+            )
             body += f'<tr class="{own}">{shown}</tr>' if own else f"<tr>{shown}</tr>"
         name = html.escape(self.caption.split(".", maxsplit=1)[0])
         return (
-            f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
+            f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{top}</tr></thead>'
             f'<tbody>{body}</tbody></table></div><p class="under">{self.caption}</p></div>'
         )
 
