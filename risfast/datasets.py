@@ -205,8 +205,9 @@ def surface_measurement(*, n_sources: int = 3, snr_db: float = 12.0, snapshots: 
     Sample
         Snapshots with codes and channel, for ``Localizer.from_pretrained()``.
     """
-    ends = {"snr_db": (snr_db, snr_db), "range_m": (1.0, 6.0)}
-    system = SystemConfig(n_sources=(n_sources, n_sources), n_snapshots=snapshots, **ends)
+    system = SystemConfig(
+        n_sources=(n_sources, n_sources), n_snapshots=snapshots, snr_db=(snr_db, snr_db), range_m=(1.0, 6.0)
+    )
     scene = generate_scenes(system, seed, [0])
     recording = Recording(
         system.array,
