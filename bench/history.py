@@ -63,8 +63,8 @@ def measure(tree: Path, rounds: int) -> dict[str, float]:
 
 
 def commit_of(revision: str) -> tuple[str, str]:
-    """Date and short name of a commit."""
-    command = ["git", "-C", str(ROOT), "show", "-s", "--format=%cs %h", revision]
+    """Time and short name of a commit."""
+    command = ["git", "-C", str(ROOT), "show", "-s", "--format=%cI %h", revision]
     date, name = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     return date, name
 
