@@ -74,7 +74,7 @@ def speed_table() -> str:
                 work["work"],
                 f"{times['risfast auto']:.3g}{NBSP}ms",
                 peer,
-                f"{times[peer]:.4g}{NBSP}ms",
+                f"{times[peer]:.4g}{NBSP}ms" if times[peer] < 1000 else f"{times[peer] / 1000:.3g}{NBSP}s",
                 f"{work['ratio']:.3g}{NBSP}x",
             ]
         )
@@ -85,7 +85,7 @@ def history_table() -> str:
     """Times of each commit that was measured, newest first."""
     with (RESULTS / "history.csv").open(newline="", encoding="utf-8") as stream:
         head, *rows = csv.reader(stream)
-    return _table([name.replace("_", " ") for name in head], rows[::-1])
+    return _table([name.replace("_", " ") for name in head], [[row[0][:10], *row[1:]] for row in rows[::-1]])
 
 
 def checkpoint_table() -> str:
