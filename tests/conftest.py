@@ -18,11 +18,10 @@ sys.path[:0] = [
 
 # Files of `pytest -m quick`: a look at every layer in about two minutes, without kernels, training and evaluation.
 QUICK = {
-    *("test_geometry.py", "test_setup.py", "test_sources.py", "test_steering.py", "test_imports.py", "test_logging.py"),
-    *("test_covariance.py", "test_detect.py", "test_significance.py", "test_losses.py", "test_set_losses.py"),
-    *("test_io_read.py", "test_io_samples.py", "test_io_audio.py", "test_io_export.py", "test_io_setups.py"),
-    *("test_matching.py", "test_metrics.py", "test_likelihood.py", "test_ops_api.py", "test_wideband.py"),
-    *("test_plots.py", "test_views.py", "test_cli.py", "test_cli_options.py", "test_docstrings.py", "test_scenes.py"),
+    *("test_geometry.py", "test_setup.py", "test_sources.py", "test_steering.py", "test_logging.py", "test_losses.py"),
+    *("test_io_samples.py", "test_io_audio.py", "test_io_export.py", "test_io_setups.py", "test_reference.py"),
+    *("test_matching.py", "test_metrics.py", "test_significance.py", "test_plots.py", "test_views.py"),
+    *("test_cli_options.py", "test_docstrings.py"),
 }
 
 
