@@ -21,7 +21,7 @@ QUICK = {
     *("test_geometry.py", "test_setup.py", "test_sources.py", "test_steering.py", "test_logging.py", "test_losses.py"),
     *("test_io_samples.py", "test_io_audio.py", "test_io_export.py", "test_io_setups.py", "test_reference.py"),
     *("test_matching.py", "test_metrics.py", "test_significance.py", "test_plots.py", "test_views.py"),
-    *("test_cli_options.py", "test_docstrings.py"),
+    "test_docstrings.py",
 }
 
 
