@@ -6,6 +6,8 @@ built; so no figure is typed twice. Pictures are linked where they are in the re
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import json
 import posixpath
 import re
@@ -72,11 +74,18 @@ def speed_table() -> str:
                 work["work"],
                 f"{times['risfast auto']:.3g}{NBSP}ms",
                 peer,
-                f"{times[peer]:.4g}{NBSP}ms",
+                f"{times[peer]:.4g}{NBSP}ms" if times[peer] < 1000 else f"{times[peer] / 1000:.3g}{NBSP}s",
                 f"{work['ratio']:.3g}{NBSP}x",
             ]
         )
     return _table(["work", "risfast", "peer", "time of the peer", "ratio"], rows)
+
+
+def history_table() -> str:
+    """Times of each commit that was measured, newest first."""
+    with (RESULTS / "history.csv").open(newline="", encoding="utf-8") as stream:
+        head, *rows = csv.reader(stream)
+    return _table([name.replace("_", " ") for name in head], [[row[0][:10], *row[1:]] for row in rows[::-1]])
 
 
 def checkpoint_table() -> str:
@@ -101,7 +110,21 @@ def checkpoint_table() -> str:
     return f"{saw}\n\n" + _table(["snapshots", "covariance NMSE, mean / median", "F1", "precision", "recall"], rows)
 
 
+def _gallery() -> Any:
+    """The module beside this file; mkdocs loads hooks as files, without their folder on the path."""
+    spec = importlib.util.spec_from_file_location("gallery_pages", Path(__file__).with_name("gallery_pages.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+GALLERY = _gallery()
+
 TABLES: dict[str, Callable[[], str]] = {
+    "gallery": GALLERY.index,
+    "history": history_table,
     "accuracy": accuracy_table,
     "speed": speed_table,
     "checkpoint": checkpoint_table,
@@ -109,11 +132,19 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pictures of recorded results to the site."""
-    from mkdocs.structure.files import File  # noqa: PLC0415  (the tables can be made without mkdocs)
+    """Add the pictures of recorded results, and the gallery, to the site."""
+    from mkdocs.structure.files import File, InclusionLevel  # noqa: PLC0415  (the tables can be made without mkdocs)
 
     for path in sorted(RESULTS.glob("*.png")):
         files.append(File.generated(config, f"{PICTURES}/{path.name}", abs_src_path=str(path)))
+    for path in GALLERY.SCRIPTS:
+        entry, place = GALLERY.read_entry(path), f"gallery/{path.stem}"
+        hidden = {"inclusion": InclusionLevel.NOT_IN_NAV}
+        files.append(File.generated(config, f"{place}.md", content=GALLERY.page(entry), **hidden))
+        files.append(File.generated(config, f"{place}.ipynb", content=GALLERY.notebook(entry), **hidden))
+        files.append(File.generated(config, f"{place}.py", abs_src_path=str(path), **hidden))
+        picture = GALLERY.RESULTS / f"{path.stem}.png"
+        files.append(File.generated(config, f"{place}.png", abs_src_path=str(picture), **hidden))
     return files
 
 

@@ -4,6 +4,7 @@ The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a cova
 :class:`Localizer` from snapshots to sources.
 """
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
@@ -29,6 +30,8 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says where messages go
 
 
 def __getattr__(name: str) -> Any:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from risfast.geometry import BoxLimits, Region, SearchGrid, SensorArray, ambiguities, uniform_axis
 from risfast.steering import Wavefront, check_wavefront
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ANGLE_RAD = math.radians(5.0)
 _WAVELENGTHS = 10 / 3  # 1 m on the reference surface
@@ -326,6 +329,18 @@ class Setup:
         planes = 1 / torch.linspace(near, far, count, dtype=torch.float64)
         planes[0], planes[-1] = self.region.range_m
         return planes
+
+    def plot(self) -> Figure:
+        """The elements, and the region that is searched from above.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``savefig`` writes it; a notebook shows it.
+        """
+        from risfast.report.views import setup_figure  # noqa: PLC0415 - matplotlib, and of what stands above
+
+        return setup_figure(self)
 
     def to_json(self) -> dict[str, Any]:
         """JSON values that :meth:`from_json` turns back into the same setup; an infinite range is ``"inf"``."""

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral
-from typing import Any, NamedTuple, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
 from risfast.geometry import spherical_to_cartesian
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from risfast.setup import Setup
 
 
 class Source(NamedTuple):
@@ -183,6 +190,59 @@ class Sources:
     def xyz_m(self) -> Tensor:
         """(K, 3): x, y and z in metres; NaN where the range is not determined."""
         return spherical_to_cartesian(self.position)
+
+    def to_dataframe(self, library: Literal["pandas", "polars"] | None = None) -> Any:
+        """One row a source, in degrees, metres and dB.
+
+        Parameters
+        ----------
+        library : {"pandas", "polars"}, optional
+            By default pandas, or polars where only that is installed.
+
+        Returns
+        -------
+        pandas.DataFrame or polars.DataFrame
+            Columns azimuth_deg, elevation_deg, range_m, x_m, y_m, z_m, power_db, confidence, prominence_db, at_edge.
+
+        Raises
+        ------
+        ValueError
+            Another library.
+        ImportError
+            The library, or where none is named both, are not installed.
+        """
+        if library not in (None, "pandas", "polars"):
+            raise ValueError(f"library must be pandas or polars, got {library!r}")
+        names = ("pandas", "polars") if library is None else (library,)
+        installed = [name for name in names if importlib.util.find_spec(name) is not None]
+        if not installed:
+            raise ImportError(f"to_dataframe needs {' or '.join(names)}: pip install {names[0]}")
+        from risfast.io.export import COLUMNS, source_rows  # noqa: PLC0415 - of what stands above, as drawing is
+
+        rows = source_rows([self])
+        columns: dict[str, Any] = {
+            name: np.array([row[name] for row in rows], kind)
+            for name, kind in COLUMNS.items()
+            if name not in ("scene", "source")
+        }
+        return importlib.import_module(installed[0]).DataFrame(columns)
+
+    def plot(self, setup: Setup | None = None) -> Figure:
+        """The sources over azimuth and elevation, and seen from above.
+
+        Parameters
+        ----------
+        setup : Setup, optional
+            Draws the elements too, and the directions of its whole region.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``savefig`` writes it; a notebook shows it.
+        """
+        from risfast.report.views import sources_figure  # noqa: PLC0415 - matplotlib
+
+        return sources_figure(self, setup)
 
     def __repr__(self) -> str:
         """A line a source, in degrees, metres and dB."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,7 @@ ORDER = [
     ("detect",),
     ("io",),
     ("simulate",),
+    ("datasets",),
     ("models",),
     ("losses",),
     ("localize",),
@@ -38,8 +40,15 @@ ORDER = [
     ("__main__",),
 ]
 LEVEL = {name: level for level, row in enumerate(ORDER) for name in row}
-# Imports, within functions only, of what stands above: a file of options gives an object of the class that it is for.
-UPWARD = {("risfast.io.options_file", "risfast.localize.pipeline")}
+# Imports, within functions only, of what stands above: a file of options gives an object of the class that it is for,
+# and what can be drawn or listed has a method that does it.
+UPWARD = {
+    ("risfast.io.options_file", "risfast.localize.pipeline"),
+    ("risfast.sources", "risfast.io.export"),
+    ("risfast.sources", "risfast.report.views"),
+    ("risfast.setup", "risfast.report.views"),
+    ("risfast.ops.form", "risfast.report.views"),
+}
 HEAVY = (
     "matplotlib",
     "optuna",
@@ -139,6 +148,12 @@ def test_the_package_itself_imports_only_what_detection_needs_and_the_localizer_
     light = {"errors", "geometry", "tolerance", "sources", "setup", "detect"}
     assert inside(lazily=False) <= light
     assert inside(lazily=True) <= light | {"localize"}
+
+
+def test_the_drawing_of_the_architecture_has_the_layers_of_the_imports():
+    page = (PACKAGE.parent / "docs" / "pages" / "architecture.md").read_text()
+    drawn = re.findall(r"^  │ (\w+) +\S", page, re.M)
+    assert drawn == [name for row in reversed(ORDER) for name in row if name != "__main__"]
 
 
 def test_no_module_imports_itself_round_a_corner():

@@ -43,6 +43,7 @@ COMMANDS = {
         ("demo", "demo", "simulate scenes, localise their sources, print a table and draw pictures"),
         ("locate", "locate", "find the sources in a recording: a table, a picture, a file"),
         ("detect", "locate", "find the sources in a covariance, as locate --model none does"),
+        ("show", "show", "look at a file of results: one page with map, 3D scene, range profiles and table"),
         ("calibrate", "calibrate", "find the gains (and positions) of an array from recordings of sources"),
         ("import", "import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
         ("doctor", "doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),

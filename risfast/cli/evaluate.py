@@ -100,7 +100,7 @@ _SHORT = {
     "f1": "F1",
     "f1_low_snr": "F1, SNR < 5 dB",
     "f1_high_snr": "F1, SNR >= 10 dB",
-    "ghosts": "ghosts per scene",
+    "ghosts": "false alarms per scene",
     "count": "count right",
     "median": "median xyz error (m)",
     "over_bound": "rms of hits / bound",

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from risfast.cli.progress import ProgressBar
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SearchGrid, SensorArray
-from risfast.io import RESULT_SUFFIXES, Recording, read, read_options, source_rows, write_results
+from risfast.io import RESULT_SUFFIXES, Recording, SceneDetails, read, read_options, source_rows, write_results
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.ops import mvdr_spectrum
 from risfast.report.plots import PICTURE_SUFFIXES
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from risfast.localize import Localizer, PipelineOptions
 
 _SCENES_AT_ONCE = 8  # so that a long file shows progress
+_DETAILED_SCENES = 16  # whose map and range profiles a file of results holds
 _REGION_DEG = tuple[float, float, float, float, float, float]
 _BOX_METAVAR = "X0 X1 Y0 Y1 Z0 Z1"
 _REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"
@@ -38,7 +39,8 @@ _REGION_METAVAR = "AZ_MIN AZ_MAX EL_MIN EL_MAX R_MIN R_MAX"
 class OutputOptions:
     """Where what was found goes."""
 
-    output: Opt[Path] = None  # Write the sources as .csv, .json, .parquet or .mat.
+    # Write the sources as .csv, .json, .parquet or .mat; .json holds what risfast show draws, too.
+    output: Opt[Path] = None
     # Draw the direction map and the sources as .png, .pdf or .svg; by default next to FILE, as FILE.sources.png.
     picture: Opt[Path] = None
     no_picture: Flag = False  # Draw nothing.
@@ -63,6 +65,15 @@ class OutputOptions:
         """Refuse to draw a scene that is not there."""
         if not 0 <= self.picture_scene < scenes:
             raise ValueError(f"--picture-scene must be from 0 to {scenes - 1}, got {self.picture_scene}")
+
+
+class _Map(NamedTuple):
+    """The map of a scene, and what it is of."""
+
+    power: Tensor  # (G_az, G_el)
+    grid: SearchGrid
+    covariance: Tensor  # (1, N, N), or (1, F, N, N) of several bands
+    setup: Setup  # Of the covariance
 
 
 class _SourceCommand(Command):
@@ -104,10 +115,10 @@ class _SourceCommand(Command):
             progress("detecting", len(found), len(matrices), unit="scenes")
         progress.close()
 
-        def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
+        def spectrum(scene: int) -> _Map:
             matrix, wavefront = matrices[scene : scene + 1], setup.wavefront
             power = mvdr_spectrum(matrix, setup.array, grid, loading=loading, wavefront=wavefront, method=method)
-            return power.power[0], grid
+            return _Map(power.power[0], grid, matrix, setup)
 
         said = setup.ambiguities if setup.sampling == "direct" else ()
         return self.report(found, setup, [*said, _edge_note(found, setup.region)], picture, spectrum, progress)
@@ -118,8 +129,9 @@ class _SourceCommand(Command):
         setup: Setup,
         notes: Iterable[str | None],
         picture: Path | None,
-        spectrum: Callable[[int], tuple[Tensor, SearchGrid]],
+        spectrum: Callable[[int], _Map],
         progress: ProgressBar,
+        position_covariance: Sequence[Tensor] | None = None,
     ) -> int:
         """The table first, so that it is there whatever becomes of the files; then notes, results and picture."""
         print(source_table(found, xyz=self.results.xyz))
@@ -127,17 +139,36 @@ class _SourceCommand(Command):
             if note is not None:
                 progress.say(note)
         if self.results.output is not None:
-            write_results(self.results.output, found, setup)
+            write_results(self.results.output, found, setup, self._details(found, spectrum, position_covariance))
             print(f"results: {self.results.output}")
         if picture is not None:
             from risfast.report.plots import SpectrumPanel, direction_figure, save_figure  # noqa: PLC0415 - matplotlib
 
             scene = self.results.picture_scene
-            power, grid = spectrum(scene)
-            panel = SpectrumPanel(f"{self.file.name}, scene {scene}", power, found[scene].position)
-            save_figure(direction_figure(panel, grid.azimuth_rad, grid.elevation_rad), picture)
+            drawn = spectrum(scene)
+            panel = SpectrumPanel(f"{self.file.name}, scene {scene}", drawn.power, found[scene].position)
+            save_figure(direction_figure(panel, drawn.grid.azimuth_rad, drawn.grid.elevation_rad), picture)
             print(f"picture: {picture}")
         return 0
+
+    def _details(
+        self,
+        found: list[Sources],
+        spectrum: Callable[[int], _Map],
+        position_covariance: Sequence[Tensor] | None,
+    ) -> list[SceneDetails]:
+        """Maps, range profiles and position covariances of the first scenes, where the file of results holds them."""
+        from risfast.report.views import scene_details  # noqa: PLC0415
+
+        assert self.results.output is not None
+        if self.results.output.suffix.lower() != ".json":
+            return []
+        return [
+            scene_details(
+                *spectrum(scene), found[scene], None if position_covariance is None else position_covariance[scene]
+            )
+            for scene in range(min(len(found), _DETAILED_SCENES))
+        ]
 
 
 @dataclass(frozen=True)
@@ -237,7 +268,7 @@ class LocateCommand(_SourceCommand):
         progress.close()
         setup = found.setup or localizer.setup
 
-        def spectrum(scene: int) -> tuple[Tensor, SearchGrid]:
+        def spectrum(scene: int) -> _Map:
             from risfast.covariance import covariance_from_factor, effective_covariance  # noqa: PLC0415
             from risfast.localize import pipeline  # noqa: PLC0415
 
@@ -247,12 +278,12 @@ class LocateCommand(_SourceCommand):
             used = setup.replace(array=array, wavelengths_m=setup.wavelengths_m, gains=None)
             matrix = effective_covariance(covariance_from_factor(factor[..., heard, :]))
             power, grid = pipeline.spectrum(matrix, used, localizer.options)
-            return power.power[0], grid
+            return _Map(power.power[0], grid, matrix, used)
 
         notes = [*_count_notes(found.count_probability), *found.notes, _edge_note(found.sources, setup.region)]
         if self.common.verbose:
             notes.append(", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in found.seconds.items()))
-        return self.report(found.sources, setup, notes, picture, spectrum, progress)
+        return self.report(found.sources, setup, notes, picture, spectrum, progress, found.position_covariance)
 
     def _named_model(self) -> Localizer:
         """The model that was asked for by name."""

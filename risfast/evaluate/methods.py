@@ -63,9 +63,9 @@ VARIANTS: Mapping[str, Variant] = MappingProxyType(
         "without_posterior": Variant(
             "nor range posterior: the maximum of the likelihood", {**_NO_CONFIDENCE, "polish.range_points": 0}
         ),
-        "without_births": Variant("polish without births", {"polish.births": 0}),
+        "without_births": Variant("polish that adds no sources", {"polish.births": 0}),
         "without_deaths": Variant(
-            "polish of positions only: no births, no deaths",
+            "polish of positions only",
             {**_NO_CONFIDENCE, "polish.births": 0, "polish.penalty": 0.0},
         ),
         "localizer_raw": Variant("localizer, no polish", {"polished": False}),

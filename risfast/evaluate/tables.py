@@ -250,7 +250,7 @@ HEADLINE = {
     "f1": ("F1", "all", "f1"),
     "f1_low_snr": ("F1, SNR < 5 dB", "snr_low", "f1"),
     "f1_high_snr": ("F1, SNR ≥ 10 dB", "snr_high", "f1"),
-    "ghosts": ("ghosts per scene", "all", "ghosts_per_scene"),
+    "ghosts": ("false alarms per scene", "all", "ghosts_per_scene"),
     "count": ("count right", "all", "count_accuracy"),
     "median": ("median xyz error of all pairs (m)", "all", "median_xyz_pairs_m"),
     "over_bound": ("rms error of hits over the bound (range bound < 0.3 of the tolerance)", "all", "error_over_bound"),

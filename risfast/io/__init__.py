@@ -13,6 +13,7 @@ from risfast.io.options_file import read_options, write_options
 from risfast.io.positions import read_positions
 from risfast.io.reading import FIELDS, FORMATS, read
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
+from risfast.io.results import Results, SceneDetails, read_results
 from risfast.io.samples import from_samples
 from risfast.io.setup_file import read_setup, write_setup
 from risfast.io.welch import narrowband_covariance
@@ -26,12 +27,15 @@ __all__ = [
     "Flagged",
     "Provenance",
     "Recording",
+    "Results",
+    "SceneDetails",
     "Snapshots",
     "from_samples",
     "narrowband_covariance",
     "read",
     "read_options",
     "read_positions",
+    "read_results",
     "read_setup",
     "source_rows",
     "write_options",

@@ -24,12 +24,13 @@ from risfast.io.setup_file import SETUP_VARIABLE, setup_bytes
 from risfast.setup import Setup
 
 if TYPE_CHECKING:
+    from risfast.io.results import SceneDetails
     from risfast.sources import Sources
 
 RESULT_SUFFIXES = (".json", ".csv", ".parquet", ".mat")
 RECORDING_SUFFIXES = (".h5", ".hdf5", ".npz", ".mat")
 
-_COLUMNS: dict[str, type] = {
+COLUMNS: dict[str, type] = {
     "scene": np.int64,
     "source": np.int64,
     "azimuth_deg": float,
@@ -79,7 +80,12 @@ def source_rows(scenes: Sequence[Sources]) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | None = None) -> None:
+def write_results(
+    path: str | Path,
+    scenes: Sequence[Sources],
+    setup: Setup | None = None,
+    details: Sequence[SceneDetails] = (),
+) -> None:
     """Write sources, one record each.
 
     Parameters
@@ -94,6 +100,8 @@ def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | No
         One per measurement. A scene without sources is an empty list in .json, and has no record in the others.
     setup : Setup, optional
         What they were found under: ``setup`` in .json, in the metadata of .parquet and, as text of JSON, in .mat.
+    details : sequence of SceneDetails
+        Of the first scenes, maps, range profiles and position covariances for ``risfast show``; only .json holds them.
 
     Raises
     ------
@@ -111,12 +119,13 @@ def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | No
         by_scene: list[list[dict[str, Any]]] = [[] for _ in scenes]
         for row in rows:
             by_scene[row["scene"]].append(row)
-        text = json.dumps(finite_json({**described, "scenes": by_scene}), indent=2, allow_nan=False)
+        more = {"details": [one.to_json() for one in details]} if details else {}
+        text = json.dumps(finite_json({**described, "scenes": by_scene, **more}), indent=2, allow_nan=False)
         replace_file(path, f"{text}\n".encode())
     elif suffix == ".csv":
         replace_file(path, _csv(rows))
     else:
-        columns: dict[str, Any] = {name: np.array([row[name] for row in rows], kind) for name, kind in _COLUMNS.items()}
+        columns: dict[str, Any] = {name: np.array([row[name] for row in rows], kind) for name, kind in COLUMNS.items()}
         texts = {name: json.dumps(value, allow_nan=False) for name, value in described.items()}
         if suffix == ".parquet":
             _write_parquet(path, columns, {"n_scenes": str(len(scenes)), "writer": "risfast", **texts})
@@ -128,7 +137,7 @@ def write_results(path: str | Path, scenes: Sequence[Sources], setup: Setup | No
 def _csv(rows: list[dict[str, Any]]) -> bytes:
     """At the edge is 0 or 1, and what is not finite is left empty, as spreadsheets and numpy read it."""
     sink = io.StringIO(newline="")
-    writer = csv.DictWriter(sink, list(_COLUMNS))
+    writer = csv.DictWriter(sink, list(COLUMNS))
     writer.writeheader()
     writer.writerows({**finite_json(row), "at_edge": int(row["at_edge"])} for row in rows)
     return sink.getvalue().encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from risfast.setup import Setup
 
 if TYPE_CHECKING:
     Container = Hdf5Container | Mat5Container | NpzContainer
+
+_LOG = logging.getLogger("risfast.io")
 
 FIELDS: dict[str, tuple[str, ...]] = {
     "covariance": ("covariance", "R"),
@@ -166,7 +169,12 @@ def read(
     if unknown:
         raise ValueError(f"fields: unknown field {unknown[0]!r}; the fields are {', '.join(FIELDS)}")
     path = Path(path)
-    return assemble(FORMATS[format or _recognise(path)](path, options), options)
+    kind = format or _recognise(path)
+    recording = assemble(FORMATS[kind](path, options), options)
+    _LOG.info("read %s as %s: %r", path, kind, recording)
+    for note in recording.provenance.notes:
+        _LOG.info("%s: %s", path.name, note)
+    return recording
 
 
 def _recognise(path: Path) -> str:

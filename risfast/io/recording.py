@@ -289,6 +289,12 @@ class Recording:
         if frequencies is not None and len(frequencies) == 1:
             object.__setattr__(self, "frequency_hz", frequencies[0])
 
+    def __repr__(self) -> str:
+        """Counts in place of the values."""
+        length = "covariances" if self.snapshots is None else f"{self.n_snapshots} snapshots"
+        bands = f" in {self.n_bands} bands" if self.n_bands > 1 else ""
+        return f"Recording({self.n_scenes} scenes, {length}{bands}, {self.sampling}, {self.array!r})"
+
     @property
     def n_bands(self) -> int:
         """F."""

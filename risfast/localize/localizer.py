@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -32,6 +33,8 @@ from risfast.sources import Sources
 
 if TYPE_CHECKING:
     from risfast.io import Recording
+
+_LOG = logging.getLogger("risfast.localize")
 
 
 def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Measurement:
@@ -264,6 +267,10 @@ class Localizer:
                 "candidates.source='refined' needs a refiner, and this model has none whose own test says that it "
                 "helps; train one with `risfast refiner`, or take 'own' or 'capon'"
             )
+
+    def __repr__(self) -> str:
+        """The backbone and the problem."""
+        return f"Localizer({type(self.backbone).__name__}, {self.setup.sampling}, {self.setup.array!r})"
 
     @property
     def setup(self) -> Setup:
@@ -546,7 +553,12 @@ class Localizer:
         else:
             result = self._checked(measurement, options, counts, report, fit.order)
         result = fit.restored(result, result.setup or self.setup)
-        return result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        result = result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        spent = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in result.seconds.items())
+        _LOG.info("%d scenes, %d sources; %s", len(result.sources), sum(map(len, result.sources)), spent)
+        for note in result.notes:
+            _LOG.info("%s", note)
+        return result
 
     def _checked(
         self,

@@ -41,15 +41,15 @@ from risfast.ops.api import (
     synthesis,
 )
 from risfast.ops.form import QuadraticForm, Spectrum
-from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
+from risfast.ops.peaks import Peaks, Selection, local_maxima_3d, nms_3d
 from risfast.ops.plan import Plan, clear_plans, plan
 from risfast.ops.wideband import band_spectrum
 
 __all__ = [
-    "Kept",
     "Peaks",
     "Plan",
     "QuadraticForm",
+    "Selection",
     "Spectrum",
     "analysis",
     "band_spectrum",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,11 @@ from risfast.ops import checks, spectra
 from risfast.ops.devices import PRECISIONS, checks_values, serves_kernels
 from risfast.ops.plan import DEFAULT_BYTE_BUDGET, METHODS, MINIMUM_BYTE_BUDGET, require_lag
 from risfast.steering import WAVEFRONTS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from risfast.sources import Sources
 
 
 class Spectrum(NamedTuple):
@@ -29,6 +34,28 @@ class Spectrum(NamedTuple):
 
     power: Tensor
     plane: Tensor
+
+    def plot(self, grid: SearchGrid, sources: Sources | None = None, *, scene: int = 0) -> Figure:
+        """The map of one scene in dB: over azimuth and elevation, as on a compass, or along the one angle there is.
+
+        Parameters
+        ----------
+        grid : SearchGrid
+            That the spectrum was computed on.
+        sources : Sources, optional
+            Marked with their ranges.
+        scene : int
+            Of the batch, from 0.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+            ``savefig`` writes it; a notebook shows it.
+        """
+        from risfast.report.views import spectrum_picture  # noqa: PLC0415 - matplotlib, and of what stands above
+
+        power = self.power if self.power.ndim == 3 else self.power[None]
+        return spectrum_picture(power, grid, sources, scene)
 
 
 def byte_budget_of(wavefront: str, method: str, byte_budget: int | None, precision: str) -> int:

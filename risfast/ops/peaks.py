@@ -31,7 +31,7 @@ class Peaks(NamedTuple):
     count: Tensor  # type: ignore[assignment]
 
 
-class Kept(NamedTuple):
+class Selection(NamedTuple):
     """Candidates that survive suppression, best first.
 
     Attributes
@@ -149,7 +149,7 @@ def nms_3d(
     k: int = 20,
     on_sphere: bool = False,
     valid: Tensor | None = None,
-) -> Kept:
+) -> Selection:
     """Greedy non-maximum suppression with a box in (azimuth, elevation, range).
 
     Parameters
@@ -170,7 +170,7 @@ def nms_3d(
 
     Returns
     -------
-    Kept
+    Selection
         Without the batch axis if ``score`` has none. By descending score, ties to the lowest index.
 
     Raises
@@ -202,8 +202,8 @@ def nms_3d(
     where = position.detach()
     if score.ndim == 1:
         where, ranked = where[None], ranked[None]
-    kept = Kept(*torch.ops.risfast.nms_3d(where, ranked, limits, k, bool(on_sphere)))
-    return kept if score.ndim == 2 else Kept(*(field[0] for field in kept))
+    kept = Selection(*torch.ops.risfast.nms_3d(where, ranked, limits, k, bool(on_sphere)))
+    return kept if score.ndim == 2 else Selection(*(field[0] for field in kept))
 
 
 def _check_float(name: str, tensor: Tensor) -> None:

@@ -27,7 +27,7 @@ from risfast.localize import pipeline
 from risfast.models import Measurement
 from risfast.ops import mvdr_spectrum
 from risfast.ops.wideband import band_spectrum
-from risfast.report.plots import FOUND_COLOUR, decibels, label_ranges
+from risfast.report.plots import FOUND_COLOUR, MAP_COLOURS, TRUE_COLOUR, decibels, label_ranges
 from risfast.report.style import BOUND, COLOUR, DASH, Series, number, series_of
 from risfast.simulate.scenes import generate_scenes
 
@@ -272,10 +272,10 @@ def _centre(group: Group) -> float:
 
 
 def map_charts(groups: Sequence[Group], length: int) -> str:
-    """F1 of the localizer, of greedy ML, and the recall that the bound implies, over SNR and number of sources."""
+    """F1 of the localizer, of greedy ML, and the recall at the bound, over SNR and number of sources."""
     rows = _by_label(groups, length)
     shown = [(f"F1, {series_of(name).name}", _cells(own, "f1")) for name, own in rows.items()]
-    shown.append(("recall that the bound implies", _cells(next(iter(rows.values())), "implied_recall")))
+    shown.append(("recall at the bound", _cells(next(iter(rows.values())), "implied_recall")))
     columns, lines = [number(s) for s in MAP_SNR_DB], [str(k) for k in MAP_SOURCES]
     charts = [heatmap(title, values, columns, lines, ("SNR (dB)", "sources")) for title, values in shown]
     return f'<div class="row triple">{"".join(charts)}</div>'
@@ -362,7 +362,7 @@ def _marks(chosen: SpectrumScene, true: Array, found: Array, view_deg: Array) ->
     """Rings at the true sources and crosses at the found ones, each with its range, to lie on the map."""
     figure, axes = _new_axes((480.0, 240.0), (0.0, 0.0, 0.0, 0.0))
     axes.set(xlim=view_deg[0], ylim=view_deg[1], xticks=[], yticks=[])
-    for rows, marker, size, colour in ((true, "o", 16, "#fdfdfd"), (found, "x", 9, FOUND_COLOUR)):
+    for rows, marker, size, colour in ((true, "o", 16, TRUE_COLOUR), (found, "x", 9, FOUND_COLOUR)):
         axes.plot(*np.degrees(rows[:, :2].T), marker, color=colour, markersize=size, markeredgewidth=2, mfc="none")
         for row in rows:
             # Above for what is true and below for what was found, unless that is outside.
@@ -378,6 +378,6 @@ def _png(level: Array, floor: float) -> str:
 
     buffer = io.BytesIO()
     # No versions inside: the same data gives the same picture.
-    how: Any = {"cmap": "viridis", "format": "png", "metadata": {"Software": ""}}
+    how: Any = {"cmap": MAP_COLOURS, "format": "png", "metadata": {"Software": ""}}
     image.imsave(buffer, level.T[::-1], vmin=floor, vmax=0.0, **how)
     return base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -189,7 +189,7 @@ def _simulate(options: DemoOptions, report: StageReport) -> list[Scenes]:
 
 
 _HEADS = (
-    *("method", "scenes", "F1", "95 %\ninterval", "recall", "ghosts\na scene", "median\nxyz m", "count\nright"),
+    *("method", "scenes", "F1", "95 %\ninterval", "recall", "false alarms\na scene", "median\nxyz m", "count\nright"),
     "ms\na scene",
 )
 

@@ -29,6 +29,7 @@ from risfast.report.plots import (
     save_figure,
     spectrum_figure,
 )
+from risfast.report.views import shown_ranges
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -87,7 +88,7 @@ def draw_demo(
         for name, title in scene.title.items()
         if name != LOCALIZER
     ]
-    ranges = _shown_ranges(setup, _RANGE_POINTS)
+    ranges = shown_ranges(setup, _RANGE_POINTS)
     profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
     errors = {_legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()}
     errors["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
@@ -102,14 +103,6 @@ def draw_demo(
     for stem, figure in figures.values():
         save_figure(figure, folder / f"{stem}.png")
     return {description: folder / f"{stem}.png" for description, (stem, _) in figures.items()}
-
-
-def _shown_ranges(setup: Setup, count: int) -> Tensor:
-    """Ranges [count] from a little before to a little beyond the region, in equal ratios."""
-    near, far = setup.region.range_m
-    if math.isinf(far):
-        far = max(setup.array.fraunhofer_distance_m, 2 * near)
-    return torch.logspace(math.log10(0.9 * near), math.log10(1.5 * far), count, dtype=torch.float64)
 
 
 def _spectrum(covariance: Tensor, setup: Setup, grid: SearchGrid) -> Tensor:
@@ -142,7 +135,7 @@ def _range_profile(source: int, setup: Setup, ranges: Tensor, scene: Illustratio
 
 def _legend(name: str, scores: Scores) -> str:
     found, ghosts = scores.source_hit.sum(), (~scores.estimate_hit).sum()
-    return f"{name}: {found} of {len(scores.source_hit)} found, {ghosts} ghosts"
+    return f"{name}: {found} of {len(scores.source_hit)} found, {ghosts} false alarms"
 
 
 def confidence_ellipse(
@@ -191,7 +184,7 @@ def _range_map(covariance: Tensor, setup: Setup, grid: SearchGrid) -> tuple[Sear
     coarse = SearchGrid(
         _thinned(grid.azimuth_rad, _MAP_AZIMUTHS),
         _thinned(grid.elevation_rad, _MAP_ELEVATIONS),
-        _shown_ranges(setup, _MAP_RANGES),
+        shown_ranges(setup, _MAP_RANGES),
     )
     return coarse, decibels(_volume(covariance, setup, coarse).amax(1))
 
@@ -235,7 +228,7 @@ def _mark_sources(axes: Axes, scene: Illustration, coordinate: int, *, named: bo
                 _letter(source), point, xytext=(8, 4), textcoords="offset points", fontsize=11, fontweight="bold"
             )
         for index in _ghosts(scene):
-            text = f"ghost, {float(answer.sources[0].confidence[index]):.2f}"
+            text = f"false alarm, {float(answer.sources[0].confidence[index]):.2f}"
             axes.annotate(text, found_at[index], xytext=(7, -10), textcoords="offset points", fontsize=9)
 
 
@@ -251,7 +244,7 @@ def _letter(source: int) -> str:
 
 def _name_axes(above: Axes, below: Axes, scene: Illustration, ranges: Tensor) -> None:
     match = scene.match[LOCALIZER]
-    outcome = f"{match.hits} of {match.n_true} sources found, {match.ghosts} ghosts"
+    outcome = f"{match.hits} of {match.n_true} sources found, {match.ghosts} false alarms"
     above.set_title(f"{scene.title[LOCALIZER]}: {outcome}", fontsize=11, loc="left")
     above.set_ylabel("elevation (deg)")
     below.set(xlabel="azimuth (deg)", ylabel="range (m)", yscale="log")

@@ -98,8 +98,8 @@ def _lead(findings: Findings) -> str:
         seen = f"sampled by the {system.array.n_elements} elements of an array{bands}"
     return (
         f'<p class="lead">{main.scenes} simulated scenes {seen}, with {lengths} snapshots. How many sources each '
-        "method finds, how many ghosts, and how far off: on the very same scenes, beside greedy maximum likelihood "
-        "and the Cramér-Rao bound.</p>"
+        "method finds, how many false alarms, and how far off: on the very same scenes, beside greedy maximum "
+        "likelihood and the Cramér-Rao bound.</p>"
     )
 
 
@@ -129,8 +129,8 @@ def _methods(findings: Findings) -> str:
     def sheet(length: int) -> tables.Sheet:
         groups = findings.of("B1", length)
         caption = (
-            f"L = {length}, number of sources and noise power unknown. The bound implies a recall of "
-            f"{groups[0].figures['implied_recall'].value:.3f} on these scenes; recall / implied compares with it. rms "
+            f"L = {length}, number of sources and noise power unknown. The recall at the bound is "
+            f"{groups[0].figures['implied_recall'].value:.3f} on these scenes; recall / bound compares with it. rms "
             "of hits / bound: root mean square distance of the hits over that of the bound, for sources whose range "
             "bound is below 0.3 of the tolerance."
         )
@@ -141,11 +141,11 @@ def _methods(findings: Findings) -> str:
 
 def _sweeps(findings: Findings) -> str:
     words = {
-        "B4": "F1 over SNR, with 95 % bootstrap intervals. Dashed: the recall that the bound implies on these scenes.",
+        "B4": "F1 over SNR, with 95 % bootstrap intervals. Dashed: the recall at the bound on these scenes.",
         "B5": "Recall over the true range. Range is nearly all of the error, and its bound grows as the square of the "
-        "range; the dashed line is the recall that it implies for the tolerance of a hit.",
-        "B6": "F1 over azimuth: true sources and estimates of the interval. Dashed: implied recall.",
-        "B3": "F1 over the number of sources in the scene. Dashed: implied recall.",
+        "range; the dashed line is the recall at the bound for the tolerance of a hit.",
+        "B6": "F1 over azimuth: true sources and estimates of the interval. Dashed: recall at the bound.",
+        "B3": "F1 over the number of sources in the scene. Dashed: recall at the bound.",
     }
     return "".join(
         _figure(charts.sweep_charts(findings.groups, benchmark, findings.snapshots), text, findings.blind)
@@ -161,9 +161,9 @@ def _map(findings: Findings) -> str:
     scenes = int(rows[0].figures["scenes"].value)
     parts = []
     for length in findings.snapshots:
-        text = f"L = {length}: F1 at fixed number of sources and SNR, {scenes} scenes a cell, and the implied recall."
+        text = f"L = {length}: F1 at fixed number of sources and SNR, {scenes} scenes a cell; recall at the bound."
         parts.append(_figure(charts.map_charts(rows, length), text))
-    text = "F1 of scenes with two sources over SNR, from the map. Dashed: implied recall."
+    text = "F1 of scenes with two sources over SNR, from the map. Dashed: recall at the bound."
     parts.append(_figure(charts.map_by_snr(rows, findings.snapshots), text, labels))
     caption = (
         "Median position error of all pairs of estimates and true sources, hits or not, at 10 dB. Dashed: the median "
@@ -215,7 +215,7 @@ def _spectra(findings: Findings) -> str:
         whose = "the localizer's backbone" if label.startswith("localizer") else "ridge least squares"
         caption = (
             f"L = {length}. Capon spectrum of the covariance of {whose}, maximum over the range planes, in dB below "
-            f"its peak. White circles: true sources with their ranges. Orange crosses: those of the {title_of(label)}. "
+            f"its peak. Black circles: true sources with their ranges. Red crosses: those of the {title_of(label)}. "
             "Best, median and worst of all scenes by GOSPA."
         )
         parts.append(_figure(f'<div class="row triple">{views}</div>', caption))
@@ -275,8 +275,8 @@ def _about(findings: Findings) -> str:
         "setup": f"<code>{html.escape(json.dumps(setup.to_json()))}</code>",
         "options": f"<code>{html.escape(json.dumps(as_table(findings.methods.localizer.options)))}</code>",
         "F1": "harmonic mean of precision and recall over all sources and estimates of the set",
-        "implied recall": "mean over the true sources of the chance that a Gaussian error with the covariance of the "
-        "stochastic Cramér-Rao bound is a hit; a reference, not a strict ceiling",
+        "recall at the bound": "mean over the true sources of the chance that a Gaussian error with the covariance of "
+        "the stochastic Cramér-Rao bound is a hit; a reference, not a strict ceiling",
         "intervals": "95 % percentile bootstrap over scenes; differences resample both methods together",
         "GOSPA": "root mean square of the generalised optimal sub-pattern assignment metric, p = 2, cut-off "
         "twice the tolerance of range (2 m where range is not scored)",

@@ -28,7 +28,8 @@ PICTURE_SUFFIXES = (".png", ".pdf", ".svg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000")
 _STYLES = ("-", "--", "-.", ":", "-")
 _MARKERS = ("o", "s", "^", "D", "v")
-FOUND_COLOUR = "#FF7F0E"
+MAP_COLOURS = "Blues"  # light where there is little power, so that markers in red and black are read on all of it
+FOUND_COLOUR, TRUE_COLOUR = COLOURS[1], COLOURS[4]
 _RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
 _FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as this
 
@@ -79,18 +80,18 @@ def range_ticks(axis: Any, low: float, high: float) -> None:
 
 
 def _mark(axes: Axes, position: Tensor, **style: Any) -> None:
-    """Markers with a dark rim, so that they stand out on light and on dark ground."""
+    """Markers with a light rim, so that they stand out on light and on dark ground."""
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     angles = position.detach().cpu().double().rad2deg()
-    rim = [withStroke(linewidth=style["linewidths"] + 1.6, foreground="#222222")]
+    rim = [withStroke(linewidth=style["linewidths"] + 1.6, foreground="white")]
     axes.scatter(angles[:, 0].numpy(), angles[:, 1].numpy(), zorder=3, path_effects=rim, **style)
 
 
 def spectrum_figure(
     panels: Sequence[SpectrumPanel], azimuth_rad: Tensor, elevation_rad: Tensor, true: Tensor | None = None
 ) -> Figure:
-    """Maps of power over azimuth and elevation with the true and the found sources.
+    """Maps of power over azimuth and elevation with the true and the found sources, all on one scale of colours.
 
     azimuth_rad, elevation_rad (G_az,) and (G_el,), true (Kt, 3)
     """
@@ -102,16 +103,21 @@ def spectrum_figure(
             raise ShapeError(f"power of {panel.title!r} must have shape {expected}, got {tuple(panel.power.shape)}")
     figure = new_figure(8.0, 0.5 + 3.1 * len(panels))
     grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, panel in zip(grid, panels, strict=True):
-        _draw_map(axes, panel, azimuth_rad, elevation_rad)
+    levels = [decibels(panel.power) for panel in panels]
+    floor = min(_floor_db(level) for level in levels)
+    for axes, panel, level in zip(grid, panels, levels, strict=True):
+        image = _draw_map(axes, panel.title, level, floor, azimuth_rad, elevation_rad)
         if true is not None:
-            _mark(axes, true, marker="o", s=150, linewidths=1.6, facecolors="none", edgecolors="white", label="true")
-            label_ranges(axes, true.detach().cpu().double(), "white", 6)
+            rings = {"facecolors": "none", "edgecolors": TRUE_COLOUR, "label": "true"}
+            _mark(axes, true, marker="o", s=150, linewidths=1.6, **rings)
+            label_ranges(axes, true.detach().cpu().double(), TRUE_COLOUR, 6)
         label_ranges(axes, panel.found.detach().cpu().double(), FOUND_COLOUR, -13)
-        _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR, label="found")
+        if len(panel.found):
+            _mark(axes, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR, label="found")
+    figure.colorbar(image, ax=list(grid), label="power re maximum (dB)", pad=0.015)
     grid[-1].set_xlabel("azimuth (deg)")
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
+    named = {label: handle for axes in grid for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper right", ncols=2, frameon=False, borderpad=0.1)
     return figure
 
 
@@ -152,14 +158,16 @@ def _bearing_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Te
     )
     for bearing, _, r in panel.found.detach().cpu().double().tolist():
         axes.plot([bearing, bearing], [floor, 0], color=FOUND_COLOUR, linewidth=1.4, linestyle="--")
-        text = f"{math.degrees(bearing):.1f}°" + ("" if math.isnan(r) else f", {_metres(r)}")
+        text = f"{math.degrees(bearing):.1f}°" + ("" if math.isnan(r) else f", {range_text(r)}")
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.0}
         axes.annotate(text, (bearing, -0.2 * floor), ha="center", va="center", fontsize=9, color=FOUND_COLOUR, bbox=box)
     axes.set_title(panel.title, fontsize=10, loc="left", pad=18)
     axes.set_xlabel("azimuth, 0° along z; power re maximum")
     if several:
         beside = figure.add_subplot(places[1])
-        _draw_map(beside, panel._replace(title=""), azimuth_rad, elevation_rad)
+        level = decibels(panel.power)
+        image = _draw_map(beside, "", level, _floor_db(level), azimuth_rad, elevation_rad)
+        figure.colorbar(image, ax=beside, label="power re maximum (dB)", pad=0.015)
         label_ranges(beside, panel.found.detach().cpu().double(), FOUND_COLOUR, -13)
         _mark(beside, panel.found, marker="x", s=45, linewidths=1.8, color=FOUND_COLOUR)
         beside.set_xlabel("azimuth (deg)")
@@ -179,7 +187,7 @@ def _curve_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tens
     places = found.rad2deg()[:, column].numpy()
     axes.plot(places, np.interp(places, angle, level), "x", color=FOUND_COLOUR, ms=8, mew=2, label="found")
     for place, r in zip(places.tolist(), found[:, 2].tolist(), strict=True):
-        text = f"{place:.1f}°" + ("" if math.isnan(r) else f"\n{_metres(r)}")
+        text = f"{place:.1f}°" + ("" if math.isnan(r) else f"\n{range_text(r)}")
         axes.annotate(text, (place, -0.02 * floor), ha="center", va="bottom", fontsize=9, color=FOUND_COLOUR)
     axes.set_xlabel(f"{name} (deg)")
     axes.set_ylabel("power re maximum (dB)")
@@ -188,20 +196,23 @@ def _curve_figure(panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tens
     return figure
 
 
-def _draw_map(axes: Axes, panel: SpectrumPanel, azimuth_rad: Tensor, elevation_rad: Tensor) -> None:
-    """One map with a scale of its own: a flat spectrum shows its structure, and its scale says that it is flat."""
-    level = decibels(panel.power)
+def _floor_db(level: Array) -> float:
+    """The lowest level of a scale, which a hundredth of the map may be below: a flat map gets a short scale."""
+    return min(float(np.floor(np.quantile(level, 0.01))), -1.0)
+
+
+def _draw_map(axes: Axes, title: str, level: Array, floor: float, azimuth_rad: Tensor, elevation_rad: Tensor) -> Any:
+    """One map of levels [G_az, G_el] in dB, from ``floor`` to 0."""
     azimuth, elevation = azimuth_rad.rad2deg().cpu().numpy(), elevation_rad.rad2deg().cpu().numpy()
-    floor = min(float(np.floor(np.quantile(level, 0.01))), -1.0)
     edges = _edges(azimuth), _edges(elevation)
-    image = axes.pcolormesh(*edges, level.T, vmin=floor, vmax=0, cmap="viridis", rasterized=True)
-    axes.figure.colorbar(image, ax=axes, label="power re maximum (dB)", pad=0.015)
-    axes.set_title(panel.title, fontsize=10, loc="left")
+    image = axes.pcolormesh(*edges, level.T, vmin=floor, vmax=0, cmap=MAP_COLOURS, rasterized=True)
+    axes.set_title(title, fontsize=10, loc="left")
     axes.set_ylabel("elevation (deg)")
     if azimuth.size > 1:
         axes.set_xlim(float(azimuth[0]), float(azimuth[-1]))
     if elevation.size > 1:
         axes.set_ylim(float(elevation[0]), float(elevation[-1]))
+    return image
 
 
 def _edges(centres: Array) -> Array:
@@ -219,12 +230,12 @@ def label_ranges(
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
     left, right = axes.get_xlim()
-    style = {"path_effects": [withStroke(linewidth=2, foreground="#222222")], **style}
+    style = {"path_effects": [withStroke(linewidth=2.4, foreground="white")], **style}
     for azimuth, elevation, r in position.tolist():
         # no room for text on the usual side
         at_edge = math.degrees(azimuth) > right - 0.08 * fontsize / 9 * (right - left)
         axes.annotate(
-            undetermined if math.isnan(r) else _metres(r),
+            range_text(r, undetermined),
             (math.degrees(azimuth), math.degrees(elevation)),
             xytext=(-9 if at_edge else 9, height),
             textcoords="offset points",
@@ -235,8 +246,10 @@ def label_ranges(
         )
 
 
-def _metres(r: float) -> str:
+def range_text(r: float, undetermined: str = "") -> str:
     """A range as a label."""
+    if math.isnan(r):
+        return undetermined
     return "far field" if math.isinf(r) else f"{r:.1f} m" if r >= 1 else f"{r:.2g} m"
 
 

@@ -78,17 +78,20 @@ class Sheet:
     def html(self) -> str:
         """A table in a card of its own, with its caption below."""
         styles = [' class="bound"' if head.startswith("bound") else "" for head in self.heads]
-        head = "".join(
+        top = "".join(
             f'<th{style} scope="col">{html.escape(name)}</th>' for style, name in zip(styles, self.heads, strict=True)
         )
         body = ""
         for own, row in zip(self.styles or [""] * len(self.rows), self.rows, strict=True):
             cells = (html.escape(cell) if isinstance(cell, str) else cell.html() for cell in row)
-            shown = "".join(f"<td{style}>{cell}</td>" for style, cell in zip(styles, cells, strict=True))
+            shown = "".join(
+                f'<td{style} data-name="{html.escape(head)}">{cell}</td>'
+                for style, head, cell in zip(styles, self.heads, cells, strict=True)
+            )
             body += f'<tr class="{own}">{shown}</tr>' if own else f"<tr>{shown}</tr>"
         name = html.escape(self.caption.split(".", maxsplit=1)[0])
         return (
-            f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{head}</tr></thead>'
+            f'<div class="card"><div class="scroll"><table><caption>{name}</caption><thead><tr>{top}</tr></thead>'
             f'<tbody>{body}</tbody></table></div><p class="under">{self.caption}</p></div>'
         )
 
@@ -133,8 +136,8 @@ COLUMNS = (
     Column("F1", "f1"),
     Column("precision", "precision"),
     Column("recall", "recall"),
-    Column("recall / implied", "recall_over_implied"),
-    Column("ghosts", "ghosts_per_scene", "{:.2f}"),
+    Column("recall / bound", "recall_over_implied"),
+    Column("false alarms", "ghosts_per_scene", "{:.2f}"),
     Column("count right", "count_accuracy"),
     Column("median xyz, pairs (m)", "median_xyz_pairs_m"),
     Column("rms of hits / bound", "error_over_bound", "{:.2f}"),
@@ -186,7 +189,7 @@ def headline_sheet(rows: Table, length: int, *, paper: bool = False) -> Sheet:
         lines.append(line)
     caption = (
         f"L = {length}. Small print: 95 % bootstrap intervals over scenes. The difference is paired, scene by scene, "
-        "and coloured where its interval excludes zero. The column of the bound holds the recall that it implies for "
+        "and coloured where its interval excludes zero. The column of the bound holds the recall at the bound for "
         "the tolerance (beside F1 and recall), or what Gaussian errors as large as the bound would give."
     )
     return Sheet(heads, lines, f"Headline figures, L = {length}." if paper else caption)
@@ -223,7 +226,7 @@ def oracle_sheet(groups: Sequence[Group], length: int) -> Sheet:
     bound = {(g.low, g.high): g.figures["implied_recall"].value for g in own if g.variable == "snr_db"}
     whole = next(g for g in own if g.variable == "all")
     implied = [whole.figures["implied_recall"].value, *(bound[e] for e in edges)]
-    lines.append(["recall that the bound implies", "", DASH, *map(_single, implied)])
+    lines.append(["recall at the bound", "", DASH, *map(_single, implied)])
     caption = (
         f"L = {length}, the first {int(whole.figures['scenes'].value)} scenes of the set; all rows on the same scenes."
     )
@@ -248,7 +251,7 @@ def robustness_sheet(
         heads = ["mismatch", "nominal bound", "bound with the mismatch", *columns]
     else:
         heads = ["", "bound of the nominal system", "bound with the mismatch", "bound, median (m)", *columns]
-        heads += [f"{title_of(first)} \u2212 greedy ML", f"ghosts, {title_of(first)}"]
+        heads += [f"{title_of(first)} \u2212 greedy ML", f"false alarms, {title_of(first)}"]
     lines = []
     for title, cells in rows.items():
         by_label, bound = {g.label: g for g in cells}, beside[title]
@@ -262,9 +265,9 @@ def robustness_sheet(
         lines.append(line)
     scenes = int(whole[0].figures["scenes"].value)
     caption = (
-        f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. First the recall that "
-        "the Cramér-Rao bound of the nominal system implies, with independent sources: a reference, not a limit. Then "
-        "what the misspecified Cramér-Rao bound implies: the bias and the covariance of maximum likelihood that takes "
+        f"L = {length}, {scenes} scenes a row. Every method works on with the nominal system. First the recall at "
+        "the Cramér-Rao bound of the nominal system, with independent sources: a reference, not a limit. Then the "
+        "recall at the misspecified Cramér-Rao bound: the bias and the covariance of maximum likelihood that takes "
         "the true system for the nominal one, where codes or elements are off. Medians over the sources: of the one, "
         "and \u2192 of the other, bias included."
     )

@@ -464,3 +464,23 @@ def test_the_record_is_whole_and_names_no_machine():
             assert result["ratio"] == pytest.approx(other / own, rel=2e-3)
     assert str(ROOT) not in text
     assert platform.node() not in text
+
+
+def test_a_row_of_the_history_takes_the_place_of_the_one_of_its_commit(tmp_path):
+    from bench.history import COLUMNS, updated
+
+    path = tmp_path / "history.csv"
+    row = dict.fromkeys(COLUMNS, "1.0")
+    updated(path, [{**row, "commit": "b", "date": "2026-02-01"}, {**row, "commit": "a", "date": "2026-01-01"}])
+    updated(path, [{**row, "commit": "b", "date": "2026-02-01", "detection_ms": "2.0"}])
+    head, first, second = (line.split(",") for line in path.read_text().splitlines())
+    assert tuple(head) == COLUMNS
+    assert (first[1], second[1], second[5]) == ("a", "b", "2.0")
+
+
+def test_the_works_of_the_history_are_measured():
+    from bench.history import COLUMNS, ROOT, measure
+
+    found = measure(ROOT, rounds=1)
+    assert [*found] == list(COLUMNS[2:6])
+    assert all(value > 0 for value in found.values())

@@ -1,5 +1,7 @@
 """The README's promises: its code runs, its files exist, its commands are the ones that CI runs."""
 
+import csv
+import json
 import os
 import re
 import subprocess
@@ -32,19 +34,6 @@ def positions_printed_by(block):
     return found[found[:, 2].argsort()]
 
 
-def test_the_localizer_finds_the_sources_of_its_scene():
-    scene = generate_scenes(SystemConfig(n_sources=(2, 2), snr_db=(15.0, 15.0), range_m=(1.0, 4.0)), 3, [0])
-    found = positions_printed_by(2)
-    result = match(found, scene.position[0])
-    assert (result.hits, result.ghosts) == (2, 0)
-    assert float(result.distance_m.max()) < 0.2
-
-
-def test_the_five_lines_find_the_two_sources_they_simulate():
-    found = positions_printed_by(0)
-    torch.testing.assert_close(found, torch.tensor([[0.3, 0.1, 1.7], [-0.5, -0.2, 4.2]]).double(), atol=1e-3, rtol=0)
-
-
 def test_the_sources_of_a_recording_are_found(tmp_path, monkeypatch):
     pytest.importorskip("soundfile", reason="sound files need: pip install 'risfast[audio]'")
     monkeypatch.chdir(tmp_path)
@@ -52,8 +41,42 @@ def test_the_sources_of_a_recording_are_found(tmp_path, monkeypatch):
     places = [[0.3, 0.1, 0.9], [-0.5, -0.2, 1.4]]
     wavfile.write("recording.wav", 16000, spherical(microphones, places, 16000.0, 32000).astype(np.float32))
     np.savetxt("array.csv", microphones, delimiter=",")
-    found = positions_printed_by(1)
+    found = positions_printed_by(0)
     torch.testing.assert_close(found, torch.tensor(places).double(), atol=0.02, rtol=0)
+
+
+def test_the_sources_before_a_surface_are_found():
+    scene = generate_scenes(SystemConfig(n_sources=(2, 2), snr_db=(15.0, 15.0), range_m=(1.0, 4.0)), 3, [0])
+    found = positions_printed_by(1)
+    result = match(found, scene.position[0])
+    assert (result.hits, result.ghosts) == (2, 0)
+    assert float(result.distance_m.max()) < 0.2
+
+
+def test_the_operator_finds_the_source_it_simulates():
+    found = positions_printed_by(2)
+    torch.testing.assert_close(found, torch.tensor([[0.3, 0.1, 1.7]]).double(), atol=1e-3, rtol=0)
+
+
+def test_the_readme_is_short_and_speaks_no_private_language():
+    assert len(README.split()) <= 900
+    text = re.sub(r"`[^`]*`|```.*?```", "", README, flags=re.S).lower()
+    assert not re.search(r"\b(ghosts?|births?|implied|kept|sbl|als|ls)\b", text)
+
+
+def test_the_tables_hold_the_recorded_figures():
+    recorded = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())["times"]
+    ratios = [float(value) for value in re.findall(r"\| ([\d.]+) x \|", README)]
+    measured = [entry["ratio"] for entry in recorded if entry["ratio"] is not None]
+    assert len(ratios) == 5
+    for ratio in ratios:
+        assert min(abs(ratio / value - 1) for value in measured) < 0.02
+    with (ROOT / "results" / "headline.csv").open() as stream:
+        rows = {(row["name"], row["method"]): row for row in csv.DictReader(stream) if row["snapshots"] == "64"}
+    for name, method in (("risfast", "localizer"), ("maximum", "greedy_ml"), ("sparse", "sbl"), ("Capon", "ls_capon")):
+        (cells,) = re.findall(rf"^\| \**{name}[^|]*\| \**([\d.]+)\** \| ([\d.]+) \| ([\d.]+) m \|$", README, re.M)
+        expected = [float(rows[figure, method]["value"]) for figure in ("f1", "ghosts", "median")]
+        assert [float(cell) for cell in cells] == pytest.approx(expected, abs=6e-3)
 
 
 def test_every_relative_link_and_picture_exists():

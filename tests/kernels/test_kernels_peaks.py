@@ -12,8 +12,8 @@ from test_kernels_interpreter import DEVICE, kernel_module, poisoned  # noqa: F4
 from test_peaks import (
     SEPARATION,
     SHAPES,
-    Kept,
     Peaks,
+    Selection,
     assert_is_brute_force,
     assert_is_brute_force_nms,
     assert_same,
@@ -44,7 +44,7 @@ def found_in(volume, window, k, threshold=None):
 def kept_of(position, score, separation, k, on_sphere=False):
     *kept, bad = nms_module.nms(position.to(DEVICE), score.to(DEVICE), separation, k, on_sphere)
     assert not bad.any()
-    return Kept(*(field.cpu() for field in kept))
+    return Selection(*(field.cpu() for field in kept))
 
 
 # Local maxima

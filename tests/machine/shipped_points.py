@@ -15,8 +15,8 @@ from test_kernels_forms import brute_form, geometry_of, inverse_range
 from test_kernels_interpreter import domain, kernel_module, on, poisoned
 from test_peaks import (
     SEPARATION,
-    Kept,
     Peaks,
+    Selection,
     assert_is_brute_force_nms,
     candidates,
     candidates_on_sphere,
@@ -178,7 +178,7 @@ def test_suppression(count, on_sphere, dtype):
     separation = (0.1, 0.2, 1.0) if on_sphere else SEPARATION
     *kept, bad = nms.nms(position, score, separation, 7, on_sphere)
     assert not bad.any()
-    assert_is_brute_force_nms(Kept(*kept), position, score, separation, 7, on_sphere)
+    assert_is_brute_force_nms(Selection(*kept), position, score, separation, 7, on_sphere)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from risfast.errors import ShapeError
 from risfast.ops import peaks_cpu as peaks
 from risfast.ops import reference
-from risfast.ops.peaks import Kept, Peaks, local_maxima_3d, nms_3d
+from risfast.ops.peaks import Peaks, Selection, local_maxima_3d, nms_3d
 
 SHAPES = [
     (1, 1, 1),
@@ -99,7 +99,7 @@ def fast_nms(position, score, separation, k, on_sphere=False):
 
 
 def reference_nms(position, score, separation, k, on_sphere=False):
-    return Kept(*reference.nms_3d(position, score, separation, k, on_sphere))
+    return Selection(*reference.nms_3d(position, score, separation, k, on_sphere))
 
 
 both = pytest.mark.parametrize("find", [fast, by_definition])

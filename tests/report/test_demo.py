@@ -182,8 +182,8 @@ def test_sources_stand_at_their_angles_and_ranges_in_both_maps(figure: Any) -> N
         np.testing.assert_allclose(lines_of(axes)["true source"], np.stack([np.degrees(TRUE[:, 0].numpy()), up], -1))
     for axes, up in ((above, np.degrees(FOUND[:, 1].numpy())), (below, FOUND[:, 2].numpy())):
         np.testing.assert_allclose(lines_of(axes)["found"], np.stack([np.degrees(FOUND[:, 0].numpy()), up], -1))
-    assert above.get_title(loc="left") == "8 snapshots: 1 of 2 sources found, 1 ghosts"
-    assert [text.get_text() for text in above.texts] == ["A", "B", "ghost, 0.40"]
+    assert above.get_title(loc="left") == "8 snapshots: 1 of 2 sources found, 1 false alarms"
+    assert [text.get_text() for text in above.texts] == ["A", "B", "false alarm, 0.40"]
     assert (above.get_ylabel(), below.get_ylabel(), below.get_xlabel()) == (
         "elevation (deg)",
         "range (m)",
