@@ -518,7 +518,21 @@ class Likelihood:
         return gain.clamp_min(0), torch.where(gain > 0, power, 0.0)
 
     def gains(self, others: SourceState, path: Tensor, power: Tensor) -> Tensor:
-        """As :meth:`profile`, at a given power (B,): -> (B, J)."""
+        """Log-likelihood of one more source of a given power along a path, less that without.
+
+        Parameters
+        ----------
+        others : SourceState
+            Of B scenes.
+        path : tensor, shape (B, J, 3)
+            Azimuth, elevation, 1/range.
+        power : tensor, shape (B,)
+            Linear, > 0.
+
+        Returns
+        -------
+        tensor, shape (B, J)
+        """
         return self._gain(*self._along(others, path), power[:, None])
 
     def _along(self, others: SourceState, path: Tensor) -> tuple[Tensor, Tensor]:

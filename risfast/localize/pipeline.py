@@ -190,11 +190,14 @@ class PipelineOptions:
         Of an array that is sampled directly: whether channels that the data show to be dead, far too loud, exchanged
         or not phase-locked are left out, and said in the notes, or all are taken, as they are where the covariance of
         their noise is told.
+    count : {"off", "equal", "spread"}
+        Whether the probability of each number of sources is computed, after the polish: for sources of equal powers, or
+        of powers whose spread the scene tells. Of one band.
 
     Raises
     ------
     ValueError
-        ``scenes_at_once`` is below 1, or ``channels`` is neither.
+        ``scenes_at_once`` is below 1, ``channels`` or ``count`` is none of these, or a count without the polish.
     """
 
     map: MapOptions = field(default_factory=MapOptions)
@@ -263,7 +266,17 @@ class Parts:
     counts: CountModels = field(default_factory=dict)
 
     def count_model(self, options: PipelineOptions) -> CountModel:
-        """Of the model, or for any system."""
+        """What turns evidence into the probability of each number of sources.
+
+        Parameters
+        ----------
+        options : PipelineOptions
+
+        Returns
+        -------
+        CountModel
+            Of the model for the option ``count``, or that for any system.
+        """
         return self.counts.get(options.count, CountModel())
 
     @cached_property

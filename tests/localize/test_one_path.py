@@ -143,7 +143,7 @@ def test_the_confidence_is_fitted_on_what_the_localizer_polishes(model: Path, sc
         hit.append(outcome)
     assert labelled.hit.tolist() == np.concatenate(hit).tolist()
     with torch.no_grad():
-        polished, _ = confidence._polished(subject, pipeline.measure(scenes, options))
+        polished, _ = confidence.polished_scenes(subject, pipeline.measure(scenes, options))
     assert_same(polished.sources, expected)
 
 
