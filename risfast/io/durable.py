@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +21,22 @@ def finite_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def canonical_json(content: Mapping[str, Any]) -> bytes:
+    """The one text of JSON values that checksums are of."""
+    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
+
+
+def sealed_json(content: Mapping[str, Any], key: str = "sha256") -> bytes:
+    """JSON with a checksum of its own, as :func:`risfast.io.guard.load_json` verifies it."""
+    rest = {name: value for name, value in content.items() if name != key}
+    return canonical_json({**rest, key: sha256_of(canonical_json(rest))}) + b"\n"
+
+
+def sha256_of(data: bytes) -> str:
+    """The checksum of a file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_synced(path: Path, data: bytes) -> None:

@@ -45,4 +45,4 @@ def build_backbone(name: str, setup: Setup, options: dict[str, Any] | None = Non
 
         return TransformerBackbone(setup, TransformerOptions(**(options or {})))
     except TypeError as error:
-        raise ValueError(f"the options of backbone {name!r} hold an unknown field: {error}") from None
+        raise ValueError(f"the options of backbone {name!r} hold an unknown field, or another kind: {error}") from None

@@ -20,6 +20,7 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import finite_json, replace_file
+from risfast.io.guard import read_whole, short_text
 from risfast.io.toml_file import as_table, load_toml, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, generate_scenes
@@ -33,6 +34,7 @@ from risfast.train.loop import StepReport, Trainer, TrainingError, TrainingTask
 from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.validation import scene_slice
 
+_METRICS_BYTES = 1 << 30
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 _PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
@@ -60,14 +62,20 @@ class MetricsFile:
         """Every line; a last one that a kill cut short is left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_whole(self.path, "metrics of a run", _METRICS_BYTES).decode("utf-8", "replace").splitlines()
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                values = json.loads(line)
+                if not isinstance(values, dict) or type(values.get("step")) is not int:
+                    raise ValueError("it holds no step")
+                found.append(values)
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
-                    raise FileFormatError(f"{self.path}: line {number} is not JSON") from error
+                    raise FileFormatError(
+                        f"{self.path}: line {number} is damaged ({short_text(error)}); remove that line, or begin the "
+                        "run again in another folder"
+                    ) from error
         return found
 
     def cut(self, step: int) -> None:
