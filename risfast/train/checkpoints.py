@@ -19,13 +19,14 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file, sealed_json, sha256_of, sync_folder, write_synced
-from risfast.io.guard import inside, load_json, naming
+from risfast.io.guard import inside, load_json, naming, read_whole
 from risfast.models.files import read_tensors
 
 _FORMAT = 1
 _NAME = re.compile(r"ckpt-(\d{8,})")
 _STATE = "state.json"
 _LATEST = "LATEST"
+_MARKER_BYTES = 4096
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
@@ -116,18 +117,23 @@ class CheckpointFolder:
         """The latest intact checkpoint, and what was found damaged on the way to it."""
         steps = self.steps()
         marker = self.folder / _LATEST
-        if marker.is_file():
-            named = _NAME.fullmatch(marker.read_text(encoding="utf-8", errors="replace").strip())
+        problems: list[str] = []
+        if marker.exists():
+            try:
+                text = read_whole(marker, "name of a checkpoint", _MARKER_BYTES).decode("utf-8", "replace")
+            except FileFormatError as error:
+                text = ""
+                problems.append(str(error))
+            named = _NAME.fullmatch(text.strip())
             # What is later than the marker was never marked as complete; one before all that is there is no marker.
             marked = [step for step in steps if step <= int(named[1])] if named else []
             steps = marked or steps
-        problems: list[str] = []
         for step in reversed(steps):
             try:
                 return self.read(step), problems
             except FileFormatError as error:
                 problems.append(str(error))
-        if problems:
+        if steps:
             raise FileFormatError(
                 "no intact checkpoint is left: " + "; ".join(problems) + "; start again in another folder"
             )

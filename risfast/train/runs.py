@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,8 +20,8 @@ import torch
 
 from risfast import __version__
 from risfast.errors import FileFormatError
-from risfast.io.durable import finite_json, replace_file
-from risfast.io.guard import read_whole, short_text
+from risfast.io.durable import finite_json, owned, replace_file
+from risfast.io.guard import naming, read_whole, short_text
 from risfast.io.toml_file import as_table, load_toml, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, generate_scenes
@@ -117,8 +118,20 @@ def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: in
     return generate_scenes(system, seed, range(count), device)
 
 
-def open_folder(folder: Path, config: RunOptions) -> None:
-    """Make the folder of a run, or check that it holds this very run."""
+@contextmanager
+def open_folder(folder: Path, config: RunOptions) -> Iterator[None]:
+    """Make the folder of a run, or check that it holds this very run; for the time of a block it is this process's."""
+    _check_folder(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder):
+        _check_folder(folder, config)  # again: another process may have begun a run in between
+        replace_file(folder / "config.toml", to_toml(config).encode())
+        replace_file(folder / "environment.json", _environment(config).encode())
+        yield
+
+
+def _check_folder(folder: Path, config: RunOptions) -> None:
+    """Refuse a folder that holds something else than this run."""
     path = folder / "config.toml"
     if path.is_file():
         table = load_toml(path, "options")
@@ -138,9 +151,6 @@ def open_folder(folder: Path, config: RunOptions) -> None:
             )
     elif folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise ValueError(f"{folder} is not empty and holds no run; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, to_toml(config).encode())
-    replace_file(folder / "environment.json", _environment(config).encode())
 
 
 def _environment(config: RunOptions) -> str:
@@ -245,9 +255,10 @@ class TrainingRun:
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
         if found is not None:
-            self.trainer.restore(found)
-            self.best = _Best(**found.state["best"])
-            self.seconds, self.latest = found.state["seconds"], found.state["latest"]
+            with naming(found.path, "a checkpoint of this run"):
+                self.trainer.restore(found)
+                self.best = _Best(**found.state["best"])
+                self.seconds, self.latest = found.state["seconds"], found.state["latest"]
         if self.world.leads:
             self.metrics.cut(-1 if found is None else found.step)
             if self.config.machine.tensorboard:
@@ -404,13 +415,12 @@ def train_stage(
     machine, data, options = config.machine, config.data, config.optimiser
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
         stage, source = make(world), _scene_source(config)
-        if world.leads:
-            open_folder(folder, config)
-        trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
-        run = TrainingRun(config, folder, trainer, stage, report)
-        run.resume()
-        complete = run.train()
-        return run.finish(complete) if world.leads else None
+        with open_folder(folder, config) if world.leads else nullcontext():
+            trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
+            run = TrainingRun(config, folder, trainer, stage, report)
+            run.resume()
+            complete = run.train()
+            return run.finish(complete) if world.leads else None
 
 
 def _scene_source(config: RunOptions) -> SceneSource:

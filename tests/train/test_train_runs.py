@@ -377,7 +377,7 @@ def test_a_damaged_model_is_refused_by_file(damage: str, tmp_path: Path) -> None
         "card": lambda: card.write_text("{"),
         "no weights": weights.unlink,
         "no card": card.unlink,
-        "format": lambda: card.write_text(card.read_text().replace('"format": 2', '"format": 7')),
+        "format": lambda: card.write_text(card.read_text().replace('"format": 3', '"format": 7')),
     }[damage]()
     with pytest.raises(FileFormatError, match=r"model\.safetensors" if "weights" in damage else r"model\.json"):
         load_model(tmp_path, build)
