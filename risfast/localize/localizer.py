@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
-from risfast.localize.channels import faulty_channels, joined, of_channels
+from risfast.localize.channels import faulty_channels, joined, of_channels, spread
 from risfast.localize.confidence import HitModel
 from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
@@ -50,6 +50,28 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
         tensors = {name: t[None] for name, t in tensors.items()}
     _check_rows(tensors["y"], "y")
     return _with_noise(Measurement(tensors["y"], tensors["codes"], tensors["channel"]), noise_power)
+
+
+def _why(bad: dict[int, str]) -> str:
+    return "; ".join(f"scene {scene}: {why}" for scene, why in sorted(bad.items()))
+
+
+def _bad_scenes(on_error: str, bands: int, y: Any, codes: Any, channel: Any) -> dict[int, str]:
+    """Why which scenes of a batch are to be skipped; none where they are to raise, or it is no batch of arrays."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
+    given = {name: v for name, v in (("channel", channel), ("codes", codes), ("y", y)) if v is not None}
+    whole = all(isinstance(v, np.ndarray | Tensor) and v.ndim == (3 if bands == 1 else 4) for v in given.values())
+    if on_error == "raise" or not whole or len({len(value) for value in given.values()}) > 1:
+        return {}  # whatever else is wrong is told as usual
+    bad: dict[int, str] = {}
+    for name, value in given.items():
+        scenes = torch.as_tensor(value).flatten(1)
+        finite = (scenes.abs() < math.inf).all(1)
+        bad |= {scene: f"{name} holds values that are not finite" for scene in (~finite).nonzero()[:, 0].tolist()}
+        silent = (scenes == 0).all(1).nonzero()[:, 0].tolist() if name == "y" else []
+        bad |= {scene: f"{name} is zero throughout" for scene in silent}
+    return bad
 
 
 def _check_rows(y: Tensor, name: str) -> None:
@@ -171,8 +193,10 @@ def _tensor(value: Any, name: str) -> Tensor:
     tensor = torch.as_tensor(value)
     if not tensor.is_complex():
         raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")
-    if not bool(torch.isfinite(torch.view_as_real(tensor.resolve_conj())).all()):
-        raise ValueError(f"{name} holds values that are not finite")
+    finite = torch.isfinite(torch.view_as_real(tensor.resolve_conj()))
+    if not bool(finite.all()):
+        scene = f"[{int((~finite.flatten(1).all(1)).nonzero()[0, 0])}]" if tensor.ndim > 2 else ""
+        raise ValueError(f"{name}{scene} holds values that are not finite")
     return tensor
 
 
@@ -443,6 +467,7 @@ class Localizer:
         noise_covariance: Any = None,
         snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> list[Sources]:
         """Find the sources of one scene or of a batch.
 
@@ -471,6 +496,9 @@ class Localizer:
             of x_l x_l^H over so many independent snapshots. With a setup of F bands, (F, N, N) or (B, F, N, N).
         polish : bool, optional
             Whether the likelihood sharpens what the backbone found; as the options say by default.
+        on_error : {"raise", "skip"}
+            What a scene of a batch of arrays does that is silent or not finite: it is named in the error, or it has no
+            sources, of which a warning (of :meth:`analyse` a note) says why, and the others have theirs.
 
         Returns
         -------
@@ -487,7 +515,12 @@ class Localizer:
         """
         given = {"array": array, "n_sources": n_sources, "noise_power": noise_power, "polish": polish}
         own = {"noise_covariance": noise_covariance, "snapshots": snapshots}
-        return self.analyse(y, codes, channel, **given, **own).sources
+        bad = _bad_scenes(on_error, self.setup.n_bands, y, codes, channel)
+        result = self._without(bad, y, codes, channel, **given, **own) if bad else None
+        if result is None:
+            return self.analyse(y, codes, channel, **given, **own).sources
+        warnings.warn("; ".join(result.notes[: len(bad)]), stacklevel=2)
+        return result.sources
 
     def analyse(
         self,
@@ -502,13 +535,14 @@ class Localizer:
         snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
         count: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         report: Callable[[int, int], None] | None = None,
     ) -> Localisation:
         """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage.
 
         Parameters
         ----------
-        y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish
+        y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish, on_error
             As :meth:`localize` takes them.
         count : {"off", "equal", "spread"}, optional
             Whether the probability of each number of sources is computed, for sources of equal powers or of powers
@@ -525,6 +559,20 @@ class Localizer:
         ShapeError, TypeError, ValueError
             As :meth:`localize`.
         """
+        bad = _bad_scenes(on_error, self.setup.n_bands, y, codes, channel)
+        if bad:
+            return self._without(
+                bad,
+                *(y, codes, channel),
+                array=array,
+                n_sources=n_sources,
+                noise_power=noise_power,
+                noise_covariance=noise_covariance,
+                snapshots=snapshots,
+                polish=polish,
+                count=count,
+                report=report,
+            )
         measurement, found = self._measurement(y, codes, channel, noise_power, noise_covariance, snapshots)
         if not isinstance(y, Measurement):  # which is whole as it is
             measurement = _with_gains(measurement, array if array is not None else found, self.setup)
@@ -593,6 +641,22 @@ class Localizer:
         seconds = {"channels": spent, **result.seconds}
         notes = [note.removeprefix("scene 0: ") for note in notes] if len(measurement) == 1 else notes
         return result._replace(notes=(*notes, *result.notes), seconds=seconds, setup=self.setup)
+
+    def _without(self, bad: dict[int, str], y: Any, codes: Any, channel: Any, **how: Any) -> Localisation:
+        """The scenes that can be localised, and nothing in the places of the others."""
+        count = len(y)
+        good = [scene for scene in range(count) if scene not in bad]
+        if not good:
+            raise ValueError(f"no scene can be localised: {_why(bad)}")
+        arrays = {"y": y, "codes": codes, "channel": channel}
+        for name in ("n_sources", "noise_power", "noise_covariance"):
+            value = how[name]
+            each = hasattr(value, "ndim") and value.ndim in ((3,) if name == "noise_covariance" else (1,))
+            if each or isinstance(value, list | tuple):
+                how[name] = torch.as_tensor(value)[good]
+        result = self.analyse(*(None if v is None else torch.as_tensor(v)[good] for v in arrays.values()), **how)
+        notes = tuple(f"scene {scene} is skipped: {why}" for scene, why in sorted(bad.items()))
+        return spread(result, good, count)._replace(notes=(*notes, *result.notes))
 
     def _using(self, channels: tuple[int, ...]) -> Parts:
         """What localises by some of the channels alone, made once."""
