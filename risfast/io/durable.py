@@ -36,9 +36,9 @@ def canonical_json(content: Mapping[str, Any]) -> bytes:
 
 
 def sealed_json(content: Mapping[str, Any], key: str = "sha256") -> bytes:
-    """JSON with a checksum of its own, as :func:`risfast.io.guard.load_json` verifies it."""
+    """JSON with a checksum of its own, as :func:`risfast.io.guard.check_seal` verifies it."""
     rest = {name: value for name, value in content.items() if name != key}
-    return canonical_json({**rest, key: sha256_of(canonical_json(rest))}) + b"\n"
+    return canonical_json({**rest, key: sha256_of(canonical_json(rest))})
 
 
 def sha256_of(data: bytes) -> str:

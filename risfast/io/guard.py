@@ -160,8 +160,8 @@ def load_toml(path: Path, what: str, parse_float: Callable[[str], Any] = float) 
     return document
 
 
-def load_json(path: Path, what: str, sealed: str | None = None) -> dict[str, Any]:
-    """The JSON object of a file that is to hold ``what``; a checksum under ``sealed`` is verified, and gone."""
+def load_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a file that is to hold ``what``."""
     text = read_whole(path, what)
     try:
         document = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
@@ -170,9 +170,13 @@ def load_json(path: Path, what: str, sealed: str | None = None) -> dict[str, Any
     if not isinstance(document, dict):
         raise FileFormatError(f"{path}: not {what}: an object is expected, found {document!r:.60}")
     check_depth(path, document)
-    if sealed is not None and document.pop(sealed, None) != sha256_of(canonical_json(document)):
-        raise FileFormatError(f"{path}: damaged, or not {what}: its checksum ({sealed}) does not match")
     return document
+
+
+def check_seal(path: Path, document: dict[str, Any], key: str = "sha256") -> None:
+    """Refuse a document whose own checksum, which is taken out of it, is not that of the rest."""
+    if document.pop(key, None) != sha256_of(canonical_json(document)):
+        raise FileFormatError(f"{path}: damaged, its checksum ({key}) is missing or does not match")
 
 
 def _finite(text: str) -> float:

@@ -410,7 +410,9 @@ class Recording:
         ------
         ValueError
             The snapshots were received through a surface (``codes``, ``channel``), so that their covariance is not that
-            of the array; or they hold values that are not finite, or too large; or no element has any power.
+            of the array; or no element has any power.
+        FileFormatError
+            They hold values that are not finite, or so large that their powers are not.
         """
         if self.snapshots is None:
             return self

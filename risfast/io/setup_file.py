@@ -106,7 +106,7 @@ def read_setup(path: str | Path) -> Setup:
             return parts.setup()
         except ValueError as error:
             where = "; it stands in the table [region]" if "region" in str(error) else ""
-            raise ValueError(f"{error}{where}") from error
+            raise FileFormatError(f"{path}: {error}{where}") from error
 
 
 def read_setup_parts(path: str | Path) -> SetupParts:

@@ -173,11 +173,14 @@ def spread(result: Localisation, scenes: Sequence[int], total: int) -> Localisat
     wide = factor.new_zeros(total, *factor.shape[1:])
     wide[list(scenes)] = factor
     if noise is not None:
-        noise = noise.new_full((total, *noise.shape[1:]), torch.nan)
-        noise[list(scenes)] = result.noise_power
+        of_all = noise.new_full((total, *noise.shape[1:]), torch.nan)
+        of_all[list(scenes)] = noise
+        noise = of_all
     double = torch.zeros(0, dtype=torch.float64)
     optional = {"position_covariance": double.view(0, 3, 3), "mismatch": double, "copies": none}
-    more = {name: filled(getattr(result, name), empty) for name, empty in optional.items() if getattr(result, name)}
+    more: dict[str, Any] = {
+        name: filled(getattr(result, name), empty) for name, empty in optional.items() if getattr(result, name)
+    }
     refused = tuple(filled(result.refused, ())) if result.refused else ()
     return result._replace(
         sources=filled(result.sources, none), noise_power=noise, factor=wide, refused=refused, **more

@@ -18,7 +18,7 @@ from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.geometry import Region
 from risfast.io.durable import finite_json, replace_file, sealed_json, sha256_of
-from risfast.io.guard import file_digest, inside, load_json, naming, parsing, read_whole
+from risfast.io.guard import check_seal, file_digest, inside, load_json, naming, parsing, read_whole
 from risfast.models.pretrained import CONFIDENCE_FILE
 from risfast.setup import Setup, array_from_json
 
@@ -62,7 +62,7 @@ def _write_card(folder: Path, content: Mapping[str, Any]) -> None:
     """Write a card that vouches for itself, for the weights that it names, and for the calibration that is there."""
     confidence = folder / CONFIDENCE_FILE
     sums = {_CONFIDENCE_SUM: file_digest(confidence) if confidence.is_file() else None}
-    replace_file(folder / MODEL_CARD, sealed_json(finite_json({**content, **sums}), _SEAL))
+    replace_file(folder / MODEL_CARD, sealed_json(finite_json({**content, **sums}), _SEAL) + b"\n")
 
 
 def write_confidence(folder: Path, content: bytes) -> None:
@@ -82,7 +82,10 @@ def read_confidence(folder: Path) -> dict[str, Any] | None:
         return None
     content = load_json(inside(folder, CONFIDENCE_FILE), "a calibration of the confidence")
     if claimed not in ("", file_digest(path)):
-        raise FileFormatError(f"{path}: damaged, or of other weights: its checksum is not the one in {MODEL_CARD}")
+        raise FileFormatError(
+            f"{path}: damaged, or of other weights: its checksum is not the one in {MODEL_CARD}; fit it again: "
+            f"`python -m risfast.train.confidence --model {folder}`"
+        )
     return content
 
 
@@ -92,8 +95,11 @@ def _stored_card(folder: Path) -> dict[str, Any]:
     if not path.exists():
         raise FileFormatError(f"{path}: missing; give the folder of a trained model")
     card = load_json(inside(folder, MODEL_CARD), what)
-    if _SEAL in card or card.get("format") not in (1, 2):
-        card = load_json(path, what, _SEAL)
+    found = card.get("format")
+    if found not in range(1, _FORMAT + 1):
+        raise FileFormatError(f"{path}: format {found!r:.60}, this version reads 1 to {_FORMAT}")
+    if _SEAL in card or found == _FORMAT:
+        check_seal(path, card, _SEAL)
     return card
 
 
@@ -101,11 +107,8 @@ def read_card(folder: Path) -> dict[str, Any]:
     """The card of a model folder."""
     path, card = folder / MODEL_CARD, _stored_card(folder)
     with naming(path, "the card of a model"):
-        found = card["format"]
-        if found == 1:
+        if card["format"] == 1:
             card = _renewed(card)
-        elif found not in (2, _FORMAT):
-            raise FileFormatError(f"{path}: format {found!r:.60}, this version reads 1 to {_FORMAT}")
         missing = {"name", "options", "setup", "sha256"} - set(card)
         if missing:
             raise FileFormatError(f"{path}: the card lacks {', '.join(sorted(missing))}")

@@ -29,7 +29,7 @@ from risfast import __version__
 from risfast.covariance import ls_covariance
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file, sealed_json, sync_folder
-from risfast.io.guard import Array, file_digest, inside, load_json, naming, parsing, short_text
+from risfast.io.guard import Array, check_seal, file_digest, inside, load_json, naming, parsing, short_text
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields, system_from_json, system_to_json
@@ -102,7 +102,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path, what = folder / MANIFEST, "the manifest of a set of shards"
     if not path.exists():
         raise FileFormatError(f"{path}: missing; this is not a folder of shards")
-    manifest = load_json(path, what, "sha256")
+    manifest = load_json(path, what)
     with naming(path, what):
         found = manifest["set"]["format"]
         if found not in (1, SCENES_FORMAT):
@@ -110,6 +110,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
                 f"{path}: format {found!r:.60}, this version reads 1 and {SCENES_FORMAT}; make the set again with "
                 "`risfast shards`"
             )
+        check_seal(path, manifest)
         if found == 1:
             system = system_from_json(manifest["set"]["system"])
             manifest["set"] |= {"format": SCENES_FORMAT, "setup": system.setup.to_json()}
@@ -118,7 +119,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest of a folder in one step, sealed with its own checksum."""
-    replace_file(folder / MANIFEST, sealed_json(manifest))
+    replace_file(folder / MANIFEST, sealed_json(manifest) + b"\n")
 
 
 def shard_name(number: int) -> str:

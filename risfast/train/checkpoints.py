@@ -19,7 +19,7 @@ from torch import Tensor
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file, sealed_json, sha256_of, sync_folder, write_synced
-from risfast.io.guard import inside, load_json, naming, read_whole
+from risfast.io.guard import check_seal, inside, load_json, naming, read_whole
 from risfast.models.files import read_tensors
 
 _FORMAT = 1
@@ -100,10 +100,11 @@ class CheckpointFolder:
         """Read and verify one checkpoint."""
         folder, what = self.path(step), "the state of a checkpoint"
         path = inside(folder, _STATE)
-        content = load_json(path, what, "sha256")
+        content = load_json(path, what)
         with naming(path, what):
             if content["format"] != _FORMAT:
                 raise FileFormatError(f"{path}: format {content['format']!r:.60}, this version reads {_FORMAT}")
+            check_seal(path, content)
             if content["step"] != step:
                 raise FileFormatError(f"{path}: of step {content['step']!r:.60}, in the folder of step {step}")
             files, state = dict(content["files"]), dict(content["state"])
