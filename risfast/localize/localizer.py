@@ -24,6 +24,7 @@ from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.base import single_precision
 from risfast.models.direct import SampleCovariance, SteeredAtoms
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
@@ -49,6 +50,9 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
     if ranks["y"] == 2:
         tensors = {name: t[None] for name, t in tensors.items()}
     _check_rows(tensors["y"], "y")
+    scenes = max(map(len, tensors.values()))
+    tensors = {name: t.expand(scenes, *t.shape[1:]) if len(t) == 1 else t for name, t in tensors.items()}
+    _check_codes(tensors["codes"])
     return _with_noise(Measurement(tensors["y"], tensors["codes"], tensors["channel"]), noise_power)
 
 
@@ -66,8 +70,8 @@ def _bad_scenes(on_error: str, bands: int, y: Any, codes: Any, channel: Any) -> 
         return {}  # whatever else is wrong is told as usual
     bad: dict[int, str] = {}
     for name, value in given.items():
-        scenes = torch.as_tensor(value).flatten(1)
-        finite = (scenes.abs() < math.inf).all(1)
+        scenes = torch.as_tensor(value).resolve_conj().flatten(1)
+        finite = torch.view_as_real(scenes).isfinite().all(2).all(1)
         bad |= {scene: f"{name} holds values that are not finite" for scene in (~finite).nonzero()[:, 0].tolist()}
         silent = (scenes == 0).all(1).nonzero()[:, 0].tolist() if name == "y" else []
         bad |= {scene: f"{name} is zero throughout" for scene in silent}
@@ -75,12 +79,31 @@ def _bad_scenes(on_error: str, bands: int, y: Any, codes: Any, channel: Any) -> 
 
 
 def _check_rows(y: Tensor, name: str) -> None:
-    """Refuse no snapshots (B, 0, M), and silence."""
-    if y.shape[1] == 0:
-        raise ValueError(f"{name} holds no snapshot: L must be at least 1")
-    if len(y) and not bool((y.abs().amax((1, 2)) > 0).all()):
-        silent = int((y.abs().amax((1, 2)) == 0).nonzero()[0, 0])
-        raise ValueError(f"{name}[{silent}] is zero throughout: there is nothing to localise")
+    """Refuse no snapshots (B, 0, M), no antennas, and silence."""
+    for axis, what in ((1, "snapshot: L"), (2, "antenna: M")):
+        if y.shape[axis] == 0:
+            raise ValueError(f"{name} holds no {what} must be at least 1")
+    silent = (_largest(y) == 0).nonzero()
+    if len(silent):
+        raise ValueError(f"{name}[{int(silent[0, 0])}] is zero throughout: there is nothing to localise")
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Largest part of any number of each scene, (B, ..) -> (B,): an absolute value would underflow or overflow."""
+    return torch.view_as_real(values).abs().flatten(1).amax(1) if values.numel() else values.new_zeros(len(values)).real
+
+
+def _check_codes(codes: Tensor) -> None:
+    """Refuse codes (B, L, N) of snapshots that differ more in modulus than single precision can weigh together."""
+    level = torch.view_as_real(codes).abs().amax((2, 3)).double()  # [B, L]
+    least = level.masked_fill(level == 0, math.inf).amin(1)  # snapshots with the surface off are of the noise
+    wide = (level.amax(1) > _LARGEST_RATIO * least).nonzero()
+    if len(wide):
+        scene = int(wide[0, 0])
+        raise ValueError(
+            f"codes[{scene}]: the moduli of its snapshots differ by a factor of more than {_LARGEST_RATIO:g}, "
+            f"{float(least[scene]):.3g} to {float(level[scene].amax()):.3g}; leave out the snapshots that are so weak"
+        )
 
 
 def _with_noise(measurement: Measurement, noise_power: Any) -> Measurement:
@@ -193,7 +216,8 @@ def _tensor(value: Any, name: str) -> Tensor:
     tensor = torch.as_tensor(value)
     if not tensor.is_complex():
         raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")
-    finite = torch.isfinite(torch.view_as_real(tensor.resolve_conj()))
+    tensor = tensor.resolve_conj().resolve_neg()
+    finite = torch.isfinite(torch.view_as_real(tensor))
     if not bool(finite.all()):
         scene = f"[{int((~finite.flatten(1).all(1)).nonzero()[0, 0])}]" if tensor.ndim > 2 else ""
         raise ValueError(f"{name}{scene} holds values that are not finite")
@@ -227,6 +251,9 @@ REFINER_FOLDER = "refiner"
 OPTIONS_FILE = "options.toml"
 _SBL_STEPS = 30
 _FEWEST_CHANNELS = 3
+_LARGEST_RATIO = 1e3  # of codes: the maps of atoms hold 60 dB
+_SINGLE_EXPONENT = 100  # of two, that single precision holds with room to spare
+_PLAIN_EXPONENT = 16  # of two: measurements of this size or its inverse are taken as they are
 _HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
@@ -406,7 +433,8 @@ class Localizer:
         if problem.sampling == "direct":
             backbone = SampleCovariance(problem.replace(gains=None))  # it sees what falls on the elements
         else:
-            backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
+            with single_precision():
+                backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
         made = cls(backbone, problem, options)
         made._any_sampling = bare  # nothing was said of it: the data tell
         return made
@@ -588,13 +616,15 @@ class Localizer:
         gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains
         checked = options.channels == "check" and measurement.pooled is not None and noise_covariance is None
         checked = checked and len(measurement) > 0 and (gains is not None or not measurement.whitened)
-        measurement = fit.ordered(measurement)
-        if not checked or not isinstance(self.backbone, SampleCovariance):
-            result = pipeline.run(self.parts, measurement, options, counts, report)
-        else:
-            result = self._checked(measurement, options, counts, report, fit.order)
+        measurement, exponents = _plain(fit.ordered(measurement))
+        with torch.autocast(measurement.y.device.type, enabled=False):  # its formulas need their precision
+            if not checked or not isinstance(self.backbone, SampleCovariance):
+                result = pipeline.run(self.parts, measurement, options, counts, report)
+            else:
+                result = self._checked(measurement, options, counts, report, fit.order)
         result = fit.restored(result, result.setup or self.setup)
-        return result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        result = result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        return result if exponents is None else _in_units(result, *exponents)
 
     def _checked(
         self,
@@ -700,6 +730,57 @@ class Localizer:
         if self.setup.sampling == "direct":
             raise ValueError(_NOT_DIRECT)
         return measurement_from(y, codes, channel, noise_power), array
+
+
+def _plain(measurement: Measurement) -> tuple[Measurement, tuple[Tensor, Tensor] | None]:
+    """A measurement near 1, whatever its units, and the exponents of two by which y, and y over codes and channel, are.
+
+    Powers of two, which change no digit. -> exponents (B,), (B,); None where it was near 1.
+    """
+    m, bands = measurement, measurement.bands
+
+    def exponents(values: Tensor) -> Tensor:
+        largest = _largest(values).double().view(-1, bands).amax(1)
+        return torch.where(largest > 0, torch.frexp(largest).exponent, 0)
+
+    if not len(m):
+        return m, None
+    of_y, of_codes, of_channel = (exponents(values) for values in (m.y, m.codes, m.channel))
+    if max(int(e.abs().max()) for e in (of_y, of_codes, of_channel)) <= _PLAIN_EXPONENT:
+        return m, None
+
+    def scaled(values: Tensor, exponent: Tensor) -> Tensor:
+        each = exponent.repeat_interleave(bands)[:, None, None, None]
+        return torch.view_as_complex(torch.ldexp(torch.view_as_real(values.contiguous()), -each))
+
+    noise = m.noise_power
+    if noise is not None:
+        noise = torch.ldexp(noise.double(), -2 * (of_y if noise.ndim == 1 else of_y[:, None]))
+    arrays = (scaled(m.y, of_y), scaled(m.codes, of_codes), scaled(m.channel, of_channel))
+    return Measurement(*arrays, noise, m.pooled), (of_y, of_y - of_codes - of_channel)
+
+
+def _in_units(result: Localisation, of_y: Tensor, of_field: Tensor) -> Localisation:
+    """A localisation of what :func:`_plain` made, in the units of the data; a factor may need double precision."""
+
+    def powers(found: list[Sources]) -> list[Sources]:
+        pairs = zip(found, of_field, strict=True)
+        return [
+            s.replace(power=torch.ldexp(s.power.double(), 2 * exponent.to(s.power.device))) for s, exponent in pairs
+        ]
+
+    def scaled(values: Tensor, exponent: Tensor) -> Tensor:
+        return torch.ldexp(values, exponent.to(values.device).view(-1, *(1,) * (values.ndim - 1)))
+
+    factor, noise = result.factor, result.noise_power
+    if int(of_field.abs().max()) > _SINGLE_EXPONENT:
+        factor = factor.to(torch.complex128)
+    return result._replace(
+        sources=powers(result.sources),
+        noise_power=None if noise is None else scaled(noise.double(), 2 * of_y),
+        factor=torch.view_as_complex(scaled(torch.view_as_real(factor.resolve_conj().contiguous()), of_field)),
+        copies=None if result.copies is None else powers(result.copies),
+    )
 
 
 def _with_gains(measurement: Measurement, given: SensorArray | Setup | None, own: Setup) -> Measurement:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.geometry import SearchGrid
-from risfast.models.base import CovarianceEstimate
+from risfast.models.base import CovarianceEstimate, single_precision
 from risfast.models.refiner import (
     GuardOptions,
     GuardResult,
@@ -84,6 +84,7 @@ class Refiner:
     limits: GuardOptions = field(default_factory=GuardOptions)
 
 
+@single_precision()
 def build_refiner(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
     """Make a refiner for a model folder; the network itself needs no setup."""
     if name != "refiner":
