@@ -104,6 +104,11 @@ class LiveLoop:
         ------
         LiveResult
             In the order of the frames. An error of ``frames`` is raised behind the last of them.
+
+        Raises
+        ------
+        ValueError
+            A frame that cannot be located, where such errors are to be raised; it is named.
         """
         line = _Line(self.waiting, self.drop)
         thread = threading.Thread(target=line.fill, args=(frames,), name="risfast-live", daemon=True)
