@@ -28,6 +28,9 @@ blocks and may be as long as the disk allows."""
 TEXT_BYTES = 16 << 20
 """A document in JSON, TOML or another text may be so long."""
 
+MOST_MEMBERS = 10_000
+"""So many variables, members or datasets may be in one file."""
+
 _DEEPEST = 64  # levels of a document
 _LONGEST_MESSAGE = 400
 _COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
@@ -125,7 +128,7 @@ def naming(path: Path, what: str = "what is expected") -> Iterator[None]:
         raise
     except ValueError as error:
         raise FileFormatError(f"{path}: {short_text(error)}") from error
-    except (TypeError, KeyError, IndexError, AttributeError, OverflowError, RecursionError) as error:
+    except (TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:  # torch raises the last
         raise FileFormatError(
             f"{path}: a value is missing, or not of the kind of {what} ({short_text(error)})"
         ) from error
@@ -231,6 +234,12 @@ def inventory(holds: Mapping[str, Sequence[int]]) -> str:
     """Everything in a file with its shape."""
     some = [f"{name} ({shape_text(shape)})" for name, shape in sorted(holds.items())[:20]]
     return (", ".join(some) or "nothing") + (f" and {len(holds) - 20} more" if len(holds) > 20 else "")
+
+
+def check_members(path: Path, count: int) -> None:
+    """Refuse a file that only looking through would take long."""
+    if count > MOST_MEMBERS:
+        raise FileFormatError(f"{path}: it holds more than {MOST_MEMBERS} variables; save those that matter in another")
 
 
 def check_held(path: Path, name: str, shape: Sequence[int], itemsize: int) -> None:

@@ -17,7 +17,7 @@ import torch
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
 from risfast.io.durable import replace_file
-from risfast.io.guard import Array, inside, load_toml, naming
+from risfast.io.guard import Array, inside, load_toml, naming, short_text
 from risfast.io.positions import read_table
 from risfast.setup import Sampling, Setup, Tolerance, array_to_json, check_elements
 from risfast.steering import WAVEFRONTS, Wavefront
@@ -517,8 +517,8 @@ def parse_setup(path: Path, values: Array) -> Setup:
         if not isinstance(description, dict):
             raise ValueError(f"it must be an object, found {description!r:.60}")
         return Setup.from_json(description)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
         raise FileFormatError(
-            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({error}); give one with setup=, which takes its "
-            "place"
+            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({short_text(error)}); give one with setup=, which "
+            "takes its place"
         ) from error

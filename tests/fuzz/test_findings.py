@@ -8,10 +8,13 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +28,7 @@ from risfast.io.durable import OwnedError, owned, sealed_json
 from risfast.io.guard import inside, load_json, read_whole
 from risfast.io.toml_file import read_toml
 from risfast.models.files import read_card
+from risfast.simulate import read
 from risfast.simulate.shards import ShardSet
 from risfast.simulate.system_file import read_system
 from risfast.train.checkpoints import CheckpointFolder
@@ -233,6 +237,9 @@ def test_a_refiner_whose_card_is_odd_is_refused_by_file(name, tmp_path):
 
 
 MANIFESTS = {
+    "numbers beyond any float": lambda manifest: manifest["set"]["system"].update(
+        array={"positions_m": [[10**400, 0, 0]], "wavelength_m": 1}
+    ),
     "no set": lambda manifest: manifest.pop("set"),
     "shards that are a number": lambda manifest: manifest.update(shards=7),
     "a shard that is a number": lambda manifest: manifest.update(shards=[7, 8]),
@@ -335,6 +342,23 @@ def test_the_journal_of_a_study_whose_text_is_damaged_is_named(tmp_path):
         path.write_bytes(data[:at] + b"\x00{" + data[at + 2 :])
         with pytest.raises(StudyError, match=r"study\.journal|damaged"):
             TARGETS["study, journal"].read(tmp_path, None)
+
+
+@pytest.mark.parametrize("suffix", ["npz", "h5", "mat"])
+def test_a_file_of_very_many_variables_is_refused_before_they_are_looked_through(suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "npz":
+        with zipfile.ZipFile(path, "w") as archive:
+            for number in range(10_001):
+                archive.writestr(f"v{number}.npy", b"")
+    elif suffix == "h5":
+        with h5py.File(path, "w") as file:
+            for number in range(10_001):
+                file.create_group(f"g{number}")
+    else:
+        scipy.io.savemat(path, {f"v{number}": 1.0 for number in range(10_002)})
+    with pytest.raises(FileFormatError, match="more than 10000 variables"):
+        read(path)
 
 
 def test_snapshots_whose_powers_overflow_are_refused():

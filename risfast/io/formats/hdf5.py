@@ -16,6 +16,7 @@ from risfast.io.guard import (
     Array,
     as_numbers,
     check_held,
+    check_members,
     file_head,
     held_dtype,
     megabytes,
@@ -69,7 +70,12 @@ class Hdf5Container:
         with self.file() as file:
             import h5py  # noqa: PLC0415
 
+            seen = 0
+
             def visit(name: str, item: Any) -> None:
+                nonlocal seen
+                seen += 1
+                check_members(path, seen)
                 if not isinstance(item, h5py.Dataset) or name.startswith("#"):  # MATLAB keeps its own things in #refs#
                     return
                 shape = item.shape or ()
