@@ -519,6 +519,6 @@ def parse_setup(path: Path, values: Array) -> Setup:
         return Setup.from_json(description)
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
         raise FileFormatError(
-            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({short_text(error)}); give one with setup=, which "
-            "takes its place"
+            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({short_text(error)}); give one with setup=, "
+            "which takes its place"
         ) from error
