@@ -291,14 +291,19 @@ def _resign_model(folder: Path, name: str, change: Change) -> None:
 SYSTEM = SystemConfig(SensorArray.rectangular(3, 2), n_antennas=3, n_snapshots=4, n_sources=(1, 2))
 
 
-def make_model(folder):
-    """A small backbone with a calibration, options, and a refiner that says that it helps."""
+def make_backbone(folder):
+    """A small backbone with a calibration and options."""
     axes = {"n_azimuth": 5, "n_elevation": 3, "n_range": 2}
     sizes = {"steps": 2, "width": 2, "head_width": 2, "range_cells": 2, "columns": 4, "axes": axes}
     backbone = build_backbone("unrolled", SYSTEM.setup, sizes)
     save_model(folder, "unrolled", backbone.state_dict(), SYSTEM.setup, sizes, {"made": "by a test"})
     HitModel((0.1,) * len(FEATURES), 0.2).save(folder, {"scenes": 3})
     write_options(folder / "options.toml", PipelineOptions())
+
+
+def make_model(folder):
+    """The same with a refiner that says that it helps, behind these very weights."""
+    make_backbone(folder)
     refiner = build_refiner("refiner", SYSTEM.setup, {"channels": [8], "dilations": [2]})
     card = {
         "helps": True,
@@ -458,7 +463,7 @@ TARGETS: dict[str, Target] = {
         make_file("config.toml", to_toml(RunConfig())), partial(read_toml, RunConfig), "config.toml", **_TOML
     ),
     "model card": Target(make_model, load_model, ("model.json",), "json", resign=_resign_model),
-    "model weights": Target(make_model, load_model, ("model.safetensors",), head=2048, resign=_resign_model),
+    "model weights": Target(make_backbone, load_model, ("model.safetensors",), head=2048, resign=_resign_model),
     "confidence": Target(make_model, load_model, ("confidence.json",), "json", resign=_resign_model),
     "refiner": Target(
         make_model, load_model, ("refiner/model.json", "refiner/model.safetensors"), "json", resign=_resign_model
