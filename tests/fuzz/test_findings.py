@@ -361,6 +361,28 @@ def test_a_file_of_very_many_variables_is_refused_before_they_are_looked_through
         read(path)
 
 
+@pytest.mark.parametrize("where", ["dataset", "attribute"])
+def test_numbers_of_an_odd_bit_layout_are_refused_before_they_are_converted(where, tmp_path):
+    """One damaged byte in the type of a dataset, from which libhdf5 wrote past its buffer."""
+    odd = h5py.h5t.IEEE_F64LE.copy()
+    odd.set_precision(60)
+    odd.set_fields(59, 40, 19, 0, 40)
+    record = h5py.h5t.create(h5py.h5t.COMPOUND, 16)
+    record.insert(b"r", 0, h5py.h5t.IEEE_F64LE)
+    record.insert(b"i", 8, odd)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        space = h5py.h5s.create_simple((3, 3))
+        if where == "dataset":
+            h5py.h5d.create(file.id, b"R", record, space)
+        else:
+            file["R"] = np.eye(3)
+            h5py.h5a.create(file.id, b"wavelength_m", odd, h5py.h5s.create(h5py.h5s.SCALAR))
+    how = {"positions_m": np.eye(3)}
+    with pytest.raises(FileFormatError, match="not standard" if where == "dataset" else "wavelength"):
+        read(tmp_path / "x.h5", **how)
+    assert read(tmp_path / "x.h5", wavelength_m=0.1, **how) if where == "attribute" else True
+
+
 def test_snapshots_whose_powers_overflow_are_refused():
     from risfast.geometry import SensorArray
 
