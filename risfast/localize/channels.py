@@ -177,13 +177,23 @@ def spread(result: Localisation, scenes: Sequence[int], total: int) -> Localisat
         of_all[list(scenes)] = noise
         noise = of_all
     double = torch.zeros(0, dtype=torch.float64)
+    counted = result.count_probability
+    if counted is not None:
+        of_every = counted.new_full((total, counted.shape[1]), torch.nan)
+        of_every[list(scenes)] = counted
+        counted = of_every
     optional = {"position_covariance": double.view(0, 3, 3), "mismatch": double, "copies": none}
     more: dict[str, Any] = {
         name: filled(getattr(result, name), empty) for name, empty in optional.items() if getattr(result, name)
     }
     refused = tuple(filled(result.refused, ())) if result.refused else ()
     return result._replace(
-        sources=filled(result.sources, none), noise_power=noise, factor=wide, refused=refused, **more
+        sources=filled(result.sources, none),
+        noise_power=noise,
+        factor=wide,
+        refused=refused,
+        count_probability=counted,
+        **more,
     )
 
 

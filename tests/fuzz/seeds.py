@@ -30,6 +30,7 @@ from risfast.geometry import SensorArray
 from risfast.io import Recording, Snapshots, read_options, read_positions, read_setup, write_options, write_recording
 from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize.confidence import FEATURES, HitModel
+from risfast.localize.count import CountModel, save_counts
 from risfast.localize.pipeline import PipelineOptions
 from risfast.localize.refiner import build_refiner
 from risfast.models import build_backbone
@@ -298,6 +299,7 @@ def make_backbone(folder):
     backbone = build_backbone("unrolled", SYSTEM.setup, sizes)
     save_model(folder, "unrolled", backbone.state_dict(), SYSTEM.setup, sizes, {"made": "by a test"})
     HitModel((0.1,) * len(FEATURES), 0.2).save(folder, {"scenes": 3})
+    save_counts(folder, {"equal": CountModel(0.5, (0.1, 0.2))}, {"scenes": 3})
     write_options(folder / "options.toml", PipelineOptions())
 
 
@@ -465,6 +467,7 @@ TARGETS: dict[str, Target] = {
     "model card": Target(make_model, load_model, ("model.json",), "json", resign=_resign_model),
     "model weights": Target(make_backbone, load_model, ("model.safetensors",), head=2048, resign=_resign_model),
     "confidence": Target(make_model, load_model, ("confidence.json",), "json", resign=_resign_model),
+    "counts": Target(make_backbone, load_model, ("count.json",), "json"),
     "refiner": Target(
         make_model, load_model, ("refiner/model.json", "refiner/model.safetensors"), "json", resign=_resign_model
     ),
