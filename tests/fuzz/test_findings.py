@@ -365,11 +365,10 @@ def test_a_file_of_very_many_variables_is_refused_before_they_are_looked_through
 def test_numbers_of_an_odd_bit_layout_are_refused_before_they_are_converted(where, tmp_path):
     """One damaged byte in the type of a dataset, from which libhdf5 wrote past its buffer."""
     odd = h5py.h5t.IEEE_F64LE.copy()
-    odd.set_precision(60)
-    odd.set_fields(59, 40, 19, 0, 40)
+    odd.set_ebias(511)
     record = h5py.h5t.create(h5py.h5t.COMPOUND, 16)
-    record.insert(b"r", 0, h5py.h5t.IEEE_F64LE)
-    record.insert(b"i", 8, odd)
+    record.insert(b"r", 0, odd)  # h5py takes it for one of 16 bytes, over the next
+    record.insert(b"i", 8, h5py.h5t.IEEE_F64LE)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         space = h5py.h5s.create_simple((3, 3))
         if where == "dataset":
