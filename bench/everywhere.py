@@ -48,7 +48,7 @@ def places(setup: Setup, count: int) -> torch.Tensor:
             if axis == 0
             else (torch.asin(math.sin(low) + (math.sin(high) - math.sin(low)) * drawn(count)))
         )
-        end = torch.where(drawn(count) < 0.5, low, high)
+        end = torch.tensor([low, high], dtype=torch.float64)[(drawn(count) < 0.5).long()]
         inward = (
             torch.sign((low + high) / 2 - end)
             * torch.tensor([0.0, 1e-9, 1e-4, 0.03]).double()[torch.randint(4, (count,), generator=generator)]
