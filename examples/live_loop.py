@@ -1,4 +1,4 @@
-"""A live loop: frames of a recording as they come from the disk, sources of each frame, and the time that it takes.
+"""A live loop: frames of a recording as they come from the disk, sources of each frame, and how late they are.
 
 ``python examples/live_loop.py`` runs it.
 """
@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from risfast import DetectionOptions, PlanarArray, SearchGrid, detect_sources
+from risfast import DetectionOptions, PlanarArray, SearchGrid, Setup
 from risfast.io import Recording, Snapshots, write_recording
+from risfast.localize import ForgettingDetector, LiveLoop
 from risfast.simulate import read
 from risfast.steering import steering_vectors
 
@@ -38,23 +38,21 @@ def record(path: Path) -> None:
 
 
 def main() -> None:
-    """Detect frame by frame, with a forgetting covariance."""
+    """Detect frame by frame, with a forgetting covariance. A recording can wait: no frame is dropped."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "recording.h5"
         record(path)
         recording = read(path)
         assert recording.snapshots is not None
-        average = torch.zeros(ARRAY.n_elements, ARRAY.n_elements, dtype=torch.complex64)
-        times = []
         row_bytes = ARRAY.n_elements * recording.snapshots.dtype.itemsize
-        for number, frame in enumerate(recording.snapshots.blocks(FRAME * row_bytes)):
-            started = time.perf_counter()
-            average = 0.2 * average + 0.8 * (frame.mT @ frame.conj()) / len(frame)
-            found = detect_sources(average, recording.array, GRID, options=DetectionOptions(max_sources=1))[0]
-            times.append(1e3 * (time.perf_counter() - started))
-            azimuth, elevation, r = found.position[0].tolist()
+        setup = Setup(recording.array, sampling="direct")
+        detector = ForgettingDetector(setup, memory=0.2, grid=GRID, options=DetectionOptions(max_sources=1))
+        times = []
+        for result in LiveLoop(detector, drop="none").run(recording.snapshots.blocks(FRAME * row_bytes)):
+            azimuth, elevation, r = result.sources.position[0].tolist()
             degrees = math.degrees(azimuth), math.degrees(elevation)
-            print(f"frame {number:2d}: {degrees[0]:6.2f} {degrees[1]:6.2f} deg {r:5.2f} m  {times[-1]:6.1f} ms")
+            times.append(1e3 * result.seconds)
+            print(f"frame {result.frame:2d}: {degrees[0]:6.2f} {degrees[1]:6.2f} deg {r:5.2f} m  {times[-1]:6.1f} ms")
         print(f"median {np.median(times[1:]):.1f} ms a frame (the first one makes the plans)")
 
 

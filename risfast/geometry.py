@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -97,12 +98,21 @@ _OFF_FOLD = 1e-4  # part of an interval that searches keep from an end that lies
 
 def _frozen_tensor(values: Any, name: str, infinite: bool = False) -> Tensor:
     """A float64 CPU copy that the caller cannot change under us."""
+    if "complex" in str(getattr(values, "dtype", "")):
+        raise TypeError(f"{name} must hold real numbers, got complex ones")
     # as_tensor without a dtype would round Python floats to float32.
     tensor = values if isinstance(values, Tensor) else torch.as_tensor(values, dtype=torch.float64)
     tensor = tensor.detach().to(device="cpu", dtype=torch.float64).clone()
     if bool(tensor.isnan().any()) or not (infinite or bool(tensor.isfinite().all())):
         raise ValueError(f"{name} must be finite; it holds NaN or infinite values")
     return tensor
+
+
+def whole_count(value: Any, name: str) -> int:
+    """A count as it was given, if it is a whole number."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+    return operator.index(value)
 
 
 def _digest(*tensors: Tensor) -> int:
@@ -185,6 +195,7 @@ class SensorArray:
         ValueError
             A count is below 1, or a length is not positive.
         """
+        n_h, n_v = whole_count(n_h, "n_h"), whole_count(n_v, "n_v")
         if n_h < 1 or n_v < 1:
             raise ValueError(f"n_h and n_v must be at least 1, got {n_h} and {n_v}")
         if not spacing_m > 0:
@@ -238,6 +249,7 @@ class SensorArray:
         ValueError
             ``n`` is below 1, a length is not positive, or an unknown plane.
         """
+        n = whole_count(n, "n")
         if n < 1 or not radius_m > 0:
             raise ValueError(f"n must be at least 1 and radius_m positive, got {n} and {radius_m!r}")
         if plane not in ("xz", "xy", "yz"):
@@ -770,6 +782,7 @@ class SearchGrid:
         ShapeError, ValueError
             As for the axes of :class:`SearchGrid`.
         """
+        n_azimuth, n_elevation = whole_count(n_azimuth, "n_azimuth"), whole_count(n_elevation, "n_elevation")
         if (n_azimuth > 1 and not azimuth_max_rad > 0) or (n_elevation > 1 and not elevation_max_rad > 0):
             raise ValueError("azimuth_max_rad and elevation_max_rad must be positive where an axis has several points")
         azimuth = uniform_axis(-azimuth_max_rad, azimuth_max_rad, n_azimuth)

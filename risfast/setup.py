@@ -463,6 +463,17 @@ def array_to_json(array: SensorArray) -> dict[str, Any]:
     return {"positions_m": array.positions_m.tolist(), **wavelength}
 
 
+MOST_ELEMENTS = 8192
+"""Of an array in a file: its covariance in double precision takes a gigabyte."""
+
+
+def check_elements(*sides: Any) -> None:
+    """Refuse an array of more elements than a file may ask for, before it is made; what are no numbers is left."""
+    count = math.prod(side for side in sides if isinstance(side, int) and side > 0)
+    if count > MOST_ELEMENTS:
+        raise ValueError(f"an array of {count} elements is asked for, and one from a file has {MOST_ELEMENTS} at most")
+
+
 def array_from_json(description: Mapping[str, Any]) -> SensorArray:
     """The array that :func:`array_to_json` described."""
     if not isinstance(description, Mapping):
@@ -470,8 +481,10 @@ def array_from_json(description: Mapping[str, Any]) -> SensorArray:
     given = set(description)
     try:
         if given == {"n_h", "n_v", "spacing_m", "wavelength_m"}:
+            check_elements(description["n_h"], description["n_v"])
             return SensorArray.rectangular(**description)
         if given == {"positions_m", "wavelength_m"}:
+            check_elements(len(description["positions_m"]))
             positions = torch.tensor(description["positions_m"], dtype=torch.float64)
             return SensorArray(positions, description["wavelength_m"])
     except TypeError as error:

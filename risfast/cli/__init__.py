@@ -108,11 +108,12 @@ def _run(command: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"interrupted{kind.RESUMES}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, RuntimeError) as error:
+    except (ValueError, TypeError, OSError, RuntimeError, OverflowError, MemoryError) as error:
         if verbose:
             traceback.print_exc()
         names = {**dict(option_names(kind)), **kind.IN_OPTIONS}
-        print(f"risfast {command}: {in_options(' '.join(str(error).split()), names)}", file=sys.stderr)
+        told = " ".join(str(error).split()) or type(error).__name__
+        print(f"risfast {command}: {in_options(told, names)}", file=sys.stderr)
         return 2
 
 

@@ -11,7 +11,6 @@ import json
 import platform
 import sys
 import time
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,8 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
-from risfast.io.guard import Array
+from risfast.io.formats.npz import NpzContainer
+from risfast.io.guard import Array, load_json, naming
 from risfast.simulate.system_file import differing_fields
 
 CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records"
@@ -77,12 +77,10 @@ class ResultsFolder:
 
     def _merged(self, path: Path) -> dict[str, Any]:
         """The configuration that is there with the methods of this one added."""
-        try:
-            before: dict[str, Any] = json.loads(path.read_bytes())
+        before = load_json(path, "the configuration of an evaluation")
+        with naming(path, "the configuration of an evaluation"):
             known = before["methods"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-            raise FileFormatError(f"{path}: not the configuration of an evaluation") from error
-        here = {**self.config, "methods": {**known, **self.config["methods"]}}
+            here = {**self.config, "methods": {**known, **self.config["methods"]}}
         changed = differing_fields(before, {**here, "methods": {n: here["methods"][n] for n in known}})
         if changed:
             raise ValueError(
@@ -106,13 +104,13 @@ class ResultsFolder:
     def read(self, place: RecordPlace) -> dict[str, Array]:
         """One record."""
         path = self.folder / RECORDS / place.file
+        if not path.exists():
+            raise FileFormatError(f"{path}: missing; run the same command again")
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-                values = {name: file[name] for name in file.files}
+            container = NpzContainer(path)
+            values = {name: container.load(name) for name in container.holds}
             own = json.loads(str(values.pop("place")))
-        except FileNotFoundError as error:
-            raise FileFormatError(f"{path}: missing; run the same command again") from error
-        except (zipfile.BadZipFile, ValueError, KeyError, EOFError, OSError) as error:
+        except (FileFormatError, ValueError, KeyError, RecursionError) as error:
             raise FileFormatError(f"{path}: damaged; remove it, and the same command makes it again") from error
         if own != list(place):
             raise FileFormatError(f"{path}: holds the record of {own}; remove it, and the same command makes it again")

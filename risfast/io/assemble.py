@@ -21,7 +21,7 @@ from risfast.io.positions import read_positions
 from risfast.io.recording import Flagged, Provenance, Recording, Snapshots
 from risfast.io.setup_file import SetupParts, read_setup_parts
 from risfast.io.time_data import BandReader
-from risfast.setup import Setup
+from risfast.setup import Setup, check_elements
 
 SPEED_OF_LIGHT_M_S = 299_792_458.0
 SPEED_OF_SOUND_M_S = 343.0  # in dry air at 20 degrees Celsius; acoular's default too
@@ -138,6 +138,8 @@ def assemble(found: FoundData, options: ReadOptions) -> Recording:
     _check_sampling(found, given)
     positions = _positions(found, options, given)
     bands = _bands(found, options, given, positions)
+    with naming(found.path):
+        check_elements(len(positions))
     array = SensorArray(torch.from_numpy(positions), min(bands.wavelengths_m))
     n = array.n_elements
     flagged = [flag for flag in found.flagged if flag.index < n]

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_OWNER = ".owner"
+
+
+class OwnedError(ValueError):
+    """Another process works in the folder."""
 
 
 def finite_json(value: Any) -> Any:
@@ -19,6 +28,22 @@ def finite_json(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def canonical_json(content: Mapping[str, Any]) -> bytes:
+    """The one text of JSON values that checksums are of."""
+    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
+
+
+def sealed_json(content: Mapping[str, Any], key: str = "sha256") -> bytes:
+    """JSON with a checksum of its own, as :func:`risfast.io.guard.check_seal` verifies it."""
+    rest = {name: value for name, value in content.items() if name != key}
+    return canonical_json({**rest, key: sha256_of(canonical_json(rest))})
+
+
+def sha256_of(data: bytes) -> str:
+    """The checksum of a file."""
+    return hashlib.sha256(data).hexdigest()
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -45,6 +70,67 @@ def replace_file(path: Path, data: bytes) -> None:
     """Write a file beside, sync it, and rename it into its place."""
     with replacing(path) as beside:
         write_synced(beside, data)
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """One process alone works in a folder for the time of a block; another is refused before it changes anything."""
+    # A lock of the operating system, which whoever dies lets go of: what a killed process left behind hinders nobody.
+    # Where the file system has no locks, the process that the file names must be gone, or the file removed by hand.
+    path = folder / _OWNER
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            locks = _locked(descriptor)
+            if locks is False or (locks is None and _alive(os.pread(descriptor, 300, 0).decode("utf-8", "replace"))):
+                named = " ".join(os.pread(descriptor, 300, 0).decode("utf-8", "replace").split()) or "of unknown name"
+                raise OwnedError(
+                    f"{folder} is at work in another process ({named}); wait for it, or choose another folder"
+                    + ("" if locks is False else f"; if that process is gone, remove {path}")
+                )
+            there = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if there:
+            break
+        os.close(descriptor)  # its owner removed it between our opening and our locking it
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"host {socket.gethostname()} pid {os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool | None:
+    """Whether the lock is ours now; None where there are no locks."""
+    try:
+        import fcntl  # noqa: PLC0415 - not on Windows
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _alive(named: str) -> bool:
+    """Whether the process that a file names may still run; nobody knows of one on another host."""
+    words = named.split()
+    if len(words) != 4 or not words[3].isdecimal():
+        return False
+    if words[1] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(words[3]), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return int(words[3]) != os.getpid()
 
 
 def sync_folder(folder: Path) -> None:

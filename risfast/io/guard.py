@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import json
+import math
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
+from risfast.io.durable import canonical_json, sha256_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -20,6 +25,14 @@ HELD_BYTES = 256 << 20
 """Anything that is read whole (a covariance, codes, positions, a header) may take so many bytes; snapshots are read in
 blocks and may be as long as the disk allows."""
 
+TEXT_BYTES = 16 << 20
+"""A document in JSON, TOML or another text may be so long."""
+
+MOST_MEMBERS = 10_000
+"""So many variables, members or datasets may be in one file."""
+
+_DEEPEST = 64  # levels of a document
+_LONGEST_MESSAGE = 400
 _COMPLEX_RECORDS = (("real", "imag"), ("re", "im"), ("r", "i"))
 _HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # the signature follows a user block; MATLAB's takes 512 bytes
@@ -42,11 +55,30 @@ def file_head(path: Path) -> bytes:
     return head
 
 
-def check_small(path: Path, what: str) -> None:
-    """Refuse a file that is not there, or larger than a text that is ``what`` can be."""
+def read_whole(path: Path, what: str, most: int = TEXT_BYTES) -> bytes:
+    """All of a regular file, which may be no longer than ``what`` can be."""
     file_head(path)
-    if path.stat().st_size > HELD_BYTES // 8:
-        raise FileFormatError(f"{path}: {megabytes(path.stat().st_size)} are no {what}")
+    with parsing(path, what), path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > most:
+            raise FileFormatError(f"{path}: {megabytes(size)} are no {what}")
+        return stream.read(size)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a folder by its plain name; refused where the name, or a link, leads out of the folder."""
+    if name in ("", ".", "..") or set(name) & set("/\\\0:"):
+        raise FileFormatError(f"{folder}: {name!r:.80} must be the plain name of a file in this folder")
+    path = folder / name
+    if path.exists() and path.resolve().parent != folder.resolve():
+        raise FileFormatError(f"{path}: leads to another folder; put the file itself there")
+    return path
 
 
 def content_of(path: Path) -> str:
@@ -88,14 +120,24 @@ def parsing(path: Path, kind: str, name: str | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let what is wrong with the values of a file name the file."""
+def naming(path: Path, what: str = "what is expected") -> Iterator[None]:
+    """Let what is wrong with the values of a file name the file, in one line."""
     try:
         yield
     except FileFormatError:
         raise
-    except (ValueError, TypeError) as error:
-        raise FileFormatError(f"{path}: {error}") from error
+    except ValueError as error:
+        raise FileFormatError(f"{path}: {short_text(error)}") from error
+    except (TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:  # torch raises the last
+        raise FileFormatError(
+            f"{path}: a value is missing, or not of the kind of {what} ({short_text(error)})"
+        ) from error
+
+
+def short_text(error: BaseException) -> str:
+    """What an error says, in one line of bounded length."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]} ..."
 
 
 def need(module: str, what: str, extra: str) -> ModuleType:
@@ -112,11 +154,51 @@ def need(module: str, what: str, extra: str) -> ModuleType:
 
 def load_toml(path: Path, what: str, parse_float: Callable[[str], Any] = float) -> dict[str, Any]:
     """The document of a TOML file that is to hold ``what``."""
-    check_small(path, what)
+    text = read_whole(path, what)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"), parse_float=parse_float)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise FileFormatError(f"{path}: not valid TOML: {error}") from error
+        document = tomllib.loads(text.decode("utf-8"), parse_float=parse_float)
+    except (ValueError, RecursionError) as error:  # of text that is none, of too many digits, and of TOML
+        raise FileFormatError(f"{path}: not valid TOML: {short_text(error)}") from error
+    check_depth(path, document)
+    return document
+
+
+def load_json(path: Path, what: str) -> dict[str, Any]:
+    """The JSON object of a file that is to hold ``what``."""
+    text = read_whole(path, what)
+    try:
+        document = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FileFormatError(f"{path}: damaged, not {what}: {short_text(error)}") from error
+    if not isinstance(document, dict):
+        raise FileFormatError(f"{path}: not {what}: an object is expected, found {document!r:.60}")
+    check_depth(path, document)
+    return document
+
+
+def check_seal(path: Path, document: dict[str, Any], key: str = "sha256") -> None:
+    """Refuse a document whose own checksum, which is taken out of it, is not that of the rest."""
+    if document.pop(key, None) != sha256_of(canonical_json(document)):
+        raise FileFormatError(f"{path}: damaged, its checksum ({key}) is missing or does not match")
+
+
+def _finite(text: str) -> float:
+    """A number of JSON, which no float is that it cannot write."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text:.20} is not finite")
+    return value
+
+
+def check_depth(path: Path, document: Any) -> None:
+    """Refuse what is nested deeper than any document of this library."""
+    level = [document]
+    for _ in range(_DEEPEST):
+        inner = [list(value.values()) if isinstance(value, dict) else value for value in level]
+        level = [value for values in inner for value in values if isinstance(value, dict | list)]
+        if not level:
+            return
+    raise FileFormatError(f"{path}: nested deeper than {_DEEPEST} levels")
 
 
 def as_numbers(values: Array) -> Array:
@@ -152,6 +234,12 @@ def inventory(holds: Mapping[str, Sequence[int]]) -> str:
     """Everything in a file with its shape."""
     some = [f"{name} ({shape_text(shape)})" for name, shape in sorted(holds.items())[:20]]
     return (", ".join(some) or "nothing") + (f" and {len(holds) - 20} more" if len(holds) > 20 else "")
+
+
+def check_members(path: Path, count: int) -> None:
+    """Refuse a file that only looking through would take long."""
+    if count > MOST_MEMBERS:
+        raise FileFormatError(f"{path}: it holds more than {MOST_MEMBERS} variables; save those that matter in another")
 
 
 def check_held(path: Path, name: str, shape: Sequence[int], itemsize: int) -> None:

@@ -11,7 +11,7 @@ from xml.parsers import expat
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import Array, check_small, parsing
+from risfast.io.guard import Array, parsing, read_whole
 
 POSITION_SUFFIXES = (".xml", ".csv", ".txt", ".toml")
 
@@ -48,8 +48,8 @@ def read_positions(path: str | Path) -> Array:
 
 def read_table(path: Path) -> Array:
     """Positions (N, 3) in metres from acoular's XML, or else from lines of x, y and z; see :func:`read_positions`."""
-    check_small(path, "list of positions")
-    rows = _from_xml(path) if path.suffix.lower() == ".xml" else _from_table(path)
+    content = read_whole(path, "list of positions")
+    rows = (_from_xml if path.suffix.lower() == ".xml" else _from_table)(path, content)
     if not rows:
         raise FileFormatError(f"{path}: there are no positions in it; expected x, y and z in metres of each element")
     return np.array(rows, dtype=np.float64)
@@ -64,7 +64,7 @@ def _number(text: str | None) -> float:
     return value if math.isfinite(value) else math.nan
 
 
-def _from_xml(path: Path) -> list[list[float]]:
+def _from_xml(path: Path, content: bytes) -> list[list[float]]:
     """With entities refused, so that a small file cannot grow, and nothing outside it is fetched."""
     rows: list[list[float]] = []
 
@@ -86,16 +86,16 @@ def _from_xml(path: Path) -> list[list[float]]:
     parser.StartElementHandler = start
     parser.EntityDeclHandler = refuse
     parser.ExternalEntityRefHandler = refuse
-    with parsing(path, "XML"), path.open("rb") as stream:
-        parser.ParseFile(stream)
+    with parsing(path, "XML"):
+        parser.Parse(content, True)
     return rows
 
 
-def _from_table(path: Path) -> list[list[float]]:
+def _from_table(path: Path, content: bytes) -> list[list[float]]:
     rows: list[list[float]] = []
     heading_allowed = True
-    with parsing(path, "a table"), path.open(encoding="utf-8-sig", newline="") as stream:
-        for number, line in enumerate(stream, start=1):
+    with parsing(path, "a table"):
+        for number, line in enumerate(content.decode("utf-8-sig").splitlines(), start=1):
             text = line.strip()
             if not text or text.startswith("#"):
                 continue

@@ -416,7 +416,9 @@ class Recording:
         ------
         ValueError
             The snapshots were received through a surface (``codes``, ``channel``), so that their covariance is not that
-            of the array; or they hold values that are not finite; or no element has any power.
+            of the array; or no element has any power.
+        FileFormatError
+            They hold values that are not finite, or so large that their powers are not.
         """
         if self.snapshots is None:
             return self
@@ -432,6 +434,8 @@ class Recording:
                 values = self.snapshots.read(start, min(start + step, end)).to(torch.complex128)
                 covariance[scene] += values.mT @ values.conj()
         covariance /= max(length, 1)
+        if not bool(torch.view_as_real(covariance).isfinite().all()):
+            raise FileFormatError(f"{self.snapshots.source}: the snapshots are so large that their powers overflow")
         dead = torch.nonzero(covariance.diagonal(dim1=1, dim2=2).real.amax(0) == 0)[:, 0].tolist()
         if len(dead) == self.n_elements:
             raise ValueError("snapshots hold zeros only: no element has any power")

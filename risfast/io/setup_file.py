@@ -17,9 +17,9 @@ import torch
 from risfast.errors import FileFormatError
 from risfast.geometry import Region, SensorArray
 from risfast.io.durable import replace_file
-from risfast.io.guard import Array, load_toml
+from risfast.io.guard import Array, inside, load_toml, naming, short_text
 from risfast.io.positions import read_table
-from risfast.setup import Sampling, Setup, Tolerance, array_to_json
+from risfast.setup import Sampling, Setup, Tolerance, array_to_json, check_elements
 from risfast.steering import WAVEFRONTS, Wavefront
 
 SETUP_FILE_FORMAT = 1
@@ -101,17 +101,22 @@ def read_setup(path: str | Path) -> Setup:
         The file is missing, empty, not TOML, of another format, or holds an unknown, missing or wrong key.
     """
     parts = read_setup_parts(path)
-    try:
-        return parts.setup()
-    except ValueError as error:
-        where = "; it stands in the table [region]" if "region" in str(error) else ""
-        raise FileFormatError(f"{path}: {error}{where}") from error
+    with naming(Path(path), "a setup"):
+        try:
+            return parts.setup()
+        except ValueError as error:
+            where = "; it stands in the table [region]" if "region" in str(error) else ""
+            raise FileFormatError(f"{path}: {error}{where}") from error
 
 
 def read_setup_parts(path: str | Path) -> SetupParts:
     """What a setup file says, and what it does not; see :func:`read_setup` for the format and the errors."""
     path = Path(path)
-    values = load_toml(path, "setup", _Written)
+    with naming(path, "a setup"):
+        return _parts_of(path, load_toml(path, "setup", _Written))
+
+
+def _parts_of(path: Path, values: dict[str, Any]) -> SetupParts:
     document = _Table(path, "", values)
     if "format" not in values and "array" not in values:
         return SetupParts(_old_array(document))
@@ -368,6 +373,7 @@ def _array(table: _Table, speed: float | None, bands: Sequence[float] | None) ->
 
 def _shaped(inside: _Table, form: str, wavelength: float) -> SensorArray:
     given = {key: read(inside, key) for key, read in _SHAPES[form].items()}
+    check_elements(*given.values())
     array: SensorArray = getattr(SensorArray, form)(**given, wavelength_m=wavelength)
     return array
 
@@ -415,9 +421,12 @@ def _positions(table: _Table, form: str, wavelength: float) -> SensorArray:
     if form == "positions_file":
         if not isinstance(rows, str) or not rows:
             raise table.wrong(f"positions_file must be the name of a CSV file, got {rows!r}")
-        return SensorArray(torch.from_numpy(read_table(table.path.parent / rows)), wavelength)
+        positions = read_table(inside(table.path.parent, rows))
+        check_elements(len(positions))
+        return SensorArray(torch.from_numpy(positions), wavelength)
     if not isinstance(rows, list) or not rows:
         raise table.wrong(f"positions_m must be a list of [x, y, z] with at least one element, got {rows!r}")
+    check_elements(len(rows))
     for index, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 3 or not all(_is_number(value) for value in row):
             raise table.wrong(f"positions_m[{index}] must be [x, y, z] in metres, got {row!r}")
@@ -508,8 +517,8 @@ def parse_setup(path: Path, values: Array) -> Setup:
         if not isinstance(description, dict):
             raise ValueError(f"it must be an object, found {description!r:.60}")
         return Setup.from_json(description)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError) as error:
         raise FileFormatError(
-            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({error}); give one with setup=, which takes its "
-            "place"
+            f"{path}: {SETUP_VARIABLE!r} is no setup of this version ({short_text(error)}); give one with setup=, "
+            "which takes its place"
         ) from error

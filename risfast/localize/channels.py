@@ -22,6 +22,7 @@ from risfast.localize.pipeline import Localisation
 from risfast.models import Measurement
 from risfast.models.direct import SteeredAtoms
 from risfast.setup import Setup
+from risfast.sources import Sources
 from risfast.steering import steering_phase, steering_phase_gradient
 
 _FEWEST = 4  # channels that a test needs
@@ -192,6 +193,41 @@ def joined(
         mismatch=sorted_by_scene("mismatch"),
         copies=sorted_by_scene("copies"),
         count_probability=None if counted is None else torch.stack(counted),
+    )
+
+
+def spread(result: Localisation, scenes: Sequence[int], total: int) -> Localisation:
+    """A localisation of some scenes as one of all of them, in which the others have no sources."""
+    places = {scene: number for number, scene in enumerate(scenes)}
+
+    def filled(values: Sequence[Any], empty: Any) -> list[Any]:
+        return [values[places[scene]] if scene in places else empty for scene in range(total)]
+
+    none, factor, noise = Sources.empty(), result.factor, result.noise_power
+    wide = factor.new_zeros(total, *factor.shape[1:])
+    wide[list(scenes)] = factor
+    if noise is not None:
+        of_all = noise.new_full((total, *noise.shape[1:]), torch.nan)
+        of_all[list(scenes)] = noise
+        noise = of_all
+    double = torch.zeros(0, dtype=torch.float64)
+    counted = result.count_probability
+    if counted is not None:
+        of_every = counted.new_full((total, counted.shape[1]), torch.nan)
+        of_every[list(scenes)] = counted
+        counted = of_every
+    optional = {"position_covariance": double.view(0, 3, 3), "mismatch": double, "copies": none}
+    more: dict[str, Any] = {
+        name: filled(getattr(result, name), empty) for name, empty in optional.items() if getattr(result, name)
+    }
+    refused = tuple(filled(result.refused, ())) if result.refused else ()
+    return result._replace(
+        sources=filled(result.sources, none),
+        noise_power=noise,
+        factor=wide,
+        refused=refused,
+        count_probability=counted,
+        **more,
     )
 
 

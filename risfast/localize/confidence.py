@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 
 from risfast.errors import FileFormatError
-from risfast.io.durable import replace_file
+from risfast.io.guard import naming
 from risfast.localize.polish import Polished
 from risfast.models.atoms import RangeCells
 from risfast.models.base import SourceMap
 from risfast.models.decode import counts_near
+from risfast.models.pretrained import CONFIDENCE_FILE
 from risfast.setup import Setup
 
-CONFIDENCE_FILE = "confidence.json"
 FEATURES = (
     "log gain",
     "gain / 20, at most 3",
@@ -124,24 +124,24 @@ class HitModel:
 
     def save(self, folder: Path, fitted: dict[str, Any]) -> None:
         """Write ``confidence.json`` into a model folder."""
+        from risfast.models.files import write_confidence  # noqa: PLC0415 - safetensors only where files are
+
         content = {"features": list(FEATURES), "weights": list(self.weights), "bias": self.bias, "fitted": fitted}
-        replace_file(folder / CONFIDENCE_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+        write_confidence(folder, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
     @staticmethod
     def load(folder: Path) -> HitModel | None:
         """Read ``confidence.json`` of a model folder."""
-        path = folder / CONFIDENCE_FILE
-        if not path.is_file():
+        from risfast.models.files import read_confidence  # noqa: PLC0415
+
+        content = read_confidence(folder)
+        if content is None:
             return None
-        try:
-            content = json.loads(path.read_bytes())
+        path = folder / CONFIDENCE_FILE
+        with naming(path, "a calibration of the confidence"):
             if content["features"] != list(FEATURES):
                 raise FileFormatError(
                     f"{path} was fitted on other features; fit it again: "
                     f"`python -m risfast.train.confidence --model {folder}`"
                 )
             return HitModel(tuple(float(w) for w in content["weights"]), float(content["bias"]))
-        except FileFormatError:
-            raise
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is not a hit model: {error}") from error

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
+from risfast.io.guard import inside, load_json, naming
 from risfast.localize.bands import likelihood_of
 from risfast.localize.likelihood import Box, Derivatives, Likelihood, Point, SourceState, ascend
 from risfast.localize.polish import Polished, PolishOptions, start_of
@@ -385,14 +385,12 @@ def save_counts(folder: Path, models: CountModels, fitted: Mapping[str, Any]) ->
 def load_counts(folder: Path) -> CountModels:
     """Read ``count.json`` of a model folder; nothing where there is none."""
     path = folder / COUNT_FILE
-    if not path.is_file():
+    if not path.exists():
         return {}
-    try:
-        content = json.loads(path.read_bytes())
+    content = load_json(inside(folder, COUNT_FILE), "a model of counts")
+    with naming(path, "a model of counts"):
         found = {name: content[name] for name in COUNTS if name in content}
         return {
             name: CountModel(float(one["temperature"]), tuple(float(o) for o in one["offsets"]))
             for name, one in found.items()
         }
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
-        raise FileFormatError(f"{path} is not a model of counts: {error}") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,13 @@ from torch import Tensor, nn
 from risfast.errors import ShapeError
 from risfast.geometry import Region, SensorArray, most_sources
 from risfast.localize import pipeline
-from risfast.localize.channels import faulty_channels, joined, of_channels, suspected
+from risfast.localize.channels import faulty_channels, joined, of_channels, spread, suspected
 from risfast.localize.confidence import HitModel
 from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
 from risfast.localize.refiner import Refiner, load_helpful_refiner
 from risfast.models import Measurement, build_backbone
+from risfast.models.base import single_precision
 from risfast.models.direct import SampleCovariance, SteeredAtoms
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
@@ -52,16 +53,60 @@ def measurement_from(y: Any, codes: Any, channel: Any, noise_power: Any) -> Meas
     if ranks["y"] == 2:
         tensors = {name: t[None] for name, t in tensors.items()}
     _check_rows(tensors["y"], "y")
+    scenes = max(map(len, tensors.values()))
+    tensors = {name: t.expand(scenes, *t.shape[1:]) if len(t) == 1 else t for name, t in tensors.items()}
+    _check_codes(tensors["codes"])
     return _with_noise(Measurement(tensors["y"], tensors["codes"], tensors["channel"]), noise_power)
 
 
+def _why(bad: dict[int, str]) -> str:
+    return "; ".join(f"scene {scene}: {why}" for scene, why in sorted(bad.items()))
+
+
+def _bad_scenes(on_error: str, bands: int, y: Any, codes: Any, channel: Any) -> dict[int, str]:
+    """Why which scenes of a batch are to be skipped; none where they are to raise, or it is no batch of arrays."""
+    if on_error not in ("raise", "skip"):
+        raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
+    given = {name: v for name, v in (("channel", channel), ("codes", codes), ("y", y)) if v is not None}
+    whole = all(isinstance(v, np.ndarray | Tensor) and v.ndim == (3 if bands == 1 else 4) for v in given.values())
+    if on_error == "raise" or not whole or len({len(value) for value in given.values()}) > 1:
+        return {}  # whatever else is wrong is told as usual
+    bad: dict[int, str] = {}
+    for name, value in given.items():
+        scenes = torch.as_tensor(value).resolve_conj().flatten(1)
+        finite = torch.view_as_real(scenes).isfinite().all(2).all(1)
+        bad |= {scene: f"{name} holds values that are not finite" for scene in (~finite).nonzero()[:, 0].tolist()}
+        silent = (scenes == 0).all(1).nonzero()[:, 0].tolist() if name == "y" else []
+        bad |= {scene: f"{name} is zero throughout" for scene in silent}
+    return bad
+
+
 def _check_rows(y: Tensor, name: str) -> None:
-    """Refuse no snapshots (B, 0, M), and silence."""
-    if y.shape[1] == 0:
-        raise ValueError(f"{name} holds no snapshot: L must be at least 1")
-    if len(y) and not bool((y.abs().amax((1, 2)) > 0).all()):
-        silent = int((y.abs().amax((1, 2)) == 0).nonzero()[0, 0])
-        raise ValueError(f"{name}[{silent}] is zero throughout: there is nothing to localise")
+    """Refuse no snapshots (B, 0, M), no antennas, and silence."""
+    for axis, what in ((1, "snapshot: L"), (2, "antenna: M")):
+        if y.shape[axis] == 0:
+            raise ValueError(f"{name} holds no {what} must be at least 1")
+    silent = (_largest(y) == 0).nonzero()
+    if len(silent):
+        raise ValueError(f"{name}[{int(silent[0, 0])}] is zero throughout: there is nothing to localise")
+
+
+def _largest(values: Tensor) -> Tensor:
+    """Largest part of any number of each scene, (B, ..) -> (B,): an absolute value would underflow or overflow."""
+    return torch.view_as_real(values).abs().flatten(1).amax(1) if values.numel() else values.new_zeros(len(values)).real
+
+
+def _check_codes(codes: Tensor) -> None:
+    """Refuse codes (B, L, N) of snapshots that differ more in modulus than single precision can weigh together."""
+    level = torch.view_as_real(codes).abs().amax((2, 3)).double()  # [B, L]
+    least = level.masked_fill(level == 0, math.inf).amin(1)  # snapshots with the surface off are of the noise
+    wide = (level.amax(1) > _LARGEST_RATIO * least).nonzero()
+    if len(wide):
+        scene = int(wide[0, 0])
+        raise ValueError(
+            f"codes[{scene}]: the moduli of its snapshots differ by a factor of more than {_LARGEST_RATIO:g}, "
+            f"{float(least[scene]):.3g} to {float(level[scene].amax()):.3g}; leave out the snapshots that are so weak"
+        )
 
 
 def _with_noise(measurement: Measurement, noise_power: Any) -> Measurement:
@@ -174,8 +219,11 @@ def _tensor(value: Any, name: str) -> Tensor:
     tensor = torch.as_tensor(value)
     if not tensor.is_complex():
         raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")
-    if not bool(torch.isfinite(torch.view_as_real(tensor.resolve_conj())).all()):
-        raise ValueError(f"{name} holds values that are not finite")
+    tensor = tensor.resolve_conj().resolve_neg()
+    finite = torch.isfinite(torch.view_as_real(tensor))
+    if not bool(finite.all()):
+        scene = f"[{int((~finite.flatten(1).all(1)).nonzero()[0, 0])}]" if tensor.ndim > 2 else ""
+        raise ValueError(f"{name}{scene} holds values that are not finite")
     return tensor
 
 
@@ -206,6 +254,9 @@ REFINER_FOLDER = "refiner"
 OPTIONS_FILE = "options.toml"
 _SBL_STEPS = 30
 _FEWEST_CHANNELS = 3
+_LARGEST_RATIO = 1e3  # of codes: the maps of atoms hold 60 dB
+_SINGLE_EXPONENT = 100  # of two, that single precision holds with room to spare
+_PLAIN_EXPONENT = 16  # of two: measurements of this size or its inverse are taken as they are
 _HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
@@ -389,7 +440,8 @@ class Localizer:
         if problem.sampling == "direct":
             backbone = SampleCovariance(problem.replace(gains=None))  # it sees what falls on the elements
         else:
-            backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
+            with single_precision():
+                backbone = UnrolledBackbone(problem, UnrolledOptions(steps=_SBL_STEPS, corrections=False))
         made = cls(backbone, problem, options)
         made._any_sampling = bare  # nothing was said of it: the data tell
         return made
@@ -450,6 +502,7 @@ class Localizer:
         noise_covariance: Any = None,
         snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
     ) -> list[Sources]:
         """Find the sources of one scene or of a batch.
 
@@ -478,6 +531,9 @@ class Localizer:
             of x_l x_l^H over so many independent snapshots. With a setup of F bands, (F, N, N) or (B, F, N, N).
         polish : bool, optional
             Whether the likelihood sharpens what the backbone found; as the options say by default.
+        on_error : {"raise", "skip"}
+            What a scene of a batch of arrays does that is silent or not finite: it is named in the error, or it has no
+            sources, of which a warning (of :meth:`analyse` a note) says why, and the others have theirs.
 
         Returns
         -------
@@ -494,7 +550,12 @@ class Localizer:
         """
         given = {"array": array, "n_sources": n_sources, "noise_power": noise_power, "polish": polish}
         own = {"noise_covariance": noise_covariance, "snapshots": snapshots}
-        return self.analyse(y, codes, channel, **given, **own).sources
+        bad = _bad_scenes(on_error, self.setup.n_bands, y, codes, channel)
+        result = self._without(bad, y, codes, channel, **given, **own) if bad else None
+        if result is None:
+            return self.analyse(y, codes, channel, **given, **own).sources
+        warnings.warn("; ".join(result.notes[: len(bad)]), stacklevel=2)
+        return result.sources
 
     def analyse(
         self,
@@ -509,13 +570,14 @@ class Localizer:
         snapshots: float | Sequence[float] | None = None,
         polish: bool | None = None,
         count: str | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
         report: Callable[[int, int], None] | None = None,
     ) -> Localisation:
         """As :meth:`localize`, with the covariances of the positions, the noise, and the time of each stage.
 
         Parameters
         ----------
-        y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish
+        y, codes, channel, array, n_sources, noise_power, noise_covariance, snapshots, polish, on_error
             As :meth:`localize` takes them.
         count : {"off", "equal", "spread"}, optional
             Whether the probability of each number of sources is computed, for sources of equal powers or of powers
@@ -532,6 +594,20 @@ class Localizer:
         ShapeError, TypeError, ValueError
             As :meth:`localize`.
         """
+        bad = _bad_scenes(on_error, self.setup.n_bands, y, codes, channel)
+        if bad:
+            return self._without(
+                bad,
+                *(y, codes, channel),
+                array=array,
+                n_sources=n_sources,
+                noise_power=noise_power,
+                noise_covariance=noise_covariance,
+                snapshots=snapshots,
+                polish=polish,
+                count=count,
+                report=report,
+            )
         measurement, found = self._measurement(y, codes, channel, noise_power, noise_covariance, snapshots)
         if not isinstance(y, Measurement):  # which is whole as it is
             measurement = _with_gains(measurement, array if array is not None else found, self.setup)
@@ -547,13 +623,15 @@ class Localizer:
         gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains
         checked = options.channels == "check" and measurement.pooled is not None and noise_covariance is None
         checked = checked and len(measurement) > 0 and (gains is not None or not measurement.whitened)
-        measurement = fit.ordered(measurement)
-        if not checked or not isinstance(self.backbone, SampleCovariance):
-            result = pipeline.run(self.parts, measurement, options, counts, report)
-        else:
-            result = self._checked(measurement, options, counts, report, fit.order)
+        measurement, exponents = _plain(fit.ordered(measurement))
+        with torch.autocast(measurement.y.device.type, enabled=False):  # its formulas need their precision
+            if not checked or not isinstance(self.backbone, SampleCovariance):
+                result = pipeline.run(self.parts, measurement, options, counts, report)
+            else:
+                result = self._checked(measurement, options, counts, report, fit.order)
         result = fit.restored(result, result.setup or self.setup)
         result = result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        result = result if exponents is None else _in_units(result, *exponents)
         spent = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in result.seconds.items())
         _LOG.info("%d scenes, %d sources; %s", len(result.sources), sum(map(len, result.sources)), spent)
         for note in result.notes:
@@ -612,6 +690,22 @@ class Localizer:
         notes = [note.removeprefix("scene 0: ") for note in notes] if len(measurement) == 1 else notes
         return result._replace(notes=(*notes, *result.notes), seconds=seconds, setup=self.setup)
 
+    def _without(self, bad: dict[int, str], y: Any, codes: Any, channel: Any, **how: Any) -> Localisation:
+        """The scenes that can be localised, and nothing in the places of the others."""
+        count = len(y)
+        good = [scene for scene in range(count) if scene not in bad]
+        if not good:
+            raise ValueError(f"no scene can be localised: {_why(bad)}")
+        arrays = {"y": y, "codes": codes, "channel": channel}
+        for name in ("n_sources", "noise_power", "noise_covariance"):
+            value = how[name]
+            each = hasattr(value, "ndim") and value.ndim in ((3,) if name == "noise_covariance" else (1,))
+            if each or isinstance(value, list | tuple):
+                how[name] = torch.as_tensor(value)[good]
+        result = self.analyse(*(None if v is None else torch.as_tensor(v)[good] for v in arrays.values()), **how)
+        notes = tuple(f"scene {scene} is skipped: {why}" for scene, why in sorted(bad.items()))
+        return spread(result, good, count)._replace(notes=(*notes, *result.notes))
+
     def _using(self, channels: tuple[int, ...]) -> Parts:
         """What localises by some of the channels alone, made once."""
         if len(channels) == self.setup.array.n_elements:
@@ -654,6 +748,57 @@ class Localizer:
         if self.setup.sampling == "direct":
             raise ValueError(_NOT_DIRECT)
         return measurement_from(y, codes, channel, noise_power), array
+
+
+def _plain(measurement: Measurement) -> tuple[Measurement, tuple[Tensor, Tensor] | None]:
+    """A measurement near 1, whatever its units, and the exponents of two by which y, and y over codes and channel, are.
+
+    Powers of two, which change no digit. -> exponents (B,), (B,); None where it was near 1.
+    """
+    m, bands = measurement, measurement.bands
+
+    def exponents(values: Tensor) -> Tensor:
+        largest = _largest(values).double().view(-1, bands).amax(1)
+        return torch.where(largest > 0, torch.frexp(largest).exponent, 0)
+
+    if not len(m):
+        return m, None
+    of_y, of_codes, of_channel = (exponents(values) for values in (m.y, m.codes, m.channel))
+    if max(int(e.abs().max()) for e in (of_y, of_codes, of_channel)) <= _PLAIN_EXPONENT:
+        return m, None
+
+    def scaled(values: Tensor, exponent: Tensor) -> Tensor:
+        each = exponent.repeat_interleave(bands)[:, None, None, None]
+        return torch.view_as_complex(torch.ldexp(torch.view_as_real(values.contiguous()), -each))
+
+    noise = m.noise_power
+    if noise is not None:
+        noise = torch.ldexp(noise.double(), -2 * (of_y if noise.ndim == 1 else of_y[:, None]))
+    arrays = (scaled(m.y, of_y), scaled(m.codes, of_codes), scaled(m.channel, of_channel))
+    return Measurement(*arrays, noise, m.pooled), (of_y, of_y - of_codes - of_channel)
+
+
+def _in_units(result: Localisation, of_y: Tensor, of_field: Tensor) -> Localisation:
+    """A localisation of what :func:`_plain` made, in the units of the data; a factor may need double precision."""
+
+    def powers(found: list[Sources]) -> list[Sources]:
+        pairs = zip(found, of_field, strict=True)
+        return [
+            s.replace(power=torch.ldexp(s.power.double(), 2 * exponent.to(s.power.device))) for s, exponent in pairs
+        ]
+
+    def scaled(values: Tensor, exponent: Tensor) -> Tensor:
+        return torch.ldexp(values, exponent.to(values.device).view(-1, *(1,) * (values.ndim - 1)))
+
+    factor, noise = result.factor, result.noise_power
+    if int(of_field.abs().max()) > _SINGLE_EXPONENT:
+        factor = factor.to(torch.complex128)
+    return result._replace(
+        sources=powers(result.sources),
+        noise_power=None if noise is None else scaled(noise.double(), 2 * of_y),
+        factor=torch.view_as_complex(scaled(torch.view_as_real(factor.resolve_conj().contiguous()), of_field)),
+        copies=None if result.copies is None else powers(result.copies),
+    )
 
 
 def _with_gains(measurement: Measurement, given: SensorArray | Setup | None, own: Setup) -> Measurement:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from risfast.geometry import SearchGrid
-from risfast.models.base import CovarianceEstimate
+from risfast.models.base import CovarianceEstimate, single_precision
 from risfast.models.refiner import (
     GuardOptions,
     GuardResult,
@@ -84,6 +84,7 @@ class Refiner:
     limits: GuardOptions = field(default_factory=GuardOptions)
 
 
+@single_precision()
 def build_refiner(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
     """Make a refiner for a model folder; the network itself needs no setup."""
     if name != "refiner":
@@ -91,7 +92,7 @@ def build_refiner(name: str, setup: Setup, options: dict[str, Any] | None = None
     try:
         return SpectrumRefiner(RefinerOptions(**(options or {})))
     except TypeError as error:
-        raise ValueError(f"the options of the refiner hold an unknown field: {error}") from None
+        raise ValueError(f"the options of the refiner hold an unknown field, or another kind: {error}") from None
 
 
 def estimate_maps(
@@ -184,13 +185,16 @@ def load_refiner(
     folder: Path | str, backbone_card: dict[str, Any], setup: Setup, device: torch.device | str = "cpu"
 ) -> Refiner:
     """A refiner from its model folder, whether it helps or not."""
-    from risfast.models.files import load_model, read_card  # noqa: PLC0415 - safetensors only where a file is read
+    # safetensors only where a file is read
+    from risfast.io.guard import naming  # noqa: PLC0415
+    from risfast.models.files import MODEL_CARD, load_model, read_card  # noqa: PLC0415
 
     path = Path(folder)
     card = read_card(path)
-    if card["backbone"]["sha256"] != backbone_card["sha256"]:
-        raise ValueError(f"{path} was trained behind another backbone than the one given; train it behind this one")
-    network, card = load_model(path, build_refiner, device, setup)
-    assert isinstance(network, SpectrumRefiner)  # build_refiner makes nothing else
-    axes = {name: torch.tensor(values, dtype=torch.float64) for name, values in card["grid"].items()}
-    return Refiner(network, SearchGrid(**axes), RefinedOptions(**card["reading"]))
+    with naming(path / MODEL_CARD, "the card of a refiner"):
+        if card["backbone"]["sha256"] != backbone_card["sha256"]:
+            raise ValueError("it was trained behind another backbone than the one given; train it behind this one")
+        network, card = load_model(path, build_refiner, device, setup)
+        assert isinstance(network, SpectrumRefiner)  # build_refiner makes nothing else
+        axes = {name: torch.tensor(values, dtype=torch.float64) for name, values in card["grid"].items()}
+        return Refiner(network, SearchGrid(**axes), RefinedOptions(**card["reading"]))

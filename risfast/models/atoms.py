@@ -37,6 +37,7 @@ _STEP_BEAMS = 0.397
 _STEP_PHASE_RAD = 3.02
 # More atoms than a grid's maps are made for: they would take long, or this much memory.
 MOST_ATOMS, _LEAST_ATOMS, _TABLE_BYTES = 10_000, 1000, 1 << 29
+_MOST_ENTRIES = 1 << 33  # of all outer products, whatever was asked for: with symmetries, 8 GB
 # Blocks of more atoms are kept whole: finding their significant singular values would take longer than they save.
 _COMPRESSED_ATOMS = 1200
 _STEEPEST_RAD = math.radians(85.0)  # at the poles every azimuth is the same direction
@@ -290,6 +291,12 @@ class AtomGrid(nn.Module):
         super().__init__()
         self.setup, self.axes = setup, axes or AtomAxes.of(setup)
         self.array, self.wavefront = setup.array, setup.wavefront
+        count = math.prod(self.axes.shape)
+        if count * setup.array.n_elements**2 > _MOST_ENTRIES:
+            raise ValueError(
+                f"{count} atoms for {setup.array.n_elements} elements take more memory than maps may; ask for fewer "
+                "along the axes"
+            )
         self._nodes, blocks = _built(self.array, self.axes, self.wavefront)
         self._slices = [slice(start, stop) for start, stop in pairwise(self._nodes.offsets)]
         self.pairs = tuple(block.pairs for block in blocks)

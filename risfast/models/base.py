@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,17 @@ from risfast.covariance import check_measurements, ls_covariance
 
 if TYPE_CHECKING:
     from risfast.simulate.scenes import Scenes
+
+
+@contextmanager
+def single_precision() -> Iterator[None]:
+    """Fresh parameters are float32 for the time of a block, whatever the default of torch is."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @dataclass(frozen=True)
@@ -155,7 +167,7 @@ class Measurement:
     @property
     def received(self) -> Tensor:
         """Mean power |y|^2 over snapshots and antennas, float64 (B F,)."""
-        mean = self.y.abs().double().square().mean((1, 2))
+        mean = torch.view_as_real(self.y.resolve_conj()).double().square().sum(-1).mean((1, 2))
         return mean if self.pooled is None else mean * (self.y.shape[1] / self.weight)
 
     @property

@@ -6,12 +6,14 @@ from typing import Any
 
 from torch import nn
 
+from risfast.models.base import single_precision
 from risfast.models.unrolled import UnrolledBackbone, UnrolledOptions
 from risfast.setup import Setup
 
 BACKBONES = ("unrolled", "transformer")
 
 
+@single_precision()
 def build_backbone(name: str, setup: Setup, options: dict[str, Any] | None = None) -> nn.Module:
     """Make a backbone with fresh parameters.
 
@@ -45,4 +47,4 @@ def build_backbone(name: str, setup: Setup, options: dict[str, Any] | None = Non
 
         return TransformerBackbone(setup, TransformerOptions(**(options or {})))
     except TypeError as error:
-        raise ValueError(f"the options of backbone {name!r} hold an unknown field: {error}") from None
+        raise ValueError(f"the options of backbone {name!r} hold an unknown field, or another kind: {error}") from None

@@ -10,8 +10,8 @@ moves into the manifest. Scene i of a set is scene i of :func:`risfast.simulate.
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -28,8 +28,8 @@ from torch import Tensor
 from risfast import __version__
 from risfast.covariance import ls_covariance
 from risfast.errors import FileFormatError
-from risfast.io.durable import replace_file, sync_folder
-from risfast.io.guard import Array
+from risfast.io.durable import replace_file, sealed_json, sync_folder
+from risfast.io.guard import Array, check_seal, file_digest, inside, load_json, naming, parsing, short_text
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.simulate.system_file import differing_fields, system_from_json, system_to_json
@@ -99,45 +99,29 @@ class ShardSpec:
         return sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in self.shapes(self.count).values())
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest as it stands; one of format 1 comes with the setup of its system."""
-    path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest["set"]["format"] not in (1, SCENES_FORMAT):
+    path, what = folder / MANIFEST, "the manifest of a set of shards"
+    if not path.exists():
+        raise FileFormatError(f"{path}: missing; this is not a folder of shards")
+    manifest = load_json(path, what)
+    with naming(path, what):
+        found = manifest["set"]["format"]
+        if found not in (1, SCENES_FORMAT):
             raise FileFormatError(
-                f"{path}: format {manifest['set']['format']!r}, this version reads 1 and {SCENES_FORMAT}; make the set "
-                "again with `risfast shards`"
+                f"{path}: format {found!r:.60}, this version reads 1 and {SCENES_FORMAT}; make the set again with "
+                "`risfast shards`"
             )
-        claimed = manifest.pop("sha256")
-        if hashlib.sha256(_canonical(manifest)).hexdigest() != claimed:
-            raise FileFormatError(f"{path}: damaged, its checksum does not match")
-        if manifest["set"]["format"] == 1:
+        check_seal(path, manifest)
+        if found == 1:
             system = system_from_json(manifest["set"]["system"])
             manifest["set"] |= {"format": SCENES_FORMAT, "setup": system.setup.to_json()}
-    except FileNotFoundError as error:
-        raise FileFormatError(f"{path}: missing; this is not a folder of shards") from error
-    except FileFormatError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError) as error:  # JSON and UTF-8 that are none are of the last
-        raise FileFormatError(f"{path}: damaged, not the manifest of a set of shards") from error
-    return dict(manifest)
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
+    return manifest
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Replace the manifest of a folder in one step, sealed with its own checksum."""
-    sealed = {**manifest, "sha256": hashlib.sha256(_canonical(manifest)).hexdigest()}
-    replace_file(folder / MANIFEST, _canonical(sealed) + b"\n")
+    replace_file(folder / MANIFEST, sealed_json(manifest) + b"\n")
 
 
 def shard_name(number: int) -> str:
@@ -199,9 +183,9 @@ def _enter(folder: Path, manifest: dict[str, Any], total: int) -> None:
     known = len(manifest["shards"])
     while len(manifest["shards"]) < total and (path := _entry_file(folder, len(manifest["shards"]))).exists():
         try:
-            manifest["shards"].append(json.loads(path.read_bytes()))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise FileFormatError(f"{path}: damaged; delete it, and the shard is made again") from error
+            manifest["shards"].append(load_json(path, "the entry of a shard"))
+        except FileFormatError as error:
+            raise FileFormatError(f"{short_text(error)}; delete it, and the shard is made again") from error
     if len(manifest["shards"]) > known:
         write_manifest(folder, manifest)
     for number in range(known, len(manifest["shards"])):
@@ -282,15 +266,17 @@ class ShardSet:
 
     def __init__(self, folder: Path, system: SystemConfig | None = None, *, verify: bool = True) -> None:
         self.folder = folder
-        manifest = read_manifest(folder)
-        try:
+        manifest, what = read_manifest(folder), "the manifest of a set of shards"
+        with naming(folder / MANIFEST, what):
             description = manifest["set"]
             self.system, self.setup = system_from_json(description["system"]), Setup.from_json(description["setup"])
             self.seed, count, size = (int(description[name]) for name in ("seed", "count", "shard_size"))
             self.spec = ShardSpec(self.system, self.seed, count, size, bool(description[SAMPLE_COVARIANCE]))
-            entries = list(manifest["shards"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{folder / MANIFEST}: not the manifest of a set of shards: {error}") from error
+            found = [(e["name"], e["first"], e["count"]) for e in manifest["shards"]]
+            files = [
+                {str(name): (int(one["bytes"]), str(one["sha256"])) for name, one in e["files"].items()}
+                for e in manifest["shards"]
+            ]
         own = self.system.setup
         for name in ("array", "region", "wavefront", "sampling"):
             if getattr(self.setup, name) != getattr(own, name):
@@ -299,29 +285,31 @@ class ShardSet:
             changed = differing_fields(description["system"], system_to_json(system))
             if changed:
                 raise ValueError(f"{folder} was made for another system: {', '.join(changed)} differ")
-        expected = [(shard_name(i), part.start, len(part)) for i, part in enumerate(self.spec.ranges())]
-        if [(e["name"], e["first"], e["count"]) for e in entries] != expected:
+        expected = math.ceil(count / size)  # and only then a list of so many
+        if len(found) != expected or found != [
+            (shard_name(i), r.start, len(r)) for i, r in enumerate(self.spec.ranges())
+        ]:
             raise FileFormatError(
-                f"{folder / MANIFEST}: {len(entries)} of {len(expected)} shards are there; the command that began the "
-                "set completes it"
+                f"{folder / MANIFEST}: {len(found)} of {expected} shards are there; the command that began the set "
+                "completes it"
             )
-        self._maps = [self._open(entry, verify) for entry in entries]
+        self._maps = [self._open(*part, verify) for part in zip(found, files, strict=True)]
 
-    def _open(self, entry: Mapping[str, Any], verify: bool) -> dict[str, Array]:
+    def _open(
+        self, shard: tuple[str, int, int], claims: Mapping[str, tuple[int, str]], verify: bool
+    ) -> dict[str, Array]:
         maps: dict[str, Array] = {}
-        for name, (shape, dtype) in self.spec.shapes(entry["count"]).items():
-            path = self.folder / entry["name"] / f"{name}.npy"
-            claimed = entry["files"].get(path.name)
-            if claimed is None or not path.is_file():
+        for name, (shape, dtype) in self.spec.shapes(shard[2]).items():
+            path = inside(inside(self.folder, shard[0]), f"{name}.npy")
+            if path.name not in claims or not path.is_file():
                 raise FileFormatError(f"{path}: missing")
-            if path.stat().st_size != claimed["bytes"]:
-                raise FileFormatError(f"{path}: {path.stat().st_size} bytes, the manifest says {claimed['bytes']}")
-            if verify and file_digest(path) != claimed["sha256"]:
+            size, sum_ = claims[path.name]
+            if path.stat().st_size != size:
+                raise FileFormatError(f"{path}: {path.stat().st_size} bytes, the manifest says {size}")
+            if verify and file_digest(path) != sum_:
                 raise FileFormatError(f"{path}: damaged, or of another set: its checksum is not the manifest's")
-            try:
+            with parsing(path, "a NumPy array"):
                 found = np.load(path, mmap_mode="r", allow_pickle=False)
-            except ValueError as error:
-                raise FileFormatError(f"{path}: {error}") from error
             if found.shape != shape or found.dtype != np.dtype(dtype):
                 raise FileFormatError(f"{path}: {found.dtype} {found.shape}, expected {dtype} {shape}")
             maps[name] = found

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from risfast.geometry import Region, SensorArray
-from risfast.io.guard import naming
+from risfast.io.guard import inside, naming
 from risfast.io.setup_file import SetupParts, read_setup, read_setup_parts
 from risfast.io.toml_file import from_table, read_toml_table
-from risfast.setup import Setup, array_from_json, array_to_json
+from risfast.setup import Setup, array_from_json, array_to_json, check_elements
 from risfast.simulate.impairments import Impairments
 from risfast.simulate.scenes import Coherence, SystemConfig
 from risfast.steering import Wavefront
@@ -105,6 +105,7 @@ class SystemOptions:
     def _parts(self) -> SetupParts:
         """What the file says, or the rectangular surface."""
         if not self.array:
+            check_elements(self.n_h, self.n_v)
             return SetupParts(SensorArray.rectangular(self.n_h, self.n_v, self.spacing_m, self.wavelength_m))
         parts = read_setup_parts(self.array)
         if parts.sampling == "direct":
@@ -177,8 +178,9 @@ def read_system(path: str | Path) -> SystemConfig:
         both = [key for key in _ARRAY_KEYS if key in table]
         if keys.setup and both:
             raise ValueError(f"setup and {both[0]} are both there; the array is that of the setup")
+        check_elements(keys.n_h, keys.n_v)
         if keys.setup:
-            base = system_of(read_setup(path.parent / keys.setup))
+            base = system_of(read_setup(inside(path.parent, keys.setup)))
         else:
             base = SystemConfig(SensorArray.rectangular(*(getattr(keys, name) for name in _ARRAY_KEYS)))
         own = {name: getattr(keys, name) for name in ("n_snapshots", "code_kinds", "code_bits", "n_beams")}

@@ -7,8 +7,6 @@ verifies every sum; a damaged checkpoint is named in a message and the one befor
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,17 +14,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from risfast.errors import FileFormatError
-from risfast.io.durable import replace_file, sync_folder, write_synced
+from risfast.io.durable import replace_file, sealed_json, sha256_of, sync_folder, write_synced
+from risfast.io.guard import check_seal, inside, load_json, naming, read_whole
+from risfast.models.files import read_tensors
 
 _FORMAT = 1
 _NAME = re.compile(r"ckpt-(\d{8,})")
 _STATE = "state.json"
 _LATEST = "LATEST"
+_MARKER_BYTES = 4096
 
 Tensors = Mapping[str, Mapping[str, Tensor]]
 
@@ -39,14 +39,6 @@ class Checkpoint:
     step: int
     tensors: dict[str, dict[str, Tensor]]  # By file name without its suffix, then by tensor name; on the CPU
     state: dict[str, Any]  # JSON values
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _canonical(content: Mapping[str, Any]) -> bytes:
-    return json.dumps(content, sort_keys=True, allow_nan=False, indent=1).encode()
 
 
 class CheckpointFolder:
@@ -80,10 +72,10 @@ class CheckpointFolder:
             sums = {}
             for name, group in tensors.items():
                 data = save({key: value.detach().cpu().contiguous() for key, value in group.items()})
-                sums[f"{name}.safetensors"] = _digest(data)
+                sums[f"{name}.safetensors"] = sha256_of(data)
                 write_synced(beside / f"{name}.safetensors", data)
             content = {"format": _FORMAT, "step": step, "files": sums, "state": dict(state)}
-            write_synced(beside / _STATE, _canonical({**content, "sha256": _digest(_canonical(content))}))
+            write_synced(beside / _STATE, sealed_json(content))
             sync_folder(beside)
             if target.exists():  # left behind by a run that was killed before it could mark it
                 shutil.rmtree(target)
@@ -106,48 +98,43 @@ class CheckpointFolder:
 
     def read(self, step: int) -> Checkpoint:
         """Read and verify one checkpoint."""
-        folder = self.path(step)
-        try:
-            content = json.loads((folder / _STATE).read_bytes())
-            claimed = content.pop("sha256")
+        folder, what = self.path(step), "the state of a checkpoint"
+        path = inside(folder, _STATE)
+        content = load_json(path, what)
+        with naming(path, what):
             if content["format"] != _FORMAT:
-                raise FileFormatError(f"{folder / _STATE}: format {content['format']!r}, this version reads {_FORMAT}")
-            if _digest(_canonical(content)) != claimed or content["step"] != step:
-                raise FileFormatError(f"{folder / _STATE}: damaged, its checksum does not match")
-        except FileNotFoundError as error:
-            raise FileFormatError(f"{folder / _STATE}: missing") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{folder / _STATE}: damaged, not the state of a checkpoint") from error
+                raise FileFormatError(f"{path}: format {content['format']!r:.60}, this version reads {_FORMAT}")
+            check_seal(path, content)
+            if content["step"] != step:
+                raise FileFormatError(f"{path}: of step {content['step']!r:.60}, in the folder of step {step}")
+            files, state = dict(content["files"]), dict(content["state"])
         tensors = {}
-        for name, expected in content["files"].items():
-            path = folder / name
-            try:
-                data = path.read_bytes()
-            except FileNotFoundError as error:
-                raise FileFormatError(f"{path}: missing") from error
-            if _digest(data) != expected:
-                raise FileFormatError(f"{path}: damaged, its checksum does not match")
-            try:
-                tensors[path.stem] = load(data)
-            except SafetensorError as error:
-                raise FileFormatError(f"{path}: {error}") from error
-        return Checkpoint(folder, step, tensors, content["state"])
+        for name, expected in files.items():
+            found = inside(folder, name)
+            tensors[found.stem] = read_tensors(found, expected)
+        return Checkpoint(folder, step, tensors, state)
 
     def read_latest(self) -> tuple[Checkpoint | None, list[str]]:
         """The latest intact checkpoint, and what was found damaged on the way to it."""
         steps = self.steps()
         marker = self.folder / _LATEST
-        if marker.is_file():
-            named = _NAME.fullmatch(marker.read_text(encoding="utf-8", errors="replace").strip())
-            # What is later than the marker was never marked as complete.
-            steps = [step for step in steps if step <= int(named[1])] if named else steps
         problems: list[str] = []
+        if marker.exists():
+            try:
+                text = read_whole(marker, "name of a checkpoint", _MARKER_BYTES).decode("utf-8", "replace")
+            except FileFormatError as error:
+                text = ""
+                problems.append(str(error))
+            named = _NAME.fullmatch(text.strip())
+            # What is later than the marker was never marked as complete; one before all that is there is no marker.
+            marked = [step for step in steps if step <= int(named[1])] if named else []
+            steps = marked or steps
         for step in reversed(steps):
             try:
                 return self.read(step), problems
             except FileFormatError as error:
                 problems.append(str(error))
-        if problems:
+        if steps:
             raise FileFormatError(
                 "no intact checkpoint is left: " + "; ".join(problems) + "; start again in another folder"
             )

@@ -8,7 +8,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -19,7 +20,8 @@ import torch
 
 from risfast import __version__
 from risfast.errors import FileFormatError
-from risfast.io.durable import finite_json, replace_file
+from risfast.io.durable import finite_json, owned, replace_file
+from risfast.io.guard import naming, read_whole, short_text
 from risfast.io.toml_file import as_table, load_toml, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, generate_scenes
@@ -33,6 +35,7 @@ from risfast.train.loop import StepReport, Trainer, TrainingError, TrainingTask
 from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.validation import scene_slice
 
+_METRICS_BYTES = 1 << 30
 _FREE = ("machine",)  # parts of the configuration that may change between the start of a run and its resumption
 _PICTURED = 16  # test scenes of which those of the highest, the middle and the lowest SNR are drawn at the end
 
@@ -60,14 +63,20 @@ class MetricsFile:
         """Every line; a last one that a kill cut short is left out."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = read_whole(self.path, "metrics of a run", _METRICS_BYTES).decode("utf-8", "replace").splitlines()
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                found.append(json.loads(line))
-            except json.JSONDecodeError as error:
+                values = json.loads(line)
+                if not isinstance(values, dict) or type(values.get("step")) is not int:
+                    raise ValueError("it holds no step")
+                found.append(values)
+            except (ValueError, RecursionError) as error:
                 if number < len(lines):
-                    raise FileFormatError(f"{self.path}: line {number} is not JSON") from error
+                    raise FileFormatError(
+                        f"{self.path}: line {number} is damaged ({short_text(error)}); remove that line, or begin the "
+                        "run again in another folder"
+                    ) from error
         return found
 
     def cut(self, step: int) -> None:
@@ -109,8 +118,20 @@ def validation_scenes(config: RunOptions, n_snapshots: int, seed: int, count: in
     return generate_scenes(system, seed, range(count), device)
 
 
-def open_folder(folder: Path, config: RunOptions) -> None:
-    """Make the folder of a run, or check that it holds this very run."""
+@contextmanager
+def open_folder(folder: Path, config: RunOptions) -> Iterator[None]:
+    """Make the folder of a run, or check that it holds this very run; for the time of a block it is this process's."""
+    _check_folder(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    with owned(folder):
+        _check_folder(folder, config)  # again: another process may have begun a run in between
+        replace_file(folder / "config.toml", to_toml(config).encode())
+        replace_file(folder / "environment.json", _environment(config).encode())
+        yield
+
+
+def _check_folder(folder: Path, config: RunOptions) -> None:
+    """Refuse a folder that holds something else than this run."""
     path = folder / "config.toml"
     if path.is_file():
         table = load_toml(path, "options")
@@ -130,9 +151,6 @@ def open_folder(folder: Path, config: RunOptions) -> None:
             )
     elif folder.is_dir() and any(p for p in folder.iterdir() if not p.name.startswith(".")):
         raise ValueError(f"{folder} is not empty and holds no run; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_file(path, to_toml(config).encode())
-    replace_file(folder / "environment.json", _environment(config).encode())
 
 
 def _environment(config: RunOptions) -> str:
@@ -237,9 +255,10 @@ class TrainingRun:
         self._fresh = found is None
         self.notes += [f"{problem}; the checkpoint before it is used" for problem in problems]
         if found is not None:
-            self.trainer.restore(found)
-            self.best = _Best(**found.state["best"])
-            self.seconds, self.latest = found.state["seconds"], found.state["latest"]
+            with naming(found.path, "a checkpoint of this run"):
+                self.trainer.restore(found)
+                self.best = _Best(**found.state["best"])
+                self.seconds, self.latest = found.state["seconds"], found.state["latest"]
         if self.world.leads:
             self.metrics.cut(-1 if found is None else found.step)
             if self.config.machine.tensorboard:
@@ -396,13 +415,12 @@ def train_stage(
     machine, data, options = config.machine, config.data, config.optimiser
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
         stage, source = make(world), _scene_source(config)
-        if world.leads:
-            open_folder(folder, config)
-        trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
-        run = TrainingRun(config, folder, trainer, stage, report)
-        run.resume()
-        complete = run.train()
-        return run.finish(complete) if world.leads else None
+        with open_folder(folder, config) if world.leads else nullcontext():
+            trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
+            run = TrainingRun(config, folder, trainer, stage, report)
+            run.resume()
+            complete = run.train()
+            return run.finish(complete) if world.leads else None
 
 
 def _scene_source(config: RunOptions) -> SceneSource:

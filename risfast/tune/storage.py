@@ -12,14 +12,23 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, quote_plus
 
 import optuna
 import sqlalchemy
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
 from sqlalchemy.pool import NullPool
 
+from risfast.io.guard import short_text
 from risfast.tune.options import StudyError
 
 try:
@@ -124,8 +133,9 @@ def with_driver(url: str) -> str:
     """The URL with the driver that the extras of this package install, unless it names one."""
     scheme, separator, rest = url.partition("://")
     if not separator:
+        known = repr(url) if url.isidentifier() else "that was given"  # what is no name may hold a password
         raise StudyError(
-            f"storage {url!r} is not known: give sqlite, journal, or a URL such as postgresql://user@host/database"
+            f"storage {known} is not known: give sqlite, journal, or a URL such as postgresql://user@host/database"
         )
     if scheme in _DRIVERS:
         return f"{scheme}+{_DRIVERS[scheme][0]}://{rest}"
@@ -153,20 +163,21 @@ def _journal(path: Path) -> Opened:
     try:
         backend = JournalFileBackend(str(path), lock)  # type: ignore[arg-type]  # the base class is not public
         return Opened(JournalStorage(backend), str(path), nullcontext)
-    except (json.JSONDecodeError, UnicodeDecodeError, ValueError, KeyError) as error:
-        raise StudyError(f"{path} is damaged ({error}): restore it from a backup, or start another study") from error
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        raise StudyError(_damaged(path, error)) from error
 
 
 def _database(url: str) -> Opened:
     try:
         parsed = sqlalchemy.make_url(url)
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, ValueError):  # whose text may hold the password
         raise StudyError(
-            f"storage {url.partition('@')[2] or url!r} is not a database URL: it looks like postgresql://user@host/name"
-        ) from error
+            f"the storage {url.partition('://')[0]}://... is not a database URL: it looks like "
+            "postgresql://user@host/name, with the port a number and special characters of a password as %40"
+        ) from None
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         return _sqlite(Path(parsed.database))
-    where = parsed.render_as_string(hide_password=True)
+    where = parsed.set(query={}).render_as_string(hide_password=True)  # a query may hold a password too
     options: dict[str, Any] = {"pool_pre_ping": True}
     if parsed.get_backend_name() in _DRIVERS:
         options["connect_args"] = {"connect_timeout": _CONNECT_S}
@@ -183,12 +194,28 @@ def _relational(url: str, where: str, options: dict[str, Any]) -> RDBStorage:
             mend = f"pip install 'risfast[{extra}]'" if extra else "use postgresql:// or mysql://"
             raise StudyError(f"{where} needs a driver that is not installed ({error}); {mend}") from error
         except sqlalchemy.exc.OperationalError as error:
-            raise StudyError(_unreachable(where, error)) from error
-        except DBAPIError as error:  # another worker made the same table first
+            raise _without_secrets(StudyError(_unreachable(where, error)), url) from None
+        except (ProgrammingError, IntegrityError) as error:  # another worker made the same table first
             if attempt == _TABLES_TRIES - 1:
-                raise StudyError(_unreachable(where, error)) from error
+                raise _without_secrets(StudyError(_unreachable(where, error)), url) from None
             time.sleep(0.05 * 2**attempt)
+        except (SQLAlchemyError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise _without_secrets(StudyError(_damaged(where, error)), url) from None
     raise AssertionError("unreachable")
+
+
+def _without_secrets(error: StudyError, url: str) -> StudyError:
+    """The same error without what a driver repeated of a URL: its password, and all that stands behind ``?``."""
+    parsed, text = sqlalchemy.make_url(url), str(error)
+    values = [value for given in parsed.query.values() for value in ([given] if isinstance(given, str) else given)]
+    for secret in filter(None, (parsed.password, *values)):
+        for form in (str(secret), quote(str(secret), safe=""), quote_plus(str(secret))):
+            text = text.replace(form, "***")
+    return StudyError(text)
+
+
+def _damaged(where: Path | str, error: BaseException) -> str:
+    return f"{where} is damaged ({short_text(error)}): restore it from a backup, or start another study"
 
 
 def _unreachable(where: str, error: BaseException) -> str:
@@ -206,6 +233,8 @@ def reachable(where: str) -> Iterator[None]:
         yield
     except (optuna.exceptions.StorageInternalError, DBAPIError) as error:
         raise StudyError(_unreachable(where, error.__cause__ or error)) from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:  # text that Optuna keeps, read back
+        raise StudyError(_damaged(where, error)) from error
 
 
 @contextmanager

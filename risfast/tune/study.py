@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from risfast import __version__
 from risfast.io.durable import finite_json
+from risfast.io.guard import short_text
 from risfast.io.toml_file import as_table, from_table
 from risfast.simulate.system_file import differing_fields
 from risfast.train.loop import TrainingError
@@ -142,7 +143,11 @@ def join_study(storage: str, name: str, folder: Path, own: HpoConfig) -> OpenStu
         )
     stored = _stored_card(storage, name, folder)
     _check_version(stored)
-    config = from_table(HpoConfig, stored["config"])
+    try:
+        config = from_table(HpoConfig, stored["config"])
+        space_lines(config)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise StudyError(f"the options that study {name!r} was made with are damaged: {short_text(error)}") from error
     base = replace(config.base, machine=own.base.machine)
     return open_study(replace(config, storage=storage, name=name, base=base), folder)
 
@@ -174,7 +179,10 @@ def _read_card(study: optuna.Study, where: str) -> dict[str, Any]:
         raise StudyError(
             f"{where} holds a study {study.study_name!r} that was not made by this command; choose another --name"
         )
-    return dict(json.loads(text))
+    card = json.loads(text) if isinstance(text, str) else None
+    if not isinstance(card, dict) or not {"format", "version", "config", "space"} <= set(card):
+        raise StudyError(f"{where}: what study {study.study_name!r} says of itself is damaged; choose another --name")
+    return card
 
 
 def _is_of_this_version(stored: dict[str, Any]) -> bool:

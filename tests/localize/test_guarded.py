@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from risfast.errors import FileFormatError
 from risfast.geometry import PlanarArray, SearchGrid
+from risfast.io.durable import sealed_json
 from risfast.localize import pipeline
 from risfast.localize.pipeline import CandidateOptions, MapOptions, Parts, PipelineOptions
 from risfast.localize.refiner import RefinedOptions, Refiner, estimate_maps, load_helpful_refiner, refined_sources
@@ -158,7 +159,7 @@ def test_a_refiner_that_does_not_help_is_left_out(helps: object, made: tuple[Pat
     folder, card = made
     path = folder / "model.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "helps": helps}))
+    path.write_bytes(sealed_json({**content, "helps": helps}, "card_sha256"))
     assert load_helpful_refiner(folder, card, SETUP) is None
 
 

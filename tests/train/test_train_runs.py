@@ -22,7 +22,7 @@ from torch import nn
 from training_process import CONFIG, silent
 
 from risfast.errors import FileFormatError
-from risfast.io.durable import finite_json, write_synced
+from risfast.io.durable import OwnedError, finite_json, owned, write_synced
 from risfast.losses import Terms
 from risfast.models import build_backbone
 from risfast.models.base import Measurement
@@ -32,7 +32,7 @@ from risfast.simulate import generate_scenes
 from risfast.train.backbone import train_backbone
 from risfast.train.config import RunConfig
 from risfast.train.loop import TrainingError
-from risfast.train.runs import EventFile, RunOutcome, RunProgress, _Best, _pictured, validation_scenes
+from risfast.train.runs import EventFile, MetricsFile, RunOutcome, RunProgress, _Best, _pictured, validation_scenes
 
 PROCESS = Path(__file__).parents[1] / "helpers" / "training_process.py"
 
@@ -377,10 +377,24 @@ def test_a_damaged_model_is_refused_by_file(damage: str, tmp_path: Path) -> None
         "card": lambda: card.write_text("{"),
         "no weights": weights.unlink,
         "no card": card.unlink,
-        "format": lambda: card.write_text(card.read_text().replace('"format": 2', '"format": 7')),
+        "format": lambda: card.write_text(card.read_text().replace('"format": 3', '"format": 7')),
     }[damage]()
     with pytest.raises(FileFormatError, match=r"model\.safetensors" if "weights" in damage else r"model\.json"):
         load_model(tmp_path, build)
+
+
+def test_a_folder_that_another_process_works_in_is_refused_and_nothing_changes(tmp_path: Path) -> None:
+    config, folder = tiny(optimiser={"steps": 4}), tmp_path / "run"
+    train(config, folder)
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with owned(folder):
+        for changed in (config, tiny(optimiser={"steps": 4}, machine={"log_every": 2})):
+            with pytest.raises(OwnedError, match=rf"at work in another process \(host .* pid {os.getpid()}\)"):
+                train(changed, folder)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    train(config, folder)
+    steps = [(line["kind"], line["step"]) for line in MetricsFile(folder / "metrics.jsonl").read()]
+    assert len(steps) == len(set(steps))
 
 
 def test_tensorboard_events_are_written_or_the_missing_package_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from risfast.io.guard import (
     Array,
     as_numbers,
     check_held,
+    check_members,
     file_head,
     held_dtype,
     megabytes,
@@ -29,6 +30,28 @@ _LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
 _LONGEST_TEXT = 1 << 16
 
 
+def _is_plain(stored: Any) -> bool:
+    """Whether numbers are of a type that computers have, or a record of such: other bit layouts corrupt memory."""
+    # libhdf5 converts floats of any declared bit fields, and from damaged ones it writes past its buffers.
+    from h5py import h5t  # noqa: PLC0415
+
+    if isinstance(stored, h5t.TypeStringID):
+        return True
+    if isinstance(stored, h5t.TypeEnumID):  # booleans
+        stored = stored.get_super()
+    if isinstance(stored, h5t.TypeCompoundID):
+        end = 0
+        for i in range(stored.get_nmembers()):
+            member, start = stored.get_member_type(i), stored.get_member_offset(i)
+            if start < end or isinstance(member, h5t.TypeStringID) or not _is_plain(member):
+                return False
+            end = start + member.get_size()
+        return bool(end <= stored.get_size())
+    names = [f"STD_{kind}{bits}{order}" for kind in "IU" for bits in (8, 16, 32, 64) for order in ("LE", "BE")]
+    names += [f"IEEE_F{bits}{order}" for bits in (16, 32, 64) for order in ("LE", "BE")]
+    return any(stored.equal(getattr(h5t, name)) for name in (*names, "NATIVE_LDOUBLE"))
+
+
 def check_dataset(path: Path, name: str, dataset: Any) -> None:
     """Refuse a dataset that lives in other files, declares more than the file can hold, or has giant chunks."""
     if dataset.external or dataset.is_virtual:
@@ -38,6 +61,10 @@ def check_dataset(path: Path, name: str, dataset: Any) -> None:
         )
     if dataset.shape is None:
         raise FileFormatError(f"{path}: {name!r} is empty")
+    if not _is_plain(dataset.id.get_type()):
+        raise FileFormatError(
+            f"{path}: {name!r} is of a number type that is not standard: it is damaged, or no numbers"
+        )
     declared = math.prod(int(side) for side in dataset.shape) * dataset.dtype.itemsize
     stored = int(dataset.id.get_storage_size())
     largest = stored * _LARGEST_RATIO if dataset.chunks else stored
@@ -69,7 +96,12 @@ class Hdf5Container:
         with self.file() as file:
             import h5py  # noqa: PLC0415
 
+            seen = 0
+
             def visit(name: str, item: Any) -> None:
+                nonlocal seen
+                seen += 1
+                check_members(path, seen)
                 if not isinstance(item, h5py.Dataset) or name.startswith("#"):  # MATLAB keeps its own things in #refs#
                     return
                 shape = item.shape or ()
@@ -98,7 +130,9 @@ class Hdf5Container:
                 if not isinstance(place, h5py.Group) or not isinstance(place.get(part, getlink=True), h5py.HardLink):
                     return {}
                 place = place[part]
-            return {key: value for key, value in place.attrs.items() if not isinstance(value, h5py.Empty)}
+            plain = [key for key in place.attrs if _is_plain(place.attrs.get_id(key).get_type())]
+            values = {key: place.attrs[key] for key in plain}
+            return {key: value for key, value in values.items() if not isinstance(value, h5py.Empty)}
 
     def load(self, name: str, part: tuple[Any, ...] = ()) -> Array:
         """The whole dataset, or a slice of it in the file's own order of axes, if it may be held in memory."""

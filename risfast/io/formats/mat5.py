@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import Array, check_held, parsing, shape_text
+from risfast.io.guard import Array, check_held, check_members, parsing, shape_text
 from risfast.io.recording import Snapshots
 
 _KIND = "a MATLAB file of version 5 to 7"
@@ -128,6 +128,7 @@ class Mat5Container:
             self._order = {b"IM": "<", b"MI": ">"}[stream.read(_HEADER_BYTES)[126:]]
             at = _HEADER_BYTES
             while at + 8 <= size:
+                check_members(path, len(self._places))
                 _, length = self._tag(stream, at, size)
                 variable = self._element(stream, at, size).variable()
                 if variable.name:  # MATLAB keeps the workspace of function handles in a variable without a name

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from risfast.errors import FileFormatError
-from risfast.io.guard import Array, check_held, file_head, megabytes, parsing, shape_text
+from risfast.io.guard import Array, check_held, check_members, file_head, megabytes, parsing, shape_text
 from risfast.io.recording import Snapshots, raw_snapshots
 
 _KIND = "a NumPy .npz archive"
@@ -40,6 +40,7 @@ class NpzContainer:
         self._members: dict[str, _Member] = {}
         self.holds: dict[str, tuple[int, ...]] = {}  # shape of each array
         with parsing(path, _KIND), zipfile.ZipFile(path) as archive:
+            check_members(path, len(archive.infolist()))
             for info in archive.infolist():
                 name = info.filename.removesuffix(".npy")
                 with parsing(path, _KIND, name):
