@@ -10,13 +10,17 @@ from gradients import gradient_of
 
 from risfast.covariance import covariance_from_factor, effective_covariance
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray
+from risfast.geometry import PlanarArray, SensorArray
 from risfast.losses import (
+    BackboneObjective,
+    ObjectiveOptions,
     capon_peak_contrast,
     factor_nmse,
     orthogonality,
     subspace_alignment,
 )
+from risfast.models.base import CovarianceEstimate
+from risfast.models.transformer import TransformerEstimate
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
 SURFACE = PlanarArray.rectangular()
@@ -364,3 +368,25 @@ PLACE, HERE = positions_of((20, 5, 2.0))
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+def test_every_term_has_a_weight_and_one_without_is_not_computed():
+    scenes = generate_scenes(
+        SystemConfig(array=SensorArray.rectangular(4, 3), n_antennas=2, n_snapshots=2), 0, range(3)
+    )
+    generator = torch.Generator().manual_seed(0)
+    factor = scenes.true_factor() + 0.1 * torch.randn(3, 12, 5, dtype=torch.complex64, generator=generator)
+    estimate = CovarianceEstimate(factor)
+    assert set(BackboneObjective()(estimate, scenes).parts) == {"nmse"}
+    weights = {"nmse": 2.0, "alignment": 0.5, "orthogonality": 0.25, "contrast": 0.125}
+    found = BackboneObjective(ObjectiveOptions(**weights))(estimate, scenes)
+    assert set(found.parts) == set(weights)
+    total = sum(weight * float(found.parts[name]) for name, weight in weights.items())
+    assert float(found.total) == pytest.approx(total, rel=1e-5)
+    assert float(found.parts["alignment"]) == pytest.approx(
+        float(subspace_alignment(factor, scenes.true_factor()).mean())
+    )
+    placed = TransformerEstimate(factor, positions=scenes.position + 0.1)
+    with_places = BackboneObjective(ObjectiveOptions(chamfer=1.0))(placed, scenes)
+    assert set(with_places.parts) == {"nmse", "position", "chamfer"}
+    assert float(with_places.parts["chamfer"]) > 0

@@ -19,11 +19,11 @@ from risfast.baselines import BASELINES, Baseline, build_baseline
 from risfast.baselines.capon import TransformerCapon, TrueCapon
 from risfast.io.options_file import read_options
 from risfast.localize import Localizer, pipeline
+from risfast.localize.localizer import REFINER_FOLDER
 from risfast.localize.pipeline import Parts, PipelineOptions
 from risfast.localize.polish import PolishOptions
-from risfast.localize.refiner import load_refiner
 from risfast.models import CovarianceEstimate, Measurement, build_backbone
-from risfast.models.files import load_model, read_card
+from risfast.models.files import MODEL_CARD, load_model, read_card
 from risfast.setup import Setup
 from risfast.simulate.scenes import Scenes
 from risfast.sources import Sources
@@ -111,7 +111,7 @@ def takes_bands(name: str) -> bool:
     """Whether a method takes several narrow bands."""
     if name in VARIANTS:
         changes = VARIANTS[name].changes
-        return changes.get("candidates.source") != "capon" and "count" not in changes
+        return changes.get("candidates.source") not in ("capon", "refined") and "count" not in changes
     return name in ("greedy_ml", "ml_from_truth")
 
 
@@ -186,7 +186,8 @@ class _FromTruth(Method):
 
     def find(self, scenes: Scenes, measurement: Measurement, n_sources: Tensor | None) -> Found:
         rows = zip(scenes.position.double(), scenes.power.double(), scenes.mask, strict=True)
-        start = [Sources.at(position[mask], power[mask]) for position, power, mask in rows]
+        # Scenes tell the power in each band, and candidates that of all bands together.
+        start = [Sources.at(position[mask], power[mask] * measurement.bands) for position, power, mask in rows]
         most = max(scenes.mask.shape[1], 1)
         options = replace(self.options, polish=replace(self.options.polish, max_sources=most))
         known = CovarianceEstimate(scenes.y.new_zeros(len(scenes), 1, 0), noise_power=scenes.noise_power)
@@ -261,11 +262,7 @@ class Methods:
         """Of the model folder, or the classical one."""
         if self._model is None:
             return self._classical(self._options)
-        found = Localizer.load(self._model, self._device, self._options)
-        if self._refiner is not None:
-            refiner = load_refiner(self._refiner, read_card(self._model), found.setup, self._device)
-            found.parts = replace(found.parts, refiner=refiner)
-        return found
+        return Localizer.load(self._model, self._device, self._options, self._refiner)
 
     def _classical(self, options: PipelineOptions | None = None) -> Localizer:
         return Localizer.classical(self.setup, options=options).to(self._device)
@@ -287,13 +284,20 @@ class Methods:
                 "setup": card["setup"],
                 "options": _plain(options),
                 "calibration": None if calibration is None else _plain(calibration),
-                **({} if self._refiner is None else {"refiner": read_card(self._refiner)["sha256"]}),
+                **self._refiner_identity(options),
                 **({} if options.count == "off" else {"counts": _plain(self.localizer.parts.count_model(options))}),
             }
         if name == "transformer_capon":
             assert self._transformer is not None
             return {"weights": read_card(self._transformer)["sha256"], "options": _plain(BASELINES[name].Options())}
         return {"options": _plain(_FromTruth.options if name == "ml_from_truth" else BASELINES[name].Options())}
+
+    def _refiner_identity(self, options: PipelineOptions) -> dict[str, str]:
+        """What the results of refined candidates depend on besides."""
+        if options.candidates.source != "refined" or self._model is None:
+            return {}
+        folder = self._refiner or self._model / REFINER_FOLDER
+        return {"refiner": read_card(folder)["sha256"]} if (folder / MODEL_CARD).is_file() else {}
 
     def __getitem__(self, name: str) -> Method:
         """The method of that name, made on the first call."""

@@ -270,7 +270,13 @@ class _Bench:
         ]
         found = [one for one, _ in single]
         # The others tell nothing of the time of a whole chunk.
-        return Found([f.sources[0] for f in found], math.nan, {}), np.concatenate([failed for _, failed in single])
+        told = [f.count_probability for f in found if f.count_probability is not None]
+        counts = None
+        if told:
+            none = torch.full_like(told[0], torch.nan)
+            counts = torch.cat([none if f.count_probability is None else f.count_probability for f in found])
+        sources = [f.sources[0] for f in found]
+        return Found(sources, math.nan, {}, counts), np.concatenate([failed for _, failed in single])
 
 
 def _in_processor_time(method: Method, scenes: Scenes, knowledge: str) -> Found:

@@ -387,7 +387,8 @@ def calibration_rows(collected: Collected) -> Table:
         if key.scene_set != "main" or not key.label.startswith("localizer"):
             continue
         confidence = np.concatenate([rows[:, 4] for rows in collected.estimates[key]])
-        of = {"confidence": calibration(confidence, scores.estimate_hit)}
+        known = ~np.isnan(confidence)  # Capon peaks have none
+        of = {"confidence": calibration(confidence[known], scores.estimate_hit[known])} if known.any() else {}
         if (probability := collected.counts.get(key)) is not None:
             weighed = ~np.isnan(probability[:, 0])
             likeliest = probability[weighed].argmax(1)

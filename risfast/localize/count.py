@@ -29,6 +29,7 @@ from risfast.localize.range_posterior import ridge
 from risfast.localize.source_sets import Atoms, atom_positions, atom_statistics, dropped
 from risfast.models.base import Measurement
 from risfast.models.direct import SteeredAtoms
+from risfast.models.pretrained import COUNT_FILE
 from risfast.setup import Setup
 
 COUNTS = ("off", "equal", "spread")
@@ -119,12 +120,12 @@ def polished_evidence(
 
     -> (B, max_sources + 1)
     """
-    if measurement.bands > 1:
-        raise ValueError(f"the number of sources is counted in one band, and the measurement is of {measurement.bands}")
     state, box = start_of(measurement, polished.sources, atoms, options, polished.noise_power)
     state = replace(state, noise=torch.maximum(polished.noise_power, box.least_noise))
     likelihood = likelihood_of(measurement, atoms.setup)
     assert isinstance(likelihood, Likelihood)  # of one band
+    if polished.spreading is not None:
+        likelihood = likelihood.with_spreading(polished.spreading)
     # Weaker sources than can be seen could be any number. Of a weak one with x = p |b|^2 / sigma^2, L (x - log(1 + x)),
     # about L x^2 / 2, is what it is expected to be worth.
     heard = measurement.channel.abs().double().square().sum((1, 2))
@@ -257,7 +258,10 @@ def _with_one_more(problem: _Problem, state: SourceState) -> tuple[SourceState, 
     weight = gain + _atom_weight(problem, position)
     at = weight.max(1).indices
     row = torch.arange(len(at), device=at.device)
-    beside = ((cell - cell[row, at][:, None]).abs() <= _BESIDE)[..., :2].all(-1)
+    gap = (cell - cell[row, at][:, None]).abs()
+    if problem.setup.region.full_circle:
+        gap[..., 0] = torch.minimum(gap[..., 0], problem.atoms.shape[0] - gap[..., 0])
+    beside = (gap <= _BESIDE)[..., :2].all(-1)
     further = weight.logsumexp(1) - torch.where(beside, weight, -torch.inf).logsumexp(1)
     most = gain.max(1).indices
     slot = state.mask.int().argmin(1)
@@ -347,7 +351,6 @@ def _beyond_laplace(problem: _Problem, state: SourceState, information: Tensor, 
 
 # Integrals are rough: log odds of simulated scenes of several systems are about half as large as the evidence says.
 _TEMPERATURE = 0.5
-COUNT_FILE = "count.json"
 
 
 @dataclass(frozen=True)
@@ -377,20 +380,28 @@ CountModels = Mapping[str, CountModel]
 
 
 def save_counts(folder: Path, models: CountModels, fitted: Mapping[str, Any]) -> None:
-    """Write ``count.json`` into a model folder."""
-    content = {**{name: asdict(model) for name, model in models.items()}, "fitted": fitted}
+    """Write ``count.json`` into a model folder, for the weights that are there; what each was fitted on by its name."""
+    from risfast.models.files import read_card  # noqa: PLC0415 - safetensors only where a file is read
+
+    of = {"weights": read_card(folder)["sha256"], "fitted": fitted}
+    content = {**{name: asdict(model) for name, model in models.items()}, **of}
     replace_file(folder / COUNT_FILE, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
-def load_counts(folder: Path) -> CountModels:
-    """Read ``count.json`` of a model folder; nothing where there is none."""
+def load_counts(folder: Path) -> tuple[CountModels, dict[str, Any]]:
+    """What ``count.json`` of a model folder holds, and what each was fitted on; nothing where there is none."""
+    from risfast.models.files import read_card  # noqa: PLC0415 - safetensors only where a file is read
+
     path = folder / COUNT_FILE
     if not path.exists():
-        return {}
+        return {}, {}
     content = load_json(inside(folder, COUNT_FILE), "a model of counts")
     with naming(path, "a model of counts"):
+        if content["weights"] != read_card(folder)["sha256"]:
+            raise ValueError("it was fitted with other weights; fit it again: python -m risfast.train.count")
         found = {name: content[name] for name in COUNTS if name in content}
-        return {
+        models = {
             name: CountModel(float(one["temperature"]), tuple(float(o) for o in one["offsets"]))
             for name, one in found.items()
         }
+        return models, dict(content["fitted"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from risfast.localize.channels import faulty_channels, joined, of_channels, spre
 from risfast.localize.confidence import HitModel
 from risfast.localize.count import CountModels, load_counts
 from risfast.localize.pipeline import Localisation, Parts, PipelineOptions
-from risfast.localize.refiner import Refiner, load_helpful_refiner
+from risfast.localize.refiner import Refiner, load_helpful_refiner, load_refiner
 from risfast.models import Measurement, build_backbone
 from risfast.models.base import single_precision
 from risfast.models.direct import SampleCovariance, SteeredAtoms
@@ -69,15 +70,19 @@ def _bad_scenes(on_error: str, bands: int, y: Any, codes: Any, channel: Any) -> 
         raise ValueError(f"on_error must be raise or skip, got {on_error!r}")
     given = {name: v for name, v in (("channel", channel), ("codes", codes), ("y", y)) if v is not None}
     whole = all(isinstance(v, np.ndarray | Tensor) and v.ndim == (3 if bands == 1 else 4) for v in given.values())
-    if on_error == "raise" or not whole or len({len(value) for value in given.values()}) > 1:
+    if on_error == "raise" or not whole:
         return {}  # whatever else is wrong is told as usual
+    scenes = max(map(len, given.values()))
+    if any(len(value) not in (1, scenes) for value in given.values()):
+        return {}
     bad: dict[int, str] = {}
     for name, value in given.items():
-        scenes = torch.as_tensor(value).resolve_conj().flatten(1)
-        finite = torch.view_as_real(scenes).isfinite().all(2).all(1)
+        parts = torch.view_as_real(_complex(value, name)).expand(scenes, *value.shape[1:], 2)
+        rows = parts.reshape(scenes, 1 if bands == 1 else value.shape[1], -1)  # [B, F, ...]
+        finite = rows.isfinite().all(2).all(1)
         bad |= {scene: f"{name} holds values that are not finite" for scene in (~finite).nonzero()[:, 0].tolist()}
-        silent = (scenes == 0).all(1).nonzero()[:, 0].tolist() if name == "y" else []
-        bad |= {scene: f"{name} is zero throughout" for scene in silent}
+        silent = (rows == 0).all(2).any(1).nonzero()[:, 0].tolist() if name == "y" else []
+        bad |= {scene: f"{name} is zero throughout" + (" in a band" if bands > 1 else "") for scene in silent}
     return bad
 
 
@@ -213,13 +218,17 @@ def _whitening(noise_covariance: Any, scenes: int, n: int) -> Tensor:
     return torch.linalg.solve_triangular(found.L, eye, upper=False).expand(scenes, n, n)
 
 
-def _tensor(value: Any, name: str) -> Tensor:
+def _complex(value: Any, name: str) -> Tensor:
     if isinstance(value, np.ndarray):  # torch takes no read-only and no reversed arrays
         value = np.require(value, requirements=["C", "W"])
     tensor = torch.as_tensor(value)
     if not tensor.is_complex():
         raise TypeError(f"{name} must be complex64 or complex128, got {tensor.dtype}")
-    tensor = tensor.resolve_conj().resolve_neg()
+    return tensor.resolve_conj().resolve_neg()
+
+
+def _tensor(value: Any, name: str) -> Tensor:
+    tensor = _complex(value, name)
     finite = torch.isfinite(torch.view_as_real(tensor))
     if not bool(finite.all()):
         scene = f"[{int((~finite.flatten(1).all(1)).nonzero()[0, 0])}]" if tensor.ndim > 2 else ""
@@ -363,6 +372,7 @@ class Localizer:
         folder: Path | str,
         device: torch.device | str | None = None,
         options: PipelineOptions | Path | str | None = None,
+        refiner: Path | str | None = None,
     ) -> Localizer:
         """A model folder that a training run ended with, and the refiner in its folder ``refiner`` if that helps.
 
@@ -374,6 +384,8 @@ class Localizer:
             The CPU by default.
         options : PipelineOptions, or path of a file of them, optional
             By default those that are stored with the model.
+        refiner : Path or str, optional
+            Model folder of a refiner in place of the one in the folder, whether it helps or not.
 
         Returns
         -------
@@ -385,7 +397,7 @@ class Localizer:
         FileFormatError, ValueError
             A file is missing or damaged, the weights are not the architecture's, or the refiner is another model's.
         """
-        from risfast.models.files import load_model  # noqa: PLC0415 - safetensors only where a file is read
+        from risfast.models.files import MODEL_CARD, load_model  # noqa: PLC0415 - safetensors only where a file is read
 
         folder, where = Path(folder), device or "cpu"
         stored = folder / OPTIONS_FILE
@@ -398,8 +410,11 @@ class Localizer:
         module, card = load_model(folder, build_backbone, where)
         setup = Setup.from_json(card["setup"])
         within = folder / REFINER_FOLDER
-        refiner = load_helpful_refiner(within, card, setup, where) if within.is_dir() else None
-        return cls(module, setup, options, HitModel.load(folder), refiner, load_counts(folder))
+        if refiner is not None:
+            behind: Refiner | None = load_refiner(refiner, card, setup, where)
+        else:
+            behind = load_helpful_refiner(within, card, setup, where) if (within / MODEL_CARD).is_file() else None
+        return cls(module, setup, options, HitModel.load(folder), behind, load_counts(folder)[0])
 
     @classmethod
     def classical(
@@ -618,6 +633,8 @@ class Localizer:
         fit = _fitted(array if array is not None else found, self.setup)
         options = self.options if polish is None else replace(self.options, polished=polish)
         options = options if count is None else replace(options, count=count)
+        if count not in (None, "off") and not options.polished:
+            raise ValueError(f"count={count!r} follows from the polish, and there is to be none")
         counts = _counts(n_sources, len(measurement))
         # Where the noise of each channel is told, what does not follow the others is no news.
         gains = getattr(array if array is not None else found, "gains", None) or self.setup.gains
@@ -630,7 +647,8 @@ class Localizer:
             else:
                 result = self._checked(measurement, options, counts, report, fit.order)
         result = fit.restored(result, result.setup or self.setup)
-        result = result._replace(notes=(*result.notes, *_limits(result.setup or self.setup, counts)))
+        said = (*pipeline.mismatch_notes(result.mismatch or []), *_limits(result.setup or self.setup, counts))
+        result = result._replace(notes=(*result.notes, *said))
         result = result if exponents is None else _in_units(result, *exponents)
         spent = ", ".join(f"{stage} {seconds:.3f} s" for stage, seconds in result.seconds.items())
         _LOG.info("%d scenes, %d sources; %s", len(result.sources), sum(map(len, result.sources)), spent)
@@ -692,19 +710,31 @@ class Localizer:
 
     def _without(self, bad: dict[int, str], y: Any, codes: Any, channel: Any, **how: Any) -> Localisation:
         """The scenes that can be localised, and nothing in the places of the others."""
-        count = len(y)
+        count = max(len(v) for v in (y, codes, channel) if v is not None)
         good = [scene for scene in range(count) if scene not in bad]
         if not good:
             raise ValueError(f"no scene can be localised: {_why(bad)}")
-        arrays = {"y": y, "codes": codes, "channel": channel}
-        for name in ("n_sources", "noise_power", "noise_covariance"):
-            value = how[name]
-            each = hasattr(value, "ndim") and value.ndim in ((3,) if name == "noise_covariance" else (1,))
-            if each or isinstance(value, list | tuple):
-                how[name] = torch.as_tensor(value)[good]
-        result = self.analyse(*(None if v is None else torch.as_tensor(v)[good] for v in arrays.values()), **how)
+
+        def kept(value: Any, *ranks: int) -> Any:
+            """Of the good scenes, what has an entry for each."""
+            each = hasattr(value, "ndim") and value.ndim in ranks and len(value) == count
+            return torch.as_tensor(value)[good] if each else value
+
+        for name in ("n_sources", "noise_power"):
+            if how[name] is not None:
+                how[name] = kept(torch.as_tensor(how[name]), 1, 2)
+        how["noise_covariance"] = kept(how["noise_covariance"], 3, 4)
+        arrays = ((v if v is None or len(v) == 1 < count else _complex(v, "y")[good]) for v in (y, codes, channel))
+        result = self.analyse(*arrays, **how)
+
+        def renamed(note: str) -> str:
+            """A note with the scene's place in the whole batch."""
+            if len(good) == 1:
+                return f"scene {good[0]}: {note}"
+            return re.sub(r"^scene (\d+):", lambda found: f"scene {good[int(found[1])]}:", note)
+
         notes = tuple(f"scene {scene} is skipped: {why}" for scene, why in sorted(bad.items()))
-        return spread(result, good, count)._replace(notes=(*notes, *result.notes))
+        return spread(result, good, count)._replace(notes=(*notes, *map(renamed, result.notes)))
 
     def _using(self, channels: tuple[int, ...]) -> Parts:
         """What localises by some of the channels alone, made once."""
@@ -759,11 +789,13 @@ def _plain(measurement: Measurement) -> tuple[Measurement, tuple[Tensor, Tensor]
 
     def exponents(values: Tensor) -> Tensor:
         largest = _largest(values).double().view(-1, bands).amax(1)
-        return torch.where(largest > 0, torch.frexp(largest).exponent, 0)
+        return torch.where(largest > 0, torch.frexp(largest).exponent - 1, 0)  # ones stay ones
 
     if not len(m):
         return m, None
     of_y, of_codes, of_channel = (exponents(values) for values in (m.y, m.codes, m.channel))
+    if m.pooled is not None:  # codes of pooled snapshots have no part in anything
+        of_codes = torch.zeros_like(of_codes)
     if max(int(e.abs().max()) for e in (of_y, of_codes, of_channel)) <= _PLAIN_EXPONENT:
         return m, None
 

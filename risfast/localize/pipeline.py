@@ -192,12 +192,12 @@ class PipelineOptions:
         their noise is told.
     count : {"off", "equal", "spread"}
         Whether the probability of each number of sources is computed, after the polish: for sources of equal powers, or
-        of powers whose spread the scene tells. Of one band.
+        of powers whose spread the scene tells. Of one band; without the polish there is none.
 
     Raises
     ------
     ValueError
-        ``scenes_at_once`` is below 1, ``channels`` or ``count`` is none of these, or a count without the polish.
+        ``scenes_at_once`` is below 1, or ``channels`` or ``count`` is none of these.
     """
 
     map: MapOptions = field(default_factory=MapOptions)
@@ -218,8 +218,6 @@ class PipelineOptions:
             raise ValueError(f"channels must be 'check' or 'all', got {self.channels!r}")
         if self.count not in COUNTS:
             raise ValueError(f"count must be one of {', '.join(COUNTS)}; got {self.count!r}")
-        if self.count != "off" and not self.polished:
-            raise ValueError("the probability of each number of sources follows from the polish: polished must be set")
 
     @property
     def capon_detection(self) -> DetectionOptions:
@@ -584,6 +582,8 @@ def run(
     -------
     Localisation
     """
+    if options.count != "off" and measurement.bands > 1:
+        raise ValueError(f"the number of sources is counted in one band, and the measurement is of {measurement.bands}")
     results = []
     total = len(measurement)
     for start in range(0, max(total, 1), options.scenes_at_once):
@@ -603,7 +603,7 @@ def run(
         sources = [found[inside] for found, inside in zip(sources, kept, strict=True)]
         covariances = [c[inside.to(c.device)] for c, inside in zip(covariances, kept, strict=False)]
         mismatch = mismatch and [m[inside.to(m.device)] for m, inside in zip(mismatch, kept, strict=True)]
-    counted = options.count != "off"
+    counted = options.count != "off" and options.polished
     outside = (f"sources outside of the box were left out: {left_out}",) if left_out else ()
     return Localisation(
         sources,
@@ -612,7 +612,7 @@ def run(
         torch.cat([result.factor for result in results]),
         seconds,
         tuple(why for result in results for why in result.refused),
-        (*_mismatch_notes(mismatch or []), *outside),
+        outside,
         parts.setup,
         mismatch,
         [c for result in results for c in result.copies or ()] if results[0].copies is not None else None,
@@ -620,7 +620,7 @@ def run(
     )
 
 
-def _mismatch_notes(mismatch: list[Tensor]) -> tuple[str, ...]:
+def mismatch_notes(mismatch: list[Tensor]) -> tuple[str, ...]:
     """What is said where the data do not quite fit the array."""
     bent = [float(m.max()) for m in mismatch if len(m) and bool((m > 0).any())]
     if not bent:
@@ -628,7 +628,7 @@ def _mismatch_notes(mismatch: list[Tensor]) -> tuple[str, ...]:
     of = "" if len(mismatch) == 1 else f"in {len(bent)} of {len(mismatch)} scenes "
     return (
         f"{of}the sources are not quite point sources before this array: gains, positions or the room are off, by up "
-        f"to {100 * max(bent) ** 0.5:.0f} % of a source's amplitude; weak copies of their signals are not counted as "
+        f"to {100 * max(bent) ** 0.5:.2g} % of a source's amplitude; weak copies of their signals are not counted as "
         "sources, and positions are as uncertain as that makes them",
     )
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from risfast.localize.bands import likelihood_of
-from risfast.localize.likelihood import KNOWN, Box, Point, SourceState, ascend, coordinate_covariance
+from risfast.localize.likelihood import KNOWN, Box, Likelihood, Point, SourceState, ascend, coordinate_covariance
 from risfast.localize.mismatch import copies_of, explained, resolved, signature_covariance, with_spreading
 from risfast.localize.range_posterior import range_posterior
 from risfast.localize.source_sets import AnyLikelihood, Atoms, Rules, on_wrong_hill, settle, started_again
@@ -32,6 +32,7 @@ _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 # than it was, and gains are larger (C. M. Hurvich and C.-L. Tsai, "Regression and time series model selection in small
 # samples", Biometrika 76, 1989).
 _TAKEN = 5.0
+_LAST_CLIMB = 40  # steps at the most
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Polished(NamedTuple):
     copies : list of Sources, or None
         In these scenes, where further point sources would have to be that explain what is off: a reflection, if it is
         strong. Their signals are those of the sources. Ranges and powers are as they come.
+    spreading : float64 tensor, shape (B,), or None
+        Exponent of the decay of amplitudes with distance that the data say, 0 or 1; None where it is 0 in all scenes.
     """
 
     sources: list[Sources]
@@ -120,6 +123,7 @@ class Polished(NamedTuple):
     range_mass: list[Tensor]
     mismatch: list[Tensor] | None = None
     copies: list[Sources] | None = None
+    spreading: Tensor | None = None
 
     def select(self, chosen: Sequence[Tensor]) -> Polished:
         """Some of the sources of each scene.
@@ -201,10 +205,14 @@ def polish_sources(
         found = started_again(likelihood, found, doubtful, box, atoms, rules)
     if not (options.imperfect and measurement.pooled is not None):
         return _report(likelihood, found, box, atoms.setup, penalty, options)
+    # What is judged as a misfit must be none of a climb that was broken off, as one down to very little noise is.
+    found = ascend(likelihood, found.state, box, _LAST_CLIMB)
     likelihood, found = with_spreading(likelihood, found, box, atoms, rules)
     kept, mismatch = resolved(likelihood, found, box, penalty, options.iterations)
     report = _report(likelihood, kept, box, atoms.setup, penalty, options, mismatch)
-    return report._replace(copies=copies_of(found.state, kept.state, mismatch, atoms.setup))
+    spreading = likelihood.spreading if isinstance(likelihood, Likelihood) else None
+    copies = copies_of(found.state, kept.state, mismatch, atoms.setup)
+    return report._replace(copies=copies, spreading=spreading)
 
 
 def start_of(

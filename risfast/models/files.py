@@ -19,7 +19,7 @@ from risfast.errors import FileFormatError
 from risfast.geometry import Region
 from risfast.io.durable import finite_json, replace_file, sealed_json, sha256_of
 from risfast.io.guard import check_seal, file_digest, inside, load_json, naming, parsing, read_whole
-from risfast.models.pretrained import CONFIDENCE_FILE
+from risfast.models.pretrained import CONFIDENCE_FILE, COUNT_FILE
 from risfast.setup import Setup, array_from_json
 
 MODEL_WEIGHTS = "model.safetensors"
@@ -53,7 +53,8 @@ def save_model(
         "sha256": sha256_of(data),
         **card,
     }
-    (folder / CONFIDENCE_FILE).unlink(missing_ok=True)
+    for calibration in (CONFIDENCE_FILE, COUNT_FILE):
+        (folder / calibration).unlink(missing_ok=True)
     replace_file(folder / MODEL_WEIGHTS, data)
     _write_card(folder, content)
 

@@ -8,3 +8,4 @@ from pathlib import Path
 DEFAULT_MODEL = Path(__file__).parent.parent / "pretrained" / "default"
 
 CONFIDENCE_FILE = "confidence.json"  # of a model folder: the calibration of its confidence
+COUNT_FILE = "count.json"  # the same of the probability of each number of sources

@@ -36,7 +36,7 @@ from risfast.localize.polish import Polished
 from risfast.localize.refiner import load_helpful_refiner
 from risfast.models import build_backbone
 from risfast.models.base import Measurement, SourceMap
-from risfast.models.files import load_model
+from risfast.models.files import MODEL_CARD, load_model
 from risfast.setup import Setup
 from risfast.simulate.codes import CODE_KINDS
 from risfast.simulate.scenes import SystemConfig, generate_scenes
@@ -75,7 +75,7 @@ class Subject:
         setup = Setup.from_json(card["setup"])
         stored, within = folder / OPTIONS_FILE, folder / REFINER_FOLDER
         options = read_options(stored) if stored.is_file() else PipelineOptions()
-        refiner = load_helpful_refiner(within, card, setup) if within.is_dir() else None
+        refiner = load_helpful_refiner(within, card, setup) if (within / MODEL_CARD).is_file() else None
         return cls(Parts(module, setup, refiner=refiner), options, training_system(setup, card), folder)
 
 

@@ -95,7 +95,11 @@ def fit_from_arguments(arguments: list[str] | None = None) -> None:
         parser.error("--scenes and --snapshots must be at least 1")
     subject = Subject.load(given.model)
     most = subject.system.max_sources
-    models, curves = dict(load_counts(given.model)), {}
+    most_tried = subject.options.polish.max_sources
+    if most > most_tried:
+        parser.error(f"scenes have up to {most} sources, and the polish looks for {most_tried} at the most")
+    known, fitted = load_counts(given.model)
+    models, curves = dict(known), {}
     for powers in given.powers:
         parts = []
         for length in given.snapshots:
@@ -112,8 +116,8 @@ def fit_from_arguments(arguments: list[str] | None = None) -> None:
         print(f"{powers}: {float(right.mean()):.3f} right, {float(probability.mean()):.3f} said, on other scenes")
         models[powers] = fit_counts(Counted.joined(parts), most)
         print(models[powers])
+        fitted[powers] = {"seed": SEED, "scenes": given.scenes, "snapshots": given.snapshots}
     draw(given.picture, curves, ("probability of the likeliest number", "share of scenes where it is right"))
-    fitted = {"seed": SEED, "scenes": given.scenes, "snapshots": given.snapshots, "powers": list(given.powers)}
     save_counts(given.model, models, fitted)
 
 

@@ -21,19 +21,27 @@ def learning_rate(options: OptimiserOptions, step: int) -> float:
     return options.min_lr + (options.lr - options.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def check_moves(module: nn.Module, options: OptimiserOptions) -> None:
+    """Refuse a beginning of names that no parameter has."""
+    names = [name for name, _ in module.named_parameters()]
+    for start in options.moves:
+        if not any(name.startswith(start) for name in names):
+            own = ", ".join(dict.fromkeys(name.split(".")[0] for name in names))
+            raise ValueError(f"optimiser.moves: no parameter's name starts with {start!r}; there are {own}")
+
+
 class Optimiser:
     """AdamW with the order of DESIGN: unscale, check, clip, step, update, zero, schedule."""
 
     def __init__(self, module: nn.Module, options: OptimiserOptions, *, scaled: bool = False) -> None:
         self.options = options
+        check_moves(module, options)
         if options.moves:
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(parameter.requires_grad and name.startswith(options.moves))
         self.parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
-            named = f" whose names start with {' or '.join(options.moves)}" if options.moves else ""
-            own = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in module.named_parameters()))
-            raise ValueError(f"the module has no parameters to train{named}; it has {own or 'none'}")
+            raise ValueError("the module has no parameters to train")
         matrices = [p for p in self.parameters.values() if p.ndim >= 2]
         vectors = [p for p in self.parameters.values() if p.ndim < 2]
         groups = [(matrices, options.weight_decay), (vectors, 0.0)]
@@ -77,11 +85,14 @@ class Optimiser:
 
     def _by_part(self) -> dict[str, float]:
         """Norm of the gradient of each part of the module."""
+        found = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not found:
+            return {}
         squares: dict[str, float] = {}
-        for name, parameter in self.parameters.items():
-            if parameter.grad is not None:
-                part = name.split(".")[0]
-                squares[part] = squares.get(part, 0.0) + float(parameter.grad.square().sum())
+        norms = torch.stack(torch._foreach_norm(list(found.values()))).tolist()  # one copy to the host
+        for name, norm in zip(found, norms, strict=True):
+            part = name.split(".")[0]
+            squares[part] = squares.get(part, 0.0) + norm * norm
         return {part: math.sqrt(square) for part, square in squares.items()}
 
     def schedule(self, step: int) -> None:

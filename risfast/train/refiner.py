@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -165,10 +166,16 @@ def install(model: Path, config: RefinerConfig) -> str:
         return "the refiner is not put behind its backbone: its own test does not say that it helps"
     if not config.backbone:
         return f"the refiner helps; copy {model} to a folder {REFINER_FOLDER} in a model folder of your own to use it"
-    place = config.backbone_folder() / REFINER_FOLDER
-    place.mkdir(exist_ok=True)
-    for name in (MODEL_WEIGHTS, MODEL_CARD):  # the card, which makes it one, comes last
-        replace_file(place / name, (model / name).read_bytes())
+    folder = config.backbone_folder()
+    if read_card(model)["backbone"]["sha256"] != read_card(folder)["sha256"]:
+        return f"the refiner is not put behind {folder}: its weights are others by now than in the training"
+    place, made = folder / REFINER_FOLDER, folder / f".{REFINER_FOLDER}.new"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
+    for name in (MODEL_WEIGHTS, MODEL_CARD):
+        replace_file(made / name, (model / name).read_bytes())
+    shutil.rmtree(place, ignore_errors=True)
+    made.rename(place)  # which appears whole
     return f"the refiner helps, and stands behind its backbone: {place}"
 
 

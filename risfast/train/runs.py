@@ -32,6 +32,7 @@ from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import RunOptions
 from risfast.train.distributed import World, machine_settings, open_world
 from risfast.train.loop import StepReport, Trainer, TrainingError, TrainingTask
+from risfast.train.optimisation import check_moves
 from risfast.train.pictures import draw_curves, draw_localisation
 from risfast.train.validation import scene_slice
 
@@ -415,6 +416,7 @@ def train_stage(
     machine, data, options = config.machine, config.data, config.optimiser
     with open_world(machine.device) as world, machine_settings(machine.threads, machine.deterministic):
         stage, source = make(world), _scene_source(config)
+        check_moves(stage.module, config.optimiser)
         with open_folder(folder, config) if world.leads else nullcontext():
             trainer = Trainer(stage, source, data, options, world, config.seed, scaled=machine.amp == "fp16")
             run = TrainingRun(config, folder, trainer, stage, report)

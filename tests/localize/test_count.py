@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from risfast.localize.count import COUNT_FILE, CountModel, count_evidence, load_
 from risfast.localize.polish import PolishOptions, start_of
 from risfast.localize.source_sets import atoms_of
 from risfast.models.base import Measurement
+from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.setup import Setup
 from risfast.simulate.scenes import SystemConfig, generate_scenes
 
@@ -160,8 +162,11 @@ def test_refusals(surface: tuple[SystemConfig, Localizer]) -> None:
     system, localizer = surface
     with pytest.raises(ValueError, match="count must be one of off, equal, spread; got 'two'"):
         PipelineOptions(count="two")
-    with pytest.raises(ValueError, match="polished must be set"):
-        PipelineOptions(count="equal", polished=False)
+    scenes = generate_scenes(system, 9, range(1))
+    with pytest.raises(ValueError, match="count='equal' follows from the polish"):
+        localizer.analyse(Measurement.of(scenes), count="equal", polish=False)
+    stored = Localizer(localizer.backbone, localizer.setup, PipelineOptions(count="equal"))
+    assert stored.analyse(Measurement.of(scenes), polish=False).count_probability is None
     bands = Setup(RING, FIXED.region, sampling="direct", wavelengths_m=(0.3, 0.2))
     x = torch.randn(1, 2, 8, 10, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="counted in one band, and the measurement is of 2"):
@@ -187,21 +192,69 @@ def test_where_the_array_is_off_no_number_is_weighed() -> None:
 
 
 def test_models_of_counts_are_kept_and_damage_is_named(tmp_path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DEFAULT_MODEL, folder)
+    (folder / COUNT_FILE).unlink()
     models = {"equal": CountModel(0.4, (1.0, 0.0, -2.0)), "spread": CountModel()}
-    save_counts(tmp_path, models, {"scenes": 3})
-    assert load_counts(tmp_path) == models
-    assert load_counts(tmp_path / "none") == {}
+    assert load_counts(folder) == ({}, {})
+    save_counts(folder, models, {"equal": {"scenes": 3}})
+    assert load_counts(folder) == (models, {"equal": {"scenes": 3}})
     evidence = torch.tensor([[0.0, 1.0, 3.0, 2.0]], dtype=torch.float64)
     expected = np.exp(0.4 * np.array([0.0, 1, 3, 2]) + [1.0, 0.0, -2.0, -2.0])
     np.testing.assert_allclose(models["equal"].probability(evidence)[0], expected / expected.sum())
-    content = json.loads((tmp_path / COUNT_FILE).read_text())
-    for damage in ({"temperature": -1}, {"temperature": "x"}, {"offsets": []}, {"offsets": [None]}):
-        (tmp_path / COUNT_FILE).write_text(json.dumps({"equal": content["equal"] | damage}))
+    content = json.loads((folder / COUNT_FILE).read_text())
+    of_equal = ({"temperature": -1}, {"temperature": "x"}, {"offsets": []}, {"offsets": [None]})
+    for damage in (*({"equal": content["equal"] | one} for one in of_equal), {"weights": "0" * 64}):
+        (folder / COUNT_FILE).write_text(json.dumps(content | damage))
         with pytest.raises(FileFormatError, match=COUNT_FILE):
-            load_counts(tmp_path)
-    (tmp_path / COUNT_FILE).write_text("[")
+            load_counts(folder)
+    (folder / COUNT_FILE).write_text("[")
     with pytest.raises(FileFormatError, match=COUNT_FILE):
-        load_counts(tmp_path)
+        Localizer.load(folder)
+
+
+def test_near_waves_that_decay_are_one_source() -> None:
+    line = SensorArray(torch.tensor([[0.07 * (i - 3.5), 0.0, 0.0] for i in range(8)], dtype=torch.float64), 0.15)
+    setup = Setup(line, sampling="direct")
+    rng = torch.Generator().manual_seed(2)
+    point = torch.tensor([0.1, 0.0, 0.33], dtype=torch.float64)
+    distance = torch.linalg.vector_norm(line.positions_m - point, dim=1)
+    wave = torch.exp(-2j * math.pi / 0.15 * distance) * distance.mean() / distance
+    symbols, noise = (torch.randn(6, 100, n, dtype=torch.complex128, generator=rng) for n in (1, 8))
+    result = Localizer.classical(setup).analyse(symbols * wave + 10**-1.5 * noise, count="equal")
+    assert result.count_probability is not None
+    weighed = result.count_probability[~result.count_probability[:, 0].isnan()]
+    assert len(weighed) >= 4
+    assert bool((weighed.argmax(1) == 1).all())
+
+
+def test_data_in_any_unit_have_the_same_powers_relative_to_theirs() -> None:
+    system = SystemConfig(
+        RING, n_antennas=10, n_snapshots=60, range_m=(0.5, 2.0), snr_db=(15.0, 15.0), sampling="direct",
+        n_sources=(1, 1),
+    )  # fmt: skip
+    x = generate_scenes(system, 1, range(2)).y.to(torch.complex128)
+    localizer = Localizer.classical(system.setup)
+    one = localizer.analyse(x, count="equal")
+    for exponent in (-20, 20):
+        other = localizer.analyse(x * 2.0**exponent, count="equal")
+        for first, second in zip(one.sources, other.sources, strict=True):
+            torch.testing.assert_close(second.power, first.power.double() * 4.0**exponent, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other.factor * 2.0**-exponent, one.factor)
+        torch.testing.assert_close(other.noise_power * 4.0**-exponent, one.noise_power, rtol=1e-6, atol=0)
+        torch.testing.assert_close(other.count_probability, one.count_probability, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("snr_db", [30.0, 60.0])
+def test_little_noise_is_found_and_is_no_mismatch(snr_db: float) -> None:
+    system = SystemConfig(
+        RING, n_antennas=10, n_snapshots=100, range_m=(0.5, 2.0), snr_db=(snr_db, snr_db), sampling="direct",
+        n_sources=(1, 1),
+    )  # fmt: skip
+    scenes = generate_scenes(system, 4, range(6), dtype=torch.complex128)
+    result = Localizer.classical(system.setup).analyse(scenes.y)
+    torch.testing.assert_close(result.noise_power, scenes.noise_power.double(), rtol=0.15, atol=0)
+    assert not any(bool((m > 0).any()) for m in result.mismatch)
 
 
 def test_a_setup_reaches_the_far_field() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -102,3 +103,28 @@ def test_a_whole_batch_gives_the_usual_answer_and_a_bad_one_an_error(surface, sc
         surface.localize(scenes.y, scenes.codes, scenes.channel, on_error="ignore")
     with pytest.raises(ValueError, match=r"batch|scenes"):  # what is wrong with all of it is told as ever
         surface.localize(scenes.y, scenes.codes[:2], scenes.channel, on_error="skip")
+
+
+def test_a_silent_band_powers_by_band_and_notes_have_their_scenes():
+    array = SensorArray.circular(8, 0.12, 0.15)
+    setup = Setup(array, sampling="direct", wavelengths_m=(0.15, 0.12))
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, 40, 8)) + 1j * rng.standard_normal((3, 2, 40, 8))
+    x += 3 * (rng.standard_normal((3, 2, 40, 1)) + 1j * rng.standard_normal((3, 2, 40, 1)))
+    x[1, 0] = 0.0
+    localizer = Localizer.classical(setup)
+    noise = torch.full((3, 2), 2.0)
+    result = localizer.analyse(x[:, :, ::-1], on_error="skip", noise_power=noise)
+    assert result.notes[0] == "scene 1 is skipped: y is zero throughout in a band"
+    alone = localizer.analyse(x[[0, 2], :, ::-1], noise_power=noise[:2])
+    torch.testing.assert_close(result.sources[2].position, alone.sources[1].position)
+    # Powers of channels are no powers of scenes, whatever their number.
+    one = Localizer.classical(Setup(array, sampling="direct"))
+    y = x[:, 1].copy()
+    y[0, 0, 0] = np.nan
+    y[2, :, 4] = 0.0
+    told = one.analyse(y, on_error="skip")
+    assert any(note.startswith("scene 2: channel 4 is left out") for note in told.notes), told.notes
+    assert one.analyse(y[:, :, ::-1][:, :, ::-1], on_error="skip", noise_covariance=[1.0] * 8).notes
+    with pytest.raises(TypeError, match="y must be complex64 or complex128"):
+        one.analyse(y.real, on_error="skip")

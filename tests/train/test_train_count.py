@@ -39,7 +39,7 @@ def test_the_command_fits_writes_and_draws(tmp_path: Path, capsys) -> None:
     (folder / "count.json").unlink(missing_ok=True)
     picture = tmp_path / "count.png"
     fit_from_arguments(["--model", str(folder), "--scenes", "10", "--snapshots", "16", "--picture", str(picture)])
-    assert set(load_counts(folder)) == {"equal", "spread"}
+    assert set(load_counts(folder)[0]) == set(load_counts(folder)[1]) == {"equal", "spread"}
     assert picture.stat().st_size > 1000
     assert "on other scenes" in capsys.readouterr().out
-    assert Localizer.load(folder).parts.counts == load_counts(folder)
+    assert Localizer.load(folder).parts.counts == load_counts(folder)[0]

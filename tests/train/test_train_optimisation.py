@@ -191,3 +191,29 @@ def test_averages_of_another_architecture_are_refused() -> None:
     average = WeightAverage(nn.Linear(2, 1), OPTIONS)
     with pytest.raises(ValueError, match="another architecture"):
         average.load_tensors({"weight": torch.zeros(1, 3), "bias": torch.zeros(1)}, 4)
+
+
+def test_only_what_is_named_moves_and_names_that_no_parameter_has_are_refused() -> None:
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"head": nn.Linear(3, 2), "body": nn.Linear(3, 3)})
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimiser = Optimiser(module, OptimiserOptions(moves=("head",), lr=0.1, warmup=0))
+    optimiser.backward(module["head"](module["body"](torch.ones(1, 3))).square().sum())
+    _, taken = optimiser.step(0)
+    assert taken
+    assert set(optimiser.part_norms) == {"head"}
+    moved = {name for name, p in module.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+    with pytest.raises(ValueError, match="no parameter's name starts with 'tail'; there are head, body"):
+        Optimiser(module, OptimiserOptions(moves=("head", "tail")))
+
+
+def test_the_first_gradient_that_is_not_finite_is_named_and_norms_are_told_by_part() -> None:
+    module = nn.ModuleDict({"one": nn.Linear(2, 2, bias=False), "two": nn.Linear(2, 2, bias=False)})
+    optimiser = Optimiser(module, OptimiserOptions())
+    module["one"].weight.grad = torch.full((2, 2), 2.0)
+    module["two"].weight.grad = torch.tensor([[0.0, math.nan], [0.0, 0.0]])
+    _, taken = optimiser.step(0)
+    assert not taken
+    assert optimiser.not_finite == "two.weight"
+    assert optimiser.part_norms["one"] == pytest.approx(4.0)
