@@ -27,7 +27,18 @@ import torch
 from risfast import Localizer, SearchGrid
 from risfast.evaluate.records import RecordPlace, ResultsFolder
 from risfast.geometry import SensorArray
-from risfast.io import Recording, Snapshots, read_options, read_positions, read_setup, write_options, write_recording
+from risfast.io import (
+    Recording,
+    SceneDetails,
+    Snapshots,
+    read_options,
+    read_positions,
+    read_results,
+    read_setup,
+    write_options,
+    write_recording,
+    write_results,
+)
 from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize.confidence import FEATURES, HitModel
 from risfast.localize.count import CountModel, save_counts
@@ -35,10 +46,12 @@ from risfast.localize.pipeline import PipelineOptions
 from risfast.localize.refiner import build_refiner
 from risfast.models import build_backbone
 from risfast.models.files import save_model
+from risfast.report.show import result_page
 from risfast.setup import Setup
 from risfast.simulate import SystemConfig, read
 from risfast.simulate.shards import ShardSet, ShardSpec, write_shards
 from risfast.simulate.system_file import read_system
+from risfast.sources import Sources
 from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import RunConfig
 from risfast.train.runs import MetricsFile
@@ -401,6 +414,23 @@ def make_file(name, text):
     return make
 
 
+def make_results(name):
+    """Two sources of one scene, with all details where the format holds them."""
+
+    def make(folder):
+        found = Sources.at(torch.tensor([[0.4, 0.1, 1.5], [-0.3, 0.0, 2.0]]).double(), torch.ones(2).double())
+        axis, levels = torch.arange(3.0) + 1, torch.arange(6.0).reshape(2, 3) - 6
+        details = SceneDetails(torch.eye(3).repeat(2, 1, 1), axis[:2], axis, levels, axis, levels)
+        setup = Setup(SensorArray(OPTIONS["positions_m"], OPTIONS["wavelength_m"]), sampling="direct")
+        write_results(folder / name, [found, Sources.empty()], setup, [details])
+
+    return make
+
+
+def show_results(path):
+    return result_page(read_results(path), path.name)
+
+
 def make_options(folder):
     write_options(folder / "options.toml", PipelineOptions())
 
@@ -461,6 +491,8 @@ TARGETS: dict[str, Target] = {
     "setup": _file(make_file("setup.toml", SETUP_TEXT), read_setup, "setup.toml", **_TOML),
     "system": _file(make_file("system.toml", SYSTEM_TEXT), read_system, "system.toml", **_TOML),
     "options": _file(make_options, read_options, "options.toml", **_TOML),
+    "results, JSON": _file(make_results("r.json"), show_results, "r.json", kind="json"),
+    "results, CSV": _file(make_results("r.csv"), show_results, "r.csv"),
     "run configuration": _file(
         make_file("config.toml", to_toml(RunConfig())), partial(read_toml, RunConfig), "config.toml", **_TOML
     ),

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -481,10 +483,46 @@ def test_one_process_owns_a_folder_and_whoever_dies_lets_go(tmp_path):
         pass
 
 
+def test_an_owner_that_is_a_link_or_a_folder_is_named_with_its_mend(tmp_path):
+    (tmp_path / ".owner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OwnedError, match=r"is no plain file.*remove it"), owned(tmp_path):
+        pytest.fail("a link was followed")
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / ".owner").unlink()
+    (tmp_path / ".owner").mkdir()
+    with pytest.raises(OwnedError, match=r"is no plain file.*remove it"), owned(tmp_path):
+        pytest.fail("a folder was taken")
+
+
+def test_a_folder_is_owned_and_let_go_without_what_only_posix_has(tmp_path, monkeypatch):
+    closed = []
+
+    def close(descriptor):
+        closed.append(descriptor)
+        os.close(descriptor)
+
+    here = {name: value for name, value in vars(os).items() if name not in ("pread", "pwrite", "kill", "O_NOFOLLOW")}
+    monkeypatch.setattr("risfast.io.durable.os", SimpleNamespace(**{**here, "name": "nt", "close": close}))
+    monkeypatch.setattr("risfast.io.durable._locked", lambda descriptor: None)
+    unlink = Path.unlink
+
+    def unlink_closed(path, missing_ok=False):
+        assert closed, "a file that is open cannot be removed"
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    (tmp_path / ".owner").write_text("damaged, and longer than what takes its place, whatever the name of the host")
+    with owned(tmp_path):
+        text = (tmp_path / ".owner").read_text()
+        assert text == f"host {socket.gethostname()} pid {os.getpid()}\n"
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".owner").write_text(text.replace(f"pid {os.getpid()}", f"pid {os.getppid()}"))
+    with pytest.raises(OwnedError, match="if that process is gone, remove"), owned(tmp_path):
+        pytest.fail("it may still run")
+
+
 def test_where_there_are_no_locks_the_process_that_is_named_decides(tmp_path, monkeypatch):
     monkeypatch.setattr("risfast.io.durable._locked", lambda descriptor: None)
-    import socket
-
     here = socket.gethostname()
     for text, free in (
         ("", True),
