@@ -315,6 +315,30 @@ def test_a_marker_of_a_checkpoint_before_all_that_are_there_is_none(tmp_path):
     assert "LATEST" in problems[0]
 
 
+@pytest.mark.parametrize("line", ['{"step": 1, "loss": NaN}', '{"step": 1, "loss": 1e999}'])
+def test_a_line_of_metrics_that_is_not_finite_is_named(line, tmp_path):
+    made("metrics", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 1 is damaged .*is not finite"):
+        MetricsFile(path).read()
+
+
+@pytest.mark.parametrize("name", ["metrics", "latest checkpoint"])
+def test_a_link_out_of_the_folder_of_a_run_is_not_followed(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    folder = made(name, tmp_path / "in")
+    path = folder / TARGETS[name].files[0]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    if name == "metrics":
+        with pytest.raises(FileFormatError, match="leads to another folder"):
+            MetricsFile(path).read()
+    else:
+        _, (problem,) = CheckpointFolder(folder).read_latest()
+        assert "leads to another folder" in problem
+
+
 @pytest.mark.parametrize("line", ["7", "[]", '{"loss": 1}', '{"step": "3"}', '{"step": 1.5}', "[" * 10**5])
 def test_a_line_of_metrics_without_a_step_is_named(line, tmp_path):
     made("metrics", tmp_path)
