@@ -90,7 +90,8 @@ class LiveLoop:
 
     def __post_init__(self) -> None:
         """Check the words."""
-        if not isinstance(self.waiting, Integral) or isinstance(self.waiting, bool) or self.waiting < 1:
+        waiting: Any = self.waiting
+        if not isinstance(waiting, Integral) or isinstance(waiting, bool) or waiting < 1:
             raise ValueError(f"waiting must be a whole number, at least 1, got {self.waiting!r}")
         for name, known in (("drop", ("oldest", "none")), ("on_error", ("raise", "skip"))):
             if getattr(self, name) not in known:

@@ -198,14 +198,9 @@ RECORDINGS = {
 }
 
 
-# What is wrong with a measurement rather than with its file: no power at all, a frequency beyond its samples; or a
-# whole file that is of something else.
-NO_FAULT_OF_THE_FILE = (
-    "no element has any power",
-    "must lie within",
-    "received behind a surface",
-    "holds results of another configuration",
-)
+# What is wrong with a measurement rather than with its file: no power at all, no codes; a frequency beyond its samples.
+NO_FAULT_OF_SNAPSHOTS = ("no element has any power", "received behind a surface")
+NO_FAULT_OF_SAMPLES = (*NO_FAULT_OF_SNAPSHOTS, "frequency_hz must lie within")
 
 
 def read_whole(path, options):
@@ -223,6 +218,7 @@ class Target:
     files: tuple[str, ...]
     kind: str = "bytes"  # or json, or toml: every second change is one of values
     head: int = 256  # bytes that count as the header
+    no_fault: tuple[str, ...] = ()  # texts of a ValueError that is about the measurement, or another file than wanted
     resign: Callable[[Path, str, Change], None] | None = None  # changes what a checksum covers, and mends the checksum
 
 
@@ -463,7 +459,8 @@ def read_study(storage):
 
 
 def _recording(maker: Callable[[Path], Any], name: str, head: int = 256, **more: Any) -> Target:
-    return Target(maker, lambda folder, made: read_whole(*made), (name,), head=head, **more)
+    told = {"no_fault": NO_FAULT_OF_SNAPSHOTS, **more}
+    return Target(maker, lambda folder, made: read_whole(*made), (name,), head=head, **told)
 
 
 def _file(maker: Callable[[Path], Any], reader: Callable[[Path], Any], name: str, **more: Any) -> Target:
@@ -479,13 +476,13 @@ TARGETS: dict[str, Target] = {
     "MATLAB 7.3": _recording(make_mat73, "x.mat", 3072),
     "HDF5": _recording(make_hdf5, "x.h5", 2048),
     "HDF5, scenes": _recording(make_scenes, "x.h5", 4096),
-    "acoular": _recording(make_acoular, "x.h5", 2048),
+    "acoular": _recording(make_acoular, "x.h5", 2048, no_fault=NO_FAULT_OF_SAMPLES),
     "AIAA": _recording(make_benchmark, "x.h5", 4096),
     "UVH5": _recording(make_uvh5, "x.uvh5", 8192),
     "SigMF": _recording(make_sigmf, "x.sigmf-meta", kind="json"),
     "SigMF archive": _recording(make_archive, "x.sigmf", 1536, resign=_resign_tar),
-    "WAV": _recording(make_wav, "x.wav", 64),
-    "FLAC": _recording(make_flac, "x.flac", 128),
+    "WAV": _recording(make_wav, "x.wav", 64, no_fault=NO_FAULT_OF_SAMPLES),
+    "FLAC": _recording(make_flac, "x.flac", 128, no_fault=NO_FAULT_OF_SAMPLES),
     "positions, CSV": _file(make_positions("csv"), read_positions, "p.csv", head=16),
     "positions, XML": _file(make_positions("xml"), read_positions, "p.xml", head=64),
     "setup": _file(make_file("setup.toml", SETUP_TEXT), read_setup, "setup.toml", **_TOML),
@@ -519,7 +516,9 @@ TARGETS: dict[str, Target] = {
     ),
     "latest checkpoint": Target(make_checkpoints, read_checkpoints, ("LATEST",), head=8),
     "metrics": Target(make_metrics, read_metrics, ("metrics.jsonl",), head=80),
-    "evaluation": Target(make_records, read_records, ("config.json",), "json"),
+    "evaluation": Target(
+        make_records, read_records, ("config.json",), "json", no_fault=("holds results of another configuration",)
+    ),
     "evaluation record": Target(make_records, read_records, (f"records/{PLACE.file}",), head=512),
     "study, SQLite": Target(make_study("sqlite"), read_study("sqlite"), ("study.sqlite3",), head=4096),
     "study, journal": Target(make_study("journal"), read_study("journal"), ("study.journal",), head=512),
