@@ -91,7 +91,7 @@ class LiveLoop:
     def __post_init__(self) -> None:
         """Check the words."""
         waiting: Any = self.waiting
-        if not isinstance(waiting, Integral) or isinstance(waiting, bool) or waiting < 1:
+        if isinstance(waiting, bool) or not isinstance(waiting, Integral) or waiting < 1:
             raise ValueError(f"waiting must be a whole number, at least 1, got {self.waiting!r}")
         for name, known in (("drop", ("oldest", "none")), ("on_error", ("raise", "skip"))):
             if getattr(self, name) not in known:
