@@ -111,13 +111,6 @@ class SceneDetails:
                     raise ValueError(f"{name} must fit to its axis {axis}, got the shape {tuple(found[name].shape)}")
         return cls(**found)
 
-    def check_sources(self, count: int) -> None:
-        """Refuse details that are of another number of sources."""
-        for name in ("position_covariance", "profile_db"):
-            part: Tensor | None = getattr(self, name)
-            if part is not None and len(part) != count:
-                raise ValueError(f"{name} must be of {count} sources as the scene is, got {len(part)}")
-
 
 def _part(name: str, value: Any) -> Tensor:
     """One tensor of the details: the axes from a text, levels from texts, covariances from nested lists."""
@@ -138,6 +131,14 @@ def _part(name: str, value: Any) -> Tensor:
     if not levels[0] or len({len(row) for row in levels}) > 1:
         raise ValueError(f"{name} must have rows of one length, at least 1")
     return torch.tensor(levels if isinstance(value, list) else levels[0], dtype=torch.float64)
+
+
+def _check_sources(details: SceneDetails, count: int) -> None:
+    """Refuse details that are of another number of sources."""
+    for name in ("position_covariance", "profile_db"):
+        part: Tensor | None = getattr(details, name)
+        if part is not None and len(part) != count:
+            raise ValueError(f"{name} must be of {count} sources as the scene is, got {len(part)}")
 
 
 def _is_square(matrix: Any) -> bool:
@@ -256,7 +257,7 @@ def _read_json(path: Path) -> Results:
         for number, one in enumerate(details):
             with _at(f"details, {number}"):
                 known.append(SceneDetails.from_json(one))
-                known[-1].check_sources(len(found[number]))
+                _check_sources(known[-1], len(found[number]))
         setup = document.get("setup")
         return Results(found, None if setup is None else Setup.from_json(setup), tuple(known))
 
