@@ -200,7 +200,11 @@ RECORDINGS = {
 
 # What is wrong with a measurement rather than with its file: no power at all, no codes; a frequency beyond its samples.
 NO_FAULT_OF_SNAPSHOTS = ("no element has any power", "received behind a surface")
-NO_FAULT_OF_SAMPLES = (*NO_FAULT_OF_SNAPSHOTS, "frequency_hz must lie within")
+NO_FAULT_OF_SAMPLES = (
+    *NO_FAULT_OF_SNAPSHOTS,
+    "frequency_hz must lie within",
+    "falls into the bin at 0 Hz, which has no phase",
+)
 
 
 def read_whole(path, options):
