@@ -2,7 +2,8 @@
 
 ``python -m bench.everywhere`` takes 2000 places each in the region of a sphere, a ring and a plane (the plane needs a
 quarter of an hour; ``--places`` takes fewer). It prints how many were missed, found twice or found elsewhere, and the
-first of them, and exits with 1 where there was any.
+first of them, and exits with 1 where there was any. A range is judged where one was reported for a source within 2 m:
+farther out, or where the range is said not to be determined, only the direction is.
 """
 
 from __future__ import annotations
@@ -99,7 +100,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in given.arrays or ARRAYS:
         bad = wrong(name, given.places)
         total += len(bad)
-        print(f"{name:8} {given.places - len(bad)} of {given.places} found once within the tolerance", flush=True)
+        print(
+            f"{name:8} {given.places - len(bad)} of {given.places} found once within the tolerance",
+            flush=True,
+        )
         for line in bad[: given.show]:
             print(f"    {line}")
     return int(total > 0)

@@ -2,7 +2,7 @@
 
 ``python -m bench.history`` measures the checked-out commit, ``python -m bench.history REV ...`` earlier ones; a row
 that is there is replaced. Only what every commit since 0.1 has is measured, and only rows of the same processor
-compare.
+compare. The checked-out tree is measured only where it is that of its commit: changes belong to no row.
 """
 
 from __future__ import annotations
@@ -69,6 +69,12 @@ def commit_of(revision: str) -> tuple[str, str]:
     return date, name
 
 
+def is_clean(tree: Path) -> bool:
+    """Whether no file under version control differs from the commit."""
+    command = ["git", "-C", str(tree), "status", "--porcelain", "--untracked-files=no"]
+    return not subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def updated(path: Path, rows: list[dict[str, str]]) -> None:
     """The file with these rows, each in place of an earlier one of the same commit, in the order of dates."""
     held: dict[str, dict[str, str]] = {}
@@ -89,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--output", type=Path, default=HISTORY)
     options = parser.parse_args(arguments)
+    if not options.revisions and not is_clean(ROOT):
+        parser.error("the checked-out tree has changes that are in no commit; commit them, or name revisions")
     from bench.compare import earlier_tree
     from bench.measure import cpu_model
 

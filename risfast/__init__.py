@@ -29,7 +29,7 @@ __all__ = [
     "detect_sources_lowrank",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says where messages go
 

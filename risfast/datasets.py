@@ -74,7 +74,8 @@ def sound_at(
     Raises
     ------
     ValueError
-        Positions or places that are not rows of three, or gains that are not N.
+        Positions or places that are not rows of three, a source at a microphone, gains that are not N, or a length of
+        fewer than two samples.
     """
     microphones, places = (np.asarray(value, dtype=np.float64) for value in (positions_m, places_m))
     for name, value in (("positions_m", microphones), ("places_m", places)):
@@ -82,11 +83,16 @@ def sound_at(
             raise ValueError(f"{name} must have shape (any number, 3): x, y and z in metres; got {value.shape}")
     if gains is not None and len(gains) != len(microphones):
         raise ValueError(f"gains must be {len(microphones)} numbers, one for each microphone, got {len(gains)}")
-    length, random = round(seconds * sample_rate_hz), np.random.default_rng(seed)
+    samples = seconds * sample_rate_hz
+    if not 2 <= samples < math.inf:
+        raise ValueError(f"seconds must be at least 2 samples, {2 / sample_rate_hz:g} s, got {seconds!r}")
+    length, random = round(samples), np.random.default_rng(seed)
     frequency = np.fft.rfftfreq(length, 1 / sample_rate_hz)[:, None]
     heard = np.zeros((length, len(microphones)))
     for place in places:
         distance = np.linalg.norm(microphones - place, axis=1)
+        if not distance.all():
+            raise ValueError(f"places_m must not be those of microphones, got {place.tolist()}")
         delayed = np.exp(-2j * math.pi * frequency * distance / SPEED_OF_SOUND_M_S) / distance
         heard += np.fft.irfft(np.fft.rfft(random.standard_normal(length))[:, None] * delayed, length, axis=0)
     heard += math.sqrt((heard**2).mean() / 10 ** (snr_db / 10)) * random.standard_normal(heard.shape)
@@ -204,7 +210,14 @@ def surface_measurement(*, n_sources: int = 3, snr_db: float = 12.0, snapshots: 
     -------
     Sample
         Snapshots with codes and channel, for ``Localizer.from_pretrained()``.
+
+    Raises
+    ------
+    ValueError
+        Another number of sources.
     """
+    if n_sources not in range(1, 6):
+        raise ValueError(f"n_sources must be 1 to 5, got {n_sources!r}")
     system = SystemConfig(
         n_sources=(n_sources, n_sources), n_snapshots=snapshots, snr_db=(snr_db, snr_db), range_m=(1.0, 6.0)
     )

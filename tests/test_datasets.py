@@ -59,11 +59,20 @@ def test_sound_arrives_later_and_weaker_at_a_microphone_farther_away():
         ({"positions_m": [[0, 0]], "places_m": [[0, 0, 1]]}, "positions_m must have shape"),
         ({"positions_m": [[0, 0, 0]], "places_m": [0, 0, 1]}, "places_m must have shape"),
         ({"positions_m": [[0, 0, 0]], "places_m": [[0, 0, 1]], "gains": [1, 2]}, "gains must be 1 numbers"),
+        ({"positions_m": [[0, 0, 0]], "places_m": [[0, 0, 0]]}, "places_m must not be those of microphones"),
+        ({"positions_m": [[0, 0, 0]], "places_m": [[0, 0, 1]], "seconds": 0}, "seconds must be at least"),
+        ({"positions_m": [[0, 0, 0]], "places_m": [[0, 0, 1]], "seconds": math.nan}, "seconds must be at least"),
     ],
 )
 def test_what_is_no_geometry_is_refused(given, told):
     with pytest.raises(ValueError, match=told):
         datasets.sound_at(**given)
+
+
+@pytest.mark.parametrize("number", [0, 6, -1, 2.5])
+def test_a_number_of_sources_that_the_model_is_not_for_is_refused(number):
+    with pytest.raises(ValueError, match="n_sources must be 1 to 5"):
+        datasets.surface_measurement(n_sources=number)
 
 
 def test_samples_are_the_same_every_time():

@@ -25,9 +25,10 @@ for number in numbers:
 # A column for each scene; the darker a field, the more probable that number.
 figure = new_figure(6.0, 4.2)
 axes = figure.subplots()
-drawn = axes.imshow(torch.stack(probability, 1), origin="lower", cmap=MAP_COLOURS, vmin=0, vmax=1, aspect="auto")
+columns = torch.stack(probability, 1).numpy()
+drawn = axes.imshow(columns, origin="lower", cmap=MAP_COLOURS, vmin=0, vmax=1, aspect="auto")
 axes.plot(range(len(numbers)), numbers, "_", color=FOUND_COLOUR, markersize=40, markeredgewidth=2, label="true number")
 axes.set(xlabel="sources in the scene", ylabel="number of sources", xticks=range(len(numbers)), xticklabels=numbers)
-axes.legend(loc="upper left")
+axes.legend(loc="upper left", markerscale=0.5)
 figure.colorbar(drawn, label="probability")
 figure.savefig("how_many.png", dpi=80)

@@ -17,8 +17,8 @@ class ShowCommand(Command):
     """Options of ``risfast show``."""
 
     HELP: ClassVar[str] = (
-        "RESULT is what locate or detect wrote with --output. A .json holds maps, range profiles and uncertainties, "
-        "too; .csv, .parquet and .mat hold the sources alone. The page needs no network."
+        "RESULT is a .json or .csv that locate or detect wrote with --output. A .json holds maps, range profiles and "
+        "uncertainties, too; a .csv holds the sources alone. The page needs no network."
     )
 
     file: Annotated[Positional[Path], arg(metavar="RESULT")]  # The file of results.

@@ -78,14 +78,17 @@ def owned(folder: Path) -> Iterator[None]:
     # A lock of the operating system, which whoever dies lets go of: what a killed process left behind hinders nobody.
     # Where the file system has no locks, the process that the file names must be gone, or the file removed by hand.
     path = folder / _OWNER
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OwnedError(f"{path} is no plain file, so nobody can own {folder} by it; remove it")
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             locks = _locked(descriptor)
-            if locks is False or (locks is None and _alive(os.pread(descriptor, 300, 0).decode("utf-8", "replace"))):
-                named = " ".join(os.pread(descriptor, 300, 0).decode("utf-8", "replace").split()) or "of unknown name"
+            named = " ".join(os.read(descriptor, 300).decode("utf-8", "replace").split())
+            if locks is False or (locks is None and _alive(named)):
+                told = named or "of unknown name"
                 raise OwnedError(
-                    f"{folder} is at work in another process ({named}); wait for it, or choose another folder"
+                    f"{folder} is at work in another process ({told}); wait for it, or choose another folder"
                     + ("" if locks is False else f"; if that process is gone, remove {path}")
                 )
             there = path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
@@ -97,11 +100,15 @@ def owned(folder: Path) -> Iterator[None]:
         os.close(descriptor)  # its owner removed it between our opening and our locking it
     try:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"host {socket.gethostname()} pid {os.getpid()}\n".encode(), 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, f"host {socket.gethostname()} pid {os.getpid()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)
+        if os.name == "posix":  # removed while the lock is ours; elsewhere a file that is open cannot be
+            path.unlink(missing_ok=True)
         os.close(descriptor)
+        if os.name != "posix":
+            path.unlink(missing_ok=True)
 
 
 def _locked(descriptor: int) -> bool | None:
@@ -125,7 +132,8 @@ def _alive(named: str) -> bool:
     if words[1] != socket.gethostname():
         return True
     try:
-        os.kill(int(words[3]), 0)
+        if os.name == "posix":  # elsewhere this would end the process
+            os.kill(int(words[3]), 0)
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:

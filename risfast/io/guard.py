@@ -167,7 +167,7 @@ def load_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object of a file that is to hold ``what``."""
     text = read_whole(path, what)
     try:
-        document = json.loads(text.decode("utf-8"), parse_float=_finite, parse_constant=_finite)
+        document = json.loads(text.decode("utf-8"), parse_float=finite_number, parse_constant=finite_number)
     except (ValueError, RecursionError) as error:
         raise FileFormatError(f"{path}: damaged, not {what}: {short_text(error)}") from error
     if not isinstance(document, dict):
@@ -182,7 +182,7 @@ def check_seal(path: Path, document: dict[str, Any], key: str = "sha256") -> Non
         raise FileFormatError(f"{path}: damaged, its checksum ({key}) is missing or does not match")
 
 
-def _finite(text: str) -> float:
+def finite_number(text: str) -> float:
     """A number of JSON, which no float is that it cannot write."""
     value = float(text)
     if not math.isfinite(value):

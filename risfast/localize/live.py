@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from risfast.detect import DetectionOptions, detect_sources
 from risfast.errors import ShapeError
 from risfast.geometry import SearchGrid
+from risfast.ops import checks
 from risfast.setup import Setup
 from risfast.sources import Sources
 
@@ -29,7 +31,7 @@ class LiveResult(NamedTuple):
     frame : int
         Which frame this is, counted from 0 as they came.
     sources : Sources
-        None where the frame could not be located.
+        Without any source where the frame could not be located.
     latency_s : float
         From when the frame was there to when its sources were.
     seconds : float
@@ -52,8 +54,9 @@ class LiveResult(NamedTuple):
 class LiveLoop:
     """Locates frames as they come, one after the other.
 
-    A thread takes frames from their source; those that came while another was located wait. A frame waits for no more
-    than ``waiting`` others, so that a result is late by at most (waiting + 1) times what locating one frame takes.
+    A thread takes frames from their source; those that came while another was located wait. A result is late by at most
+    (waiting + 1) times what locating one frame takes and the caller does between two results; where none is left out
+    by (waiting + 2) times, because one more frame then waits for room.
 
     Parameters
     ----------
@@ -66,12 +69,13 @@ class LiveLoop:
         What happens to a frame that comes when so many wait: the oldest of them is left out, which results say; or
         the source is not asked for another one, as is right for a recording.
     on_error : {"raise", "skip"}
-        Whether a frame that cannot be located ends the loop, or is told and left.
+        Whether a frame that cannot be located ends the loop, or is told and left. This is of errors of values, types,
+        arithmetic and run time, as an unsolvable system is; any other ends the loop.
 
     Raises
     ------
     ValueError
-        ``waiting`` is below 1, or an unknown word.
+        ``waiting`` is no whole number from 1, or an unknown word.
 
     Examples
     --------
@@ -86,8 +90,9 @@ class LiveLoop:
 
     def __post_init__(self) -> None:
         """Check the words."""
-        if self.waiting < 1:
-            raise ValueError(f"waiting must be at least 1, got {self.waiting!r}")
+        waiting: Any = self.waiting
+        if isinstance(waiting, bool) or not isinstance(waiting, Integral) or waiting < 1:
+            raise ValueError(f"waiting must be a whole number, at least 1, got {self.waiting!r}")
         for name, known in (("drop", ("oldest", "none")), ("on_error", ("raise", "skip"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be {' or '.join(known)}, got {getattr(self, name)!r}")
@@ -109,6 +114,8 @@ class LiveLoop:
         ------
         ValueError
             A frame that cannot be located, where such errors are to be raised; it is named.
+        TypeError, ArithmeticError, RuntimeError
+            The same, as ``locate`` raised it, with the frame in a note.
         """
         line = _Line(self.waiting, self.drop)
         thread = threading.Thread(target=line.fill, args=(frames,), name="risfast-live", daemon=True)
@@ -120,10 +127,13 @@ class LiveLoop:
                 began, error = time.perf_counter(), ""
                 try:
                     sources = self.locate(frame)
-                except ValueError as problem:
+                except (ValueError, TypeError, ArithmeticError, RuntimeError) as problem:
                     if self.on_error == "raise":
-                        raise ValueError(f"frame {number}: {problem}") from problem
-                    sources, error = Sources.empty(), str(problem)
+                        if isinstance(problem, ValueError):
+                            raise ValueError(f"frame {number}: {problem}") from problem
+                        problem.add_note(f"frame {number} could not be located")
+                        raise
+                    sources, error = Sources.empty(), str(problem) or type(problem).__name__
                 now = time.perf_counter()
                 yield LiveResult(number, sources, now - came, now - began, number - next_frame, error)
                 next_frame = number + 1
@@ -201,7 +211,7 @@ class ForgettingDetector:
         grid: SearchGrid | None = None,
         options: DetectionOptions | None = None,
     ) -> None:
-        if not 0 <= memory < 1:
+        if not isinstance(memory, int | float) or not 0 <= memory < 1:
             raise ValueError(f"memory must lie in [0, 1), got {memory!r}")
         self.setup, self.memory, self.options = setup, memory, options
         self.grid = setup.search_grid() if grid is None else grid
@@ -221,9 +231,10 @@ class ForgettingDetector:
 
         Raises
         ------
-        ShapeError, ValueError
-            Another number of elements, no snapshot, or values that are not finite.
+        ShapeError, TypeError, ValueError
+            Another number of elements, no snapshot, numbers that are not complex, or values that are not finite.
         """
+        frame = checks.complex_tensor(frame, "frame")
         if frame.ndim != 2 or frame.shape[1] != self.setup.array.n_elements or not len(frame):
             n = self.setup.array.n_elements
             raise ShapeError(f"frame must have shape (L, {n}) with L >= 1, got {tuple(frame.shape)}")

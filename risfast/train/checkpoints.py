@@ -121,7 +121,8 @@ class CheckpointFolder:
         problems: list[str] = []
         if marker.exists():
             try:
-                text = read_whole(marker, "name of a checkpoint", _MARKER_BYTES).decode("utf-8", "replace")
+                data = read_whole(inside(self.folder, _LATEST), "name of a checkpoint", _MARKER_BYTES)
+                text = data.decode("utf-8", "replace")
             except FileFormatError as error:
                 text = ""
                 problems.append(str(error))

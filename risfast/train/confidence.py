@@ -26,6 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from risfast.evaluate import match
+from risfast.io.guard import inside
 from risfast.io.options_file import read_options
 from risfast.io.toml_file import from_table
 from risfast.localize import pipeline
@@ -73,7 +74,7 @@ class Subject:
         """From a model folder, whatever its ``confidence.json`` is of."""
         module, card = load_model(folder, build_backbone)
         setup = Setup.from_json(card["setup"])
-        stored, within = folder / OPTIONS_FILE, folder / REFINER_FOLDER
+        stored, within = inside(folder, OPTIONS_FILE), folder / REFINER_FOLDER
         options = read_options(stored) if stored.is_file() else PipelineOptions()
         refiner = load_helpful_refiner(within, card, setup) if (within / MODEL_CARD).is_file() else None
         return cls(Parts(module, setup, refiner=refiner), options, training_system(setup, card), folder)

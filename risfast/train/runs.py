@@ -21,7 +21,7 @@ import torch
 from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import finite_json, owned, replace_file
-from risfast.io.guard import naming, read_whole, short_text
+from risfast.io.guard import finite_number, inside, naming, read_whole, short_text
 from risfast.io.toml_file import as_table, load_toml, read_toml, to_toml
 from risfast.models.base import CovarianceEstimate
 from risfast.simulate.scenes import Scenes, generate_scenes
@@ -64,11 +64,12 @@ class MetricsFile:
         """Every line; a last one that a kill cut short is left out."""
         if not self.path.exists():
             return []
-        lines = read_whole(self.path, "metrics of a run", _METRICS_BYTES).decode("utf-8", "replace").splitlines()
+        path = inside(self.path.parent, self.path.name)
+        lines = read_whole(path, "metrics of a run", _METRICS_BYTES).decode("utf-8", "replace").splitlines()
         found = []
         for number, line in enumerate(lines, 1):
             try:
-                values = json.loads(line)
+                values = json.loads(line, parse_float=finite_number, parse_constant=finite_number)
                 if not isinstance(values, dict) or type(values.get("step")) is not int:
                     raise ValueError("it holds no step")
                 found.append(values)
@@ -133,7 +134,7 @@ def open_folder(folder: Path, config: RunOptions) -> Iterator[None]:
 
 def _check_folder(folder: Path, config: RunOptions) -> None:
     """Refuse a folder that holds something else than this run."""
-    path = folder / "config.toml"
+    path = inside(folder, "config.toml")
     if path.is_file():
         table = load_toml(path, "options")
         if "pipeline" not in table:

@@ -15,14 +15,15 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from risfast import __version__
 from risfast.detect import RefinedPeaks
+from risfast.errors import FileFormatError
 from risfast.evaluate.figures import figures
 from risfast.evaluate.metrics import Scores, score_scenes
 from risfast.io.durable import replace_file
+from risfast.io.guard import HELD_BYTES, parsing, read_whole
 from risfast.io.toml_file import as_table
 from risfast.localize import Localizer, pipeline
 from risfast.localize.confidence import HitModel
@@ -238,7 +239,7 @@ class DetectionObjective:
         key = self._digest(name, options)
         if key not in self._peaks:
             path = self._folder / f"peaks-{key}.safetensors"
-            found = _read_peaks(path)
+            found = _read_peaks(path, sum(len(batch.measurement) for batch in batches))
             if found is None:
                 each = [pipeline.effective(batch.estimate, batch.measurement, options) for batch in batches]
                 parts = [pipeline.map_peaks(covariance, self._parts.setup, options) for covariance in each]
@@ -283,9 +284,15 @@ def _check_source(parts: Parts, start: PipelineOptions) -> None:
         )
 
 
-def _read_peaks(path: Path) -> RefinedPeaks | None:
-    """Peaks that were cached; None where there are none, or they cannot be read and must be made again."""
+def _read_peaks(path: Path, scenes: int) -> RefinedPeaks | None:
+    """Peaks that were cached; None where there are none, or they cannot be used and must be made again."""
     try:
-        return RefinedPeaks(**load(path.read_bytes()))
-    except (FileNotFoundError, SafetensorError, TypeError):
+        data = read_whole(path, "peaks of maps", HELD_BYTES)
+        with parsing(path, "safetensors"):
+            found = RefinedPeaks(**load(data))
+    except FileFormatError:
         return None
+    count = found.power.shape[-1] if found.power.ndim else 0
+    shapes = ((scenes, count, 3), (scenes, count), (scenes,), (scenes,))
+    fits = all(field.shape == shape and field.is_floating_point() for field, shape in zip(found, shapes, strict=True))
+    return found if fits else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from risfast.detect import DetectionOptions
+from risfast.io.guard import inside
 from risfast.io.options_file import read_options
 from risfast.io.toml_file import NONE, as_table, from_table
 from risfast.localize.confidence import CONFIDENCE_FILE
@@ -196,7 +197,7 @@ def start_options(config: HpoConfig) -> PipelineOptions:
     """The options of the pipeline without tuning."""
     # Those of ``config.base.pipeline``; a study of detection that leaves them at their defaults starts from those that
     # are stored with its model.
-    stored = model_folder(config) / OPTIONS_FILE
+    stored = inside(model_folder(config), OPTIONS_FILE)
     if config.what == "detection" and config.base.pipeline == PipelineOptions() and stored.is_file():
         return read_options(stored)
     return config.base.pipeline

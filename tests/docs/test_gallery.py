@@ -37,8 +37,11 @@ def test_a_script_draws_its_picture_and_prints_what_its_page_says(path, tmp_path
     assert len(picture) > 5000
     stored = (GALLERY.RESULTS / f"{path.stem}.txt").read_text()
     assert NUMBER.sub("#", printed) == NUMBER.sub("#", stored)
-    values, expected = ([float(number) for number in NUMBER.findall(text)] for text in (printed, stored))
-    assert values == pytest.approx(expected, rel=0.25, abs=0.3)  # another processor, another version of torch
+    for value, expected in zip(NUMBER.findall(printed), NUMBER.findall(stored), strict=True):
+        if "." in expected:
+            assert float(value) == pytest.approx(float(expected), rel=0, abs=0.05)  # another processor, or torch
+        else:
+            assert value == expected
 
 
 def test_pages_and_notebooks_hold_every_cell():

@@ -35,7 +35,7 @@ import torch
 from risfast.errors import FileFormatError
 from risfast.tune.options import StudyError
 
-from .seeds import NO_FAULT_OF_THE_FILE, TARGETS, Target
+from .seeds import TARGETS, Target
 
 MUTANTS, MOST_BYTES, MOST_SECONDS, PATIENCE_S = 600, 1 << 30, 10.0, 60.0
 AT_ONCE = 100  # mutants of one process: what it has in its caches by then goes with it
@@ -137,8 +137,8 @@ def _resident(field: str) -> int:
     return 1024 * int(text.partition(f"{field}:")[2].split()[0])
 
 
-def outcome(read: Callable[[], Any]) -> Outcome:
-    """Read, and say what came."""
+def outcome(read: Callable[[], Any], no_fault: tuple[str, ...] = ()) -> Outcome:
+    """Read, and say what came; a ValueError with one of the texts ``no_fault`` is an answer about the measurement."""
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts again
     before, began, beyond = _resident("VmRSS"), time.process_time(), 0
     kind, detail = "answer", ""
@@ -147,7 +147,7 @@ def outcome(read: Callable[[], Any]) -> Outcome:
     except Exception as error:
         detail = f"{type(error).__name__}: {error}"
         allowed = isinstance(error, FileFormatError | StudyError)
-        told = type(error) is ValueError and any(text in str(error) for text in NO_FAULT_OF_THE_FILE)
+        told = type(error) is ValueError and any(text in str(error) for text in no_fault)
         kind = "refused" if (allowed or told) and "\n" not in str(error) else "raw"
         beyond = MOST_BYTES + 1 if _memory_failed(error) else 0
     return Outcome(kind, time.process_time() - began, max(_resident("VmHWM") - before, beyond), detail[:300])
@@ -235,7 +235,7 @@ class Farm:
         for number in range(first, stop):
             _fill(self._folder, self._good)
             mutate(self.target, self._folder, random.Random(f"{self.name}/{self.seed}/{number}"))
-            there = outcome(lambda: self.target.read(self._folder, self._made))
+            there = outcome(lambda: self.target.read(self._folder, self._made), self.target.no_fault)
             if bad(there):
                 self._keep(number)
             os.write(pipe, (json.dumps(there) + "\n").encode())
@@ -276,7 +276,7 @@ def main(arguments: list[str] | None = None) -> int:
         counts["slow"] = sum(one.seconds > MOST_SECONDS and one.kind != "death" for one in found)
         total += counts
         numbers = [counts[kind] for kind in ("answer", "refused", "raw", "death", "large", "slow")]
-        longest = max(one.seconds for one in found if one.kind != "death")
+        longest = max((one.seconds for one in found if one.kind != "death"), default=0.0)
         most = max(one.grown for one in found) / 1e6
         print(f"{name:20}" + "".join(f"{n:11}" for n in numbers) + f"{longest:11.2f}{most:11.0f}", flush=True)
         if chosen.show:

@@ -27,7 +27,18 @@ import torch
 from risfast import Localizer, SearchGrid
 from risfast.evaluate.records import RecordPlace, ResultsFolder
 from risfast.geometry import SensorArray
-from risfast.io import Recording, Snapshots, read_options, read_positions, read_setup, write_options, write_recording
+from risfast.io import (
+    Recording,
+    SceneDetails,
+    Snapshots,
+    read_options,
+    read_positions,
+    read_results,
+    read_setup,
+    write_options,
+    write_recording,
+    write_results,
+)
 from risfast.io.toml_file import read_toml, to_toml
 from risfast.localize.confidence import FEATURES, HitModel
 from risfast.localize.count import CountModel, save_counts
@@ -35,10 +46,12 @@ from risfast.localize.pipeline import PipelineOptions
 from risfast.localize.refiner import build_refiner
 from risfast.models import build_backbone
 from risfast.models.files import save_model
+from risfast.report.show import result_page
 from risfast.setup import Setup
 from risfast.simulate import SystemConfig, read
 from risfast.simulate.shards import ShardSet, ShardSpec, write_shards
 from risfast.simulate.system_file import read_system
+from risfast.sources import Sources
 from risfast.train.checkpoints import CheckpointFolder
 from risfast.train.config import RunConfig
 from risfast.train.runs import MetricsFile
@@ -185,13 +198,12 @@ RECORDINGS = {
 }
 
 
-# What is wrong with a measurement rather than with its file: no power at all, a frequency beyond its samples; or a
-# whole file that is of something else.
-NO_FAULT_OF_THE_FILE = (
-    "no element has any power",
-    "must lie within",
-    "received behind a surface",
-    "holds results of another configuration",
+# What is wrong with a measurement rather than with its file: no power at all, no codes; a frequency beyond its samples.
+NO_FAULT_OF_SNAPSHOTS = ("no element has any power", "received behind a surface")
+NO_FAULT_OF_SAMPLES = (
+    *NO_FAULT_OF_SNAPSHOTS,
+    "frequency_hz must lie within",
+    "falls into the bin at 0 Hz, which has no phase",
 )
 
 
@@ -210,6 +222,7 @@ class Target:
     files: tuple[str, ...]
     kind: str = "bytes"  # or json, or toml: every second change is one of values
     head: int = 256  # bytes that count as the header
+    no_fault: tuple[str, ...] = ()  # texts of a ValueError that is about the measurement, or another file than wanted
     resign: Callable[[Path, str, Change], None] | None = None  # changes what a checksum covers, and mends the checksum
 
 
@@ -401,6 +414,23 @@ def make_file(name, text):
     return make
 
 
+def make_results(name):
+    """Two sources of one scene, with all details where the format holds them."""
+
+    def make(folder):
+        found = Sources.at(torch.tensor([[0.4, 0.1, 1.5], [-0.3, 0.0, 2.0]]).double(), torch.ones(2).double())
+        axis, levels = torch.arange(3.0) + 1, torch.arange(6.0).reshape(2, 3) - 6
+        details = SceneDetails(torch.eye(3).repeat(2, 1, 1), axis[:2], axis, levels, axis, levels)
+        setup = Setup(SensorArray(OPTIONS["positions_m"], OPTIONS["wavelength_m"]), sampling="direct")
+        write_results(folder / name, [found, Sources.empty()], setup, [details])
+
+    return make
+
+
+def show_results(path):
+    return result_page(read_results(path), path.name)
+
+
 def make_options(folder):
     write_options(folder / "options.toml", PipelineOptions())
 
@@ -433,7 +463,8 @@ def read_study(storage):
 
 
 def _recording(maker: Callable[[Path], Any], name: str, head: int = 256, **more: Any) -> Target:
-    return Target(maker, lambda folder, made: read_whole(*made), (name,), head=head, **more)
+    told = {"no_fault": NO_FAULT_OF_SNAPSHOTS, **more}
+    return Target(maker, lambda folder, made: read_whole(*made), (name,), head=head, **told)
 
 
 def _file(maker: Callable[[Path], Any], reader: Callable[[Path], Any], name: str, **more: Any) -> Target:
@@ -449,18 +480,20 @@ TARGETS: dict[str, Target] = {
     "MATLAB 7.3": _recording(make_mat73, "x.mat", 3072),
     "HDF5": _recording(make_hdf5, "x.h5", 2048),
     "HDF5, scenes": _recording(make_scenes, "x.h5", 4096),
-    "acoular": _recording(make_acoular, "x.h5", 2048),
+    "acoular": _recording(make_acoular, "x.h5", 2048, no_fault=NO_FAULT_OF_SAMPLES),
     "AIAA": _recording(make_benchmark, "x.h5", 4096),
     "UVH5": _recording(make_uvh5, "x.uvh5", 8192),
     "SigMF": _recording(make_sigmf, "x.sigmf-meta", kind="json"),
     "SigMF archive": _recording(make_archive, "x.sigmf", 1536, resign=_resign_tar),
-    "WAV": _recording(make_wav, "x.wav", 64),
-    "FLAC": _recording(make_flac, "x.flac", 128),
+    "WAV": _recording(make_wav, "x.wav", 64, no_fault=NO_FAULT_OF_SAMPLES),
+    "FLAC": _recording(make_flac, "x.flac", 128, no_fault=NO_FAULT_OF_SAMPLES),
     "positions, CSV": _file(make_positions("csv"), read_positions, "p.csv", head=16),
     "positions, XML": _file(make_positions("xml"), read_positions, "p.xml", head=64),
     "setup": _file(make_file("setup.toml", SETUP_TEXT), read_setup, "setup.toml", **_TOML),
     "system": _file(make_file("system.toml", SYSTEM_TEXT), read_system, "system.toml", **_TOML),
     "options": _file(make_options, read_options, "options.toml", **_TOML),
+    "results, JSON": _file(make_results("r.json"), show_results, "r.json", kind="json"),
+    "results, CSV": _file(make_results("r.csv"), show_results, "r.csv"),
     "run configuration": _file(
         make_file("config.toml", to_toml(RunConfig())), partial(read_toml, RunConfig), "config.toml", **_TOML
     ),
@@ -487,7 +520,9 @@ TARGETS: dict[str, Target] = {
     ),
     "latest checkpoint": Target(make_checkpoints, read_checkpoints, ("LATEST",), head=8),
     "metrics": Target(make_metrics, read_metrics, ("metrics.jsonl",), head=80),
-    "evaluation": Target(make_records, read_records, ("config.json",), "json"),
+    "evaluation": Target(
+        make_records, read_records, ("config.json",), "json", no_fault=("holds results of another configuration",)
+    ),
     "evaluation record": Target(make_records, read_records, (f"records/{PLACE.file}",), head=512),
     "study, SQLite": Target(make_study("sqlite"), read_study("sqlite"), ("study.sqlite3",), head=4096),
     "study, journal": Target(make_study("journal"), read_study("journal"), ("study.journal",), head=512),

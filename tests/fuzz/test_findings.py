@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -313,6 +315,30 @@ def test_a_marker_of_a_checkpoint_before_all_that_are_there_is_none(tmp_path):
     assert "LATEST" in problems[0]
 
 
+@pytest.mark.parametrize("line", ['{"step": 1, "loss": NaN}', '{"step": 1, "loss": 1e999}'])
+def test_a_line_of_metrics_that_is_not_finite_is_named(line, tmp_path):
+    made("metrics", tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f"{line}\n{path.read_text()}")
+    with pytest.raises(FileFormatError, match=r"metrics\.jsonl: line 1 is damaged .*is not finite"):
+        MetricsFile(path).read()
+
+
+@pytest.mark.parametrize("name", ["metrics", "latest checkpoint"])
+def test_a_link_out_of_the_folder_of_a_run_is_not_followed(name, tmp_path):
+    (tmp_path / "in").mkdir()
+    folder = made(name, tmp_path / "in")
+    path = folder / TARGETS[name].files[0]
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    if name == "metrics":
+        with pytest.raises(FileFormatError, match="leads to another folder"):
+            MetricsFile(path).read()
+    else:
+        _, (problem,) = CheckpointFolder(folder).read_latest()
+        assert "leads to another folder" in problem
+
+
 @pytest.mark.parametrize("line", ["7", "[]", '{"loss": 1}', '{"step": "3"}', '{"step": 1.5}', "[" * 10**5])
 def test_a_line_of_metrics_without_a_step_is_named(line, tmp_path):
     made("metrics", tmp_path)
@@ -481,10 +507,46 @@ def test_one_process_owns_a_folder_and_whoever_dies_lets_go(tmp_path):
         pass
 
 
+def test_an_owner_that_is_a_link_or_a_folder_is_named_with_its_mend(tmp_path):
+    (tmp_path / ".owner").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OwnedError, match=r"is no plain file.*remove it"), owned(tmp_path):
+        pytest.fail("a link was followed")
+    assert not (tmp_path / "elsewhere").exists()
+    (tmp_path / ".owner").unlink()
+    (tmp_path / ".owner").mkdir()
+    with pytest.raises(OwnedError, match=r"is no plain file.*remove it"), owned(tmp_path):
+        pytest.fail("a folder was taken")
+
+
+def test_a_folder_is_owned_and_let_go_without_what_only_posix_has(tmp_path, monkeypatch):
+    closed = []
+
+    def close(descriptor):
+        closed.append(descriptor)
+        os.close(descriptor)
+
+    here = {name: value for name, value in vars(os).items() if name not in ("pread", "pwrite", "kill", "O_NOFOLLOW")}
+    monkeypatch.setattr("risfast.io.durable.os", SimpleNamespace(**{**here, "name": "nt", "close": close}))
+    monkeypatch.setattr("risfast.io.durable._locked", lambda descriptor: None)
+    unlink = Path.unlink
+
+    def unlink_closed(path, missing_ok=False):
+        assert closed, "a file that is open cannot be removed"
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink_closed)
+    (tmp_path / ".owner").write_text("damaged, and longer than what takes its place, whatever the name of the host")
+    with owned(tmp_path):
+        text = (tmp_path / ".owner").read_text()
+        assert text == f"host {socket.gethostname()} pid {os.getpid()}\n"
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".owner").write_text(text.replace(f"pid {os.getpid()}", f"pid {os.getppid()}"))
+    with pytest.raises(OwnedError, match="if that process is gone, remove"), owned(tmp_path):
+        pytest.fail("it may still run")
+
+
 def test_where_there_are_no_locks_the_process_that_is_named_decides(tmp_path, monkeypatch):
     monkeypatch.setattr("risfast.io.durable._locked", lambda descriptor: None)
-    import socket
-
     here = socket.gethostname()
     for text, free in (
         ("", True),

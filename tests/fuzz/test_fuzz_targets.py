@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.mutate import bytes_changed, document_changed, mutate, outcome
-from fuzz.seeds import TARGETS, read_whole
+from fuzz.seeds import NO_FAULT_OF_SAMPLES, TARGETS
 
 SETTINGS = settings(
     max_examples=int(os.environ.get("RISFAST_FUZZ_EXAMPLES", "12")),
@@ -40,13 +40,12 @@ def test_a_mutant_is_read_or_refused_with_one_clear_error(good, seed):
     for name, data in files.items():
         (folder / name).write_bytes(data)
     mutate(target, folder, random.Random(seed))
-    found = outcome(lambda: target.read(folder, made))
+    found = outcome(lambda: target.read(folder, made), target.no_fault)
     assert found.kind in ("answer", "refused"), found.detail
     assert found.grown < 1 << 30
 
 
 def test_recordings_are_told_apart_from_what_is_tried_here():
-    assert read_whole.__name__ == "read_whole"
     assert "SigMF archive" in RECORDINGS
     assert "setup" not in RECORDINGS
 
@@ -74,6 +73,9 @@ def test_what_breaks_is_counted_as_such():
 
     assert outcome(lambda: 1).kind == "answer"
     assert outcome(wrong(KeyError("x"))).kind == "raw"
-    assert outcome(wrong(ValueError("something else"))).kind == "raw"
+    assert outcome(wrong(ValueError("something else")), NO_FAULT_OF_SAMPLES).kind == "raw"
+    beyond = wrong(ValueError("frequency_hz must lie within 1 .. 2 Hz"))
+    assert outcome(beyond, NO_FAULT_OF_SAMPLES).kind == "refused"
+    assert outcome(beyond, TARGETS["npz"].no_fault).kind == "raw"
     assert outcome(wrong(MemoryError())).grown > 1 << 30
     assert outcome(lambda: bytearray(50 << 20)).grown > 40 << 20

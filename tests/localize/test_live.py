@@ -64,6 +64,33 @@ def test_a_frame_that_cannot_be_located_ends_the_loop_or_is_told():
     assert len(results[2].sources) == 0
 
 
+@pytest.mark.parametrize("error", [torch.linalg.LinAlgError, ZeroDivisionError, TypeError])
+def test_other_errors_of_one_frame_are_told_or_raised_as_they_are(error):
+    def picky(frame):
+        if frame == 1:
+            raise error
+        return Sources.empty()
+
+    results = list(LiveLoop(picky, drop="none", on_error="skip").run(range(3)))
+    assert [result.error for result in results] == ["", error.__name__, ""]
+    with pytest.raises(error) as raised:
+        list(LiveLoop(picky, drop="none").run(range(3)))
+    assert raised.value.__notes__ == ["frame 1 could not be located"]
+
+
+def test_where_none_is_left_out_a_result_is_late_by_one_frame_more():
+    """One is located, one waits, and one more waits for room: each of the three takes its time before the last."""
+    results = list(LiveLoop(slow, drop="none").run(range(8)))
+    assert max(result.latency_s for result in results) > 2.5 * 0.05
+    assert max(result.latency_s for result in results) < 3 * max(result.seconds for result in results) + 0.2
+
+
+@pytest.mark.parametrize("frame", [torch.zeros(3, 16), torch.zeros(3, 16, dtype=torch.int64), None])
+def test_a_frame_that_holds_no_complex_numbers_is_named(frame):
+    with pytest.raises(TypeError, match="frame must be"):
+        ForgettingDetector(SETUP)(frame)
+
+
 def test_an_error_of_the_source_is_raised_behind_its_frames():
     def source():
         yield 1
@@ -87,7 +114,9 @@ def test_who_stops_early_leaves_no_thread_behind():
     assert threading.active_count() == before
 
 
-@pytest.mark.parametrize("wrong", [{"waiting": 0}, {"drop": "newest"}, {"on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "wrong", [{"waiting": 0}, {"waiting": math.nan}, {"waiting": "2"}, {"drop": "newest"}, {"on_error": "ignore"}]
+)
 def test_words_are_checked(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         LiveLoop(nothing, **wrong)

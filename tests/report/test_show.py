@@ -18,7 +18,8 @@ from risfast import Region, SensorArray, Setup, Sources
 from risfast.cli import main
 from risfast.errors import FileFormatError
 from risfast.geometry import cartesian_to_spherical
-from risfast.io import RESULT_SUFFIXES, read_results, write_results
+from risfast.io import read_results, write_results
+from risfast.io.results import MOST_SCENES
 from risfast.ops import mvdr_spectrum
 from risfast.report.views import ray_power, region_rings, scene_details
 from risfast.steering import steering_vectors
@@ -33,6 +34,9 @@ FOUND = Sources.at(
     torch.tensor([0.9, 0.8, NAN], dtype=torch.float64),
 )
 SPREAD = torch.diag_embed(torch.tensor([[1e-5, 1e-5, 0.01], [1e-5, 2e-5, 0.09], [1e-5, 1e-5, math.inf]]).double())
+
+
+HEAD = "scene,azimuth_deg,elevation_deg,range_m,power_db"
 
 
 def covariance() -> torch.Tensor:
@@ -57,10 +61,8 @@ def page(results: Path) -> str:
     return results.with_name("found.json.html").read_text()
 
 
-@pytest.mark.parametrize("suffix", RESULT_SUFFIXES)
-def test_sources_come_back_from_every_format(tmp_path: Path, suffix: str) -> None:
-    if suffix == ".parquet":
-        pytest.importorskip("pyarrow", reason="pyarrow is not installed (pip install 'risfast[parquet]')")
+@pytest.mark.parametrize("suffix", [".json", ".csv"])
+def test_sources_come_back_from_what_is_read(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"found{suffix}"
     silent = FOUND.replace(power=torch.tensor([2.0, 1.0, 0.0]).double(), at_edge=torch.tensor([False, True, False]))
     write_results(path, [FOUND, Sources.empty(), silent], SETUP)
@@ -88,16 +90,72 @@ def test_details_come_back_to_a_tenth_of_a_decibel(results: Path) -> None:
     ("name", "text", "told"),
     [
         ("a.xyz", "", "results are read from"),
-        ("a.json", "{}", "is no file of results"),
-        ("a.json", "[1, 2]", "is no file of results"),
-        ("a.json", '{"scenes": [[{"azimuth_deg": 1}]]}', "elevation_deg"),
+        ("a.mat", "MATLAB", r"from \.json and \.csv; write them again"),
+        ("a.json", "", "is empty"),
+        ("a.json", "{}", "scenes must be a list"),
+        ("a.json", "[1, 2]", "not results of risfast locate: an object is expected"),
+        ("a.json", "[" * 5000, "damaged, not results"),
+        ("a.json", '{"scenes": [[{"azimuth_deg": 1}]]}', "scenes, 0, source 0: elevation_deg is missing"),
+        ("a.json", '{"scenes": [[7]]}', "scenes, 0, source 0: must be an object"),
+        ("a.json", json.dumps({"scenes": [[]] * (MOST_SCENES + 1)}), f"may hold {MOST_SCENES} scenes"),
         ("a.csv", "x,y\n1,2\n", "azimuth_deg"),
+        ("a.csv", f"{HEAD}\n0,1,2,3,{'x' * 140_000}\n", "'line 2' cannot be read"),
+        ("a.csv", f"{HEAD}\n0,1,2,3,4\n0,1,2\n", "line 3: must have 5 values"),
+        ("a.csv", f"{HEAD}\n10000000,1,2,3,4\n", f"line 2: a file may hold {MOST_SCENES} scenes"),
+        *(("a.csv", f"{HEAD}\n{scene},1,2,3,4\n", "line 2: scene must be") for scene in ("-1", "1.5", "inf")),
+        *(("a.csv", f"{HEAD}\n0,{azimuth},2,3,4\n", "line 2: azimuth_deg must be") for azimuth in ("nan", "", "1e9")),
+        ("a.csv", f"{HEAD}\n0,1,2,-3,4\n", "line 2: range_m must be"),
     ],
 )
 def test_what_is_no_file_of_results_is_refused(tmp_path: Path, name: str, text: str, told: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(FileFormatError, match=told):
         read_results(tmp_path / name)
+
+
+def set_source(name: str, value: object):
+    return lambda document: document["scenes"][0][1].update({name: value})
+
+
+def set_detail(name: str, change):
+    def apply(document: dict) -> None:
+        document["details"][0][name] = change(document["details"][0][name])
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (set_source("elevation_deg", None), "scenes, 0, source 1: elevation_deg must be a number"),
+        (set_source("azimuth_deg", 10**400), "scenes, 0, source 1: azimuth_deg must be a number"),
+        (set_source("range_m", -1.0), "scenes, 0, source 1: range_m must be a number"),
+        (set_source("range_m", True), "range_m must be a number"),
+        (set_source("power_db", "loud"), "power_db must be a number"),
+        (set_source("confidence", 2), "confidence must be a number from 0 to 1"),
+        (set_source("at_edge", "perhaps"), "at_edge must be"),
+        (set_detail("position_covariance", lambda rows: rows[:2]), "details, 0: position_covariance must be of 3"),
+        (set_detail("position_covariance", lambda rows: [[1.0, 2.0]]), "position_covariance must hold 3 x 3"),
+        (set_detail("profile_db", lambda rows: rows[:2]), "details, 0: profile_db must be of 3 sources"),
+        (set_detail("range_m", lambda text: "1 2 3"), "profile_db must fit to its axis range_m"),
+        (set_detail("map_db", lambda rows: rows[1:]), "map_db must fit to its axis azimuth_deg"),
+        (set_detail("map_db", lambda rows: [*rows[1:], "0"]), "map_db must have rows of one length"),
+        (set_detail("map_db", lambda rows: []), "map_db must hold numbers"),
+        (set_detail("map_db", lambda rows: [""] * len(rows)), "map_db must have rows"),
+        (set_detail("azimuth_deg", lambda text: text.replace("0", "nan")), "azimuth_deg must be a number"),
+        (lambda document: document["details"][0].pop("elevation_deg"), "must come together"),
+        (lambda document: document["details"][0].update(more=1), "more is no part of the details"),
+        (lambda document: document["details"].extend([{}] * 2), "at most one for each of 2 scenes"),
+        (lambda document: document["setup"].update(format=99), "setup: format 99"),
+    ],
+)  # fmt: skip
+def test_a_value_that_cannot_be_is_named(results: Path, tmp_path: Path, change, told: str) -> None:
+    document = json.loads(results.read_text())
+    change(document)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(FileFormatError, match=f"{re.escape(str(path))}: .*{told}"):
+        read_results(path)
 
 
 def test_power_over_range_of_several_bands_peaks_where_the_source_is() -> None:

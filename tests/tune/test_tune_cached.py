@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 import torch
+from safetensors.torch import save
 
-from risfast.detect import DetectionOptions
+from risfast.detect import DetectionOptions, RefinedPeaks
 from risfast.evaluate.metrics import score_scenes
 from risfast.geometry import Region, SensorArray
 from risfast.io import read_options, write_options
@@ -20,7 +21,7 @@ from risfast.models.files import save_model
 from risfast.setup import Tolerance
 from risfast.simulate.system_file import SystemOptions
 from risfast.train.config import DataOptions, RunConfig, ValidationOptions
-from risfast.tune.objectives import DetectionObjective, farthest_m, final_value, judging_scenes
+from risfast.tune.objectives import DetectionObjective, _read_peaks, farthest_m, final_value, judging_scenes
 from risfast.tune.options import HpoConfig, ScoreOptions, StudyError
 from risfast.tune.results import write_best, write_study
 from risfast.tune.space import pipeline_options
@@ -155,6 +156,25 @@ def test_capon_peaks_are_kept_for_the_next_worker_and_made_again_when_damaged(mo
     kept.write_bytes(kept.read_bytes()[:100])
     same(DetectionObjective(config, tmp_path).sources("L8", {}), first)
     assert kept.stat().st_size > 100
+
+
+def test_cached_peaks_that_do_not_fit_are_made_again(tmp_path):
+    path, good = (
+        tmp_path / "peaks.safetensors",
+        RefinedPeaks(torch.zeros(3, 5, 3), torch.zeros(3, 5), torch.zeros(3), torch.zeros(3)),
+    )
+    for changes, fits in (
+        ({}, True),
+        ({"position": torch.zeros(3, 4, 3)}, False),
+        ({"power": torch.zeros(())}, False),
+        ({"mad_db": torch.zeros(3, dtype=torch.int64)}, False),
+        ({"median_db": torch.zeros(2)}, False),
+        ({"more": torch.zeros(2)}, False),
+    ):
+        path.write_bytes(save({**good._asdict(), **changes}))
+        assert (_read_peaks(path, 3) is not None) == fits
+    assert _read_peaks(tmp_path / "missing", 3) is None
+    assert _read_peaks(tmp_path, 3) is None
 
 
 def test_peaks_of_another_map_and_of_other_scenes_are_others(model, tmp_path):
