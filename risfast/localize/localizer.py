@@ -397,10 +397,11 @@ class Localizer:
         FileFormatError, ValueError
             A file is missing or damaged, the weights are not the architecture's, or the refiner is another model's.
         """
+        from risfast.io.guard import inside  # noqa: PLC0415 - only where a file is read
         from risfast.models.files import MODEL_CARD, load_model  # noqa: PLC0415 - safetensors only where a file is read
 
         folder, where = Path(folder), device or "cpu"
-        stored = folder / OPTIONS_FILE
+        stored = inside(folder, OPTIONS_FILE)
         if options is None and stored.is_file():
             options = stored
         if isinstance(options, Path | str):
