@@ -83,7 +83,7 @@ def test_every_relative_link_and_picture_exists():
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
     assert links
     for link in links:
-        assert (ROOT / link).is_file(), link
+        assert (ROOT / link).exists(), link
 
 
 def test_the_first_screen_holds_the_demo_and_the_test_command():

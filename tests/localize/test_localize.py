@@ -312,7 +312,7 @@ def test_an_empty_batch_is_an_empty_list(localizer):
         ({"channel": lambda h: h.mT}, ShapeError, "channel"),
         ({"y": lambda y: y[0]}, ValueError, "2 dimensions"),
         ({"y": lambda y: y.real}, TypeError, "y must be complex"),
-        ({"y": lambda y: y * float("nan")}, ValueError, "y holds values that are not finite"),
+        ({"y": lambda y: y * float("nan")}, ValueError, r"y\[0\] holds values that are not finite"),
         ({"y": lambda y: y * 0}, ValueError, r"y\[0\] is zero"),
         ({"y": lambda y: y[:, :0], "codes": lambda c: c[:, :0]}, ValueError, "no snapshot"),
     ],

@@ -71,7 +71,7 @@ def test_the_page_is_well_formed_and_its_links_lead_somewhere(source: str) -> No
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))
     links = [a["href"] for tag, a in page.elements if tag == "a"]
-    assert len(links) == 12
+    assert len(links) == 13
     assert {link.lstrip("#") for link in links} <= set(ids)
 
 

@@ -20,7 +20,7 @@ from risfast.localize.localizer import OPTIONS_FILE, REFINER_FOLDER
 from risfast.localize.pipeline import MapOptions, PipelineOptions
 from risfast.localize.refiner import RefinedOptions, build_refiner
 from risfast.models import build_backbone
-from risfast.models.files import load_model, read_card, save_model
+from risfast.models.files import _write_card, load_model, read_card, save_model
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.models.refiner import RefinerOptions, SpectrumRefiner
 from risfast.setup import Setup
@@ -212,8 +212,7 @@ def test_a_refiner_that_helps_stands_behind_its_backbone(
     own, model = tmp_path / "backbone", tmp_path / "refiner"
     shutil.copytree(backbone, own, ignore=shutil.ignore_patterns(REFINER_FOLDER))
     shutil.copytree(finished / "model", model)
-    card = read_card(model) | {"helps": helpful}
-    (model / "model.json").write_text(json.dumps(card))
+    _write_card(model, read_card(model) | {"helps": helpful})
     said = install(model, config(own))
     assert ("does not say that it helps" in said) is not helpful
     assert (Localizer.load(own).parts.refiner is not None) is helpful

@@ -290,7 +290,8 @@ def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path) -> No
     )
     outcome = train(config, tmp_path / "run")
     lines = [line for line in metrics(tmp_path / "run") if line["kind"] == "validation"]
-    assert lines[-1]["step"] == outcome.best_step + 3 < 100
+    assert 3 <= lines[-1]["step"] < 10
+    assert outcome.best_step == lines[-1]["step"]  # nothing was better, and of equal ones the last has learned most
     assert outcome.complete
     assert train(config, tmp_path / "run").step == outcome.step  # and does not start again
 
