@@ -581,6 +581,11 @@ def run(
     Returns
     -------
     Localisation
+
+    Raises
+    ------
+    ValueError
+        The number of sources is to be counted, and there are several bands.
     """
     if options.count != "off" and measurement.bands > 1:
         raise ValueError(f"the number of sources is counted in one band, and the measurement is of {measurement.bands}")
