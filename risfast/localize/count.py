@@ -96,8 +96,8 @@ class _Problem:
     def setup(self) -> Setup:
         return self.atoms.setup
 
-    def climbed(self, state: SourceState, iterations: int, goal: Tensor | None = None) -> Point:
-        return ascend(Tied(self.likelihood, self.spread), self.box.clamp(state), self.box, iterations, goal)
+    def climbed(self, state: SourceState, iterations: int) -> Point:
+        return ascend(Tied(self.likelihood, self.spread), self.box.clamp(state), self.box, iterations)
 
 
 class _Sets(NamedTuple):
@@ -218,8 +218,8 @@ def _level(state: SourceState) -> SourceState:
     return replace(state, power=torch.where(state.mask, mean, state.power))
 
 
-def _settled(problem: _Problem, scenes: Tensor, state: SourceState, goal: Tensor | None = None) -> _Sets:
-    point = problem.climbed(state, _ITERATIONS, goal)
+def _settled(problem: _Problem, scenes: Tensor, state: SourceState) -> _Sets:
+    point = problem.climbed(state, _ITERATIONS)
     return _Sets(scenes, point.state, point.value, _evidence(problem, point.state))
 
 
@@ -349,7 +349,8 @@ def _beyond_laplace(problem: _Problem, state: SourceState, information: Tensor, 
     return found
 
 
-# Integrals are rough: log odds of simulated scenes of several systems are about half as large as the evidence says.
+# Integrals are rough: log odds of simulated scenes of the reference system are about half as large as the evidence says
+# (:mod:`risfast.train.count`). Of other systems it is a guess.
 _TEMPERATURE = 0.5
 
 

@@ -80,7 +80,7 @@ def fit_counts(data: Counted, most: int) -> CountModel:
     return CountModel(float(log_temperature.detach().exp()), tuple(offsets.tolist()))
 
 
-def fit_from_arguments(arguments: list[str] | None = None) -> None:
+def fit_counts_from_arguments(arguments: list[str] | None = None) -> None:
     """Fit, check on other scenes, write and draw."""
     parser = argparse.ArgumentParser(description="Fit the probability of each number of sources of a model.")
     parser.add_argument("--model", type=Path, required=True, help="model folder; count.json is written into it")
@@ -122,4 +122,4 @@ def fit_from_arguments(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    fit_from_arguments()
+    fit_counts_from_arguments()

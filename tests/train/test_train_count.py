@@ -12,7 +12,7 @@ import torch
 from risfast.localize import Localizer
 from risfast.localize.count import load_counts
 from risfast.models.pretrained import DEFAULT_MODEL
-from risfast.train.count import Counted, fit_counts, fit_from_arguments
+from risfast.train.count import Counted, fit_counts, fit_counts_from_arguments
 
 
 def test_the_fit_finds_how_evidence_was_made() -> None:
@@ -38,7 +38,9 @@ def test_the_command_fits_writes_and_draws(tmp_path: Path, capsys) -> None:
     shutil.copytree(DEFAULT_MODEL, folder)
     (folder / "count.json").unlink(missing_ok=True)
     picture = tmp_path / "count.png"
-    fit_from_arguments(["--model", str(folder), "--scenes", "10", "--snapshots", "16", "--picture", str(picture)])
+    fit_counts_from_arguments(
+        ["--model", str(folder), "--scenes", "10", "--snapshots", "16", "--picture", str(picture)]
+    )
     assert set(load_counts(folder)[0]) == set(load_counts(folder)[1]) == {"equal", "spread"}
     assert picture.stat().st_size > 1000
     assert "on other scenes" in capsys.readouterr().out
