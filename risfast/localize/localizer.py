@@ -265,7 +265,7 @@ _SBL_STEPS = 30
 _FEWEST_CHANNELS = 3
 _LARGEST_RATIO = 1e3  # of codes: the maps of atoms hold 60 dB
 _SINGLE_EXPONENT = 100  # of two, that single precision holds with room to spare
-_PLAIN_EXPONENT = 16  # of two: measurements of this size or its inverse are taken as they are
+_PLAIN_EXPONENT = 16  # of two: snapshots and channels of this size or its inverse are taken as they are
 _HERMITIAN = 1e-5  # of the largest entry or eigenvalue: what rounding to single precision does to a covariance
 # Two elements are the same place where they are closer than this, in wavelengths: 6e-4 rad of phase.
 _SAME_PLACE = 1e-4
@@ -797,7 +797,8 @@ def _plain(measurement: Measurement) -> tuple[Measurement, tuple[Tensor, Tensor]
     of_y, of_codes, of_channel = (exponents(values) for values in (m.y, m.codes, m.channel))
     if m.pooled is not None:  # codes of pooled snapshots have no part in anything
         of_codes = torch.zeros_like(of_codes)
-    if max(int(e.abs().max()) for e in (of_y, of_codes, of_channel)) <= _PLAIN_EXPONENT:
+    largest = max(int(e.abs().max()) for e in (of_y, of_channel))
+    if largest <= _PLAIN_EXPONENT and int(of_codes.abs().max()) <= 1:  # of modulus one but for rounding
         return m, None
 
     def scaled(values: Tensor, exponent: Tensor) -> Tensor:

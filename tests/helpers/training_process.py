@@ -16,16 +16,20 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tiny_backbone import build, tiny
 
 from risfast.train.backbone import train_backbone
 
-CONFIG = tiny(
-    optimiser={"steps": 60, "warmup": 5},
-    validation={"every": 10, "capon_scenes": 0, "scenes": 4},
-    machine={"checkpoint_every": 1, "log_every": 4},
-)
+
+def config_of(kills: int) -> Any:
+    """A training with enough steps for so many processes to die in it."""
+    return tiny(
+        optimiser={"steps": 6 * kills, "warmup": 5},
+        validation={"every": kills, "capon_scenes": 0, "scenes": 4},
+        machine={"checkpoint_every": 1, "log_every": 4},
+    )
 
 
 SAME = tiny(backbone={"options": {"dropout": 0.0}})
@@ -36,12 +40,12 @@ def silent(_: object) -> None:
 
 
 def kill(folder: Path, kills: int, seed: int) -> None:
-    rng = random.Random(seed)
+    rng, config = random.Random(seed), config_of(kills)
     done = 0
     while done < kills:
         child = os.fork()
         if child == 0:
-            train_backbone(CONFIG, folder / "killed", silent, build=build)
+            train_backbone(config, folder / "killed", silent, build=build)
             os._exit(0)
         time.sleep(rng.uniform(0.02, 0.6))
         os.kill(child, signal.SIGKILL)
@@ -50,7 +54,7 @@ def kill(folder: Path, kills: int, seed: int) -> None:
             raise SystemExit(f"the run ended after {done} kills; give it more steps")
         done += 1
     for name in ("killed", "whole"):  # after the last fork: a child must not inherit the threads of a training
-        train_backbone(CONFIG, folder / name, silent, build=build)
+        train_backbone(config, folder / name, silent, build=build)
 
 
 def group_threads() -> list[str]:

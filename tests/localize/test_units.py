@@ -13,7 +13,7 @@ from risfast.errors import ShapeError
 from risfast.simulate import SystemConfig, generate_scenes
 
 SYSTEM = SystemConfig(SensorArray.rectangular(5, 4), n_antennas=6, n_snapshots=12, n_sources=(1, 2), snr_db=(10, 20))
-SCALES = (1e-30, 1e-17, 1e-8, 1e8, 1e17, 1e30)
+SCALES = (1e-30, 1e-17, 1e-8, 3e4, 1e8, 1e17, 1e30)
 
 
 @pytest.fixture(scope="module")

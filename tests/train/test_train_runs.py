@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_backbone import TINY, TinyBackbone, build, tiny
 from torch import nn
-from training_process import CONFIG, silent
+from training_process import config_of, silent
 
 from risfast.errors import FileFormatError
 from risfast.io.durable import OwnedError, finite_json, owned, write_synced
@@ -200,9 +200,10 @@ def run_process(*arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_run_killed_at_ten_random_instants_ends_with_the_same_bits(tmp_path: Path) -> None:
-    run_process("kill", str(tmp_path), "10", "4")
-    assert metrics(tmp_path / "whole")[-1]["step"] == CONFIG.optimiser.steps
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path, kills: int) -> None:
+    run_process("kill", str(tmp_path), str(kills), "4")
+    assert metrics(tmp_path / "whole")[-1]["step"] == config_of(kills).optimiser.steps
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 

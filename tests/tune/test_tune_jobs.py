@@ -289,7 +289,7 @@ class Workers:
 @pytest.mark.slow
 @pytest.mark.parametrize("storage", STORAGES)
 def test_four_workers_killed_at_random_lose_and_double_no_trial(storage, tmp_path):
-    kill_workers(storage, tmp_path, trials=48, kills=12, seed=1)
+    kill_workers(storage, tmp_path, trials=80, kills=20, seed=1)
 
 
 def kill_workers(storage, folder, trials, kills, seed):

@@ -77,7 +77,7 @@ def server():
 
 
 def test_four_workers_killed_at_random_lose_and_double_no_trial(server, tmp_path):
-    kill_workers(server, tmp_path, trials=48, kills=12, seed=2)
+    kill_workers(server, tmp_path, trials=80, kills=20, seed=2)
 
 
 def test_a_study_goes_on_with_the_same_command(server, tmp_path):
