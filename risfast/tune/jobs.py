@@ -164,8 +164,8 @@ class Jobs:
             if not (silent or trial.state == TrialState.FAIL):
                 continue
             if attempt < self._attempts:
-                fixed = trial.system_attrs.get("fixed_params", {})
-                self._enqueue(slot, attempt, {**fixed, **trial.params})
+                last = self._storage.get_trial(trial._trial_id)  # its worker may have told more before it died
+                self._enqueue(slot, attempt, {**last.system_attrs.get("fixed_params", {}), **last.params})
             if silent:
                 self._fail(trial)
 

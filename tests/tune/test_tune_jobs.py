@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 from optuna.trial import TrialState
 from tuning_process import Waiting, config
@@ -123,6 +124,26 @@ def test_a_silent_trial_is_tried_again_with_its_parameters_and_its_own_result_is
         assert not opened.jobs.finish(lost, TrialState.COMPLETE, 1.0, {"late": True})
         assert jobs.finish(again, TrialState.COMPLETE, 2.0, {})
     assert [t.value for t in finished(opened)] == [2.0]
+
+
+@pytest.mark.parametrize("storage", STORAGES)
+def test_parameters_that_were_told_after_the_last_look_are_tried_again_too(storage, tmp_path, monkeypatch):
+    opened = open_study(config(storage, 1), tmp_path)
+    second = other_worker(opened, storage, tmp_path)
+    with quiet():
+        opened.jobs.plan([None])
+        lost = opened.jobs.claim()
+        opened.study.sampler = optuna.samplers.RandomSampler(seed=99)  # not that of the second worker
+        jobs, told = silent_jobs(second), []
+
+        def dies(trial):  # between the look at all trials and that at its worker
+            told.append(lost.trial.suggest_float("optimiser.lr", 1e-3, 1e-2))
+            return True
+
+        monkeypatch.setattr(jobs, "_is_silent", dies)
+        again = jobs.claim()
+        assert again.attempt == 1
+        assert again.trial.suggest_float("optimiser.lr", 1e-3, 1e-2) == told[0]
 
 
 def test_a_sign_of_life_keeps_a_trial(tmp_path):
