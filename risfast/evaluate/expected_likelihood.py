@@ -191,7 +191,8 @@ def pseudo_true_parameters(likelihood: ExpectedLikelihood, state: SourceState) -
         converged[active] = gain <= _SETTLED
         return step, gain > _SETTLED
 
-    def evaluate(active: Tensor, moved: SourceState) -> tuple[SourceState, Expected]:
+    def evaluate(active: Tensor, here: SourceState, _: Expected, step: Tensor) -> tuple[SourceState, Expected]:
+        moved = here.moved(step)
         moved.position[..., 2] = torch.maximum(moved.position[..., 2], floor[active][:, None])
         return moved, likelihood[active].expected(moved)
 

@@ -16,12 +16,14 @@ _SHARE = 0.1  # of what is received that each source of a band starts from
 _REFITS = 6
 
 
-def likelihood_of(measurement: Measurement, setup: Setup) -> Likelihood | BandLikelihood:
-    """What a polish maximises: with products of single precision behind a surface, of double precision elsewhere."""
+def likelihood_of(
+    measurement: Measurement, setup: Setup, dtype: torch.dtype = torch.complex64
+) -> Likelihood | BandLikelihood:
+    """What a polish maximises; products behind a surface are of single precision, unless ``dtype`` is another one."""
     if measurement.bands != setup.n_bands:
         raise ValueError(f"the measurement is of {measurement.bands} bands, and the setup of {setup.n_bands}")
     if setup.n_bands == 1:
-        return Likelihood(measurement, setup.array, setup.wavefront, dtype=torch.complex64)
+        return Likelihood(measurement, setup.array, setup.wavefront, dtype=dtype)
     return BandLikelihood(measurement, setup)
 
 

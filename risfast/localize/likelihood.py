@@ -658,7 +658,8 @@ _LONGEST_BEAMS, _LONGEST_PHASE_RAD, _LONGEST_POWER, _LONGEST_NOISE = 0.44, 3.57,
 _DAMPING_START, _DAMPING_LEAST, _DAMPING_MOST = 1e-3, 1e-6, 1e6
 _DAMPING_DOWN, _DAMPING_UP = 0.2, 10.0
 # Of the log-likelihood: far below what a source is worth.
-_CONVERGED = 1e-2
+CONVERGED = 1e-2
+_PARALLEL = 1e-6  # cosine, of what second derivatives lack and the step, below which it says nothing
 # Expected gains that a scene is given to reach its goal: the likelihood is not quadratic.
 _HOPE = 5.0
 
@@ -744,14 +745,14 @@ def climb(
     iterations: int,
     *,
     propose: Callable[[Tensor, SourceState, Any, Tensor], tuple[Tensor, Tensor]],
-    evaluate: Callable[[Tensor, SourceState], tuple[SourceState, Any]],
+    evaluate: Callable[[Tensor, SourceState, Any, Tensor], tuple[SourceState, Any]],
     judge: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]],
 ) -> tuple[SourceState, Any]:
     """Damped Newton steps of all scenes at once, each until it has settled.
 
     ``at`` is what a step is made from: a dataclass of tensors, ``value`` among them, with ``take``.
-    ``propose`` gives the steps of the active scenes and which of these go on, ``evaluate`` the states after a step,
-    kept within their bounds, and what is there, ``judge`` from the new and the old values and the damping which steps
+    ``propose`` gives the steps of the active scenes and which of these go on, ``evaluate`` the states after them, kept
+    within their bounds, and what is there, ``judge`` from the new and the old values and the damping which steps
     are taken, the next damping, and which scenes go on.
     """
     for _ in range(iterations):
@@ -761,8 +762,9 @@ def climb(
         active = active[going]
         if not len(active):
             break
-        moved, there = evaluate(active, here.take(going).moved(step[going]))
-        better, damping[active], more = judge(there.value, now.value[going], damping[active])
+        before = now.take(going)
+        moved, there = evaluate(active, here.take(going), before, step[going])
+        better, damping[active], more = judge(there.value, before.value, damping[active])
         taken = better.nonzero()[:, 0]
         state = _put(state, active[taken], moved.take(taken))
         at = _put(at, active[taken], there.take(taken))
@@ -788,8 +790,15 @@ class Ascendable(Protocol):
         ...
 
 
-def ascend(likelihood: Ascendable, state: SourceState, box: Box, iterations: int, goal: Tensor | None = None) -> Point:
-    """Climb the likelihood of each scene; a step that does not raise it is not taken.
+def ascend(
+    likelihood: Ascendable,
+    state: SourceState,
+    box: Box,
+    iterations: int,
+    goal: Tensor | None = None,
+    converged: float = CONVERGED,
+) -> Point:
+    """Climb the likelihood of each scene until it rises by less than ``converged``; no step makes it fall.
 
     goal (B,)
     """
@@ -798,26 +807,35 @@ def ascend(likelihood: Ascendable, state: SourceState, box: Box, iterations: int
     # of stay there, and the others move as if they were known. The expected gain is half the product of step and
     # gradient. D. W. Marquardt, "An algorithm for least-squares estimation of nonlinear parameters", Journal of SIAM
     # 11(2), 1963.
+    # What the expected second derivatives lack of the true ones is gathered from the gradients on the way, by symmetric
+    # updates of rank one: J. E. Dennis, D. M. Gay and R. E. Welsch, "An adaptive nonlinear least-squares algorithm",
+    # ACM Transactions on Mathematical Software 7(3), 1981.
     used = state.mask.any(0).nonzero()[:, 0]
     inner = state.columns(used)
     at = likelihood.derivatives(inner)
+    lacking = torch.zeros_like(at.information)
 
     def propose(active: Tensor, here: SourceState, now: Derivatives, damping: Tensor) -> tuple[Tensor, Tensor]:
+        curved = now.information + lacking[active]
+        concave = torch.linalg.cholesky_ex(curved).info == 0
+        now = replace(now, information=torch.where(concave[:, None, None], curved, now.information))
         step, expected = _step(now, damping, _held(here, box, now.gradient), box.longest, here)
-        promising = ~(expected < _CONVERGED / 2)  # NaN is for the likelihood to refuse
+        promising = ~(expected < converged / 2)  # NaN is for the likelihood to refuse
         if goal is not None:
             promising &= ~(now.value + _HOPE * expected < goal[active])
         return step, promising
 
-    def evaluate(active: Tensor, moved: SourceState) -> tuple[SourceState, Derivatives]:
-        moved = box[active].clamp(moved)
-        return moved, likelihood[active].derivatives(moved)
+    def evaluate(active: Tensor, here: SourceState, now: Derivatives, step: Tensor) -> tuple[SourceState, Derivatives]:
+        moved = box[active].clamp(here.moved(step))
+        there = likelihood[active].derivatives(moved)
+        lacking[active] += _lacking(here, now, moved, there, there.information + lacking[active], step)
+        return moved, there
 
     def judge(there: Tensor, before: Tensor, damping: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         gain = there - before
         better = gain > 0  # False for NaN
         damping = torch.where(better, damping * _DAMPING_DOWN, damping * _DAMPING_UP)
-        return better, damping.clamp(_DAMPING_LEAST, _DAMPING_MOST), ~better | (gain >= _CONVERGED)
+        return better, damping.clamp(_DAMPING_LEAST, _DAMPING_MOST), ~better | (gain >= converged)
 
     every = torch.arange(len(state.noise), device=state.noise.device)
     damping = torch.full_like(at.value, _DAMPING_START)
@@ -839,6 +857,20 @@ def _held(state: SourceState, box: Box, gradient: Tensor) -> Tensor:
         if all(ends):
             out[..., axis] = False
     return torch.cat([out.mT.flatten(1), out.new_zeros(len(out), state.n_parameters - 3 * k)], 1)
+
+
+def _lacking(
+    here: SourceState, now: Derivatives, moved: SourceState, there: Derivatives, curved: Tensor, step: Tensor
+) -> Tensor:
+    """What second derivatives ``curved`` [B, P, P] lack along a step, by its gradients; 0 where it tells nothing."""
+    apart = moved.position - here.position, (moved.power / here.power).log(), (moved.noise / here.noise).log()
+    way = torch.cat([apart[0].mT.flatten(1), apart[1].flatten(1), apart[2].view(len(step), -1)], 1)
+    missing = now.gradient - there.gradient - (curved @ way[..., None])[..., 0]
+    along = (missing * way).sum(1)
+    told = along.abs() > _PARALLEL * missing.norm(dim=1) * way.norm(dim=1)
+    told &= (way.abs() <= step.abs() * (1 + 1e-6) + 1e-12).all(1)  # none that went round or through a pole
+    scale = torch.where(told, 1 / along, 0.0)
+    return torch.where(told[:, None, None], missing[:, :, None] * missing[:, None] * scale[:, None, None], 0.0)
 
 
 def _step(at: Derivatives, damping: Tensor, held: Tensor, longest: Tensor, state: SourceState) -> tuple[Tensor, Tensor]:
