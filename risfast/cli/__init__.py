@@ -92,16 +92,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     """Parse and run a command; every error becomes one line."""
-    from risfast.cli.options import in_options, option_names  # noqa: PLC0415 - tyro is not for --version
-    from risfast.cli.progress import ProgressBar  # noqa: PLC0415
+    from risfast.cli.progress import ProgressBar  # noqa: PLC0415 - not for --version
 
     verbose = "--verbose" in arguments or "--debug" in arguments
-    kind = COMMANDS[command].kind
+    unseen = not {"--quiet", "-h", "--help"}.isdisjoint(arguments)
+    with contextlib.closing(ProgressBar(quiet=unseen)) as progress:
+        progress.waiting("loading")  # torch takes seconds where the disk is slow
+        from risfast.cli.options import in_options, option_names  # noqa: PLC0415
+
+        kind = COMMANDS[command].kind
     try:
         options = parse(command, arguments)
         if options is None:
             return 0
         with contextlib.closing(ProgressBar(quiet=options.common.quiet)) as progress:  # gone before an error is told
+            progress.waiting("loading")
             return int(options.run(progress))
     except BrokenPipeError:
         return _unread()
