@@ -45,7 +45,11 @@ COMMANDS = {
         ("detect", "locate", "find the sources in a covariance, as locate --model none does"),
         ("show", "show", "look at a file of results: one page with map, 3D scene, range profiles and table"),
         ("calibrate", "calibrate", "find the gains (and positions) of an array from recordings of sources"),
-        ("import", "import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
+        (
+            "import",
+            "import_file",
+            "read a recording (.npz, .mat, .h5, .uvh5, SigMF, .wav); write .h5, .npz or .mat",
+        ),
         ("doctor", "doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
         ("evaluate", "evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
         ("backbone", "training", "train a backbone, from measurements to covariance"),
