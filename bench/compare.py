@@ -2,6 +2,7 @@
 
 ``python -m bench.compare`` (or ``python bench/compare.py``) writes ``bench/results/cpu.json`` and ``cpu.png``;
 ``--rounds 0.3`` is a quick look, ``--against REV`` times an earlier commit in the same turns, and writes nothing.
+``--only NAME`` measures the rows of that name; with ``--into-record`` they replace those of the record.
 """
 
 from __future__ import annotations
@@ -47,6 +48,17 @@ def charted(results: list[dict[str, Any]]) -> dict[str, list[tuple[str, float, s
     return groups
 
 
+def _put_into_record(path: Path, record: dict[str, Any]) -> dict[str, Any]:
+    """The record in a file with newly measured rows in place of its own; each of them says what it was measured on."""
+    from bench import rows
+
+    known = json.loads(path.read_text())
+    own = {key: record[key] for key in ("recorded", "cpu", "versions")}
+    times = {result["work"]: result for result in known["times"]}
+    times |= {result["work"]: {**result, "measured": own} for result in record["times"]}
+    return {**known, "times": [times[row.work] for row in rows.rows() if row.work in times]}
+
+
 def compare(options: argparse.Namespace, trees: dict[str, Path]) -> int:
     """Measure, print, draw, record; 1 if a target was missed."""
     from bench import checks, rows
@@ -55,13 +67,13 @@ def compare(options: argparse.Namespace, trees: dict[str, Path]) -> int:
 
     results = []
     for row in rows.rows():
-        if options.only in row.work and row.table and (options.full or not row.full):
+        if any(name in row.work for name in options.only or [""]) and row.table and (options.full or not row.full):
             results.append(rows.measure_row(row, options.rounds, trees))
             print(rows.times_table(results[-1:]), flush=True)
-    if options.only:
-        return int(any(result["met"] is False for result in results))
-    checked = checks.measure_checks(trees)
-    print(checks.checks_table(checked), flush=True)
+    checked: dict[str, Any] = {"memory": [], "accuracy": []}
+    if not options.only:
+        checked = checks.measure_checks(trees)
+        print(checks.checks_table(checked), flush=True)
 
     record = {
         "recorded": datetime.datetime.now(datetime.UTC).date().isoformat(),
@@ -71,12 +83,19 @@ def compare(options: argparse.Namespace, trees: dict[str, Path]) -> int:
         "grid": "361 azimuth x 181 elevation x 7 range planes",
         "clock": "ratios are of median processor times of the one thread; wall-clock times stand beside them",
         "times": results,
-        **checked,
     }
-    if options.against is None or options.output != RESULTS:
+    path = options.output / "cpu.json"
+    record = _put_into_record(path, record) if options.only and options.into_record else {**record, **checked}
+    written = options.into_record if options.only else options.against is None or options.output != RESULTS
+    if written:
         options.output.mkdir(parents=True, exist_ok=True)
-        (options.output / "cpu.json").write_text(json.dumps(rows.round_figures(record), indent=1) + "\n")
-        draw(charted(results), f"risfast beside its peers, reference grid, {record['cpu']}", options.output / "cpu.png")
+        path.write_text(json.dumps(rows.round_figures(record), indent=1) + "\n")
+        cpus = [record["cpu"], *(result["measured"]["cpu"] for result in record["times"] if "measured" in result)]
+        draw(
+            charted(record["times"]),
+            f"risfast beside its peers, reference grid, {' and '.join(dict.fromkeys(cpus))}",
+            options.output / "cpu.png",
+        )
     return int(any(entry["met"] is False for entry in (*results, *checked["memory"], *checked["accuracy"])))
 
 
@@ -84,7 +103,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Take the arguments and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=float, default=1.0, help="scale of the number of interleaved rounds")
-    parser.add_argument("--only", default="", help="only rows whose name holds this, and no checks")
+    parser.add_argument("--only", nargs="+", help="only rows whose name holds one of these, and no checks")
+    parser.add_argument("--into-record", action="store_true", help="put the rows of --only into the record")
     parser.add_argument("--full", action="store_true", help="64 x 64 elements too, ten seconds a call")
     parser.add_argument("--against", metavar="REV", help="an earlier commit to time in the same turns")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of cpu.json and cpu.png")

@@ -211,7 +211,7 @@ def cpu_model() -> str:
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that take part."""
     found = {"python": platform.python_version(), "system": platform.system()}
-    for name in ("risfast", "torch", "numpy", "scipy", "acoular", "numba"):
+    for name in ("risfast", "torch", "numpy", "scipy", "scikit-image", "acoular", "pyroomacoustics", "numba"):
         try:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

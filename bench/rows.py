@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,7 @@ from bench.scenarios import (
     ACOULAR,
     CACHED_GEMM,
     MATERIALISED,
+    PYROOMACOUSTICS,
     SOURCES,
     Contestant,
     Scenario,
@@ -81,7 +83,7 @@ def problem_of_row(row: Row) -> Problem:
 
 def job_of(problem: Problem, operation: str | None = None, **more: Any) -> dict[str, Any]:
     """What a worker needs to know of a problem."""
-    names = ("matrix", "positions_m", "wavelength_m", "wavefront", "azimuth_rad", "elevation_rad", "range_m", "loading")
+    names = [field.name for field in fields(Problem) if field.name != "operation"]
     return {"operation": operation or problem.operation, **{n: getattr(problem, n) for n in names}, **more}
 
 
@@ -173,8 +175,20 @@ def _scipy_peaks(problem: Problem) -> peers.Call:
     return lambda: search.suppress(points, *search.maxima_by_scipy(packed))
 
 
+def _skimage_peaks(problem: Problem) -> peers.Call:
+    volume, points = _volume(problem)
+    packed = volume[0].contiguous().numpy()
+    return lambda: search.suppress(points, *search.maxima_by_skimage(packed))
+
+
+def _no_skimage(problem: Problem) -> str | None:
+    missing = importlib.util.find_spec("skimage") is None
+    return "scikit-image is not installed (pip install .[bench])" if missing else None
+
+
 PEAKS = Task(_peaks_job, _peaks_errors)
 SCIPY_PEAKS = Contestant("scipy maximum_filter", True, _scipy_peaks, float32_bound_db)
+SKIMAGE_PEAKS = Contestant("scikit-image", True, _skimage_peaks, float32_bound_db, _no_skimage)
 
 
 def _surface(n: int, wavefront: str, **options: Any) -> Callable[[], Problem]:
@@ -191,6 +205,11 @@ def _scattered() -> Problem:
     return sampled_problem(positions, "spherical")
 
 
+def _music() -> Problem:
+    """The pseudospectrum of the covariance of the Capon rows."""
+    return replace(_surface(12, "spherical")(), operation="music")
+
+
 def _of(operation: str, wavefront: str, batch: int = 1, **options: Any) -> Callable[[], Problem]:
     return lambda: problem_of(Scenario(operation, wavefront, "reference", batch, **options))
 
@@ -199,7 +218,7 @@ def _of(operation: str, wavefront: str, batch: int = 1, **options: Any) -> Calla
 def rows() -> tuple[Row, ...]:
     """Every row, with its own name."""
     wide, narrow = search.wide_boxes, search.detection_boxes
-    plain, known = (MATERIALISED, CACHED_GEMM), (ACOULAR, CACHED_GEMM)
+    plain, known, filters = (MATERIALISED, CACHED_GEMM), (ACOULAR, CACHED_GEMM), (SCIPY_PEAKS, SKIMAGE_PEAKS)
     low_rank = _of("mvdr_lowrank", "spherical")
     few, factor = (_surface(32, "spherical", snapshots=64, factor=given) for given in (False, True))
     clear = {"rank": SOURCES, "snapped": False}
@@ -207,9 +226,10 @@ def rows() -> tuple[Row, ...]:
         Row("Capon, full rank, fresnel", MAP, _surface(12, "fresnel"), plain, Target(MATERIALISED.name, 1350, 2400)),
         Row("Capon, full rank, spherical", MAP, _surface(12, "spherical"), known, Target(ACOULAR.name, 330, 600)),
         Row("Capon, low rank K = 10, spherical", MAP, low_rank, known, Target(ACOULAR.name, 1000, 1500)),
+        Row("MUSIC, spherical", MAP, _music, (PYROOMACOUSTICS, CACHED_GEMM), None, 3),
         Row("Capon, full rank, fresnel, B = 32", MAP, _surface(12, "fresnel", batch=32), (), Target(EARLIER, 1.7, 2.5)),
         Row("Capon, random planar array, spherical", MAP, _scattered, (CACHED_GEMM,), Target(EARLIER, 1.8, 4)),
-        Row("3D maxima and suppression, 20 best", PEAKS, _surface(12, "spherical"), (SCIPY_PEAKS,), None, 30, 1),
+        Row("3D maxima and suppression, 20 best", PEAKS, _surface(12, "spherical"), filters, None, 30, 1),
         _boxes_row("20 wide boxes, 41 x 41 x 41, fresnel", wide, _surface(12, "fresnel"), Target(EARLIER, 5, 12)),
         _detection_row("detection from R, spherical", _of("mvdr", "spherical", **clear), Target(EARLIER, 3, 7)),
     ]

@@ -211,7 +211,10 @@ DENSE_COMPILED = Contestant(
     needs_warming=True,
 )
 ACOULAR = Contestant("acoular", True, peers.acoular_beamformer, lambda problem: 1e-3, peers.no_acoular, once=True)
-PEERS = (MATERIALISED, CACHED_GEMM, DENSE_EAGER, DENSE_COMPILED, ACOULAR)
+PYROOMACOUSTICS = Contestant(
+    "pyroomacoustics", True, peers.pyroomacoustics_music, lambda problem: 1e-3, peers.no_pyroomacoustics, once=True
+)
+PEERS = (MATERIALISED, CACHED_GEMM, DENSE_EAGER, DENSE_COMPILED, ACOULAR, PYROOMACOUSTICS)
 
 
 def forget_plans() -> None:

@@ -43,6 +43,14 @@ def maxima_by_scipy(volume: np.ndarray) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(index), torch.from_numpy(value[order])
 
 
+def maxima_by_skimage(volume: np.ndarray) -> tuple[Tensor, Tensor]:
+    """The same by scikit-image's peak_local_max."""
+    from skimage.feature import peak_local_max
+
+    index = peak_local_max(volume, footprint=np.ones(WINDOW), exclude_border=False, num_peaks=PEAKS)
+    return torch.from_numpy(index), torch.from_numpy(volume[tuple(index.T)])
+
+
 @dataclass(frozen=True, eq=False)
 class Boxes:
     """Corners [B, C, 3] in azimuth, elevation, range; the fine grid is uniform in azimuth, elevation and 1/range."""

@@ -47,6 +47,7 @@ def release_free_memory() -> None:
 FUNCTIONS = {
     "mvdr": ("risfast.ops", "mvdr_spectrum"),
     "mvdr_lowrank": ("risfast.ops", "mvdr_spectrum_lowrank"),
+    "music": ("risfast.ops", "music_spectrum"),
     "refine": ("risfast.ops.refinement", "refine_peaks"),
     "detect": ("risfast", "detect_sources"),
     "detect_lowrank": ("risfast", "detect_sources_lowrank"),
@@ -62,7 +63,9 @@ def call_of(job: dict[str, Any]) -> Callable[[], Any]:
     module, name = FUNCTIONS[job["operation"]]
     function = getattr(importlib.import_module(module), name)
     array, matrix = PlanarArray(job["positions_m"], job["wavelength_m"]), job["matrix"]
-    options = {"loading": job["loading"], "wavefront": job["wavefront"], **job.get("options", {})}
+    options = {"wavefront": job["wavefront"], **job.get("options", {})}
+    asked = "n_sources" if job["operation"] == "music" else "loading"
+    options[asked] = job[asked]
     if job["operation"] == "refine":
         low, high, factored = job["low"], job["high"], job["factored"]
         return lambda: function(matrix, array, low, high, factored=factored, points=job["points"], **options)

@@ -63,22 +63,18 @@ def accuracy_table() -> str:
 
 def speed_table() -> str:
     """Times of risfast and of the peers that it is measured against, where there is one."""
-    rows = []
-    for work in _recorded()["times"]:
-        times = {name: 1e3 * entry["cpu_median_s"] for name, entry in work["contestants"].items()}
-        peer = work["against"]
-        if peer is None:
-            continue
-        rows.append(
-            [
-                work["work"],
-                f"{times['risfast auto']:.3g}{NBSP}ms",
-                peer,
-                f"{times[peer]:.4g}{NBSP}ms" if times[peer] < 1000 else f"{times[peer] / 1000:.3g}{NBSP}s",
-                f"{work['ratio']:.3g}{NBSP}x",
-            ]
-        )
-    return _table(["work", "risfast", "peer", "time of the peer", "ratio"], rows)
+    record, rows = _recorded(), []
+    for work in record["times"]:
+        own, *peers = ((name, entry["cpu_median_s"]) for name, entry in work["contestants"].items())
+        processor = work.get("measured", record)["cpu"].replace("(R)", "").replace(" Processor", "").replace("@ ", "")
+        for peer, seconds in peers:
+            ratio = f"{seconds / own[1]:.3g}{NBSP}x"
+            rows.append([work["work"], _duration(own[1]), peer, _duration(seconds), ratio, processor])
+    return _table(["work", "risfast", "peer", "time of the peer", "ratio", "processor"], rows)
+
+
+def _duration(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}{NBSP}ms" if seconds < 1 else f"{seconds:.3g}{NBSP}s"
 
 
 def history_table() -> str:

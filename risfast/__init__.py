@@ -4,15 +4,15 @@ The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a cova
 :class:`Localizer` from snapshots to sources.
 """
 
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
-from risfast.geometry import PlanarArray, Region, SearchGrid, SensorArray
-from risfast.setup import Setup, Tolerance
-
 if TYPE_CHECKING:
+    from risfast.detect import DetectionOptions, Sources, detect_sources, detect_sources_lowrank
+    from risfast.geometry import PlanarArray, Region, SearchGrid, SensorArray
     from risfast.localize import Localizer
+    from risfast.setup import Setup, Tolerance
 
 __all__ = [
     "DetectionOptions",
@@ -34,10 +34,24 @@ __version__ = "0.2.0.dev0"
 logging.getLogger(__name__).addHandler(logging.NullHandler())  # silent until the application says where messages go
 
 
-def __getattr__(name: str) -> Any:
-    """The localizer brings the networks with it: it is imported when it is asked for, not with the operators."""
-    if name == "Localizer":
-        from risfast.localize import Localizer  # noqa: PLC0415
+# Imported when they are asked for: torch takes seconds, and the command line says before that it is loading.
+_MODULES = {
+    "detect": ("DetectionOptions", "Sources", "detect_sources", "detect_sources_lowrank"),
+    "geometry": ("PlanarArray", "Region", "SearchGrid", "SensorArray"),
+    "localize": ("Localizer",),
+    "setup": ("Setup", "Tolerance"),
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
-        return Localizer
-    raise AttributeError(f"module 'risfast' has no attribute {name!r}")
+
+def __getattr__(name: str) -> Any:
+    """A public name from its module."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'risfast' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"risfast.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

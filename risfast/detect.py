@@ -53,12 +53,14 @@ class DetectionOptions:
     window : (int, int, int)
         Neighbourhood (azimuth, elevation, range planes) in which a candidate is the maximum, odd sizes. Across planes
         a source is lost where the slope of a neighbour's peak is higher on the next one.
-    separation_rad, separation_m : float
-        Two refined peaks closer than this in azimuth, elevation (radians) and range (metres) are one source; None is
-        half the tolerance of the setup in range.
+    separation_rad : float
+        Two refined peaks closer than this in azimuth and elevation, in radians, and than ``separation_m`` in range,
+        are one source.
+    separation_m : float or None
+        The same in range, in metres; None is half the tolerance of the setup.
     refine_points : (int, int, int)
-        Grid in a box around where the walk of a candidate ended, from whose deepest valleys the search goes on; of one
-        point, where the walk ended.
+        Points of a grid in a box around the end of a candidate's Newton search, which then goes on from the deepest
+        valleys of the grid; one point ends the search where it is.
     range_margin : float
         How far beyond the outermost planes of a grid a source may lie, as a factor >= 1, where no setup says it.
 

@@ -395,14 +395,16 @@ def _rings(position: Tensor, mask: Tensor, ring_rad: Sequence[float]) -> tuple[T
 class ObjectiveOptions:
     """Weights of the terms."""
 
-    nmse: float = 1.0  # Of the error of the trace-normalised covariance
-    intensity: float = 0.05  # Of the Poisson negative log-likelihood of the true sources under the expected counts
-    offset: float = 0.1  # Of the Huber loss of the direction offsets, in units of the spacing of atoms
-    position: float = 0.1  # Of the permutation-invariant Huber loss of positions, for a backbone that predicts them
-    alignment: float = 0.0  # Of the share of the predicted power outside the span of the true steering vectors
-    orthogonality: float = 0.0  # Of how far the columns of the factor are from orthogonal
-    contrast: float = 0.0  # Of the Capon power at the true sources over that around them
-    chamfer: float = 0.0  # Of the distance of the two sets of directions, for a backbone that predicts positions
+    nmse: float = 1.0  # Weight of the error of the trace-normalised covariance
+    # Weight of the Poisson negative log-likelihood of the true sources under the expected counts
+    intensity: float = 0.05
+    offset: float = 0.1  # Weight of the Huber loss of the direction offsets, in units of the spacing of atoms
+    # Weight of the permutation-invariant Huber loss of positions, for a backbone that predicts them
+    position: float = 0.1
+    alignment: float = 0.0  # Weight of the share of the predicted power outside the span of the true steering vectors
+    orthogonality: float = 0.0  # Weight of how far the columns of the factor are from orthogonal
+    contrast: float = 0.0  # Weight of the Capon power at the true sources over that around them
+    chamfer: float = 0.0  # Weight of the distance of the two sets of directions, for a backbone that predicts positions
 
     def __post_init__(self) -> None:
         """Check the signs."""

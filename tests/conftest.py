@@ -16,12 +16,12 @@ sys.path[:0] = [
     *(str(p) for p in sorted({t.parent for t in TESTS.glob("*/test_*.py")})),
 ]
 
-# Files of `pytest -m quick`: a first look in minutes, without kernels, localisation, training and evaluation.
+# Files of `pytest -m quick`: a first look in two minutes, without kernels, localisation, training and evaluation.
 QUICK = {
     *("test_geometry.py", "test_setup.py", "test_sources.py", "test_steering.py", "test_logging.py", "test_losses.py"),
     *("test_io_samples.py", "test_io_audio.py", "test_io_export.py", "test_io_setups.py", "test_reference.py"),
     *("test_matching.py", "test_metrics.py", "test_significance.py", "test_plots.py", "test_views.py"),
-    "test_docstrings.py",
+    *("test_cli.py", "test_imports.py", "test_docstrings.py"),
 }
 
 

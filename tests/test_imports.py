@@ -206,6 +206,19 @@ def test_importing_the_operators_pulls_in_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
+def test_the_package_and_its_command_line_are_there_before_torch():
+    done = run("import risfast.cli, sys; print('torch' in sys.modules, 'Localizer' in dir(risfast))")
+    assert (done.returncode, done.stdout.split()) == (0, ["False", "True"]), done.stderr
+
+
+def test_every_name_of_the_package_is_the_one_of_its_module():
+    done = run(
+        "import risfast\nvalues = [getattr(risfast, name) for name in risfast.__all__]\n"
+        "print(sum(v.__module__.startswith('risfast.') for v in values if hasattr(v, '__module__')))"
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(len(risfast.__all__) - 1)), done.stderr
+
+
 def test_every_module_imports_without_a_word_or_a_warning():
     names = [name for name in MODULES if name != "risfast.__main__"]
     done = run("import " + ", ".join(names))

@@ -378,3 +378,57 @@ def acoular_beamformer(problem: Problem) -> Call:
         return result_of(problem, scale * torch.from_numpy(np.stack(volumes)))
 
     return spectrum
+
+
+def no_pyroomacoustics(problem: Problem) -> str | None:
+    """Why pyroomacoustics cannot compute a problem, or None."""
+    if importlib.util.find_spec("pyroomacoustics") is None:
+        return "pyroomacoustics is not installed (pip install .[bench])"
+    if problem.operation != "music":
+        return f"pyroomacoustics computes no comparable {problem.operation}"
+    if problem.wavefront != "spherical":
+        return f"pyroomacoustics gets the distances of points, which are not {problem.wavefront}"
+    return None
+
+
+def pyroomacoustics_music(problem: Problem) -> Call:
+    """pyroomacoustics' MUSIC at one frequency, its look-up table of near-field mode vectors on the points of the grid.
+
+    Its mode vectors are exp(+j k d_n), the conjugates of ours up to a phase that cancels, so it gets conjugated
+    snapshots; its map is 1 / (a^H (I - U_s U_s^H) a), so ours is N times as large. The times of flight stay with it
+    between calls; one scene at a time.
+    """
+    from pyroomacoustics.doa import MUSIC
+    from pyroomacoustics.doa.doa import ModeVector
+    from pyroomacoustics.doa.grid import Grid
+
+    class Points(Grid):
+        """Any points; whoever wants maxima finds them on the map."""
+
+        def find_peaks(self, k: int = 1) -> np.ndarray:
+            return np.zeros(0, dtype=int)
+
+    speed = 300.0
+    frequency = speed / problem.wavelength_m
+    grid = Points(problem.size)
+    grid.x, grid.y, grid.z = (direction(problem.points) * problem.points[:, 2:]).numpy().T
+    how = {"L": problem.positions_m.numpy().T, "fs": 2 * frequency, "nfft": 2, "c": speed}  # the second bin is ours
+    finder = MUSIC(**how, num_src=problem.n_sources, n_grid=4)
+    finder.grid, finder.mode_vec = grid, ModeVector(**how, grid=grid, mode="near")
+
+    def snapshots(R: Tensor) -> np.ndarray:
+        """As many as elements, with R as their mean product, [N, 2, N]."""
+        value, vector = torch.linalg.eigh(R.to(torch.complex128))
+        root = vector * (len(R) * value.clamp_min(0)).sqrt()
+        return np.repeat(root.conj().resolve_conj().numpy()[:, None], 2, axis=1)
+
+    frames = [snapshots(R) for R in problem.matrix]
+
+    def spectrum() -> Map | Tensor:
+        volumes = []
+        for frame in frames:
+            finder.locate_sources(frame, num_src=problem.n_sources, freq_bins=[1])
+            volumes.append(finder.grid.values)
+        return result_of(problem, len(problem.positions_m) * torch.from_numpy(np.stack(volumes)))
+
+    return spectrum

@@ -45,7 +45,11 @@ COMMANDS = {
         ("detect", "locate", "find the sources in a covariance, as locate --model none does"),
         ("show", "show", "look at a file of results: one page with map, 3D scene, range profiles and table"),
         ("calibrate", "calibrate", "find the gains (and positions) of an array from recordings of sources"),
-        ("import", "import_file", "read a recording (.npz, .mat, .h5, .uvh5, SigMF) and write it as one of ours"),
+        (
+            "import",
+            "import_file",
+            "read a recording (.npz, .mat, .h5, .uvh5, SigMF, .wav); write .h5, .npz or .mat",
+        ),
         ("doctor", "doctor", "check versions, devices, accuracy, speed and the disk, and say what to do"),
         ("evaluate", "evaluate", "measure methods against the bound on fixed scenes; tables and a report"),
         ("backbone", "training", "train a backbone, from measurements to covariance"),
@@ -92,16 +96,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, arguments: list[str]) -> int:
     """Parse and run a command; every error becomes one line."""
-    from risfast.cli.options import in_options, option_names  # noqa: PLC0415 - tyro is not for --version
-    from risfast.cli.progress import ProgressBar  # noqa: PLC0415
+    from risfast.cli.progress import ProgressBar  # noqa: PLC0415 - not for --version
 
     verbose = "--verbose" in arguments or "--debug" in arguments
-    kind = COMMANDS[command].kind
+    unseen = not {"--quiet", "-h", "--help"}.isdisjoint(arguments)
+    with contextlib.closing(ProgressBar(quiet=unseen)) as progress:
+        progress.waiting("loading")  # torch takes seconds where the disk is slow
+        from risfast.cli.options import in_options, option_names  # noqa: PLC0415
+
+        kind = COMMANDS[command].kind
     try:
         options = parse(command, arguments)
         if options is None:
             return 0
         with contextlib.closing(ProgressBar(quiet=options.common.quiet)) as progress:  # gone before an error is told
+            progress.waiting("loading")
             return int(options.run(progress))
     except BrokenPipeError:
         return _unread()

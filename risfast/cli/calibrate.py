@@ -37,7 +37,7 @@ class CalibrateCommand(Command):
     setup: Opt[Path] = None  # TOML file with the array; needed where the files hold no positions.
     # Where the source of each FILE is, in degrees and metres (R may be inf); searched for by default.
     at: Annotated[Opt[tuple[float, ...]], arg(metavar="AZ EL R")] = None
-    positions: Flag = False  # Seek the positions of the elements too.
+    positions: Flag = False  # Estimate the positions of the elements, too.
     sources: Annotated[Opt[int], arg(metavar="K")] = None  # How many sources are searched for in each scene, if known.
     # How many independent snapshots a covariance is the mean of.
     snapshots: Annotated[Opt[float], arg(metavar="L")] = None

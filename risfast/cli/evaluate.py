@@ -26,16 +26,16 @@ class EvaluateCommand(Command):
     )
     RESUMES: ClassVar[str] = "; the same command goes on"
 
-    # main: all methods, nothing told. oracle, map, robustness, ablation: that and one more part. all: everything.
-    # quick: at most 200 scenes of main with the localizer and greedy ML. frozen: the 8 scenes that results/ are
-    # checked with.
+    # main: every method, told neither the noise nor the number of sources. oracle, map, robustness, ablation: main and
+    # this part. all: every part. quick: at most 200 scenes of main with the localizer and greedy ML. frozen: the 8
+    # scenes that results/ are checked with.
     suite: Literal["all", "quick", "main", "oracle", "map", "robustness", "ablation", "frozen"] = "all"
     scenes: int = 1000  # Scenes of the main set; the other sets are shares of it.
     snapshots: tuple[int, ...] = (64, 16)  # Snapshots L of a scene; each makes a set of its own.
     # Methods: localizer, localizer_raw (without polish) and any baseline. Default: localizer, localizer_raw,
     # greedy_ml, sbl, ls_capon, and transformer_capon if there is a model for it.
     methods: tuple[str, ...] = ()
-    seed: int = 0x6576616C  # Of the scenes; not one that the model was trained with.
+    seed: int = 0x6576616C  # Seed of the scenes; not one that the model was trained with.
     # default (the checkpoint that comes with the package), none (the classical fit, which needs no training), or the
     # folder of a model. It must be for the system.
     model: str = "default"
@@ -45,14 +45,14 @@ class EvaluateCommand(Command):
     # TOML file of a setup: array, region, wavefront and tolerance of a hit. By default that of the system, or of the
     # model.
     setup: Opt[Path] = None
-    device: str = "cpu"  # Of the localizer; baselines run on the CPU.
+    device: str = "cpu"  # Device of the localizer; baselines run on the CPU.
     transformer: Opt[Path] = None  # Model folder of a transformer backbone, for transformer_capon.
     # Model folder of a refiner behind the model, whether it helps or not, for refined and refined_raw.
     refiner: Opt[Path] = None
     # Options of the localizer, as risfast hpo writes them; by default those that are stored with the model.
     options: Opt[Path] = None
     workers: int = 1  # Processes, of one thread each.
-    resamples: int = 1000  # Of the bootstrap intervals.
+    resamples: int = 1000  # Resamples of the bootstrap intervals.
     output: Path = Path("risfast-evaluate")  # Folder of the results: records, tables and report.html.
     # A folder for copies of the small tables and a suite.json with command, seed and environment.
     export: Opt[Path] = None

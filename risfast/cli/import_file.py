@@ -20,7 +20,8 @@ class ImportCommand(Command):
     """Options of ``risfast import``."""
 
     HELP: ClassVar[str] = (
-        "Without an output it only says what is there. risfast import SOURCE OUTPUT is the same as --output OUTPUT."
+        "Without OUTPUT, it only prints what the file holds. "
+        "risfast import SOURCE OUTPUT is the same as --output OUTPUT."
     )
     OLD_SPELLINGS: ClassVar[dict[str, str]] = {"--array": "--setup", "--array-output": "--setup-output"}
     IN_OPTIONS: ClassVar[dict[str, str]] = {"array": "--setup", "positions_m": "--positions"}
@@ -31,7 +32,7 @@ class ImportCommand(Command):
     output: Opt[Path] = None  # The same as OUTPUT.
     setup_output: Opt[Path] = None  # Write the setup (array, region, wavefront) as a .toml for --setup.
     overwrite: Flag = False  # Replace an output that is there.
-    # By default what the content looks like.
+    # Format of the file; by default recognised from its content.
     format: Opt[Literal["npz", "mat", "hdf5", "acoular", "aiaa", "uvh5", "sigmf", "audio"]] = None
     # Names of variables, such as covariance=Rxx positions_m=mic/xyz.
     fields: Annotated[
@@ -45,14 +46,14 @@ class ImportCommand(Command):
     band: Annotated[Opt[tuple[float, float]], tyro.conf.arg(metavar="LOW HIGH")] = None  # All bins of a band, in hertz.
     # Third-octave bands by their nominal centres, such as 1000 1250.
     third_octave: Annotated[Opt[tuple[float, ...]], tyro.conf.arg(metavar="HZ ...")] = None
-    speed_m_s: Opt[float] = None  # Speed of the waves.
-    sample_rate_hz: Opt[float] = None  # Of samples in time.
-    polarization: Opt[str] = None  # Of visibilities, such as xx.
+    speed_m_s: Opt[float] = None  # Speed of the waves in m/s.
+    sample_rate_hz: Opt[float] = None  # Sample rate of samples in time.
+    polarization: Opt[str] = None  # Polarization of visibilities, such as xx.
     # Samples of a segment of Welch's method; by default 256 at a single frequency, else as the array and bands need.
     block_size: Opt[int] = None
-    # Elements to leave out, from 0.
+    # Indices of the elements to leave out, counted from 0.
     flagged: Annotated[tuple[int, ...], tyro.conf.arg(metavar="I ...", help_behavior_hint="")] = ()
-    covariance: Flag = False  # Make the sample covariance of the snapshots.
+    covariance: Flag = False  # Write the sample covariance in place of the snapshots.
     common: Annotated[Common, Flat] = field(default_factory=Common)
 
     def run(self, progress: ProgressBar) -> int:

@@ -410,14 +410,14 @@ class DetectCommand(_SourceCommand):
     elevation_deg: Annotated[Opt[tuple[float, float, float]], arg(metavar="MIN MAX COUNT")] = None
     # Range planes in metres, in place of the grid's.
     range_m: Annotated[Opt[tuple[float, ...]], arg(metavar="M ...")] = None
-    wavefront: Opt[Literal["spherical", "fresnel", "planar"]] = None  # By default that of the setup.
+    wavefront: Opt[Literal["spherical", "fresnel", "planar"]] = None  # Wavefront; by default that of the setup.
     loading: float = 1e-2  # Diagonal loading as a share of trace(R)/N.
-    method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"  # How to compute it.
+    method: Literal["auto", "dense", "chebyshev", "lag"] = "auto"  # How to compute the map.
     max_sources: Annotated[Opt[int], arg(metavar="K")] = None  # Report at most K sources of a covariance.
     # How many independent snapshots the covariance is the mean of: peaks are tested against noise, not against the
     # median of the map.
     snapshots: Annotated[Opt[int], arg(metavar="L")] = None
-    # Probability that noise alone has a source, for that test; 0.01 by default. Snapshots in FILE are counted.
+    # Probability of a false alarm in noise alone, for that test; 0.01 by default. Snapshots in FILE are counted.
     false_alarm: Annotated[Opt[float], arg(metavar="P")] = None
     device: str = "cpu"  # Where to compute, cpu or cuda.
     results: Annotated[OutputOptions, Flat] = field(default_factory=OutputOptions)

@@ -54,14 +54,14 @@ CANDIDATE_SOURCES = ("own", "capon", "refined")
 
 @dataclass(frozen=True)
 class MapOptions:
-    """Of the Capon map.
+    """Grid, loading and covariance of the Capon map.
 
     Parameters
     ----------
     points_per_beam : float
         Grid points in one beam width, wavelength / extent of the array.
     most_points : int
-        Of the whole grid; angles are coarser where it would have more.
+        Most points of the whole grid; angles are coarser where it would have more.
     loading : float
         Diagonal loading, relative to trace(R)/N.
     blend : float in [0, 1]
@@ -145,8 +145,8 @@ class DecisionOptions:
     Parameters
     ----------
     least_confidence : float in [0, 1)
-        Least probability of a hit, where the model comes with a calibration of it
-        (:mod:`risfast.localize.confidence`); without one, or at 0, the penalty of the polish decides alone.
+        Least probability of a hit, where the model comes with a calibration of it;
+        without one, or at 0, the penalty of the polish decides alone.
     max_sources : int or None
         Report at most so many, the strongest.
 
@@ -183,7 +183,7 @@ class PipelineOptions:
     polished : bool
         Whether the likelihood polish follows the candidates, or they are the answer.
     noise_known : bool
-        Whether simulated scenes tell their noise power (:func:`measure`); it is estimated otherwise.
+        Whether simulated scenes tell their noise power; it is estimated otherwise.
     scenes_at_once : int
         Scenes that go through together; memory follows it.
     channels : {"check", "all"}

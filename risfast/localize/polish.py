@@ -37,14 +37,14 @@ _LAST_CLIMB, _CONVERGED = 40, 1e-5  # steps at the most, and the rise of the log
 
 @dataclass(frozen=True)
 class PolishOptions:
-    """Options of :func:`polish_sources`.
+    """Options of the polish, the maximum-likelihood search that ends the localisation.
 
     Parameters
     ----------
     iterations : int
         Most scoring steps after each change of the set of sources; a scene stops where it has converged.
     births : int
-        Most sources that may be born.
+        Most sources that may be added to the candidates.
     max_sources : int
         Most sources of a scene.
     penalty : float
@@ -59,7 +59,7 @@ class PolishOptions:
     imperfect : bool
         Whether, of an array that is sampled directly, the data may say that the model is not exact: that waves decay
         from element to element, and that what looks like weak sources is what gains, positions or a room did to the
-        signals of strong ones (:mod:`risfast.localize.mismatch`).
+        signals of strong ones.
 
     Raises
     ------

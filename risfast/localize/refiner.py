@@ -41,7 +41,7 @@ class RefinedOptions:
     # What the refiner is shown, in this order: "capon", the Capon power on the grid in dB, always first; "intensity",
     # the logarithm of the number of sources that the backbone itself expects in each direction
     maps: tuple[str, ...] = ("capon",)
-    floor_db: float = -40.0  # Of the Capon map; see :func:`risfast.models.refiner.spectrum_map_db`
+    floor_db: float = -40.0  # Lowest level of the Capon map, dB below its maximum
     loading: float = 1e-2  # Of the Capon power
     threshold: float = 0.3  # Least value of the refined map at a source
     candidates: int = 8  # Most sources of a scene

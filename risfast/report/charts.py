@@ -59,7 +59,7 @@ def _new_axes(size: tuple[float, float], margins: tuple[float, float, float, flo
 
 
 def _name_axes(axes: Axes, title: str, x: str, y: str) -> None:
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=COLOUR["ink"])
+    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", color=COLOUR["ink"], pad=10)
     axes.set_xlabel(x, fontsize=12)
     axes.set_ylabel(y, fontsize=12)
 

@@ -26,14 +26,13 @@ from risfast.geometry import SearchGrid, direction_cosines
 from risfast.localize import Localizer, pipeline
 from risfast.models import CovarianceEstimate, Measurement
 from risfast.report.demo_options import SEEDS, DemoOptions
-from risfast.report.demo_pictures import ALS, LOCALIZER, LS, TRUE, Answer, Illustration, draw_demo
+from risfast.report.demo_pictures import ALS, LOCALIZER, LS, TRUE, Answer, Illustration, StageReport, draw_demo
 from risfast.report.tables import Sheet
 from risfast.setup import MOST_POINTS
 from risfast.simulate.scenes import Scenes, SystemConfig, generate_scenes
 from risfast.sources import Sources
 
 DemoMethod = Callable[[Scenes], Answer]
-StageReport = Callable[[str, int, int], None]
 
 _SCENES_AT_ONCE = 10
 _FIRST_SEED = 0x64656D6F * SEEDS  # the demo's own block: the shipped checkpoint was trained on none of it
@@ -81,22 +80,22 @@ def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoR
     system = parts[0].config
     shown = illustrative_scene(parts)
     scene = demo_scenes(options, range(shown, shown + 1))
-    report("preparing", 0, 1)
     localizer = Localizer.from_pretrained().to(options.device)
     grid = localizer.setup.search_grid(most_points=_POINTS[options.grid])
     gate = system.setup.tolerance
     truth = truth_of([truth_record(part, 0, gate) for part in parts])
     methods = demo_methods(localizer, grid)
     # Also a first call, which builds plans and tables; the clock is to show what a scene costs.
-    answers = {name: method(scene) for name, method in methods.items()}
-    report("preparing", 1, 1)
+    answers: dict[str, Answer] = {}
+    for name, method in methods.items():
+        report("preparing", len(answers), len(methods))
+        answers[name] = method(scene)
     scores = []
     for name, method in methods.items():
         found, seconds = _timed(name, method, parts, report)
         own = score_against([sources.position for sources in found], truth, gate)
         scores.append(MethodScore(name, own, bootstrap(own), 1e3 * seconds / options.scenes))
     bound = BoundReference(scores[0].figures["implied_recall"], bound_errors(truth))
-    report("drawing", 0, 1)
     taken = f"{options.snapshots} snapshots of {system.n_antennas} antennas at {float(scene.snr_db[0]):.0f} dB SNR"
     true = scene.position[0][scene.mask[0]].cpu()
     illustration = Illustration(
@@ -107,8 +106,7 @@ def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoR
         {name: match(answer.sources[0].position, true, gate) for name, answer in answers.items()},
     )
     by_name = {score.name: score.scores for score in scores}
-    pictures = draw_demo(options.output, localizer.setup, grid, illustration, by_name, bound.error_m)
-    report("drawing", 1, 1)
+    pictures = draw_demo(options.output, localizer.setup, grid, illustration, by_name, bound.error_m, report)
     return DemoReport(scores, bound, pictures, options, system)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -36,6 +36,8 @@ from risfast.sources import Sources
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+StageReport = Callable[[str, int, int], None]
 
 LOCALIZER = "risfast Localizer"
 TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS covariance"
@@ -77,31 +79,46 @@ def draw_demo(
     scene: Illustration,
     scores: Mapping[str, Scores],
     bound_error_m: Array,
+    report: StageReport,
 ) -> dict[str, Path]:
     """Draw what the localizer found in one scene, the spectra of Capon, the range profiles, and all errors."""
-    panels = [
-        SpectrumPanel(
-            f"Capon spectrum from {title}",
-            _spectrum(scene.answer[name].covariance, setup, grid),
-            scene.answer[name].sources[0].position,
-        )
-        for name, title in scene.title.items()
-        if name != LOCALIZER
-    ]
     ranges = shown_ranges(setup, _RANGE_POINTS)
-    profiles = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
-    errors = {_legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()}
-    errors["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
-    located = localizer_figure(scene, setup, grid)
-    spectra = spectrum_figure(panels, grid.azimuth_rad, grid.elevation_rad, scene.true)
+
+    def spectra() -> Figure:
+        panels = [
+            SpectrumPanel(
+                f"Capon spectrum from {title}",
+                _spectrum(scene.answer[name].covariance, setup, grid),
+                scene.answer[name].sources[0].position,
+            )
+            for name, title in scene.title.items()
+            if name != LOCALIZER
+        ]
+        return spectrum_figure(panels, grid.azimuth_rad, grid.elevation_rad, scene.true)
+
+    def profiles() -> Figure:
+        drawn = [_range_profile(source, setup, ranges, scene) for source in range(len(scene.true))]
+        return range_figure(drawn, ranges)
+
+    def errors() -> Figure:
+        error_m = {
+            _legend(name, of): np.where(of.source_hit, of.source_error[:, 3], np.inf) for name, of in scores.items()
+        }
+        error_m["errors as large as the Cramér-Rao bound, hits or not"] = bound_error_m.ravel()
+        return error_figure(error_m)
+
     figures = {
-        f"what the localizer found in scene {scene.index}, and the truth": ("spectrum", located),
+        f"what the localizer found in scene {scene.index}, and the truth": (
+            "spectrum",
+            lambda: localizer_figure(scene, setup, grid),
+        ),
         f"Capon spectra of scene {scene.index}, true and found sources": ("capon", spectra),
-        "power over range toward each of its sources": ("range", range_figure(profiles, ranges)),
-        "position errors in all scenes, misses counted": ("errors", error_figure(errors)),
+        "power over range toward each of its sources": ("range", profiles),
+        "position errors in all scenes, misses counted": ("errors", errors),
     }
-    for stem, figure in figures.values():
-        save_figure(figure, folder / f"{stem}.png")
+    for drawn, (stem, figure) in enumerate(figures.values()):
+        report("drawing", drawn, len(figures))
+        save_figure(figure(), folder / f"{stem}.png")
     return {description: folder / f"{stem}.png" for description, (stem, _) in figures.items()}
 
 

@@ -31,6 +31,7 @@ _MARKERS = ("o", "s", "^", "D", "v")
 MAP_COLOURS = "Blues"  # light where there is little power, so that markers in red and black are read on all of it
 FOUND_COLOUR, TRUE_COLOUR = COLOURS[1], COLOURS[4]
 _RANGE_TICKS_M = (0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200, 500)
+_LABEL_ROOM, _LABEL_PITCH = 0.08, 19  # of a label: share of the height of a map, and points from one to the next
 _FLOOR_DB = -40.0  # what lies further below the strongest direction is drawn as this
 
 
@@ -229,15 +230,22 @@ def label_ranges(
     """The range beside each marker, in the colour of the marker."""
     from matplotlib.patheffects import withStroke  # noqa: PLC0415
 
-    left, right = axes.get_xlim()
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     style = {"path_effects": [withStroke(linewidth=2.4, foreground="white")], **style}
     for azimuth, elevation, r in position.tolist():
         # no room for text on the usual side
         at_edge = math.degrees(azimuth) > right - 0.08 * fontsize / 9 * (right - left)
+        # At the lower or upper edge both labels of a source, one above and one below, move to the side with room.
+        up = (math.degrees(elevation) - bottom) / (top - bottom)
+        moved = height
+        if up < (_LABEL_ROOM if height < 0 else 1.5 * _LABEL_ROOM):
+            moved += _LABEL_PITCH
+        elif up > 1 - (_LABEL_ROOM if height > 0 else 1.5 * _LABEL_ROOM):
+            moved -= _LABEL_PITCH
         axes.annotate(
             range_text(r, undetermined),
             (math.degrees(azimuth), math.degrees(elevation)),
-            xytext=(-9 if at_edge else 9, height),
+            xytext=(-9 if at_edge else 9, moved),
             textcoords="offset points",
             ha="right" if at_edge else "left",
             color=colour,

@@ -30,8 +30,10 @@ class Impairments:
         Relative error of the reflection amplitude of each element in each snapshot (never below zero).
     dropped_elements : float in [0, 1]
         Chance that an element is dead, reflecting nothing in all snapshots of the scene.
-    wavelength_jitter, spacing_jitter : float, at most 0.1
-        Relative error of the wavelength, and of all element coordinates alike, one number a scene.
+    wavelength_jitter : float, at most 0.1
+        Relative error of the wavelength, one number a scene.
+    spacing_jitter : float, at most 0.1
+        Relative error of all element coordinates alike, one number a scene.
     position_jitter_m : float
         Error of each coordinate (x, y, z) of each element, metres.
     code_offset_rad : float

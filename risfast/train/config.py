@@ -44,7 +44,7 @@ class DataOptions:
     weights: tuple[float, ...] = (0.6, 0.2, 0.2)  # Share of the batches with each L.
     code_kinds: tuple[str, ...] = CODE_KINDS  # Codebooks; each scene takes one of them.
     noise_known: float = 0.5  # Share of the batches in which the backbone is given the noise power.
-    seed: int = 0  # Which endless set of scenes.
+    seed: int = 0  # Seed of the training scenes.
     pool: int = 0  # Learn from the first so many scenes again and again; 0 never shows a scene twice.
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class OptimiserOptions:
     averaging: Literal["ema", "swa", "none"] = "ema"  # Which average of the weights is validated and kept.
     ema_decay: float = 0.999  # Decay of the exponential average; the first steps forget faster.
     swa_start: float = 0.75  # Part of the run after which the equal-weight average starts.
-    # What moves: parameters whose names start so, such as head; all where it is empty.
+    # Train only the parameters whose names begin with one of these, such as head; none given trains all.
     moves: tuple[str, ...] = ()
     max_skipped: int = 10  # Steps in a row with a gradient that is not finite (or is zero) before the run ends.
     # The run ends when the smoothed loss rises above its start by so many times the start's magnitude.
@@ -126,8 +126,8 @@ class ValidationOptions:
     # Scenes of each set whose covariance, and whose true one, also go through Capon detection; 0 for none.
     capon_scenes: int = 8
     test_scenes: int = 128  # Scenes of each set in the table at the end of the run, of a seed of their own.
-    seed: int = 0x76616C  # Which set of validation scenes.
-    test_seed: int = 0x74657374  # Which set of test scenes.
+    seed: int = 0x76616C  # Seed of the validation scenes.
+    test_seed: int = 0x74657374  # Seed of the test scenes.
     batch_size: int = 16  # Scenes estimated at once.
     stop_constant: bool = True  # Whether the run ends when its predictions do not depend on the scene.
     metric: Literal["nmse", "f1"] = "nmse"  # What makes a checkpoint the best one.
@@ -173,16 +173,16 @@ class MachineOptions:
 class RunConfig:
     """A training of a backbone."""
 
-    seed: int = 0  # Of the initial weights.
+    seed: int = 0  # Seed of the initial weights.
     system: SystemOptions = field(default_factory=SystemOptions)  # The system that the scenes come from.
-    data: DataOptions = field(default_factory=DataOptions)  # Which scenes.
-    backbone: BackboneOptions = field(default_factory=BackboneOptions)  # What is trained.
-    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)  # What it is trained for.
-    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)  # How.
-    validation: ValidationOptions = field(default_factory=ValidationOptions)  # How it is judged.
+    data: DataOptions = field(default_factory=DataOptions)  # The scenes of the training.
+    backbone: BackboneOptions = field(default_factory=BackboneOptions)  # The network that is trained.
+    objective: ObjectiveOptions = field(default_factory=ObjectiveOptions)  # The loss.
+    optimiser: OptimiserOptions = field(default_factory=OptimiserOptions)  # How the weights are updated.
+    validation: ValidationOptions = field(default_factory=ValidationOptions)  # How the training is judged.
     # From an estimate to sources, in validation, and kept with the model.
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
-    machine: MachineOptions = field(default_factory=MachineOptions)  # On what.
+    machine: MachineOptions = field(default_factory=MachineOptions)  # Device, threads, checkpoints.
 
     def __post_init__(self) -> None:
         """Check what concerns several parts."""
@@ -214,22 +214,22 @@ class RefinerConfig:
     """A training of a refiner behind a frozen backbone."""
 
     backbone: str = ""  # Model folder of the backbone; empty is the one that comes with the package.
-    seed: int = 0  # Of the initial weights.
+    seed: int = 0  # Seed of the initial weights.
     # Size of the network; its number of maps follows from those that it is shown.
     network: RefinerOptions = field(default_factory=RefinerOptions)
     reading: RefinedOptions = field(default_factory=RefinedOptions)  # How maps are made and read.
-    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)  # What it is trained for.
+    heatmap: HeatmapOptions = field(default_factory=HeatmapOptions)  # The loss.
     system: SystemOptions = field(default_factory=SystemOptions)  # The system that the scenes come from.
-    data: DataOptions = field(default_factory=DataOptions)  # Which scenes.
-    # How; weights are not averaged in this stage.
+    data: DataOptions = field(default_factory=DataOptions)  # The scenes of the training.
+    # How the weights are updated; they are not averaged in this stage.
     optimiser: OptimiserOptions = field(default_factory=lambda: OptimiserOptions(lr=1e-3, averaging="none"))
-    # How it is judged; Capon detection is measured once, on all scenes.
+    # How the training is judged; Capon detection is measured once, on all scenes.
     validation: ValidationOptions = field(default_factory=lambda: ValidationOptions(metric="f1"))
     # From an estimate to sources, where the refiner has no part or is not believed.
     pipeline: PipelineOptions = field(default_factory=PipelineOptions)
     # Grid points in one beam width of the maps that the refiner is shown and draws: 61 in azimuth at home.
     points_per_beam: float = 5.2
-    machine: MachineOptions = field(default_factory=MachineOptions)  # On what.
+    machine: MachineOptions = field(default_factory=MachineOptions)  # Device, threads, checkpoints.
 
     @property
     def map_options(self) -> PipelineOptions:
@@ -273,9 +273,9 @@ class ShardsConfig:
     train: int = 8192  # Scenes to train on, for each L.
     val: int = 512  # Scenes to validate on, for each L.
     test: int = 512  # Scenes to test on, for each L.
-    train_seed: int = DataOptions.seed  # Seed of the first split; the seeds are those that a run takes by default.
-    val_seed: int = ValidationOptions.seed  # Seed of the second.
-    test_seed: int = ValidationOptions.test_seed  # Seed of the third.
+    train_seed: int = DataOptions.seed  # Seed of the training scenes; all three are a run's own.
+    val_seed: int = ValidationOptions.seed  # Seed of the validation scenes.
+    test_seed: int = ValidationOptions.test_seed  # Seed of the test scenes.
     shard_size: int = 4096  # Scenes of one shard.
     sample_covariance: bool = False  # Also keep the least-squares sample covariance of each scene.
     code_kinds: tuple[str, ...] = CODE_KINDS  # Codebooks; each scene takes one of them.

@@ -31,7 +31,7 @@ class OverfitConfig:
 
     gate: float = 0.1  # Mean NMSE of the covariance that the backbone must get below.
     scenes: int = 64  # Fixed scenes.
-    snapshots: int = 16  # L.
+    snapshots: int = 16  # Snapshots L of a scene.
     snr_db: tuple[float, float] = (10.0, 20.0)  # SNR of the scenes in dB.
     code_kinds: tuple[str, ...] = ("dft", "random")  # Codebooks; each scene takes one of them.
     steps: int = 200  # Optimiser steps.
@@ -40,7 +40,7 @@ class OverfitConfig:
     every: int = 20  # Steps between two measurements.
     # End as soon as the gate is passed; otherwise the steps show how far below it the backbone gets.
     stop_at_gate: bool = False
-    seed: int = 0  # Of the scenes and of the initial weights.
+    seed: int = 0  # Seed of the scenes and of the initial weights.
     threads: int = 0  # CPU threads; 0 leaves them as they are.
     device: str = "cpu"  # cpu or cuda.
     backbone: BackboneOptions = field(default_factory=BackboneOptions)  # What is tried.

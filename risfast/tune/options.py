@@ -71,7 +71,7 @@ class ScoreOptions:
     # ``surrogate`` is the NMSE of the covariance + ``f1_weight`` (1 - F1) at the best validation.
 
     scenes: int = 64  # Scenes of each L that the localizer is judged on, the same in every trial.
-    seed: int = 0x74756E65  # Which scenes.
+    seed: int = 0x74756E65  # Seed of the scenes.
     xyz_norm_m: float = 10.0  # Distance that weighs as much as an F1 of 0 with a weight of 1.
     f1_weight: float = 1.0  # Weight of 1 - F1.
 

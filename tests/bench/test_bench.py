@@ -142,6 +142,25 @@ def test_acoular_agrees_with_the_brute_force(operation, monkeypatch):
     assert_agrees(p, peers.acoular_beamformer(p)(), scenarios.ACOULAR.bound_db(p))
 
 
+def test_pyroomacoustics_agrees_with_the_brute_force():
+    pytest.importorskip("pyroomacoustics")
+    p = problem("music")
+    assert scenarios.PYROOMACOUSTICS.unavailable(p) is None
+    assert_agrees(p, peers.pyroomacoustics_music(p)(), scenarios.PYROOMACOUSTICS.bound_db(p))
+
+
+@pytest.mark.parametrize(("operation", "wavefront"), [("music", "fresnel"), ("mvdr", "spherical")])
+def test_pyroomacoustics_is_left_out_where_it_computes_something_else(operation, wavefront):
+    assert scenarios.PYROOMACOUSTICS.unavailable(problem(operation, wavefront)) is not None
+
+
+def test_the_maxima_of_scikit_image_are_those_of_scipy():
+    pytest.importorskip("skimage")
+    volume = np.random.default_rng(0).uniform(size=(40, 30, 7)).astype(np.float32)
+    for ours, theirs in zip(search.maxima_by_skimage(volume), search.maxima_by_scipy(volume), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_acoular_is_left_out_where_it_computes_something_else():
     assert scenarios.ACOULAR.unavailable(problem("mvdr", "fresnel")) is not None
     assert scenarios.ACOULAR.unavailable(problem("music")) is not None

@@ -8,6 +8,7 @@ import math
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import h5py
@@ -465,6 +466,29 @@ def test_progress_is_a_bar_with_the_time_left_on_a_terminal() -> None:
     assert re.search(r"0/4 \[00:00<", stream.getvalue())
     assert "a line that stays\n" in stream.getvalue()
     assert stream.getvalue().endswith("\r")  # the bar is taken away
+
+
+def test_the_clock_of_a_bar_runs_on_between_two_reports_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("risfast.cli.progress._TICK_SECONDS", 0.01)
+    stream = Terminal()
+    progress = ProgressBar(stream=stream)
+    for begin in (lambda: progress.waiting("loading"), lambda: progress("work", 1, 4)):
+        begin()
+        before, deadline = len(stream.getvalue()), time.monotonic() + 60
+        while len(stream.getvalue()) == before and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert len(stream.getvalue()) > before
+    progress.close()
+    after = stream.getvalue()
+    assert after.endswith("\r")
+    time.sleep(0.1)
+    assert stream.getvalue() == after
+
+
+def test_a_stage_without_steps_is_not_for_a_log() -> None:
+    stream = io.StringIO()
+    ProgressBar(stream=stream).waiting("loading")
+    assert stream.getvalue() == ""
 
 
 def test_progress_in_a_log_is_the_first_and_the_last_line_and_one_now_and_then(

@@ -67,7 +67,7 @@ def test_the_readme_is_short_and_speaks_no_private_language():
 def test_the_tables_hold_the_recorded_figures():
     recorded = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())["times"]
     ratios = [float(value) for value in re.findall(r"\| ([\d.]+) x \|", README)]
-    measured = [entry["ratio"] for entry in recorded if entry["ratio"] is not None]
+    measured = [ratio["cpu_median"] for entry in recorded for ratio in entry["ratios"].values()]
     assert len(ratios) == 5
     for ratio in ratios:
         assert min(abs(ratio / value - 1) for value in measured) < 0.02

@@ -55,6 +55,19 @@ def test_map_holds_decibels_below_the_maximum_with_azimuth_across() -> None:
     np.testing.assert_allclose(corners[:, 0, 1], np.degrees([-0.375, -0.125, 0.25, 0.75]))
 
 
+@pytest.mark.parametrize("elevation_deg", [-30.0, -28.0, -22.0, 0.0, 23.0, 30.0])
+def test_the_two_labels_of_a_source_lie_inside_of_the_map_and_apart(elevation_deg: float) -> None:
+    azimuth, elevation = torch.linspace(-1, 1, 21), torch.linspace(-30, 30, 21).deg2rad()
+    at = torch.tensor([[0.2, math.radians(elevation_deg), 1.8]])
+    figure = spectrum_figure([SpectrumPanel("a", torch.ones(21, 21), at)], azimuth, elevation, at)
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    boxes = [text.get_window_extent() for text in axes.texts]
+    assert len(boxes) == 2
+    assert not boxes[0].overlaps(boxes[1])
+    assert all(axes.bbox.y0 <= box.y0 and box.y1 <= axes.bbox.y1 for box in boxes)
+
+
 def test_sources_are_marked_at_their_angles_in_degrees_and_labelled_with_their_range() -> None:
     figure = spectrum_figure([SpectrumPanel("a", POWER, FOUND)], AZIMUTH, ELEVATION, TRUE)
     axes = figure.axes[0]
