@@ -15,7 +15,7 @@ from torch import Tensor
 from risfast.geometry import Folds, Region, SearchGrid, SensorArray
 from risfast.ops import QuadraticForm, checks, local_maxima_3d, nms_3d
 from risfast.ops.devices import constant_on
-from risfast.ops.refinement import refine_from, walk_from, walk_spacing, widest_after_walk
+from risfast.ops.refinement import on_slopes, refine_from, walk_from, walk_spacing, widest_after_walk
 from risfast.setup import PLANE_PHASE_RAD, Setup, Tolerance
 from risfast.sources import Sources
 from risfast.steering import steering_vectors
@@ -256,8 +256,9 @@ def _peaks(
     widest = widest_after_walk(array, *corners)
     refined = refine_from(form, array, low, high, wavefront, options.refine_points, widest, circle)
     present = torch.arange(options.candidates, device=volume.device) < count[:, None]
-    power = torch.where(present, refined.power, torch.zeros_like(refined.power))
-    return RefinedPeaks(refined.position, power, *background_db(volume))
+    refined = refined._replace(power=torch.where(present, refined.power, torch.zeros_like(refined.power)))
+    slope = on_slopes(form, array, refined, *corners, wavefront, circle)
+    return RefinedPeaks(refined.position, refined.power.masked_fill(slope, 0.0), *background_db(volume))
 
 
 def _median(values: Tensor) -> Tensor:

@@ -131,6 +131,26 @@ def test_a_source_at_a_pole_leaves_room_for_another(second):
         assert_finds(found, truth)
 
 
+@pytest.mark.parametrize(
+    ("array", "places"),
+    [
+        (VOLUME, [(0, 86), (180, 86)]),
+        (VOLUME, [(30, 87), (120, 87)]),
+        (VOLUME, [(20, 10), (24, 10)]),
+        (SURFACE, [(0, 0), (4, 0)]),
+        (SURFACE, [(30, 80), (-30, 80)]),
+        (SURFACE, [(70, 0), (85, 0)]),
+        (SURFACE, [(80, 40), (80, 50)]),
+    ],
+)
+def test_two_sources_with_a_valley_between_them_are_two(array, places):
+    """Also about a pole, and where a plane sees little of the angle."""
+    truth = torch.tensor([[*map(math.radians, place), 1.6] for place in places], dtype=torch.float64)
+    a = factor(array, truth) * torch.tensor([1.0, 0.8])
+    (found,) = detect_sources(a @ a.mH + 1e-3 * torch.eye(64), array, loading=1e-4)
+    assert_finds(found, truth)
+
+
 def test_a_plane_sees_one_source_at_its_pole():
     truth = torch.tensor([[0.0, math.pi / 2, 1.5]], dtype=torch.float64)
     a = factor(SURFACE, truth)

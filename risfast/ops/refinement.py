@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from risfast.errors import ShapeError
-from risfast.geometry import PlanarArray
+from risfast.geometry import PlanarArray, cartesian_to_spherical, direction_cosines
 from risfast.ops import checks
 from risfast.ops.descent import chosen_by, newton_descend, put, take
 from risfast.ops.devices import checks_values, constant_on, on_host
@@ -28,6 +28,8 @@ def _form_of(matrix: Tensor, factored: bool, loading: float) -> QuadraticForm:
 _WALK_PHASE_RAD = 0.35  # rms phase over the array that a step of the walk turns through
 # After twelve one in 200 random scenes still stood on a slope, as a false source; after sixteen one in 1000.
 _WALK_STEPS = 32
+_MET, _ONWARD = 0.1, 0.05  # steps: searches that are closer have met; how far a stronger peak is approached
+_RISE = 1e-6  # of the power there: more than rounding makes
 _VALLEYS = 4  # of a box that are descended
 _COARSE_STEPS, _FINE_STEPS = 6, 2  # in float32 and in float64
 _COARSE_SETTLED, _FINE_SETTLED = 0.02, 5e-3  # steps: below, what the next Newton move would change does not matter
@@ -226,10 +228,7 @@ def walk_from(
 
     position (B, C, 3), low, high (3,) -> position, low, high (B, C, 3)
     """
-    lowest, highest, arms = _walk_box(array, low, high)
-    if circle_from is not None:
-        seam = torch.tensor([2 * math.pi, 0.0, 0.0], dtype=torch.float64, device="cpu")
-        lowest, highest = lowest - seam, highest + seam
+    lowest, highest, arms = _walk_box(array, low, high, circle_from)
     geometry = (array.positions_m, array.wavenumber, wavefront)
     box = (lowest, highest, arms.tolist())
     ended = torch.ops.risfast.walk(form.matrix, form.factored, _inverse_range(position), *box, *geometry)
@@ -245,11 +244,20 @@ def walk_from(
     return _inverse_range(ended), corner_low, corner_high
 
 
-def _walk_box(array: PlanarArray, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _power(form: QuadraticForm, array: PlanarArray, value: Tensor) -> Tensor:
+    # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
+    return form.scale[:, None] / value.clamp_min(math.ldexp(array.n_elements, -50))
+
+
+def _walk_box(
+    array: PlanarArray, low: Tensor, high: Tensor, circle_from: float | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Bounds of a walk in (azimuth, elevation, 1/range), and its steps, float64 [3]."""
     bounds = (_inverse_range(low), _inverse_range(high))
     lowest, highest = torch.minimum(*bounds), torch.maximum(*bounds)
-    return lowest, highest, torch.minimum(walk_spacing(array.positions_m, array.wavenumber), (highest - lowest) / 8)
+    arms = torch.minimum(walk_spacing(array.positions_m, array.wavenumber), (highest - lowest) / 8)
+    seam = torch.tensor([0.0 if circle_from is None else 2 * math.pi, 0.0, 0.0], dtype=torch.float64, device="cpu")
+    return lowest - seam, highest + seam, arms
 
 
 def widest_after_walk(array: PlanarArray, low: Tensor, high: Tensor) -> list[float]:
@@ -273,6 +281,40 @@ def _wrapped(coordinates: Tensor, circle_from: float | None) -> Tensor:
 def _inverse_range(coordinates: Tensor) -> Tensor:
     """(azimuth, elevation, range) to (azimuth, elevation, 1/range) and back."""
     return torch.cat([coordinates[..., :2], 1 / coordinates[..., 2:]], -1).double()
+
+
+def on_slopes(
+    form: QuadraticForm,
+    array: PlanarArray,
+    refined: Refined,
+    low: Tensor,
+    high: Tensor,
+    wavefront: str,
+    circle_from: float | None = None,
+) -> Tensor:
+    """Which refined places are no peaks: the power rises at once on the way to the next stronger one.
+
+    low, high (3,) -> bool (B, C)
+    """
+    # Along its own plane an array sees no change with the angle at first, and near a pole none with azimuth: a search
+    # that comes there stays, too flat is the slope.
+    position, device = _inverse_range(refined.position), refined.position.device
+    geometry = (constant_on(array.positions_m, device), array.wavenumber, wavefront)
+    landscape = Landscape(form.matrix.to(torch.complex128), form.factored, geometry)
+    step = constant_on(walk_spacing(array.positions_m, array.wavenumber)[[1, 1, 1, 2]], device)
+    place = torch.cat([direction_cosines(position[..., 0], position[..., 1]), position[..., 2:]], -1)
+    rank = (-refined.power).argsort(dim=1, stable=True).argsort(1)
+    apart = torch.cdist(place / step, place / step, compute_mode="donot_use_mm_for_euclid_dist")
+    stronger = (rank[:, None] < rank[..., None]) & (apart > _MET)
+    distance, nearest = torch.where(stronger, apart, math.inf).min(2)
+    place = place + (_ONWARD / distance)[..., None] * (take(place, nearest) - place)
+    angles = cartesian_to_spherical(place[..., :3])
+    # The same turn of the circle, and not out of the region.
+    azimuth = position[..., 0] + torch.remainder(angles[..., 0] - position[..., 0] + math.pi, 2 * math.pi) - math.pi
+    onward = torch.stack([azimuth, angles[..., 1], place[..., 3]], -1)
+    lowest, highest, _ = (constant_on(t, device) for t in _walk_box(array, low, high, circle_from))
+    onward = torch.maximum(torch.minimum(onward, highest), lowest)
+    return distance.isfinite() & (_power(form, array, landscape.value(onward)) > (1 + _RISE) * refined.power)
 
 
 def refine_peaks(
@@ -335,7 +377,4 @@ def refine_from(
     box = (torch.minimum(*corners), torch.maximum(*corners), list(points))
     geometry = (array.positions_m, array.wavenumber, wavefront)
     position, value = torch.ops.risfast.refine(form.matrix, form.factored, *box, *geometry, widest)
-    # N - q cancels to nothing at a source without noise; no form is smaller than what float64 leaves of it.
-    return Refined(
-        _wrapped(position, circle_from), form.scale[:, None] / value.clamp_min(math.ldexp(array.n_elements, -50))
-    )
+    return Refined(_wrapped(position, circle_from), _power(form, array, value))

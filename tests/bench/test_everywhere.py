@@ -27,6 +27,20 @@ def test_a_source_of_a_ring_is_found_once_where_it_is(capsys):
     assert "24 of 24 found once" in capsys.readouterr().out
 
 
+HARD = {  # degrees and metres
+    "sphere": [(50.4862, -88.2811, 1.1456), (112.574, 88.2811, 0.2622), (-30.8261, 88.2811, 0.4803)],
+    "plane": [(1.8675, -86.987, 0.3951), (-73.8366, -56.7105, 0.5473), (88.2811, 40.8228, 0.7884)],
+}
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_source_beside_a_pole_or_the_plane_of_its_array_is_found_once(name, monkeypatch):
+    """There a search stays on slopes that are too flat to be seen, and ended in a second detection."""
+    position = torch.tensor([[math.radians(az), math.radians(el), r] for az, el, r in HARD[name]]).double()
+    monkeypatch.setattr(everywhere, "places", lambda setup, count: position)
+    assert everywhere.wrong(name, len(position)) == []
+
+
 def test_what_is_missed_doubled_or_elsewhere_is_told(monkeypatch, capsys):
     def answered(sources):
         monkeypatch.setattr(everywhere, "detect_sources", lambda covariance, setup, grid: [sources] * len(covariance))
