@@ -124,7 +124,8 @@ def compared(
     others = excused = 0
     direction = off = deviations = 0.0
     for (there, _, sure), (here, deviation, usually) in zip(found, usual, strict=True):
-        if len(there) != len(here) or int(there[:, 2].isnan().sum()) != int(here[:, 2].isnan().sum()):
+        unknown, before = (int(at[:, 2].isnan().sum()) for at in (there, here))
+        if len(there) != len(here) or unknown != before or bool(torch.cat([there, here])[:, :2].isnan().any()):
             others += 1
             excused += bool(((torch.cat([sure, usually]) - threshold).abs() < NEAR_THRESHOLD).any())
             continue
@@ -137,6 +138,7 @@ def compared(
         direction, off = max(direction, float(angle.max())), max(off, float(ratio.max()))
         moved = torch.stack([angle / deviation[:, :2].amax(1), ratio * here[:, 2] / deviation[:, 2]])
         moved = torch.where(torch.stack([angle, ratio]) > MOST, moved, 0.0)
+        moved = torch.where(ratio.isinf(), torch.inf, moved)  # another source's range
         deviations = max(deviations, float(moved.nan_to_num(0.0).max()))
     return Difference(name, len(usual), others, excused, direction, off, deviations)
 

@@ -4,7 +4,7 @@ The operators are in :mod:`risfast.ops`; :func:`detect_sources` goes from a cova
 :class:`Localizer` from snapshots to sources.
 """
 
-import importlib
+import importlib.util
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -45,10 +45,13 @@ _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    """A public name from its module."""
-    if name not in _HOME:
+    """A public name from its module, or a module or folder of the package."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(f"risfast.{_HOME[name]}"), name)
+    elif importlib.util.find_spec(f"risfast.{name}") is not None:
+        value = importlib.import_module(f"risfast.{name}")
+    else:
         raise AttributeError(f"module 'risfast' has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"risfast.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -16,7 +16,7 @@ sys.path[:0] = [
     *(str(p) for p in sorted({t.parent for t in TESTS.glob("*/test_*.py")})),
 ]
 
-# Files of `pytest -m quick`: a first look in two minutes, without kernels, localisation, training and evaluation.
+# Files of `pytest -m quick`: a first look in minutes, without kernels, training and evaluation.
 QUICK = {
     *("test_geometry.py", "test_setup.py", "test_sources.py", "test_steering.py", "test_logging.py", "test_losses.py"),
     *("test_io_samples.py", "test_io_audio.py", "test_io_export.py", "test_io_setups.py", "test_reference.py"),

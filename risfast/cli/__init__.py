@@ -100,11 +100,15 @@ def _run(command: str, arguments: list[str]) -> int:
 
     verbose = "--verbose" in arguments or "--debug" in arguments
     unseen = not {"--quiet", "-h", "--help"}.isdisjoint(arguments)
-    with contextlib.closing(ProgressBar(quiet=unseen)) as progress:
-        progress.waiting("loading")  # torch takes seconds where the disk is slow
-        from risfast.cli.options import in_options, option_names  # noqa: PLC0415
+    try:
+        with contextlib.closing(ProgressBar(quiet=unseen)) as progress:
+            progress.waiting("loading")  # torch takes seconds where the disk is slow
+            from risfast.cli.options import in_options, option_names  # noqa: PLC0415
 
-        kind = COMMANDS[command].kind
+            kind = COMMANDS[command].kind
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     try:
         options = parse(command, arguments)
         if options is None:

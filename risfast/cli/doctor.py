@@ -78,6 +78,7 @@ class DoctorCommand(Command):
         if not self.folder.is_dir():
             raise FileFormatError(f"--folder {self.folder}: there is no such folder")
         checks = examine(self.folder, self.device)
+        progress.close()
         for check in checks:
             print(f"{check.status:<4}  {check.name}: {check.found}")
             if check.mend:

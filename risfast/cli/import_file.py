@@ -84,6 +84,7 @@ class ImportCommand(Command):
         recording = read(self.source, fields=field_names(self.fields), positions_m=self.positions, **given)
         if self.covariance:
             recording = recording.with_covariance()
+        progress.close()
         print(describe(recording))
         if output is not None:
             write_recording(output, recording)

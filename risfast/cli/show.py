@@ -36,5 +36,6 @@ class ShowCommand(Command):
         check_output(page, "--output", (".html", ".htm"), overwrite=self.overwrite)
         results = read_results(self.file)
         replace_file(page, result_page(results, self.file.name).encode())
+        progress.close()
         print(f"page: {page}")
         return 0

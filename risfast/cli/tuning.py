@@ -43,6 +43,7 @@ class HpoCommand(ConfiguredCommand):
         """Run a study, take part in one, or report one."""
         config = _on_device(self.settings, self.device)
         if self.show_space:
+            progress.close()
             return _shown(config)
         _begin()
         if self.check and self.check < 2:
@@ -109,6 +110,7 @@ class Hpo2Command(ConfiguredCommand):
 
         config = replace(self.settings, study=_on_device(self.settings.study, self.device))
         if self.show_space:
+            progress.close()
             return _shown(config.study)
         _begin()
         with open_study(config.study, self.output) as first:

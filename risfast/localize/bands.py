@@ -19,7 +19,7 @@ _REFITS = 6
 def likelihood_of(
     measurement: Measurement, setup: Setup, dtype: torch.dtype = torch.complex64
 ) -> Likelihood | BandLikelihood:
-    """What a polish maximises; products behind a surface are of single precision, unless ``dtype`` is another one."""
+    """What a polish maximises; ``dtype`` is that of products behind a surface, all others are in double precision."""
     if measurement.bands != setup.n_bands:
         raise ValueError(f"the measurement is of {measurement.bands} bands, and the setup of {setup.n_bands}")
     if setup.n_bands == 1:

@@ -798,7 +798,7 @@ def _plain(measurement: Measurement) -> tuple[Measurement, tuple[Tensor, Tensor]
     if m.pooled is not None:  # codes of pooled snapshots have no part in anything
         of_codes = torch.zeros_like(of_codes)
     largest = max(int(e.abs().max()) for e in (of_y, of_channel))
-    if largest <= _PLAIN_EXPONENT and int(of_codes.abs().max()) <= 1:  # of modulus one but for rounding
+    if largest <= _PLAIN_EXPONENT and int(of_codes.abs().max()) <= 1:  # of modulus near one
         return m, None
 
     def scaled(values: Tensor, exponent: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ _LEAST_POWER, _LEAST_NOISE = 1e-7, 1e-6
 # than it was, and gains are larger (C. M. Hurvich and C.-L. Tsai, "Regression and time series model selection in small
 # samples", Biometrika 76, 1989).
 _TAKEN = 5.0
-_LAST_CLIMB, _CONVERGED = 40, 1e-5  # steps at the most, and the rise of the log-likelihood that ends them
+_LAST_CLIMB = 40  # steps at the most
 
 
 @dataclass(frozen=True)
@@ -203,9 +203,9 @@ def polish_sources(
         doubtful = on_wrong_hill(found, grown, atoms.setup)
         doubtful = doubtful[~explained(likelihood[doubtful], found.take(doubtful))]
         found = started_again(likelihood, found, doubtful, box, atoms, rules)
-    # What is reported, and judged as a misfit, must be none of a climb that was broken off, or that rounding stopped.
+    # What is reported, and judged as a misfit, should not hang on where a climb was broken off, nor on rounding.
     exact = likelihood if measurement.pooled is not None else likelihood_of(measurement, atoms.setup, torch.complex128)
-    found = ascend(exact, found.state, box, _LAST_CLIMB, converged=_CONVERGED)
+    found = ascend(exact, found.state, box, _LAST_CLIMB, precise=True)
     if not (options.imperfect and measurement.pooled is not None):
         return _report(likelihood, found, box, atoms.setup, penalty, options)
     likelihood, found = with_spreading(likelihood, found, box, atoms, rules)

@@ -297,7 +297,7 @@ def on_slopes(
     low, high (3,) -> bool (B, C)
     """
     # Along its own plane an array sees no change with the angle at first, and near a pole none with azimuth: a search
-    # that comes there stays, too flat is the slope.
+    # that comes there stays, for the slope is too flat.
     position, device = _inverse_range(refined.position), refined.position.device
     geometry = (constant_on(array.positions_m, device), array.wavenumber, wavefront)
     landscape = Landscape(form.matrix.to(torch.complex128), form.factored, geometry)

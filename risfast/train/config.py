@@ -273,7 +273,7 @@ class ShardsConfig:
     train: int = 8192  # Scenes to train on, for each L.
     val: int = 512  # Scenes to validate on, for each L.
     test: int = 512  # Scenes to test on, for each L.
-    train_seed: int = DataOptions.seed  # Seed of the training scenes; all three are a run's own.
+    train_seed: int = DataOptions.seed  # Seed of the training scenes; the three defaults are those of a run.
     val_seed: int = ValidationOptions.seed  # Seed of the validation scenes.
     test_seed: int = ValidationOptions.test_seed  # Seed of the test scenes.
     shard_size: int = 4096  # Scenes of one shard.
