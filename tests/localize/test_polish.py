@@ -477,6 +477,30 @@ def test_a_goal_out_of_reach_ends_the_climb_and_one_in_reach_does_not_change_it(
     assert float(found.value[1]) == pytest.approx(float(free.value[1]), rel=1e-12)
 
 
+@pytest.mark.parametrize("fixed", ["nothing", "range"])
+def test_a_precise_climb_ends_at_one_maximum_from_any_start_beside_it(fixed):
+    likelihood, state, box = climbing()
+    if fixed == "range":
+        box = replace(box, low=box.low.new_tensor([-1.5, -1.5, 0.3]), high=box.high.new_tensor([1.5, 1.5, 0.3]))
+    starts = [box.clamp(state.moved(torch.full((3, state.n_parameters), by).double())) for by in (0.0, -0.02)]
+    usual, precise = ([ascend(likelihood, at, box, 40, precise=p) for at in starts] for p in (False, True))
+
+    def apart(ends):
+        return float((ends[0].state.position - ends[1].state.position).abs()[state.mask].max())
+
+    assert apart(precise) < 1e-4 < apart(usual)
+    for start, rough, end in zip(starts, usual, precise, strict=True):
+        assert bool((end.value >= rough.value - 1e-9).all())
+        assert bool((end.value > likelihood.value(start)).all())
+    held = torch.zeros(3, state.n_parameters, dtype=torch.bool)
+    held[:, 2 * state.mask.shape[1] : 3 * state.mask.shape[1]] = fixed == "range"
+    at = likelihood.derivatives(precise[0].state)
+    slope = torch.where(held, 0.0, at.gradient)
+    information = torch.where(held[:, None] | held[:, :, None], 0.0, at.information) + torch.diag_embed(held.double())
+    left = (slope * torch.linalg.solve(information, slope)).sum(1) / 2  # that the likelihood may still rise by
+    assert bool((left < 1e-6).all())
+
+
 def test_a_coordinate_at_a_bound_stays_there_and_the_others_reach_their_best():
     likelihood, state, box = climbing()
     best = ascend(likelihood, state, box, 40).state
