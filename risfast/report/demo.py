@@ -90,6 +90,7 @@ def run_demo(options: DemoOptions, progress: StageReport | None = None) -> DemoR
     for name, method in methods.items():
         report("preparing", len(answers), len(methods))
         answers[name] = method(scene)
+    report("preparing", len(methods), len(methods))
     scores = []
     for name, method in methods.items():
         found, seconds = _timed(name, method, parts, report)

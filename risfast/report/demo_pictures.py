@@ -119,6 +119,7 @@ def draw_demo(
     for drawn, (stem, figure) in enumerate(figures.values()):
         report("drawing", drawn, len(figures))
         save_figure(figure(), folder / f"{stem}.png")
+    report("drawing", len(figures), len(figures))
     return {description: folder / f"{stem}.png" for description, (stem, _) in figures.items()}
 
 

@@ -103,7 +103,8 @@ def test_a_bad_map_is_replaced_by_capon_counted_and_reported(kind: str, reason: 
     assert reason in " ".join(reasons[1])
     capon = pipeline.capon_peaks(pipeline.effective(estimate, None, OPTIONS), SETUP, OPTIONS)[1]
     assert len(capon) > 0
-    assert torch.equal(found[1].position, capon.position)
+    # Of one scene, not of three: products of another size are summed in another order.
+    torch.testing.assert_close(found[1].position, capon.position, rtol=1e-9, atol=1e-9)
     given = estimate_maps(estimate, nn.Identity(), SETUP, GRID)
     alone, verdict = refined_sources(Refiner(Told(maps), GRID), given, estimate.factor, SETUP)  # type: ignore[arg-type]
     assert verdict.ok.tolist() == [True, False, True]
