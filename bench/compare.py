@@ -109,6 +109,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="REV", help="an earlier commit to time in the same turns")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of cpu.json and cpu.png")
     options = parser.parse_args(arguments)
+    if options.into_record and (not options.only or options.against):
+        parser.error("--into-record puts the rows of --only into the record, and none of an earlier commit")
+    if options.into_record and not (options.output / "cpu.json").is_file():
+        parser.error(f"there is no record in {options.output} to put rows into")
 
     # Run as a script, the folder of this file is on the path and the repository is not.
     sys.path.append(str(ROOT))

@@ -108,7 +108,10 @@ class ProgressBar:
         while not ended.wait(_TICK_SECONDS):
             with self._lock:
                 if self._bar is not None and not ended.is_set():
-                    self._bar.refresh()
+                    try:
+                        self._bar.refresh()
+                    except (OSError, ValueError):  # nobody reads the stream any more, or it is closed
+                        return
 
     def say(self, line: str) -> None:
         """A line that stays, above the bar."""

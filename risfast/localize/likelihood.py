@@ -818,9 +818,11 @@ def ascend(
     lacking, settled = torch.zeros_like(at.information), _SETTLED if precise else _CONVERGED
 
     def propose(active: Tensor, here: SourceState, now: Derivatives, damping: Tensor) -> tuple[Tensor, Tensor]:
-        held, curved = _held(here, box, now.gradient), now.information + lacking[active]
-        concave = torch.linalg.cholesky_ex(_system(curved, damping, held)).info == 0
-        now = replace(now, information=torch.where(concave[:, None, None], curved, now.information))
+        held = _held(here, box, now.gradient)
+        if precise:
+            curved = now.information + lacking[active]
+            concave = torch.linalg.cholesky_ex(_system(curved, damping, held)).info == 0
+            now = replace(now, information=torch.where(concave[:, None, None], curved, now.information))
         step, expected = _step(now, damping, held, box.longest, here)
         promising = ~(expected < settled / 2)  # NaN is for the likelihood to refuse
         if goal is not None:

@@ -286,7 +286,7 @@ def test_a_collapsed_backbone_is_stopped_with_a_reason(tmp_path: Path) -> None:
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(tmp_path: Path) -> None:
     config = tiny(
-        optimiser={"lr": 1e-9, "min_lr": 0.0, "steps": 100},
+        optimiser={"lr": 1e-30, "min_lr": 0.0, "steps": 100},
         validation={"every": 1, "patience": 3, "capon_scenes": 0},
     )
     outcome = train(config, tmp_path / "run")
