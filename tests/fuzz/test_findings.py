@@ -408,6 +408,23 @@ def test_numbers_of_an_odd_bit_layout_are_refused_before_they_are_converted(wher
     assert read(tmp_path / "x.h5", wavelength_m=0.1, **how) if where == "attribute" else True
 
 
+@pytest.mark.parametrize("length", [0, 2**64 - 16], ids=["nothing", "round the end"])
+def test_a_heap_of_texts_that_does_not_end_is_refused(length, tmp_path):
+    """Damaged bytes in an attribute's text, from which libhdf5 never came back."""
+    path, how = tmp_path / "x.h5", {"positions_m": np.eye(3), "wavelength_m": 0.1}
+    with h5py.File(path, "w") as file:
+        file["R"] = np.eye(3)
+        file.attrs["note"] = "a text"
+    assert read(path, **how)
+    data = bytearray(path.read_bytes())
+    first = data.index(b"GCOL") + 16
+    data[first : first + 2] = int(length > 0).to_bytes(2, "little")
+    data[first + 8 : first + 16] = length.to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.raises(FileFormatError, match=f"the heap of its texts has an object of {length} bytes"):
+        read(path, **how)
+
+
 def test_snapshots_whose_powers_overflow_are_refused():
     from risfast.geometry import SensorArray
 

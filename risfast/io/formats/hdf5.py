@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,8 @@ from risfast.io.recording import Snapshots
 _KIND = "HDF5"
 _LARGEST_RATIO = 1100  # deflate cannot do better than 1032 to 1
 _LONGEST_TEXT = 1 << 16
+_HEAP = b"GCOL\x01"  # of texts of any length, wherever in a file; then its size, where an object has its own
+_OBJECT = struct.Struct("<H6xQ")  # its number, 0 for free space, and its size
 
 
 def _is_plain(stored: Any) -> bool:
@@ -50,6 +54,30 @@ def _is_plain(stored: Any) -> bool:
     names = [f"STD_{kind}{bits}{order}" for kind in "IU" for bits in (8, 16, 32, 64) for order in ("LE", "BE")]
     names += [f"IEEE_F{bits}{order}" for bits in (16, 32, 64) for order in ("LE", "BE")]
     return any(stored.equal(getattr(h5t, name)) for name in (*names, "NATIVE_LDOUBLE"))
+
+
+def _is_long_text(stored: Any) -> bool:
+    from h5py import h5t  # noqa: PLC0415
+
+    return isinstance(stored, h5t.TypeStringID) and stored.is_variable_str()
+
+
+def check_heaps(path: Path) -> None:
+    """Refuse a heap of texts of any length that libhdf5 would walk through without end."""
+    # It steps from object to object by their sizes, also where one is zero.
+    size = path.stat().st_size
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        start = -1
+        while (start := data.find(_HEAP, start + 1)) >= 0 and start + _OBJECT.size <= size:
+            at, end = start + _OBJECT.size, start + _OBJECT.unpack_from(data, start)[1]
+            if end > size:  # no heap, or one that libhdf5 refuses
+                continue
+            while at + _OBJECT.size <= end:
+                number, length = _OBJECT.unpack_from(data, at)
+                step = _OBJECT.size + length + -length % 8 if number else length
+                if not 0 < step <= end - at:
+                    raise FileFormatError(f"{path} is damaged: the heap of its texts has an object of {length} bytes")
+                at += step
 
 
 def check_dataset(path: Path, name: str, dataset: Any) -> None:
@@ -131,6 +159,8 @@ class Hdf5Container:
                     return {}
                 place = place[part]
             plain = [key for key in place.attrs if _is_plain(place.attrs.get_id(key).get_type())]
+            if any(_is_long_text(place.attrs.get_id(key).get_type()) for key in plain):
+                check_heaps(self.path)
             values = {key: place.attrs[key] for key in plain}
             return {key: value for key, value in values.items() if not isinstance(value, h5py.Empty)}
 
@@ -154,6 +184,8 @@ class Hdf5Container:
             if dataset.shape != () or dataset.dtype.itemsize > _LONGEST_TEXT:
                 return ""
             check_dataset(self.path, name, dataset)
+            if _is_long_text(dataset.id.get_type()):
+                check_heaps(self.path)
             value = dataset[()]
         return (value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)).strip()
 
