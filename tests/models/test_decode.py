@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -99,6 +100,37 @@ def test_two_sources_in_one_direction_are_two():
     assert sorted(round(float(r)) for r in sources.range) == [2, 6]
 
 
+def test_two_sources_in_one_place_are_apart_along_its_counts_and_not_by_rounding():
+    found = empty_map()
+    found.log_intensity[0, 12, 7, 20] = math.log(0.7)
+    found.log_intensity[0, 13, 7, 20] = math.log(0.9)  # 2.3 degrees beside it, within the tolerance
+    [sources] = decoded(found)
+    assert len(sources) == 2
+    here, there = sources.position.double()
+    centre = (here + there) / 2
+    angles = AXES.angles(AXES.coordinates)[0][[12, 13]].double()
+    share = torch.tensor([0.7, 0.9], dtype=torch.float64) / 1.6
+    middle = float(share @ angles)
+    deviation = float((share @ (angles - middle).square()).sqrt())
+    assert float(centre[0]) == pytest.approx(middle, abs=1e-6)
+    assert float((here - there)[0].abs()) == pytest.approx(2 * deviation, rel=1e-5)
+    torch.testing.assert_close(here[1:], there[1:], atol=1e-6, rtol=0)
+    noise = 1e-6 * torch.rand(found.log_intensity.shape, generator=torch.Generator().manual_seed(0))
+    [again] = decoded(SourceMap(found.log_intensity + noise, found.offset))
+    torch.testing.assert_close(again.position, sources.position, atol=1e-5, rtol=1e-5)
+
+
+def test_of_two_and_three_sources_in_one_cell_no_two_are_in_one_place():
+    for expected in (1.9, 2.9):
+        found = empty_map()
+        found.log_intensity[0, 12, 7, 20] = math.log(expected)
+        [sources] = decoded(found)
+        assert len(sources) == round(expected)
+        apart = torch.pdist(sources.position.double() / torch.tensor(TOLERANCE.limits))
+        assert float(apart.min()) > 0.05
+        assert float(apart.max()) < 0.5
+
+
 def test_the_threshold_and_the_cap_hold_and_the_order_is_by_confidence():
     found = empty_map()
     for i, expected in enumerate((0.9, 0.7, 0.5, 0.2)):
@@ -122,7 +154,7 @@ def greedily(counts, offset, options):
         moved = offset[g_az, g_el, cell // (n_cells // AXES.n_range)]
         sines = [float(AXES.coordinates[i][g]) + AXES.spacing[i] * moved[i] for i, g in enumerate((g_az, g_el))]
         rows.append([*np.arcsin(np.clip(sines, -1, 1)), float(CELLS.centres[cell])])
-    place, found = np.array(rows), []
+    place, found, windows = np.array(rows), [], []
     half = (TOLERANCE.azimuth_rad, TOLERANCE.elevation_rad, TOLERANCE.range_m)
     within = np.abs(place[:, None] - place) <= half
     near, inside = within[..., :2].all(2), within.all(2)
@@ -133,10 +165,23 @@ def greedily(counts, offset, options):
             break
         here, beside = inside[at], near[at] & ~inside[at]
         found.append([*(left[here] @ place[here] / mass[at]), min(mass[at], 1)])
+        windows.append(here)
         taken = min(mass[at], 1)
         left[here] *= 1 - taken / mass[at]
         if beside.any() and left[beside].sum() > 0:
             left[beside] *= 1 - min((1 - taken) / left[beside].sum(), 1)
+    apart = set()
+    for one, other in itertools.combinations(range(len(found)), 2):  # of one place: a deviation to each side
+        centre = np.array(found[one][:3])
+        if apart & {one, other} or np.any(np.abs(found[other][:3] - centre) >= 1e-3 * np.array(half)):
+            continue
+        apart |= {one, other}
+        cells, weight = place[windows[one]], counts.ravel()[best][windows[one]]
+        off = (cells - centre) / half
+        variance, axes = np.linalg.eigh(np.einsum("c,ci,cj->ij", weight / weight.sum(), off, off))
+        way = axes[:, -1] * np.sign(axes[np.abs(axes[:, -1]).argmax(), -1])
+        move = way * max(math.sqrt(variance[-1]), 0.1) * half
+        found[one][:3], found[other][:3] = centre + move, centre - move
     return np.array(sorted(found, key=lambda row: -row[3])).reshape(-1, 4)
 
 
