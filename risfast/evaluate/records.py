@@ -12,6 +12,7 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from risfast import __version__
 from risfast.errors import FileFormatError
 from risfast.io.durable import replace_file
 from risfast.io.formats.npz import NpzContainer
-from risfast.io.guard import Array, load_json, naming
+from risfast.io.guard import Array, inside, load_json, naming
 from risfast.simulate.system_file import differing_fields
 
 CONFIG, ENVIRONMENT, RECORDS = "config.json", "environment.json", "records"
@@ -54,7 +55,7 @@ class ResultsFolder:
 
     def open(self, *, leads: bool = True) -> None:
         """Make the folder, or check that it holds these very results."""
-        path = self.folder / CONFIG
+        path = inside(self.folder, CONFIG)
         if not leads:
             self._wait_for(path)
         if path.is_file():
@@ -66,7 +67,7 @@ class ResultsFolder:
         if leads:
             self.folder.mkdir(parents=True, exist_ok=True)
             replace_file(path, json_bytes(merged))
-            replace_file(self.folder / ENVIRONMENT, json_bytes(environment()))
+            replace_file(inside(self.folder, ENVIRONMENT), json_bytes(environment()))
 
     def _wait_for(self, path: Path) -> None:
         began = time.monotonic()
@@ -91,11 +92,15 @@ class ResultsFolder:
 
     def has(self, place: RecordPlace) -> bool:
         """Whether this record is there."""
-        return (self.folder / RECORDS / place.file).is_file()
+        return self._path(place).is_file()
+
+    def _path(self, place: RecordPlace) -> Path:
+        """Where a record is; no link leads elsewhere."""
+        return reduce(inside, (RECORDS, *place.file.parts), self.folder)
 
     def write(self, place: RecordPlace, values: Mapping[str, Array]) -> None:
         """Write one record, whole or not at all."""
-        path = self.folder / RECORDS / place.file
+        path = self._path(place)
         path.parent.mkdir(parents=True, exist_ok=True)
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, place=np.array(json.dumps(place)), **values)
@@ -103,7 +108,7 @@ class ResultsFolder:
 
     def read(self, place: RecordPlace) -> dict[str, Array]:
         """One record."""
-        path = self.folder / RECORDS / place.file
+        path = self._path(place)
         if not path.exists():
             raise FileFormatError(f"{path}: missing; run the same command again")
         try:

@@ -28,7 +28,7 @@ from risfast.evaluate.tables import (
     write_parquet,
 )
 from risfast.io.durable import replace_file
-from risfast.io.guard import load_json
+from risfast.io.guard import inside, load_json
 from risfast.models.pretrained import DEFAULT_MODEL
 from risfast.report.page import Findings, latex_tables, report_html
 
@@ -104,7 +104,7 @@ def finish(
     made_by = {
         "command": command_of(config),
         "config": results.config,
-        "environment": load_json(results.folder / ENVIRONMENT, "the environment of an evaluation"),
+        "environment": load_json(inside(results.folder, ENVIRONMENT), "the environment of an evaluation"),
     }
     findings = Findings(config, methods, sets, collected, groups, made, made_by, failures)
     for name, text in latex_tables(findings).items():

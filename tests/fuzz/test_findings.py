@@ -348,6 +348,21 @@ def test_a_line_of_metrics_without_a_step_is_named(line, tmp_path):
         MetricsFile(path).cut(3)
 
 
+@pytest.mark.parametrize("part", ["config.json", "environment.json", "records", "a record"])
+def test_no_part_of_an_evaluation_is_a_link_to_another_folder(part, tmp_path):
+    folder = tmp_path / "results"
+    folder.mkdir()
+    make_records(folder)
+    read_records(folder, None)
+    place = folder / "records" / PLACE.file if part == "a record" else folder / part
+    place.rename(tmp_path / "elsewhere")
+    place.symlink_to(tmp_path / "elsewhere")
+    before = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    with pytest.raises(FileFormatError, match="leads to another folder"):
+        read_records(folder, None)
+    assert [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()] == before
+
+
 def test_the_configuration_of_an_evaluation_without_methods_is_refused(tmp_path):
     for methods in (7, "x", None, [1]):
         make_records(tmp_path)
