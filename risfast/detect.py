@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -28,7 +29,8 @@ _SCENES, _BATCH, _SEED = 200, 25, 20120301  # of simulated noise: its number of 
 _DIRECTIONS_PER_ELEMENT = 16  # a first value, on whose logarithm alone the measured one depends
 _POINTS_PER_BEAM = 12.0  # of the grid on which peaks of noise are measured
 _PLANES = 8  # of that grid, for each range plane of a map
-_MOST_POINTS = 1 << 18
+_MOST_POINTS = 1 << 18  # of its map, which has every so many-th of its angles
+_POINTS_BETWEEN = 1 << 13  # that are looked at where the map is highest
 _LEAST_LEFT = 1e-6  # of a steering vector's squared norm: less is a direction that is already accounted for
 
 
@@ -668,10 +670,46 @@ def _noise(random: np.random.Generator, scenes: int, n: int, snapshots: int) -> 
     return torch.from_numpy(factor)
 
 
-def _peak_grid(setup: Setup) -> SearchGrid:
-    """A grid on which no peak of the noise lies between points or planes."""
-    coarse = setup.search_grid(_POINTS_PER_BEAM, _MOST_POINTS // _PLANES)
-    return SearchGrid(coarse.azimuth_rad, coarse.elevation_rad, setup.range_planes(PLANE_PHASE_RAD / _PLANES))
+def _peak_grid(setup: Setup) -> tuple[SearchGrid, int]:
+    """A grid on which no peak of the noise lies between points or planes, and every how many-th angle makes a map."""
+    angles = setup.search_grid(_POINTS_PER_BEAM, sys.maxsize)
+    fine = SearchGrid(angles.azimuth_rad, angles.elevation_rad, setup.range_planes(PLANE_PHASE_RAD / _PLANES))
+    step = 1
+    while _every(fine, step).size > _MOST_POINTS and step < max(fine.shape[:2]):
+        step += 1
+    return fine, step
+
+
+def _every(grid: SearchGrid, step: int) -> SearchGrid:
+    """The middle one of each so many of its angles."""
+    middle = [(torch.arange(0, n, step) + step // 2).clamp_max(n - 1) for n in grid.shape[:2]]
+    return SearchGrid(grid.azimuth_rad[middle[0]], grid.elevation_rad[middle[1]], grid.range_m)
+
+
+def _passing_points(
+    setup: Setup, fine: SearchGrid, step: int, factor: Tensor, share: Tensor, planted: list[int], limit: float
+) -> int:
+    """How many points of a fine grid have more of the power of one scene than the limit.
+
+    factor (N, K), share (G_az, G_el, G_r) of every so many-th angle, planted is a point that has
+    """
+    order = share.clone()
+    order[planted[0] // step, planted[1] // step, planted[2]] = math.inf  # whatever the map says there
+    cells = max(_POINTS_BETWEEN // step**2, 1)
+    index = order.flatten().topk(min(cells, order.numel())).indices
+    i, j, k = torch.unravel_index(index, share.shape)
+    rest = (order > limit).sum() - (order.flatten()[index] > limit).sum()  # all of their cells count
+    within = torch.arange(step)
+    azimuth, elevation = torch.broadcast_tensors(
+        i[:, None, None] * step + within[:, None], j[:, None, None] * step + within
+    )
+    there = (azimuth < fine.shape[0]) & (elevation < fine.shape[1])
+    points = azimuth[there], elevation[there], k[:, None, None].expand_as(there)[there]
+    position = [axis[at] for axis, at in zip((fine.azimuth_rad, fine.elevation_rad, fine.range_m), points, strict=True)]
+    vectors = steering_vectors(setup.array, *position, wavefront=setup.wavefront, dtype=torch.complex128)
+    power, norm = (torch.view_as_real(each).square().sum((1, 2)) for each in (vectors.conj() @ factor, vectors))
+    total = torch.view_as_real(factor).square().sum()
+    return int((power > limit * norm * total).sum()) + int(rest) * step**2
 
 
 def independent_directions(
@@ -691,7 +729,8 @@ def independent_directions(
     # Carlo for high excursions of Gaussian random fields", Annals of Applied Probability 22(3), 2012.
     from scipy.special import betainccinv  # noqa: PLC0415  (as above)
 
-    array, grid, n = setup.array, _peak_grid(setup), setup.array.n_elements
+    array, n, (grid, step) = setup.array, setup.array.n_elements, _peak_grid(setup)
+    mapped = _every(grid, step)
     random = np.random.default_rng(_SEED)
     most = 1 - (1 - false_alarm) ** (1 / (_DIRECTIONS_PER_ELEMENT * n))
     beta = (snapshots, snapshots * (n - 1))
@@ -701,18 +740,23 @@ def independent_directions(
         if report is not None:
             report(done, _SCENES)
         axes = (grid.azimuth_rad, grid.elevation_rad, grid.range_m)
-        point = [axis[torch.from_numpy(random.integers(len(axis), size=_BATCH))] for axis in axes]
+        where = [torch.from_numpy(random.integers(len(axis), size=_BATCH)) for axis in axes]
+        point = [axis[at] for axis, at in zip(axes, where, strict=True)]
         beam = steering_vectors(array, *point, wavefront=setup.wavefront, dtype=torch.complex128)[..., None] / n**0.5
         noise = _noise(random, _BATCH, n, snapshots)
         part = beam @ (beam.mH @ noise)
         inside, outside = (torch.view_as_real(each).square().sum((1, 2, 3)) for each in (part, noise - part))
-        share = torch.from_numpy(betainccinv(*beta, most * random.uniform(size=_BATCH)))
-        gain = (share / (1 - share) * outside / inside).sqrt()
+        wanted = torch.from_numpy(betainccinv(*beta, most * random.uniform(size=_BATCH)))
+        gain = (wanted / (1 - wanted) * outside / inside).sqrt()
         factor = noise - part + gain[:, None, None] * part
         planted = factor @ factor.mH
-        power = QuadraticForm.bartlett(planted).spectrum(array, grid, wavefront=setup.wavefront, reduce="none")
-        level = planted.diagonal(dim1=1, dim2=2).real.mean(1)
-        passing = (power > limit * level[:, None, None, None]).flatten(1).sum(1)
+        power = QuadraticForm.bartlett(planted).spectrum(array, mapped, wavefront=setup.wavefront, reduce="none")
+        share = power / planted.diagonal(dim1=1, dim2=2).real.mean(1)[:, None, None, None]
+        if step == 1:
+            passing = (share > limit).flatten(1).sum(1)
+        else:
+            each = zip(factor, share, torch.stack(where, 1).tolist(), strict=True)
+            passing = torch.tensor([_passing_points(setup, grid, step, *one, limit) for one in each])
         passed = significant(planted, candidates(planted), [limit], loading).any(1)
         count += float((passed / passing.clamp_min(1)).sum())
     if report is not None:

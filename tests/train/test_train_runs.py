@@ -207,6 +207,13 @@ def test_a_run_killed_at_random_instants_ends_with_the_same_bits(tmp_path: Path,
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.slow)])
+def test_a_second_process_in_a_folder_is_refused_and_changes_nothing(tmp_path: Path, rounds: int) -> None:
+    run_process("both", str(tmp_path), str(rounds), "5")
+    for number in range(rounds):
+        assert_same_run(tmp_path / "whole", tmp_path / str(number))
+
+
 def test_another_configuration_is_refused_by_the_options_that_differ(
     finished: tuple[Path, RunOutcome, list[RunProgress]],
 ) -> None:
