@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 StageReport = Callable[[str, int, int], None]
 
 LOCALIZER = "risfast Localizer"
-TRUE, LS, ALS = "Capon, true covariance", "Capon, LS covariance", "Capon, ALS covariance"
+TRUE, LS, ALS = "Capon, true covariance", "Capon, least squares", "Capon, alternating fit"
 _RANGE_POINTS = 300
 _MAP_AZIMUTHS, _MAP_ELEVATIONS, _MAP_RANGES = 181, 61, 48  # at most, of the map over azimuth and range
 _FLOOR_DB, _LEVELS = -25.0, 11
@@ -48,7 +48,7 @@ _ZOOM_DEG = 3.0
 _ELLIPSE_PROBABILITY = 0.95
 _FOUND_COLOUR = COLOURS[1]
 # Of the range profiles, by the name in their legend, which has room for three short ones.
-_PROFILED = {"Localizer": LOCALIZER, "true covariance": TRUE, "LS covariance": LS}
+_PROFILED = {"Localizer": LOCALIZER, "true covariance": TRUE, "least squares": LS}
 
 
 class Answer(NamedTuple):

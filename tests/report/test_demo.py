@@ -28,8 +28,8 @@ METHODS = [
     "risfast Localizer",
     "Cramer-Rao bound",
     "Capon, true covariance",
-    "Capon, LS covariance",
-    "Capon, ALS covariance",
+    "Capon, least squares",
+    "Capon, alternating fit",
 ]
 
 
